@@ -1,0 +1,183 @@
+package testlab
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// With bends a domain. Its zero value is an honest domain: one MX host with
+// STARTTLS and a good certificate, and an enforced policy that lists it.
+type With struct {
+	Mode   string        // default "enforce"
+	MaxAge time.Duration // default a week
+	MX     []string      // mx patterns; default the names of the mail hosts
+	Policy string        // the policy's text; default made of the three above
+	ID     string        // of the TXT record; default "1"
+	TTL    uint32        // seconds, of the domain's DNS records; default 300
+	Signed bool          // the zone is signed
+
+	NoRecord     bool          // no TXT record
+	NoPolicyHost bool          // no policy host, and no address for its name
+	NoPolicy     bool          // neither: a domain without MTA-STS
+	Server       *PolicyServer // where its policy host is; default a server of its own
+	PolicyCert   CertKind
+	PolicyFault  PolicyFault
+
+	Mail      []*MailHost // its MX hosts, most preferred first; default one host mx1.DOMAIN of its own
+	NoMail    bool        // the MX record names mx1.DOMAIN, at an address where nobody listens
+	MailCert  CertKind    // of its own host
+	MailFault MailFault   // of its own host
+}
+
+// A Domain is one with all that belongs to it.
+type Domain struct {
+	Name   string
+	Policy *PolicyHost // nil without one
+	Mail   []*MailHost
+
+	lab *Lab
+	ttl uint32
+}
+
+// Domain sets up a domain: MX and address records, mail hosts, the TXT record
+// at _mta-sts and the policy host.
+func (l *Lab) Domain(name string, w With) (*Domain, error) {
+	d := &Domain{Name: strings.ToLower(name), lab: l, ttl: w.TTL}
+	if d.ttl == 0 {
+		d.ttl = defaultTTL
+	}
+	if w.Signed {
+		l.DNS.Sign(d.Name, true)
+	}
+	if err := d.addMail(w); err != nil {
+		return nil, fmt.Errorf("setting up %s: %w", name, err)
+	}
+	if err := d.addPolicy(w); err != nil {
+		return nil, fmt.Errorf("setting up %s: %w", name, err)
+	}
+	return d, nil
+}
+
+func (d *Domain) addMail(w With) error {
+	d.Mail = w.Mail
+	own := "mx1." + d.Name
+	switch {
+	case w.NoMail:
+		a, err := d.lab.NextAddr()
+		if err != nil {
+			return err
+		}
+		return d.lab.DNS.Set(
+			fmt.Sprintf("%s. %d IN MX 10 %s.", d.Name, d.ttl, own),
+			fmt.Sprintf("%s. %d IN A %s", own, d.ttl, a))
+	case len(w.Mail) == 0:
+		m, err := d.lab.MailHost(own, "")
+		if err != nil {
+			return err
+		}
+		if err := m.Present(w.MailCert); err != nil {
+			return err
+		}
+		m.Behave(w.MailFault)
+		d.Mail = []*MailHost{m}
+	}
+	return d.SetMX(d.Mail...)
+}
+
+// SetMX makes the hosts the domain's MX, most preferred first.
+func (d *Domain) SetMX(hosts ...*MailHost) error {
+	records := make([]string, len(hosts))
+	for i, m := range hosts {
+		records[i] = fmt.Sprintf("%s. %d IN MX %d %s.", d.Name, d.ttl, 10*(i+1), m.Name)
+	}
+	return d.lab.DNS.Set(records...)
+}
+
+func (d *Domain) addPolicy(w With) error {
+	if w.NoPolicy {
+		return nil
+	}
+	if !w.NoRecord {
+		id := w.ID
+		if id == "" {
+			id = "1"
+		}
+		d.SetID(id)
+	}
+	if w.NoPolicyHost {
+		return nil
+	}
+	s := w.Server
+	if s == nil {
+		var err error
+		if s, err = d.lab.PolicyServer(""); err != nil {
+			return err
+		}
+	}
+	h, err := s.Host("mta-sts." + d.Name)
+	if err != nil {
+		return err
+	}
+	if w.PolicyCert != CertGood {
+		if err := h.Present(w.PolicyCert); err != nil {
+			return err
+		}
+	}
+	h.Behave(w.PolicyFault)
+	h.SetPolicy(d.policy(w))
+	d.Policy = h
+	return d.lab.DNS.Set(addressRecord(h.Name, d.ttl, s.Addr))
+}
+
+// policy returns the text of the policy that w asks for.
+func (d *Domain) policy(w With) string {
+	if w.Policy != "" {
+		return w.Policy
+	}
+	mode, maxAge, mx := w.Mode, w.MaxAge, w.MX
+	if mode == "" {
+		mode = "enforce"
+	}
+	if maxAge == 0 {
+		maxAge = 7 * 24 * time.Hour
+	}
+	if len(mx) == 0 {
+		for _, m := range d.Mail {
+			mx = append(mx, m.Name)
+		}
+	}
+	if len(mx) == 0 {
+		mx = []string{"mx1." + d.Name}
+	}
+	return PolicyText(mode, maxAge, mx...)
+}
+
+// PolicyText returns a policy as a domain would serve it.
+func PolicyText(mode string, maxAge time.Duration, mx ...string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "version: STSv1\r\nmode: %s\r\n", mode)
+	for _, pattern := range mx {
+		fmt.Fprintf(&b, "mx: %s\r\n", pattern)
+	}
+	fmt.Fprintf(&b, "max_age: %d\r\n", int64(maxAge/time.Second))
+	return b.String()
+}
+
+// SetPolicy changes the policy and its id, in the order of RFC 8461, 8.1: the
+// policy host first. The domain must have a policy host.
+func (d *Domain) SetPolicy(text, id string) {
+	d.Policy.SetPolicy(text)
+	d.SetID(id)
+}
+
+// SetID makes the domain's only TXT record one with the id.
+func (d *Domain) SetID(id string) { d.SetRecord("v=STSv1; id=" + id + ";") }
+
+// SetRecord makes the texts the TXT records at _mta-sts, valid or not.
+func (d *Domain) SetRecord(texts ...string) {
+	d.lab.DNS.SetTXT("_mta-sts."+d.Name, d.ttl, texts...)
+}
+
+// RemoveRecord takes the TXT record away.
+func (d *Domain) RemoveRecord() { d.SetRecord() }

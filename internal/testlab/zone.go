@@ -1,0 +1,349 @@
+package testlab
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/miekg/dns"
+)
+
+// TTLs in seconds.
+const (
+	defaultTTL  = 300
+	negativeTTL = 60 // of a zone that says nothing else
+)
+
+// maxChain is how many CNAMEs a resolver follows.
+const maxChain = 16
+
+// A Zone says what holds for a name and all below it, up to the next Zone.
+type Zone struct {
+	Signed      bool   // answers have the AD bit, if the question asks for it
+	NegativeTTL uint32 // seconds, of NXDOMAIN and NODATA (RFC 2308, 5)
+	NoSOA       bool   // negative answers come without SOA: they say nothing of their life
+}
+
+// records is what the resolver would find in the world: names, their records
+// and the zones. Reads share a lock that is never held over I/O; each change
+// is seen as a whole or not at all.
+type records struct {
+	mu    sync.RWMutex
+	names map[string]map[uint16][]dns.RR // a name without types exists and has no records
+	below map[string]int                 // how many names exist below this one
+	zones map[string]Zone
+	funcs map[string]func(name string, qtype uint16) []dns.RR
+}
+
+func newRecords() records {
+	return records{
+		names: make(map[string]map[uint16][]dns.RR),
+		below: make(map[string]int),
+		zones: map[string]Zone{".": {NegativeTTL: negativeTTL}},
+		funcs: make(map[string]func(string, uint16) []dns.RR),
+	}
+}
+
+// Set makes the records, in zone-file form with absolute names, the only ones
+// of their names and types: "example.test. 300 IN MX 10 mx1.example.test.".
+// All of them are seen at once.
+func (r *records) Set(zoneFile ...string) error {
+	rrs, err := parseRecords(zoneFile)
+	if err != nil {
+		return err
+	}
+	r.put(rrs, true)
+	return nil
+}
+
+// Add adds records to those that are there.
+func (r *records) Add(zoneFile ...string) error {
+	rrs, err := parseRecords(zoneFile)
+	if err != nil {
+		return err
+	}
+	r.put(rrs, false)
+	return nil
+}
+
+// SetTXT makes texts the only TXT records of the name, one record each; a
+// text longer than 255 bytes becomes a record of several strings. The TTL is
+// in seconds.
+func (r *records) SetTXT(name string, ttl uint32, texts ...string) {
+	if len(texts) == 0 {
+		r.Remove(name, dns.TypeTXT)
+		return
+	}
+	rrs := make([]dns.RR, len(texts))
+	for i, text := range texts {
+		rr := &dns.TXT{Hdr: dns.RR_Header{Name: dns.Fqdn(name), Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: ttl}}
+		for len(text) > 255 {
+			rr.Txt, text = append(rr.Txt, escapeTXT(text[:255])), text[255:]
+		}
+		rr.Txt = append(rr.Txt, escapeTXT(text))
+		rrs[i] = rr
+	}
+	r.put(rrs, true)
+}
+
+// escapeTXT makes of raw bytes the presentation form that dns.TXT holds.
+func escapeTXT(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			b.WriteByte('\\')
+			b.WriteByte(c)
+		case c < ' ' || c > '~':
+			fmt.Fprintf(&b, "\\%03d", c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// Remove takes the records of the types away, or without types the name. A
+// name that loses its last records is gone (NXDOMAIN); see Exists.
+func (r *records) Remove(name string, types ...uint16) {
+	name = dns.CanonicalName(name)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have, ok := r.names[name]
+	if !ok {
+		return
+	}
+	for _, t := range types {
+		delete(have, t)
+	}
+	if len(types) == 0 || len(have) == 0 {
+		delete(r.names, name)
+		r.count(name, -1)
+	}
+}
+
+// Below returns all records at name and below it, in no order: a zone to be
+// signed, say.
+func (r *records) Below(name string) []dns.RR {
+	name = dns.CanonicalName(name)
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	var rrs []dns.RR
+	for at, types := range r.names {
+		if !dns.IsSubDomain(name, at) {
+			continue
+		}
+		for _, set := range types {
+			rrs = append(rrs, set...)
+		}
+	}
+	return rrs
+}
+
+// Exists makes the name exist, if need be without any records (NODATA).
+func (r *records) Exists(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.node(dns.CanonicalName(name))
+}
+
+// Zone sets what holds for name and all below it.
+func (r *records) Zone(name string, z Zone) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.zones[dns.CanonicalName(name)] = z
+}
+
+// Sign makes name and all below it signed or not, and leaves the rest of its
+// zone's settings as they are.
+func (r *records) Sign(name string, signed bool) {
+	name = dns.CanonicalName(name)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, z := r.zoneOf(name)
+	z.Signed = signed
+	r.zones[name] = z
+}
+
+// Func has f give the records of names at and below suffix that have no
+// records of their own: worlds too large to be stored. f gets the name in
+// lower case with its dot; nil means that the name does not exist. f must be
+// safe for concurrent use and must not call the lab.
+func (r *records) Func(suffix string, f func(name string, qtype uint16) []dns.RR) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.funcs[dns.CanonicalName(suffix)] = f
+}
+
+func parseRecords(zoneFile []string) ([]dns.RR, error) {
+	rrs := make([]dns.RR, 0, len(zoneFile))
+	for _, s := range zoneFile {
+		rr, err := dns.NewRR(s)
+		if err != nil {
+			return nil, fmt.Errorf("record %q: %w", s, err)
+		}
+		if rr == nil {
+			return nil, fmt.Errorf("record %q: there is no record in it", s)
+		}
+		rrs = append(rrs, rr)
+	}
+	return rrs, nil
+}
+
+// put stores rrs; with replace, what was there of their names and types goes.
+func (r *records) put(rrs []dns.RR, replace bool) {
+	type set struct {
+		name  string
+		rtype uint16
+	}
+	cleared := make(map[set]bool)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rr := range rrs {
+		k := set{dns.CanonicalName(rr.Header().Name), rr.Header().Rrtype}
+		have := r.node(k.name)
+		if replace && !cleared[k] {
+			delete(have, k.rtype)
+			cleared[k] = true
+		}
+		// Readers hold slices that they took under the lock: never write into one.
+		old := have[k.rtype]
+		have[k.rtype] = append(old[:len(old):len(old)], rr)
+	}
+}
+
+// node returns the records of name, which exists from now on.
+func (r *records) node(name string) map[uint16][]dns.RR {
+	have, ok := r.names[name]
+	if !ok {
+		have = make(map[uint16][]dns.RR)
+		r.names[name] = have
+		r.count(name, 1)
+	}
+	return have
+}
+
+// count notes for all names above name that one more or less exists below.
+func (r *records) count(name string, by int) {
+	for up, ok := parent(name); ok; up, ok = parent(up) {
+		if r.below[up] += by; r.below[up] == 0 {
+			delete(r.below, up)
+		}
+	}
+}
+
+// parent returns the name one label up.
+func parent(name string) (string, bool) {
+	if name == "." {
+		return "", false
+	}
+	if i, end := dns.NextLabel(name, 0); !end {
+		return name[i:], true
+	}
+	return ".", true
+}
+
+// zoneOf returns the zone that name is in.
+func (r *records) zoneOf(name string) (string, Zone) {
+	for at, ok := name, true; ok; at, ok = parent(at) {
+		if z, ok := r.zones[at]; ok {
+			return at, z
+		}
+	}
+	return ".", Zone{}
+}
+
+// lookup returns the records of one name and type, without following CNAMEs,
+// and whether the name exists.
+func (r *records) lookup(name string, qtype uint16) (rrs []dns.RR, exists bool) {
+	if have, ok := r.names[name]; ok {
+		if rrs := have[qtype]; len(rrs) > 0 {
+			return rrs, true
+		}
+		return have[dns.TypeCNAME], true
+	}
+	if r.below[name] > 0 { // an empty non-terminal (RFC 4592, 2.2.2)
+		return nil, true
+	}
+	for at, ok := name, true; ok; at, ok = parent(at) {
+		if f := r.funcs[at]; f != nil {
+			rrs := f(name, qtype)
+			return rrs, rrs != nil
+		}
+	}
+	return r.wildcard(name, qtype)
+}
+
+// wildcard looks at the wildcard below the closest name that exists
+// (RFC 4592, 3.3.1).
+func (r *records) wildcard(name string, qtype uint16) ([]dns.RR, bool) {
+	for at, ok := parent(name); ok && at != "."; at, ok = parent(at) {
+		have, there := r.names["*."+at]
+		if !there {
+			if _, closest := r.names[at]; closest || r.below[at] > 0 {
+				return nil, false
+			}
+			continue
+		}
+		found := have[qtype]
+		if len(found) == 0 {
+			found = have[dns.TypeCNAME]
+		}
+		rrs := make([]dns.RR, len(found))
+		for i, rr := range found {
+			rrs[i] = dns.Copy(rr)
+			rrs[i].Header().Name = name
+		}
+		return rrs, true
+	}
+	return nil, false
+}
+
+// A finding is what a resolver has found out about a question.
+type finding struct {
+	rcode  int
+	answer []dns.RR
+	soa    dns.RR // of a negative answer; nil if its zone gives none
+	signed bool   // every name on the way is in a signed zone
+	names  []string
+}
+
+// find resolves a question as a recursive resolver does, CNAMEs included.
+// With stop it returns a CNAME and does not follow it.
+func (r *records) find(name string, qtype uint16, stop bool) finding {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	f := finding{signed: true}
+	for range maxChain {
+		f.names = append(f.names, name)
+		origin, zone := r.zoneOf(name)
+		f.signed = f.signed && zone.Signed
+		rrs, exists := r.lookup(name, qtype)
+		f.answer = append(f.answer, rrs...)
+		if len(rrs) == 0 {
+			if !exists {
+				f.rcode = dns.RcodeNameError
+			}
+			f.soa = zone.soa(origin)
+			return f
+		}
+		alias, ok := rrs[0].(*dns.CNAME)
+		if !ok || qtype == dns.TypeCNAME || stop {
+			return f
+		}
+		name = dns.CanonicalName(alias.Target)
+	}
+	return finding{rcode: dns.RcodeServerFailure, names: f.names}
+}
+
+// soa returns the SOA record of a negative answer.
+func (z Zone) soa(origin string) dns.RR {
+	if z.NoSOA {
+		return nil
+	}
+	return &dns.SOA{
+		Hdr: dns.RR_Header{Name: origin, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: z.NegativeTTL},
+		Ns:  "ns.lab.invalid.", Mbox: "hostmaster.lab.invalid.",
+		Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: z.NegativeTTL,
+	}
+}
