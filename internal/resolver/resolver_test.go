@@ -1,0 +1,379 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+func only(m func(q *dns.Msg) *dns.Msg) func(q *dns.Msg) [][]byte {
+	return func(q *dns.Msg) [][]byte { return [][]byte{pack(m(q))} }
+}
+
+func kind(t *testing.T, err error) Kind {
+	t.Helper()
+	var e *Error
+	if !errors.As(err, &e) {
+		t.Fatalf("error %v (%T), want an *Error", err, err)
+	}
+	return e.Kind
+}
+
+func txt(a *Answer) []string {
+	var out []string
+	for _, rr := range a.Records {
+		out = append(out, strings.Join(rr.(*dns.TXT).Txt, ""))
+	}
+	return out
+}
+
+func TestAsksWithEDNSAndTheADBitAndWithoutDO(t *testing.T) {
+	f := (&fake{udp: zone(true, map[string][]string{"example.com.": {"example.com. 300 IN TXT hello"}})}).start(t, "127.0.0.1", 0)
+	a, err := resolverFor(t, Config{}, f).Query(t.Context(), "Example.COM", dns.TypeTXT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Name != "example.com" || len(a.CNAMEs) != 0 || !slices.Equal(txt(a), []string{"hello"}) || a.TTL != 300*time.Second || !a.Authenticated {
+		t.Errorf("answer %+v", a)
+	}
+	q := f.questions()[0]
+	opt := q.IsEdns0()
+	if opt == nil || opt.UDPSize() != 1232 || opt.Do() || !q.AuthenticatedData || !q.RecursionDesired || q.CheckingDisabled {
+		t.Errorf("question:\n%v", q)
+	}
+}
+
+func TestQuestionsHaveRandomIDsAndPorts(t *testing.T) {
+	f := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
+	r := resolverFor(t, Config{}, f)
+	ids := map[uint16]bool{}
+	for range 20 {
+		if _, err := r.Query(t.Context(), "example.com", dns.TypeA); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, q := range f.questions() {
+		ids[q.Id] = true
+	}
+	if len(ids) < 18 {
+		t.Errorf("%d different ids in 20 questions", len(ids))
+	}
+}
+
+func TestRFC8461_3_1_TheRecordIsFoundThroughACNAME(t *testing.T) {
+	table := map[string][]string{
+		"_mta-sts.example.com.":      {"_mta-sts.example.com. 100 IN CNAME _mta-sts.Provider.example."},
+		"_mta-sts.one.example.":      {"_mta-sts.one.example. 50 IN TXT \"v=STSv1; \" \"id=1\""},
+		"_mta-sts.provider.example.": {"_mta-sts.provider.example. 70 IN CNAME _mta-sts.one.example."},
+	}
+	t.Run("the server gives one CNAME a question", func(t *testing.T) {
+		f := (&fake{udp: zone(true, table)}).start(t, "127.0.0.1", 0)
+		checkChain(t, resolverFor(t, Config{}, f))
+	})
+	t.Run("the server gives all of it, in any order", func(t *testing.T) {
+		f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
+			return withAD(reply(q, 0, table["_mta-sts.one.example."][0], table["_mta-sts.example.com."][0], table["_mta-sts.provider.example."][0]))
+		})}).start(t, "127.0.0.1", 0)
+		checkChain(t, resolverFor(t, Config{}, f))
+	})
+}
+
+func checkChain(t *testing.T, r *Resolver) {
+	t.Helper()
+	a, err := r.Query(t.Context(), "_mta-sts.example.com", dns.TypeTXT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Name != "_mta-sts.one.example" || !slices.Equal(a.CNAMEs, []string{"_mta-sts.example.com", "_mta-sts.provider.example"}) ||
+		!slices.Equal(txt(a), []string{"v=STSv1; id=1"}) || a.TTL != 50*time.Second || !a.Authenticated {
+		t.Errorf("answer %+v", a)
+	}
+}
+
+func TestAChainIsAuthenticatedOnlyIfAllOfItIs(t *testing.T) {
+	for _, plain := range []string{"a.example.", "b.example.", "c.example.", ""} {
+		f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
+			m := map[string]*dns.Msg{
+				"a.example.": reply(q, 0, "a.example. 60 IN CNAME b.example."),
+				"b.example.": reply(q, 0, "b.example. 60 IN CNAME c.example."),
+				"c.example.": reply(q, 0, "c.example. 60 IN TXT x"),
+			}[q.Question[0].Name]
+			m.AuthenticatedData = q.Question[0].Name != plain
+			return m
+		})}).start(t, "127.0.0.1", 0)
+		a, err := resolverFor(t, Config{}, f).Query(t.Context(), "a.example", dns.TypeTXT)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := plain == ""; a.Authenticated != want {
+			t.Errorf("unsigned %q: authenticated %v", plain, a.Authenticated)
+		}
+	}
+}
+
+func TestDenials(t *testing.T) {
+	const soa = "example.com. 900 IN SOA ns.example.com. h.example.com. 1 2 3 4 300"
+	for _, c := range []struct {
+		name    string
+		rcode   int
+		records []string
+		ttl     time.Duration
+		last    string
+	}{
+		{"NODATA lasts for the SOA's minimum", 0, []string{soa}, 300 * time.Second, "www.example.com"},
+		{"NXDOMAIN for the SOA's TTL where that is less", 3, []string{strings.Replace(soa, "900", "30", 1)}, 30 * time.Second, "www.example.com"},
+		{"without a SOA the time is unknown", 3, nil, 0, "www.example.com"},
+		{"another zone's SOA says nothing", 3, []string{strings.Replace(soa, "example.com.", "example.org.", 1)}, 0, "www.example.com"},
+		{"nor does another class", 3, []string{strings.Replace(soa, " IN ", " CH ", 1)}, 0, "www.example.com"},
+		{"NXDOMAIN at the end of a CNAME", 3, []string{"www.example.com. 20 IN CNAME gone.example.com.", soa}, 20 * time.Second, "gone.example.com"},
+		{"NODATA at the end of a CNAME", 0, []string{"www.example.com. 20 IN CNAME gone.example.com.", soa}, 20 * time.Second, "gone.example.com"},
+		{"a TTL with its sign bit set is zero", 0, []string{strings.Replace(soa, "900", "2147483648", 1)}, 0, "www.example.com"},
+		{"a TTL of years is a week", 0, []string{"example.com. 99999999 IN SOA ns.example.com. h.example.com. 1 2 3 4 99999999"}, maxTTL, "www.example.com"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg { return withAD(reply(q, c.rcode, c.records...)) })}).start(t, "127.0.0.1", 0)
+			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "www.example.com", dns.TypeTXT)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(a.Records) != 0 || a.Rcode != c.rcode || a.TTL != c.ttl || a.Name != c.last || !a.Authenticated {
+				t.Errorf("answer %+v", a)
+			}
+			if n := len(f.questions()); n != 1 {
+				t.Errorf("%d questions", n)
+			}
+		})
+	}
+}
+
+func TestGoesToTheNextServerOnFailure(t *testing.T) {
+	t.Parallel()
+	good := zone(false, map[string][]string{"example.com.": {"example.com. 300 IN TXT good"}})
+	for _, c := range []struct {
+		name string
+		bad  func(q *dns.Msg) [][]byte
+		kind Kind // when there is no other server
+	}{
+		{"SERVFAIL", only(func(q *dns.Msg) *dns.Msg { return reply(q, dns.RcodeServerFailure) }), KindServFail},
+		{"REFUSED", only(func(q *dns.Msg) *dns.Msg { return reply(q, dns.RcodeRefused) }), KindRefused},
+		{"REFUSED, and nothing but the header", func(q *dns.Msg) [][]byte {
+			return [][]byte{pack(&dns.Msg{MsgHdr: dns.MsgHdr{Id: q.Id, Response: true, Rcode: dns.RcodeRefused}})}
+		}, KindRefused},
+		{"a referral", only(func(q *dns.Msg) *dns.Msg {
+			m := reply(q, 0)
+			m.RecursionAvailable = false
+			return m
+		}), KindRefused},
+		{"records cut off", func(q *dns.Msg) [][]byte {
+			b := pack(reply(q, 0, "example.com. 300 IN TXT bad", "example.com. 300 IN TXT worse"))
+			return [][]byte{b[:len(b)-20]}
+		}, KindMalformed},
+		{"fewer records than announced", func(q *dns.Msg) [][]byte {
+			m := reply(q, 0, "example.com. 300 IN TXT bad")
+			m.Extra = nil
+			b := pack(m)
+			b[7] = 9
+			return [][]byte{b}
+		}, KindMalformed},
+		{"NXDOMAIN with an answer", only(func(q *dns.Msg) *dns.Msg { return reply(q, 3, "example.com. 300 IN TXT bad") }), KindMalformed},
+		{"silence", nil, KindTimeout},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conf := Config{}
+			if c.kind == KindTimeout {
+				conf.Timeout = silence
+			}
+			bad := (&fake{udp: c.bad}).start(t, "127.0.0.1", 0)
+			second := (&fake{udp: good}).start(t, "127.0.0.1", 0)
+			a, err := resolverFor(t, conf, bad, second).Query(t.Context(), "example.com", dns.TypeTXT)
+			if err != nil || !slices.Equal(txt(a), []string{"good"}) {
+				t.Errorf("with a second server: %+v, %v", a, err)
+			}
+			_, err = resolverFor(t, conf, bad).Query(t.Context(), "example.com", dns.TypeTXT)
+			if kind(t, err) != c.kind {
+				t.Errorf("alone: %v", err)
+			}
+		})
+	}
+}
+
+func TestAServerWhereNobodyListensIsUnreachable(t *testing.T) {
+	elsewhere := (&fake{}).start(t, "127.0.0.2", 0)
+	r, err := New(Config{Servers: []string{fmt.Sprintf("127.0.0.1:%d", elsewhere.addr.Port())}, Timeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Query(t.Context(), "example.com", dns.TypeA)
+	if k := kind(t, err); k != KindNetwork {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestReportsWhatSaysMostOfSeveralFailures(t *testing.T) {
+	t.Parallel()
+	silent := (&fake{}).start(t, "127.0.0.1", 0)
+	broken := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
+		m := reply(q, dns.RcodeServerFailure)
+		m.IsEdns0().Option = append(m.IsEdns0().Option, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeDNSBogus, ExtraText: "x\ny"})
+		return m
+	})}).start(t, "127.0.0.1", 0)
+	for _, order := range [][]*fake{{silent, broken}, {broken, silent}} {
+		_, err := resolverFor(t, Config{Timeout: silence}, order...).Query(t.Context(), "example.com", dns.TypeMX)
+		want := "DNS MX example.com: SERVFAIL (server " + broken.addr.String() + "): DNSSEC Bogus"
+		if err == nil || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+	}
+}
+
+func TestASilentServerIsAskedAgainAndABadOneIsNot(t *testing.T) {
+	t.Parallel()
+	silent := (&fake{}).start(t, "127.0.0.1", 0)
+	bad := (&fake{udp: only(func(q *dns.Msg) *dns.Msg { return reply(q, dns.RcodeServerFailure) })}).start(t, "127.0.0.1", 0)
+	resolverFor(t, Config{Timeout: silence}, silent, bad).Query(t.Context(), "example.com", dns.TypeA)
+	if s, b := len(silent.questions()), len(bad.questions()); s != defaultAttempts || b != 1 {
+		t.Errorf("the silent one was asked %d times, the bad one %d times", s, b)
+	}
+}
+
+func TestAServerThatStaysSilentIsAskedLast(t *testing.T) {
+	t.Parallel()
+	silent := (&fake{}).start(t, "127.0.0.1", 0)
+	good := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
+	r := resolverFor(t, Config{Timeout: silence}, silent, good)
+	for range 10 {
+		if _, err := r.Query(t.Context(), "example.com", dns.TypeA); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(silent.questions()); n != restAfter {
+		t.Errorf("the silent server was asked %d times, want %d", n, restAfter)
+	}
+	l := r.list.Load()
+	if l.order(time.Now())[0].addr != good.addr || l.order(time.Now().Add(restTime))[0].addr != silent.addr {
+		t.Error("the silent server does not come back to its place after its rest")
+	}
+	l.servers[0].heard()
+	if l.order(time.Now())[0].addr != silent.addr {
+		t.Error("a server that was heard again still rests")
+	}
+}
+
+func TestAsksWithoutEDNSWhereThatIsUnknown(t *testing.T) {
+	f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
+		if q.IsEdns0() != nil {
+			m := reply(q, dns.RcodeFormatError)
+			m.Extra = nil
+			return m
+		}
+		return reply(q, 0, "example.com. 300 IN TXT plain")
+	})}).start(t, "127.0.0.1", 0)
+	a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", dns.TypeTXT)
+	if err != nil || !slices.Equal(txt(a), []string{"plain"}) {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	servfail := func(q *dns.Msg) *dns.Msg { return reply(q, dns.RcodeServerFailure) }
+	answer := func(records ...string) func(q *dns.Msg) *dns.Msg {
+		return func(q *dns.Msg) *dns.Msg { return reply(q, 0, records...) }
+	}
+	const h = "mta-sts.example.com. 60 IN "
+	for _, c := range []struct {
+		name    string
+		a, aaaa func(q *dns.Msg) *dns.Msg
+		want    string
+	}{
+		{"both families in turns", answer(h+"A 192.0.2.1", h+"A 192.0.2.2", h+"A 192.0.2.3"), answer(h+"AAAA 2001:db8::1", h+"AAAA 2001:db8::2"),
+			"[2001:db8::1 192.0.2.1 2001:db8::2 192.0.2.2 192.0.2.3]"},
+		{"one family is enough", answer(h + "A 192.0.2.1"), answer(), "[192.0.2.1]"},
+		{"one family may fail", servfail, answer(h + "AAAA 2001:db8::1"), "[2001:db8::1]"},
+		{"the other may fail", answer(h + "A 192.0.2.1"), servfail, "[192.0.2.1]"},
+		{"a mapped address is what it maps to", answer(), answer(h + "AAAA ::ffff:127.0.0.1"), "[127.0.0.1]"},
+		{"repeats are left out", answer(h+"A 192.0.2.1", h+"A 192.0.2.1"), answer(h + "AAAA ::ffff:192.0.2.1"), "[192.0.2.1]"},
+		{"none", answer(), answer(), "no address"},
+		{"nothing is known when one fails and the other is empty", answer(), servfail, "SERVFAIL"},
+		{"nor the other way round", servfail, answer(), "SERVFAIL"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
+				if q.Question[0].Qtype == dns.TypeA {
+					return c.a(q)
+				}
+				return c.aaaa(q)
+			})}).start(t, "127.0.0.1", 0)
+			addrs, err := resolverFor(t, Config{}, f).Addresses(t.Context(), "mta-sts.example.com")
+			if err != nil {
+				if len(addrs) != 0 || !strings.Contains(err.Error(), c.want) || errors.Is(err, ErrNoAddress) != (c.want == "no address") {
+					t.Errorf("%v, %v", addrs, err)
+				}
+				return
+			}
+			if got := fmt.Sprint(addrs); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestAddressesAreBoundedInNumber(t *testing.T) {
+	f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
+		m := reply(q, 0)
+		for i := range 100 {
+			rr := fmt.Sprintf("example.com. 60 IN A 192.0.2.%d", i)
+			if q.Question[0].Qtype == dns.TypeAAAA {
+				rr = fmt.Sprintf("example.com. 60 IN AAAA 2001:db8::%d", i)
+			}
+			m.Answer = append(m.Answer, reply(q, 0, rr).Answer...)
+		}
+		m.Compress = true
+		return m
+	})}).start(t, "127.0.0.1", 0)
+	addrs, err := resolverFor(t, Config{}, f).Addresses(t.Context(), "example.com")
+	if err != nil || len(addrs) != maxAddresses {
+		t.Errorf("%d addresses, %v", len(addrs), err)
+	}
+	if !addrs[0].Is6() || !addrs[1].Is4() {
+		t.Errorf("addresses %v", addrs)
+	}
+}
+
+func TestEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	f := (&fake{udp: func(*dns.Msg) [][]byte { cancel(); return nil }}).start(t, "127.0.0.1", 0)
+	r := resolverFor(t, Config{Timeout: time.Minute}, f)
+	_, err := r.Query(ctx, "example.com", dns.TypeA)
+	if kind(t, err) != KindCanceled || !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if _, err := r.Query(ctx, "example.com", dns.TypeA); kind(t, err) != KindCanceled {
+		t.Errorf("with an ended context: %v", err)
+	}
+}
+
+func TestNamesThatCannotBeAskedFor(t *testing.T) {
+	label := strings.Repeat("a", 63)
+	long := label + "." + label + "." + label + "." + label // 255 characters
+	f := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
+	r := resolverFor(t, Config{}, f)
+	for _, name := range []string{"", "a..b", ".a", label + "a.example", long, "a b", "ü.example", "a\\.b", "a\x00b", "a\nb"} {
+		if _, err := r.Query(t.Context(), name, dns.TypeA); err == nil || kind(t, err) != KindName {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	if n := len(f.questions()); n != 0 {
+		t.Errorf("%d packets sent", n)
+	}
+	for _, name := range []string{".", "_25._tcp.mx.example.", long[:253], "a*b.example"} {
+		if _, err := r.Query(t.Context(), name, dns.TypeA); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
