@@ -1,0 +1,75 @@
+package policy
+
+import "net/netip"
+
+// special lists the addresses no policy host has: a domain that names one in
+// the DNS wants the daemon to knock at a door of its own network. More
+// specific prefixes stand first.
+var special = []struct {
+	prefix netip.Prefix
+	what   string // for an error: "127.0.0.1 is ..."
+}{
+	{netip.MustParsePrefix("0.0.0.0/8"), "this network (RFC 1122, 3.2.1.3)"},
+	{netip.MustParsePrefix("10.0.0.0/8"), "private (RFC 1918)"},
+	{netip.MustParsePrefix("100.64.0.0/10"), "shared by a carrier's NAT (RFC 6598)"},
+	{netip.MustParsePrefix("127.0.0.0/8"), "loopback (RFC 1122, 3.2.1.3)"},
+	{netip.MustParsePrefix("169.254.0.0/16"), "link-local (RFC 3927)"},
+	{netip.MustParsePrefix("172.16.0.0/12"), "private (RFC 1918)"},
+	{netip.MustParsePrefix("192.0.0.0/24"), "for IETF protocols (RFC 6890)"},
+	{netip.MustParsePrefix("192.0.2.0/24"), "for documentation (RFC 5737)"},
+	{netip.MustParsePrefix("192.88.99.0/24"), "of the 6to4 relays (RFC 7526)"},
+	{netip.MustParsePrefix("192.168.0.0/16"), "private (RFC 1918)"},
+	{netip.MustParsePrefix("198.18.0.0/15"), "for benchmarks (RFC 2544)"},
+	{netip.MustParsePrefix("198.51.100.0/24"), "for documentation (RFC 5737)"},
+	{netip.MustParsePrefix("203.0.113.0/24"), "for documentation (RFC 5737)"},
+	{netip.MustParsePrefix("224.0.0.0/4"), "multicast (RFC 1112)"},
+	{netip.MustParsePrefix("240.0.0.0/4"), "reserved (RFC 1112)"},
+
+	{netip.MustParsePrefix("::/128"), "unspecified (RFC 4291)"},
+	{netip.MustParsePrefix("::1/128"), "loopback (RFC 4291)"},
+	{netip.MustParsePrefix("::/96"), "IPv4-compatible (RFC 4291)"},
+	{netip.MustParsePrefix("64:ff9b:1::/48"), "for a local NAT64 (RFC 8215)"},
+	{netip.MustParsePrefix("100::/64"), "a black hole (RFC 6666)"},
+	{netip.MustParsePrefix("2001::/23"), "for IETF protocols, Teredo and benchmarks (RFC 2928)"},
+	{netip.MustParsePrefix("2001:db8::/32"), "for documentation (RFC 3849)"},
+	{netip.MustParsePrefix("3fff::/20"), "for documentation (RFC 9637)"},
+	{netip.MustParsePrefix("5f00::/16"), "for segment routing (RFC 9602)"},
+	{netip.MustParsePrefix("fc00::/7"), "private (RFC 4193)"},
+	{netip.MustParsePrefix("fe80::/10"), "link-local (RFC 4291)"},
+	{netip.MustParsePrefix("fec0::/10"), "site-local (RFC 3879)"},
+	{netip.MustParsePrefix("ff00::/8"), "multicast (RFC 4291)"},
+}
+
+var (
+	globalUnicast = netip.MustParsePrefix("2000::/3")     // RFC 4291, 2.4 as assigned by IANA
+	nat64         = netip.MustParsePrefix("64:ff9b::/96") // RFC 6052: the IPv4 address is in the last four bytes
+	sixToFour     = netip.MustParsePrefix("2002::/16")    // RFC 3056: the IPv4 address follows the prefix
+)
+
+// specialAddress says in words what is special about an address, or nothing
+// if it is an ordinary one on the internet. An IPv6 address that carries an
+// IPv4 address is as special as what it carries.
+func specialAddress(addr netip.Addr) string {
+	addr = addr.Unmap().WithZone("")
+	if !addr.IsValid() {
+		return "no address"
+	}
+	for _, s := range special {
+		if s.prefix.Contains(addr) {
+			return s.what
+		}
+	}
+	if addr.Is4() {
+		return ""
+	}
+	bytes := addr.As16()
+	switch {
+	case nat64.Contains(addr):
+		return specialAddress(netip.AddrFrom4([4]byte(bytes[12:16])))
+	case sixToFour.Contains(addr):
+		return specialAddress(netip.AddrFrom4([4]byte(bytes[2:6])))
+	case !globalUnicast.Contains(addr):
+		return "outside the global unicast addresses (RFC 4291)"
+	}
+	return ""
+}

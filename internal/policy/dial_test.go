@@ -1,0 +1,367 @@
+package policy
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+)
+
+// A world is a policy host without a network, for tests of time: they run in a
+// bubble of synctest, which also fails them if a goroutine is left behind.
+type world struct {
+	t      *testing.T
+	cert   tls.Certificate
+	client *Client
+
+	addrs map[uint16][]string      // by type; absent: no records
+	late  map[uint16]time.Duration // how long a question of the type takes; below zero: for ever
+
+	mu    sync.Mutex
+	how   map[string]dialing // by address; absent: refused
+	dials []string           // "at ADDRESS", with the time since the start
+	start time.Time
+}
+
+// A dialing is how a connection to an address goes.
+type dialing int
+
+const (
+	refuse dialing = iota
+	stall          // no answer to the SYN
+	mute           // accepted, and then nothing
+	answer         // a good policy host
+)
+
+// authority signs the certificates of the worlds: keys are made once.
+var authority = sync.OnceValues(func() (*testlab.CA, error) { return testlab.NewCA("world") })
+
+// inWorld runs f in a bubble.
+func inWorld(t *testing.T, addrs map[string]dialing, f func(t *testing.T, w *world)) {
+	t.Helper()
+	ca, err := authority()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Bubbles begin on 2000-01-01, before the certificate.
+	now := time.Now()
+	cert, err := ca.Issue(testlab.CertGood, "mta-sts.example.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{cert: cert, how: addrs, addrs: map[uint16][]string{}, late: map[uint16]time.Duration{}}
+	for addr := range addrs {
+		qtype := dns.TypeA
+		if strings.Contains(addr, ":") {
+			qtype = dns.TypeAAAA
+		}
+		w.addrs[qtype] = append(w.addrs[qtype], addr)
+	}
+	for _, list := range w.addrs {
+		slices.Sort(list)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w.t, w.start = t, time.Now()
+		w.client, err = NewClient(Config{Resolver: w, Roots: ca.Pool(), Dial: w.dial})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.client.tls.Time = func() time.Time { return now.Add(time.Since(w.start)) }
+		f(t, w)
+	})
+}
+
+func (w *world) Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error) {
+	if late, ok := w.late[qtype]; ok {
+		after := time.After(late)
+		if late < 0 {
+			after = nil
+		}
+		select {
+		case <-after:
+		case <-ctx.Done():
+			return nil, &resolver.Error{Name: name, Type: qtype, Kind: resolver.KindCanceled, Err: ctx.Err()}
+		}
+	}
+	a := &resolver.Answer{Name: name}
+	for _, addr := range w.addrs[qtype] {
+		rr, err := dns.NewRR(fmt.Sprintf("%s. 60 IN %s %s", name, dns.TypeToString[qtype], addr))
+		if err != nil {
+			return nil, err
+		}
+		a.Records = append(a.Records, rr)
+	}
+	return a, nil
+}
+
+func (w *world) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	addr := netip.MustParseAddrPort(address).Addr().String()
+	w.mu.Lock()
+	w.dials = append(w.dials, fmt.Sprintf("%v %s", time.Since(w.start), addr))
+	how := w.how[addr]
+	w.mu.Unlock()
+	switch how {
+	case stall:
+		<-ctx.Done()
+		return nil, ctx.Err()
+	case mute, answer:
+		client, server := net.Pipe()
+		go w.serve(server, how)
+		return client, nil
+	}
+	return nil, errors.New("connection refused")
+}
+
+func (w *world) serve(conn net.Conn, how dialing) {
+	defer conn.Close()
+	if how == mute {
+		io.Copy(io.Discard, conn)
+		return
+	}
+	c := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{w.cert}})
+	if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", len(exampleText), exampleText)
+	}
+}
+
+// wantDials fails the test unless exactly these connections were tried.
+func (w *world) wantDials(want ...string) {
+	w.t.Helper()
+	if !slices.Equal(w.dials, want) {
+		w.t.Errorf("dials %q; want %q", w.dials, want)
+	}
+}
+
+func TestAnAddressThatDoesNotAnswerGetsCompany(t *testing.T) {
+	inWorld(t, map[string]dialing{"2a00::1": stall, "2a00::2": answer, "93.184.215.14": stall}, func(t *testing.T, w *world) {
+		f, err := w.client.Fetch(t.Context(), "example.test")
+		if err != nil || f.Addr.String() != "2a00::2" || f.Duration != 500*time.Millisecond {
+			t.Errorf("got %+v, %v", f, err)
+		}
+		w.wantDials("0s 2a00::1", "250ms 93.184.215.14", "500ms 2a00::2")
+	})
+}
+
+func TestAnAddressThatRefusesIsFollowedAtOnce(t *testing.T) {
+	inWorld(t, map[string]dialing{"2a00::1": refuse, "93.184.215.14": answer}, func(t *testing.T, w *world) {
+		f, err := w.client.Fetch(t.Context(), "example.test")
+		if err != nil || f.Addr.String() != "93.184.215.14" || f.Duration != 0 {
+			t.Errorf("got %+v, %v", f, err)
+		}
+		w.wantDials("0s 2a00::1", "0s 93.184.215.14")
+	})
+}
+
+func TestOnlySoManyAddressesAreTried(t *testing.T) {
+	addrs := map[string]dialing{}
+	for i := range 3 * MaxAddresses {
+		addrs[fmt.Sprintf("2a00::%x", i+1)], addrs[fmt.Sprintf("93.184.215.%d", i+1)] = refuse, refuse
+	}
+	inWorld(t, addrs, func(t *testing.T, w *world) {
+		_, err := w.client.Fetch(t.Context(), "example.test")
+		wantError(t, err, "example.test", ResultFetch, ErrConnect)
+		if len(w.dials) != MaxAddresses || !strings.Contains(err.Error(), "at 7 more") {
+			t.Errorf("dials %q, %v", w.dials, err)
+		}
+	})
+}
+
+func TestAddressesThatDoNotAnswerEndTheFetchInTime(t *testing.T) {
+	inWorld(t, map[string]dialing{"2a00::1": stall, "93.184.215.14": stall}, func(t *testing.T, w *world) {
+		_, err := w.client.Fetch(t.Context(), "example.test")
+		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
+		if took := time.Since(w.start); took != staggerDelay+ConnectTimeout {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+func TestRFC8461_3_3_AHostThatFallsSilentEndsTheFetchInTime(t *testing.T) {
+	inWorld(t, map[string]dialing{"93.184.215.14": mute}, func(t *testing.T, w *world) {
+		_, err := w.client.Fetch(t.Context(), "example.test")
+		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
+		if took := time.Since(w.start); took != DefaultTimeout {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+func TestOneFamilysSilentNameServerDelaysTheFetchALittle(t *testing.T) {
+	inWorld(t, map[string]dialing{"93.184.215.14": answer}, func(t *testing.T, w *world) {
+		w.late[dns.TypeAAAA] = -1
+		f, err := w.client.Fetch(t.Context(), "example.test")
+		if err != nil || f.Duration != familyGrace {
+			t.Errorf("got %+v, %v", f, err)
+		}
+	})
+}
+
+func TestALateFamilyIsWaitedForWhileTheOtherIsEmpty(t *testing.T) {
+	inWorld(t, map[string]dialing{"2a00::1": answer}, func(t *testing.T, w *world) {
+		w.late[dns.TypeAAAA] = 5 * time.Second
+		f, err := w.client.Fetch(t.Context(), "example.test")
+		if err != nil || f.Duration != 5*time.Second {
+			t.Errorf("got %+v, %v", f, err)
+		}
+	})
+}
+
+func TestSilentNameServersEndTheFetchInTime(t *testing.T) {
+	inWorld(t, map[string]dialing{"93.184.215.14": answer}, func(t *testing.T, w *world) {
+		w.late[dns.TypeAAAA], w.late[dns.TypeA] = -1, -1
+		_, err := w.client.Fetch(t.Context(), "example.test")
+		wantError(t, err, "example.test", ResultFetch, ErrHostLookup)
+		if took := time.Since(w.start); took != DefaultTimeout {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+func TestOfTwoConnectionsTheSecondIsClosedAndItsPlaceGivenBack(t *testing.T) {
+	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": answer}, func(t *testing.T, w *world) {
+		limiter := NewAddressLimiter(1)
+		// Both connections are made at the same moment.
+		gate := gateFunc(func(ctx context.Context, addr netip.Addr) (func(), error) {
+			if addr.Is6() {
+				time.Sleep(staggerDelay)
+			}
+			return limiter.Waiting().Acquire(ctx, addr)
+		})
+		if _, err := w.client.FetchThrough(t.Context(), "example.test", gate); err != nil {
+			t.Fatal(err)
+		}
+		if len(limiter.slots) != 0 {
+			t.Errorf("places are still taken: %v", limiter.slots)
+		}
+	})
+}
+
+type gateFunc func(ctx context.Context, addr netip.Addr) (func(), error)
+
+func (f gateFunc) Acquire(ctx context.Context, addr netip.Addr) (func(), error) { return f(ctx, addr) }
+
+func TestFetchesAtOneAddressWaitForEachOther(t *testing.T) {
+	inWorld(t, map[string]dialing{"93.184.215.14": mute}, func(t *testing.T, w *world) {
+		limiter := NewAddressLimiter(2)
+		var wg sync.WaitGroup
+		results := make([]Result, 3)
+		for i := range results {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), DefaultTimeout-time.Duration(i)*time.Second)
+				defer cancel()
+				_, err := w.client.FetchThrough(ctx, "example.test", limiter.Waiting())
+				results[i] = ResultOf(err)
+			})
+			synctest.Wait()
+		}
+		_, err := w.client.FetchThrough(t.Context(), "example.test", limiter.NonWaiting())
+		wantError(t, err, "example.test", ResultBusy, ErrBusy)
+		if took := time.Since(w.start); took != 0 {
+			t.Errorf("the answer of the gate that does not wait took %v", took)
+		}
+		wg.Wait()
+		if want := []Result{ResultFetch, ResultFetch, ResultBusy}; !slices.Equal(results, want) {
+			t.Errorf("got %q; want %q", results, want)
+		}
+		w.wantDials("0s 93.184.215.14", "0s 93.184.215.14")
+		if len(limiter.slots) != 0 {
+			t.Errorf("the limiter still holds %v", limiter.slots)
+		}
+	})
+}
+
+func TestABusyAddressDoesNotHideAFreeOne(t *testing.T) {
+	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": answer}, func(t *testing.T, w *world) {
+		limiter := NewAddressLimiter(1)
+		release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := w.client.FetchThrough(t.Context(), "example.test", limiter.NonWaiting())
+		if err != nil || f.Addr.String() != "93.184.215.14" {
+			t.Errorf("got %+v, %v", f, err)
+		}
+		release()
+		release() // again does no harm
+		if len(limiter.slots) != 0 {
+			t.Errorf("the limiter still holds %v", limiter.slots)
+		}
+	})
+}
+
+func TestABusyAddressProvesNothingAgainstTheHost(t *testing.T) {
+	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": refuse}, func(t *testing.T, w *world) {
+		limiter := NewAddressLimiter(1)
+		release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+		_, err = w.client.FetchThrough(t.Context(), "example.test", limiter.NonWaiting())
+		wantError(t, err, "example.test", ResultBusy, ErrBusy)
+	})
+}
+
+func TestWhoeverWaitsAtTheGateIsLetInWhenAPlaceIsFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limiter := NewAddressLimiter(0) // one, at least
+		addr := netip.MustParseAddr("93.184.215.14")
+		release, err := limiter.NonWaiting().Acquire(t.Context(), addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entered := make(chan error)
+		go func() {
+			release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("::ffff:93.184.215.14"))
+			if err == nil {
+				release()
+			}
+			entered <- err
+		}()
+		synctest.Wait()
+		select {
+		case err := <-entered:
+			t.Fatalf("it did not wait: %v", err)
+		default:
+		}
+		release()
+		if err := <-entered; err != nil {
+			t.Error(err)
+		}
+		if len(limiter.slots) != 0 {
+			t.Errorf("the limiter still holds %v", limiter.slots)
+		}
+	})
+}
+
+func TestIPv6AddressesCountByTheirNetwork(t *testing.T) {
+	limiter := NewAddressLimiter(1)
+	gate := limiter.NonWaiting()
+	if _, err := gate.Acquire(t.Context(), netip.MustParseAddr("2a00::1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gate.Acquire(t.Context(), netip.MustParseAddr("2a00::ffff:0:0:2")); !errors.Is(err, ErrBusy) {
+		t.Errorf("the same /64: %v", err)
+	}
+	for _, addr := range []string{"2a00:0:0:1::1", "93.184.215.14", "93.184.215.15"} {
+		if _, err := gate.Acquire(t.Context(), netip.MustParseAddr(addr)); err != nil {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+}

@@ -1,0 +1,242 @@
+package policy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/net/http/httpproxy"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+)
+
+// DefaultTimeout is how long a fetch may take in all, when Config leaves it
+// open. RFC 8461, 3.3 suggests a minute; mail waits for the answer, so we do
+// not wait that long.
+const DefaultTimeout = 30 * time.Second
+
+// The names below a policy domain (RFC 8461, 3.1 and 3.2).
+const (
+	recordLabel = "_mta-sts."
+	hostLabel   = "mta-sts."
+)
+
+// RecordName is where a domain's TXT record is.
+func RecordName(domain string) string { return recordLabel + domain }
+
+// HostName is the name of a domain's policy host.
+func HostName(domain string) string { return hostLabel + domain }
+
+// URL is where a domain's policy file is.
+func URL(domain string) string {
+	return "https://" + HostName(domain) + "/.well-known/mta-sts.txt"
+}
+
+// A Resolver asks the DNS. It follows CNAMEs, as RFC 8461, 3.1 wants it.
+type Resolver interface {
+	Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error)
+}
+
+// A Config is what a Client is made of.
+type Config struct {
+	Resolver Resolver       // for the record and the policy host's addresses
+	Roots    *x509.CertPool // whom to trust, see LoadRoots; required: nil would silently be the system's
+	Timeout  time.Duration  // of a fetch in all, DNS and waiting at a gate included; zero: DefaultTimeout
+
+	// AllowPrivate lets policy hosts be on loopback, private and otherwise
+	// special addresses. For tests, and for networks with domains of their own.
+	AllowPrivate bool
+
+	// Proxy says which HTTP proxy leads to a URL; nil, or a nil URL: none.
+	// The proxy's own address may be private. See ProxyFromEnvironment.
+	Proxy func(*url.URL) (*url.URL, error)
+
+	// Dial, if not nil, connects to policy hosts in place of a net.Dialer:
+	// tests lead it elsewhere. The address is an IP address and port 443. It
+	// must return when ctx ends.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	UserAgent string // empty: "sts-tlsmap"
+}
+
+// A Client discovers policies. It keeps no state, and is safe for concurrent
+// use.
+type Client struct {
+	resolver     Resolver
+	tls          *tls.Config
+	timeout      time.Duration
+	allowPrivate bool
+	proxy        func(*url.URL) (*url.URL, error)
+	dial         func(ctx context.Context, network, address string) (net.Conn, error)
+	userAgent    string
+}
+
+// NewClient returns a client.
+func NewClient(config Config) (*Client, error) {
+	if config.Resolver == nil || config.Roots == nil {
+		return nil, errors.New("policy: a client needs a resolver and certificate authorities")
+	}
+	c := &Client{
+		resolver: config.Resolver,
+		tls: &tls.Config{
+			RootCAs:    config.Roots,
+			MinVersion: tls.VersionTLS12,     // RFC 8461, 7.2 through RFC 7525, 3.1.1
+			NextProtos: []string{"http/1.1"}, // one request needs no more, and less can go wrong
+		},
+		timeout:      config.Timeout,
+		allowPrivate: config.AllowPrivate,
+		proxy:        config.Proxy,
+		dial:         config.Dial,
+		userAgent:    config.UserAgent,
+	}
+	if c.timeout <= 0 {
+		c.timeout = DefaultTimeout
+	}
+	if c.dial == nil {
+		c.dial = new(net.Dialer).DialContext
+	}
+	if c.userAgent == "" {
+		c.userAgent = "sts-tlsmap"
+	}
+	return c, nil
+}
+
+// ProxyFromEnvironment reads HTTPS_PROXY and NO_PROXY, now, for Config.Proxy.
+func ProxyFromEnvironment() func(*url.URL) (*url.URL, error) {
+	return httpproxy.FromEnvironment().ProxyFunc()
+}
+
+// Record asks the DNS for the TXT record of a policy domain. The duration is
+// how long the answer may be kept, zero if the DNS does not say. The error is
+// an *Error with ResultNoRecord, ResultRecordInvalid or ResultDNS. The
+// parent's record is never asked for (RFC 8461, 3.4).
+func (c *Client) Record(ctx context.Context, domain string) (Record, time.Duration, error) {
+	domain = lower(domain)
+	name := RecordName(domain)
+	fail := func(result Result, ttl time.Duration, err error) (Record, time.Duration, error) {
+		return Record{}, ttl, &Error{Domain: domain, Result: result, TTL: ttl, Err: err}
+	}
+	if !IsHostName(domain) || len(name) > maxName {
+		return fail(ResultNoRecord, 0, fmt.Errorf("%w: no such name can be in the DNS", ErrNoRecord))
+	}
+	answer, err := c.resolver.Query(ctx, name, dns.TypeTXT)
+	var failed *resolver.Error
+	switch {
+	case errors.As(err, &failed) && failed.Kind == resolver.KindName:
+		return fail(ResultNoRecord, 0, fmt.Errorf("%w: %w", ErrNoRecord, err))
+	case err != nil:
+		return fail(ResultDNS, 0, fmt.Errorf("%w: %w", ErrRecordLookup, err))
+	}
+	record, err := FindRecord(texts(answer.Records))
+	switch {
+	case errors.Is(err, ErrNoRecord):
+		return fail(ResultNoRecord, answer.TTL, err)
+	case err != nil:
+		return fail(ResultRecordInvalid, answer.TTL, err)
+	}
+	return record, answer.TTL, nil
+}
+
+// texts returns the strings of each TXT record joined without a space (RFC
+// 8461, 3.1).
+func texts(records []dns.RR) []string {
+	var txts []string
+	for _, rr := range records {
+		if txt, ok := rr.(*dns.TXT); ok {
+			txts = append(txts, unescape(strings.Join(txt.Txt, "")))
+		}
+	}
+	return txts
+}
+
+// unescape takes back what miekg/dns does to the strings of a TXT record: it
+// keeps them in the form of a zone file, where \" and \\ stand for the
+// character and \DDD for a byte.
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	out := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] != '\\' || i+1 == len(s) {
+			out = append(out, s[i])
+			continue
+		}
+		i++
+		if i+2 < len(s) && isDigit(s[i]) && isDigit(s[i+1]) && isDigit(s[i+2]) {
+			out = append(out, (s[i]-'0')*100+(s[i+1]-'0')*10+s[i+2]-'0')
+			i += 2
+			continue
+		}
+		out = append(out, s[i])
+	}
+	return string(out)
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+// A Fetched is a policy as its policy host served it.
+type Fetched struct {
+	Text     []byte // as served, at most MaxText bytes
+	Policy   *Policy
+	Addr     netip.Addr    // of the policy host
+	Duration time.Duration // of the fetch, DNS included
+
+	Certificate *x509.Certificate // of the policy host, verified
+}
+
+// Fetch gets the policy of a policy domain over HTTPS. The error is an *Error
+// with ResultFetch, ResultInvalid or ResultWebPKI.
+func (c *Client) Fetch(ctx context.Context, domain string) (*Fetched, error) {
+	return c.FetchThrough(ctx, domain, nil)
+}
+
+// FetchThrough is Fetch, with a gate to pass before each connection; nil is
+// none. The result of an error may also be ResultBusy.
+func (c *Client) FetchThrough(ctx context.Context, domain string, gate Gate) (*Fetched, error) {
+	domain = lower(domain)
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, c.timeout) // RFC 8461, 3.3
+	defer cancel()
+	fetched, err := c.fetch(ctx, domain, gate)
+	if err != nil {
+		return nil, &Error{Domain: domain, Result: resultOfFetch(err), Err: err}
+	}
+	fetched.Duration = time.Since(start)
+	return fetched, nil
+}
+
+func (c *Client) fetch(ctx context.Context, domain string, gate Gate) (*Fetched, error) {
+	host := HostName(domain)
+	if !IsHostName(domain) || len(host) > maxName {
+		return nil, fmt.Errorf("%w: no such name can be in the DNS", ErrHostAbsent)
+	}
+	addrs, err := c.addresses(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := c.connect(ctx, domain, addrs, gate)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.close()
+	text, err := c.get(ctx, conn, domain)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	// A handshake that was verified has a certificate.
+	leaf := conn.tls.ConnectionState().PeerCertificates[0]
+	return &Fetched{Text: text, Policy: policy, Addr: conn.addr, Certificate: leaf}, nil
+}

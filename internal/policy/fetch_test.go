@@ -1,0 +1,213 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+)
+
+func TestRFC8461_3_3_ThePolicyIsFetched(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true, Policy: exampleText})
+	f, err := newClient(t, lab, nil).Fetch(t.Context(), "Example.TEST")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(f.Text) != exampleText || f.Policy.Mode != ModeEnforce || f.Addr != d.Policy.Server.Addr || f.Duration <= 0 {
+		t.Errorf("got %+v", f)
+	}
+	r := d.Policy.Requests()
+	if len(r) != 1 || r[0].SNI != "mta-sts.example.test" || r[0].Host != "mta-sts.example.test" ||
+		r[0].Method != "GET" || r[0].Path != "/.well-known/mta-sts.txt" {
+		t.Fatalf("the policy host saw %+v", r)
+	}
+	want := http.Header{"User-Agent": {"sts-tlsmap"}, "Accept": {"text/plain"}, "Cache-Control": {"no-cache"}, "Connection": {"close"}}
+	if fmt.Sprint(r[0].Header) != fmt.Sprint(want) {
+		t.Errorf("the policy host saw the header %v; want %v", r[0].Header, want)
+	}
+}
+
+func TestRFC8461_3_3_NothingIsCached(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	d.Policy.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		w.Header().Set("Cache-Control", "max-age=86400, immutable")
+		w.Header().Set("ETag", `"1"`)
+		w.Header().Set("Set-Cookie", "a=b")
+		io.WriteString(w, exampleText)
+	}))
+	c := newClient(t, lab, nil)
+	for range 2 {
+		if _, err := c.Fetch(t.Context(), "example.test"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := d.Policy.Requests()
+	if len(r) != 2 || d.Policy.Handshakes() != 2 || r[1].Header.Get("If-None-Match") != "" || r[1].Header.Get("Cookie") != "" {
+		t.Errorf("the policy host saw %+v", r)
+	}
+}
+
+func TestRFC8461_3_3_TheCertificateMustBeValid(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	c := newClient(t, lab, nil)
+	for kind, want := range map[testlab.CertKind]error{
+		testlab.CertExpired:     ErrCertExpired,
+		testlab.CertNotYetValid: ErrCertExpired,
+		testlab.CertWrongName:   ErrCertName,
+		testlab.CertNoName:      ErrCertName, // only DNS-IDs count
+		testlab.CertSelfSigned:  ErrCertUntrusted,
+		testlab.CertOtherCA:     ErrCertUntrusted,
+	} {
+		if err := d.Policy.Present(kind); err != nil {
+			t.Fatal(err)
+		}
+		_, err := c.Fetch(t.Context(), "example.test")
+		wantError(t, err, "example.test", ResultWebPKI, want)
+	}
+	if d.Policy.Asked() != 0 {
+		t.Error("a request was sent to a host that was not authenticated")
+	}
+	for _, name := range []string{"mta-sts.example.test", "*.example.test"} {
+		present(t, lab, d.Policy, name)
+		if _, err := c.Fetch(t.Context(), "example.test"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"*.test", "*.*.test", "m*.example.test", "example.test"} {
+		present(t, lab, d.Policy, name)
+		_, err := c.Fetch(t.Context(), "example.test")
+		wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
+	}
+}
+
+func present(t *testing.T, lab *testlab.T, h *testlab.PolicyHost, names ...string) {
+	t.Helper()
+	cert, err := lab.Issue(testlab.CertGood, names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.PresentCertificate(cert)
+}
+
+func TestACertificateWithManyStrangeNamesMakesAShortError(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	names := make([]string, 200)
+	for i := range names {
+		names[i] = strings.Repeat("x", 50) + fmt.Sprintf("%d.test", i)
+	}
+	present(t, lab, d.Policy, names...)
+	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test")
+	wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
+	if !strings.Contains(err.Error(), "and 197 more") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// faults are the ways of a policy host to misbehave that end at once.
+var faults = []struct {
+	name  string
+	fault testlab.PolicyFault
+	want  error // nil: a StatusError
+}{
+	{"404", testlab.Status404, nil},
+	{"500", testlab.Status500, nil},
+	{"204", testlab.Status204, nil},
+	{"203", testlab.Status203, nil},
+	{"a redirect", testlab.Redirect, nil},
+	{"text/html", testlab.HTML, ErrMediaType},
+	{"no media type", testlab.NoContentType, ErrMediaType},
+	{"an endless body", testlab.Endless, ErrTooLarge},
+	{"an endless header", testlab.EndlessHeader, ErrTooLarge},
+	{"a huge header", testlab.HugeHeader, ErrTooLarge},
+	{"a body cut short", testlab.CutBody, ErrHTTP},
+	{"a body compressed unasked", testlab.Compressed, ErrHTTP},
+	{"something else than HTTP", testlab.NotHTTP, ErrHTTP},
+	{"something else than TLS", testlab.NotTLS, ErrTLS},
+	{"a reset at the handshake", testlab.ResetHandshake, ErrTLS},
+	{"an alert at the handshake", testlab.HandshakeRefused, ErrTLS},
+	{"TLS 1.1", testlab.OldTLS, ErrTLS},
+	{"a client certificate wanted", testlab.ClientCertificateOnly, ErrHTTP}, // TLS 1.3 says so after the handshake
+}
+
+func TestRFC8461_3_3_WhateverElseThePolicyHostDoesIsNoPolicy(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	c := newClient(t, lab, nil)
+	for _, tt := range faults {
+		t.Run(tt.name, func(t *testing.T) {
+			d.Policy.Behave(tt.fault)
+			_, err := c.Fetch(t.Context(), "example.test")
+			want := tt.want
+			if status := (*StatusError)(nil); want == nil && errors.As(err, &status) {
+				want = status
+			}
+			wantError(t, err, "example.test", ResultFetch, want)
+			if Hint(err) == "" {
+				t.Errorf("no hint for %v", err)
+			}
+		})
+	}
+	d.Policy.Behave(testlab.PolicyFine)
+	if _, err := c.Fetch(t.Context(), "example.test"); err != nil {
+		t.Errorf("well-behaved again: %v", err)
+	}
+}
+
+func TestRFC8461_3_3_RedirectsAreNotFollowed(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true, PolicyFault: testlab.Redirect})
+	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test")
+	var status *StatusError
+	if !errors.As(err, &status) || status.Code != 302 || !strings.Contains(err.Error(), "policy-has-moved-here") {
+		t.Errorf("got %v", err)
+	}
+	if d.Policy.Asked() != 1 {
+		t.Errorf("%d requests", d.Policy.Asked())
+	}
+}
+
+func TestRFC8461_3_3_AFetchEndsInTime(t *testing.T) {
+	for name, fault := range map[string]testlab.PolicyFault{
+		"at the handshake":  testlab.StallHandshake,
+		"at the request":    testlab.StallRequest,
+		"in the body":       testlab.StallBody,
+		"a dripping body":   testlab.Drip,
+		"a dripping header": testlab.DripHeader,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab := testlab.New(t)
+			lab.Domain("example.test", testlab.With{NoMail: true, PolicyFault: fault})
+			start := time.Now()
+			_, err := newClient(t, lab, func(c *Config) { c.Timeout = short }).Fetch(t.Context(), "example.test")
+			wantError(t, err, "example.test", ResultFetch, ErrTimeout)
+			if took := time.Since(start); took < short || took > 20*short {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
+func TestRFC8461_3_3_TheCallerCanGiveUp(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	gate := d.Policy.Hold()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		lab.Await(t.Context(), func() bool { return gate.Waiting() > 0 })
+		cancel()
+	}()
+	_, err := newClient(t, lab, nil).Fetch(ctx, "example.test")
+	wantError(t, err, "example.test", ResultFetch, context.Canceled)
+}

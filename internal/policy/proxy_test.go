@@ -1,0 +1,188 @@
+package policy
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+)
+
+// through sets a client up that goes through the proxy and believes that it
+// is on the internet.
+func through(proxy string) func(*Config) {
+	return func(c *Config) {
+		c.AllowPrivate = false
+		c.Dial = nil // nothing is dialed but the proxy
+		c.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse(proxy) }
+	}
+}
+
+// onTheInternet gives the domain's policy host public addresses, of which the
+// last one leads somewhere.
+func onTheInternet(lab *testlab.T, d *testlab.Domain, addrs ...string) {
+	var records []string
+	for _, addr := range addrs {
+		records = append(records, fmt.Sprintf("mta-sts.%s. 60 IN A %s", d.Name, addr))
+	}
+	lab.Set(records...)
+	lab.Route(addrs[len(addrs)-1], 443, d.Policy.Server.Real)
+}
+
+func TestAProxyIsToldTheAddressThatWasChecked(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	onTheInternet(lab, d, "93.184.215.14", "93.184.215.15")
+	c := newClient(t, lab, through(lab.Proxy.URL()))
+	f, err := c.Fetch(t.Context(), "example.test")
+	if err != nil || f.Addr.String() != "93.184.215.15" {
+		t.Errorf("got %+v, %v", f, err)
+	}
+	if got, want := lab.Proxy.Targets(), []string{"93.184.215.14:443", "93.184.215.15:443"}; !slices.Equal(got, want) {
+		t.Errorf("the proxy was asked for %q; want %q", got, want)
+	}
+	// The certificate is still that of the policy host's name.
+	if err := d.Policy.Present(testlab.CertWrongName); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Fetch(t.Context(), "example.test")
+	wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
+}
+
+func TestAProxyIsNotAskedForSpecialAddresses(t *testing.T) {
+	lab := testlab.New(t)
+	lab.Domain("example.test", testlab.With{NoMail: true})
+	_, err := newClient(t, lab, through(lab.Proxy.URL())).Fetch(t.Context(), "example.test")
+	wantError(t, err, "example.test", ResultFetch, ErrAddressRefused)
+	if got := lab.Proxy.Targets(); len(got) > 0 {
+		t.Errorf("the proxy was asked for %q", got)
+	}
+}
+
+func TestTheEnvironmentNamesTheProxyAndWhatGoesWithoutIt(t *testing.T) {
+	lab := testlab.New(t)
+	for _, name := range []string{"with.test", "without.test"} {
+		lab.Domain(name, testlab.With{NoMail: true})
+	}
+	t.Setenv("HTTPS_PROXY", lab.Proxy.URL())
+	t.Setenv("NO_PROXY", "mta-sts.without.test")
+	c := newClient(t, lab, func(c *Config) { c.Proxy = ProxyFromEnvironment() })
+	for _, name := range []string{"with.test", "without.test"} {
+		if _, err := c.Fetch(t.Context(), name); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := lab.Proxy.Connected(); n != 1 {
+		t.Errorf("%d connections through the proxy", n)
+	}
+}
+
+// proxyThat listens as a proxy that does this with each connection, once the
+// request was read.
+func proxyThat(t *testing.T, config *tls.Config, do func(conn net.Conn, r *http.Request)) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr = l.Addr().String()
+	if config != nil {
+		l = tls.NewListener(l, config)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if r, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+				do(conn, r)
+			}
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return addr
+}
+
+func TestAProxyThatDoesNotLeadOnIsSaidToBeTheReason(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	onTheInternet(lab, d, "93.184.215.14")
+	for answer, words := range map[string]string{
+		"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n":          "407",
+		"HTTP/1.1 403 Forbidden\r\n\r\n":                              "403",
+		"HTTP/1.1 302 Found\r\nLocation: http://evil.test/\r\n\r\n":   "302",
+		"HTTP/1.1 200 OK\r\n\r\n220 hello":                            "more than an answer",
+		"220 smtp.example.test ESMTP\r\n":                             "malformed",
+		"":                                                            "EOF",
+		"HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", MaxHeader): "more than 16384 bytes",
+	} {
+		addr := proxyThat(t, nil, func(conn net.Conn, r *http.Request) { io.WriteString(conn, answer) })
+		_, err := newClient(t, lab, through("http://user:secret@"+addr)).Fetch(t.Context(), "example.test")
+		wantError(t, err, "example.test", ResultFetch, ErrProxy)
+		if !strings.Contains(err.Error(), words) || !strings.Contains(err.Error(), addr) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("got %v; want something of %s", err, words)
+		}
+	}
+	for _, proxy := range []string{"socks5://127.0.0.1:1", "http://127.0.0.1:1"} {
+		_, err := newClient(t, lab, through(proxy)).Fetch(t.Context(), "example.test")
+		wantError(t, err, "example.test", ResultFetch, ErrProxy)
+	}
+}
+
+func TestRFC8461_3_3_AProxyThatFallsSilentEndsTheFetchInTime(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	onTheInternet(lab, d, "93.184.215.14")
+	addr := proxyThat(t, nil, func(conn net.Conn, r *http.Request) { io.Copy(io.Discard, conn) })
+	c := newClient(t, lab, func(c *Config) {
+		through("http://" + addr)(c)
+		c.Timeout = short
+	})
+	start := time.Now()
+	_, err := c.Fetch(t.Context(), "example.test")
+	wantError(t, err, "example.test", ResultFetch, ErrTimeout)
+	if took := time.Since(start); took > 20*short {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestAProxyMaySpeakTLSAndWantCredentials(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	onTheInternet(lab, d, "93.184.215.14")
+	cert, err := lab.Issue(testlab.CertGood, "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	credentials := make(chan string, 1)
+	addr := proxyThat(t, &tls.Config{Certificates: []tls.Certificate{cert}}, func(conn net.Conn, r *http.Request) {
+		credentials <- r.Header.Get("Proxy-Authorization")
+		to, err := net.Dial("tcp", d.Policy.Server.Real)
+		if err != nil {
+			return
+		}
+		defer to.Close()
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+		go io.Copy(to, conn)
+		io.Copy(conn, to)
+	})
+	f, err := newClient(t, lab, through("https://user:secret@"+addr)).Fetch(t.Context(), "example.test")
+	if err != nil || f.Addr.String() != "93.184.215.14" {
+		t.Errorf("got %+v, %v", f, err)
+	}
+	if got := <-credentials; got != "Basic dXNlcjpzZWNyZXQ=" {
+		t.Errorf("credentials %q", got)
+	}
+}

@@ -1,0 +1,146 @@
+package policy
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestRFC8461_3_1_Record(t *testing.T) {
+	id32 := strings.Repeat("a1", 16)
+	for _, tt := range []struct {
+		name, txt, id string // id empty: broken
+	}{
+		{"the example of the standard", "v=STSv1; id=20160831085700Z;", "20160831085700Z"},
+		{"no white space", "v=STSv1;id=1", "1"},
+		{"white space around the semicolons", "v=STSv1; \t id=1 \t ; a=b", "1"},
+		{"white space after the last semicolon", "v=STSv1; id=1; \t", "1"},
+		{"white space at the end without a semicolon", "v=STSv1; id=1 ", ""},
+		{"an id of 32 characters", "v=STSv1; id=" + id32, id32},
+		{"an id of 33 characters", "v=STSv1; id=" + id32 + "x", ""},
+		{"an empty id", "v=STSv1; id=;", ""},
+		{"an id with a hyphen", "v=STSv1; id=2016-08", ""},
+		{"no id", "v=STSv1; a=b", ""},
+		{"no field", "v=STSv1;", ""},
+		{"no field, white space", "v=STSv1; ", ""},
+		{"an id in upper case is an extension", "v=STSv1; ID=1", ""},
+		{"a version in lower case", "v=stsv1; id=1", ""},
+		{"another version", "v=STSv2; id=1", ""},
+		{"the version not at the start", " v=STSv1; id=1", ""},
+		{"white space before the first semicolon (erratum 6285)", "v=STSv1 ; id=1", ""},
+		{"the version last", "id=1; v=STSv1;", ""},
+		{"an empty field", "v=STSv1;; id=1", ""},
+		{"two semicolons at the end", "v=STSv1; id=1;;", ""},
+		{"white space around the equals sign", "v=STSv1; id = 1", ""},
+		{"a field without a value", "v=STSv1; id=1; a", ""},
+		{"an extension before the id", "v=STSv1; a=b; id=1", "1"},
+		{"an extension's name of 32 characters", "v=STSv1; id=1; " + id32 + "=x", "1"},
+		{"an extension's name of 33 characters", "v=STSv1; id=1; " + id32 + "x=x", ""},
+		{"an extension's name with marks", "v=STSv1; id=1; 0_-.=x", "1"},
+		{"an extension's name that begins with a mark", "v=STSv1; id=1; _a=x", ""},
+		{"an extension's value of all visible characters", "v=STSv1; id=1; a=!\"#$%&'()*+,-./:<>?@[\\]^_`{|}~", "1"},
+		{"an extension's value with an equals sign", "v=STSv1; id=1; a=b=c", ""},
+		{"an extension's value with a space", "v=STSv1; id=1; a=b c", ""},
+		{"an extension's value with a control", "v=STSv1; id=1; a=b\x01", ""},
+		{"an extension's value that is not ASCII", "v=STSv1; id=1; a=\u00e4", ""},
+		{"an empty extension's value", "v=STSv1; id=1; a=", ""},
+		{"a line feed", "v=STSv1; id=1;\n", ""},
+		{"a NUL", "v=STSv1; id=1\x00", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, err := ParseRecord(tt.txt)
+			if tt.id == "" {
+				if !errors.Is(err, ErrRecordInvalid) {
+					t.Fatalf("got %+v, %v; want ErrRecordInvalid", r, err)
+				}
+				return
+			}
+			if err != nil || r.ID != tt.id {
+				t.Fatalf("got %+v, %v; want id %s", r, err, tt.id)
+			}
+		})
+	}
+}
+
+func TestRFC8461_3_2_OfARecordsFieldGivenTwiceTheFirstCounts(t *testing.T) {
+	r, err := ParseRecord("v=STSv1; id=first; id=second; v=STSv9; id=not-an-id")
+	if err != nil || r.ID != "first" {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if _, err := ParseRecord("v=STSv1; id=not-an-id; id=good"); !errors.Is(err, ErrRecordInvalid) {
+		t.Errorf("a bad first id: got %v", err)
+	}
+}
+
+func TestRFC8461_3_1_ExactlyOneRecordMustRemain(t *testing.T) {
+	const good = "v=STSv1; id=1"
+	for _, tt := range []struct {
+		name string
+		txts []string
+		want error // nil: the id is 1
+	}{
+		{"no TXT record", nil, ErrNoRecord},
+		{"others only", []string{"v=spf1 -all", "", "hello"}, ErrNoRecord},
+		{"one", []string{good}, nil},
+		{"one among others", []string{"v=spf1 -all", good, "v=STSv2; id=2", "v=stsv1; id=2", "v=STSv1", "v=STSv10; id=2"}, nil},
+		{"two", []string{good, "v=STSv1; id=2"}, ErrManyRecords},
+		{"the same twice", []string{good, good}, ErrManyRecords},
+		{"a good and a broken one", []string{good, "v=STSv1;"}, ErrManyRecords},
+		{"a broken one", []string{"v=STSv1; id"}, ErrRecordInvalid},
+		{"one with white space before the semicolon is dropped", []string{"v=STSv1 ; id=2", good}, nil},
+		{"only one with white space before the semicolon", []string{"v=STSv1 ; id=1"}, ErrNoRecord},
+		{"only one in another case", []string{"V=STSV1; id=1"}, ErrNoRecord},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, err := FindRecord(tt.txts)
+			if !errors.Is(err, tt.want) || tt.want == nil && r.ID != "1" {
+				t.Errorf("got %+v, %v; want %v", r, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestSaysThatARecordComesClose(t *testing.T) {
+	_, err := FindRecord([]string{"v=STSv1 ; id=1"})
+	if err == nil || !strings.Contains(err.Error(), "comes close") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	for _, s := range []string{"", "v=STSv1; id=20160831085700Z;", "v=STSv1;id=1;a=b;id=2; ", "v=STSv1 ; id=1", "v=STSv1;; id=1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, txt string) {
+		r, err := ParseRecord(txt)
+		one, oneErr := FindRecord([]string{txt})
+		if err != nil {
+			if !errors.Is(err, ErrRecordInvalid) || oneErr == nil {
+				t.Fatalf("%q: %v, and as the only one %+v, %v", txt, err, one, oneErr)
+			}
+			if len(err.Error()) > 1000 {
+				t.Fatalf("%q: an error of %d bytes", txt, len(err.Error()))
+			}
+			return
+		}
+		if oneErr != nil || one != r {
+			t.Fatalf("%q: %+v, but as the only one %+v, %v", txt, r, one, oneErr)
+		}
+		for i := range len(txt) {
+			if c := txt[i]; (c < ' ' || c > '~') && c != '\t' {
+				t.Fatalf("%q was accepted", txt)
+			}
+		}
+		if !isID(r.ID) || !strings.Contains(txt, "id="+r.ID) {
+			t.Fatalf("%q: id %q", txt, r.ID)
+		}
+		again, err := ParseRecord("v=STSv1; id=" + r.ID + ";")
+		if err != nil || again != r {
+			t.Fatalf("%q: rendered again it is %+v, %v", txt, again, err)
+		}
+		// The grammar is closed under one more field.
+		if more, err := ParseRecord(strings.TrimRight(txt, " \t;") + "; x=y"); err != nil || more != r {
+			t.Fatalf("%q: with one more field it is %+v, %v", txt, more, err)
+		}
+	})
+}

@@ -1,0 +1,34 @@
+package policy
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// LoadRoots returns the authorities that policy hosts' certificates are
+// checked against: those in the PEM file caFile, or the system's if caFile is
+// empty. A store without a single one is an error: with it every policy host
+// would look broken, and every domain would lose its protection in time.
+func LoadRoots(caFile string) (*x509.CertPool, error) {
+	if caFile == "" {
+		roots, err := x509.SystemCertPool()
+		if err != nil {
+			return nil, fmt.Errorf("the system's certificate authorities: %w", err)
+		}
+		if roots.Equal(x509.NewCertPool()) {
+			return nil, errors.New("the system has no certificate authorities: install the package ca-certificates, or set ca_file in [fetch]")
+		}
+		return roots, nil
+	}
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fmt.Errorf("certificate authorities: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("certificate authorities: there is no certificate in PEM form in %s", caFile)
+	}
+	return roots, nil
+}
