@@ -1,0 +1,171 @@
+package socketmap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// An Endpoint is where a server listens or a client connects.
+type Endpoint struct {
+	Network string // "tcp" or "unix"
+	Address string // host and port as net.Dial takes them, or the path
+}
+
+// ParseEndpoint reads an endpoint as Postfix writes it: "inet:HOST:PORT", with
+// brackets around an IPv6 address, or "unix:/PATH". Port 0 listens on any free
+// port.
+func ParseEndpoint(s string) (Endpoint, error) {
+	kind, rest, _ := strings.Cut(s, ":")
+	switch kind {
+	case "inet":
+		return parseInet(s, rest)
+	case "unix":
+		return parseUnix(s, rest)
+	}
+	hint := `write "inet:HOST:PORT" or "unix:/PATH"`
+	if strings.HasPrefix(s, "/") {
+		hint = fmt.Sprintf("write %q", "unix:"+s)
+	} else if host, _, err := net.SplitHostPort(s); err == nil && host != "" {
+		hint = fmt.Sprintf("write %q", "inet:"+s)
+	}
+	return Endpoint{}, fmt.Errorf("endpoint %q: it begins with neither inet: nor unix:; %s", s, hint)
+}
+
+func parseInet(s, address string) (Endpoint, error) {
+	fail := func(format string, args ...any) (Endpoint, error) {
+		return Endpoint{}, fmt.Errorf("endpoint %q: %s", s, fmt.Sprintf(format, args...))
+	}
+	host, port, err := net.SplitHostPort(address)
+	var wrong *net.AddrError
+	switch {
+	case errors.As(err, &wrong) && strings.Count(address, ":") > 1:
+		return fail(`an IPv6 address stands in brackets: "inet:[::1]:8461"`)
+	case err != nil:
+		return fail(`write "inet:HOST:PORT", such as "inet:127.0.0.1:8461"`)
+	case host == "":
+		return fail(`the host is missing; write "inet:127.0.0.1:%s" for this machine only, `+
+			`"inet:0.0.0.0:%[1]s" or "inet:[::]:%[1]s" for all its addresses`, port)
+	case host == "*":
+		return fail(`write "inet:0.0.0.0:%s" or "inet:[::]:%[1]s" for all addresses`, port)
+	case strings.ContainsAny(host, " \t\r\n/"):
+		return fail("%q is neither an address nor a host name", host)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fail("the port %q is no number from 0 to 65535", port)
+	}
+	return Endpoint{"tcp", net.JoinHostPort(host, port)}, nil
+}
+
+func parseUnix(s, path string) (Endpoint, error) {
+	switch {
+	case !filepath.IsAbs(path):
+		return Endpoint{}, fmt.Errorf(`endpoint %q: the path must be absolute, such as "unix:/run/sts-tlsmap/map.sock"`, s)
+	case strings.ContainsRune(path, 0):
+		return Endpoint{}, fmt.Errorf("endpoint %q: the path holds a zero byte", s)
+	case len(path) > maxUnixPath:
+		return Endpoint{}, fmt.Errorf("endpoint %q: the path has %d bytes, the system allows %d; choose a shorter one",
+			s, len(path), maxUnixPath)
+	}
+	return Endpoint{"unix", path}, nil
+}
+
+// String returns the endpoint as ParseEndpoint reads it.
+func (e Endpoint) String() string {
+	if e.Network == "tcp" {
+		return "inet:" + e.Address
+	}
+	return e.Network + ":" + e.Address
+}
+
+// Listen listens at e. A unix socket gets the mode, replaces a socket file on
+// which nobody answers, and is removed when the listener is closed.
+func Listen(e Endpoint, mode fs.FileMode) (net.Listener, error) {
+	config := net.ListenConfig{KeepAlive: noKeepAlive}
+	if e.Network == "unix" {
+		if err := removeStale(e); err != nil {
+			return nil, err
+		}
+		config = listenConfig(mode)
+	}
+	l, err := config.Listen(context.Background(), e.Network, e.Address)
+	if err != nil {
+		return nil, listenError(e, err)
+	}
+	if e.Network == "unix" {
+		if err := os.Chmod(e.Address, mode.Perm()); err != nil { // gives back what the umask took
+			l.Close()
+			return nil, fmt.Errorf("listen at %s: set the socket's mode: %w", e, err)
+		}
+	}
+	return l, nil
+}
+
+// noKeepAlive turns keep-alives off: idle connections are closed long before
+// one would be sent.
+const noKeepAlive = -1
+
+// listenConfig makes a socket file with the mode, less the umask.
+//
+// The kernel takes the mode from the socket as it is before it is bound. With
+// that set first, the file is at no moment open to more users than it should
+// be, and the umask, which is the whole process's, is left alone.
+func listenConfig(mode fs.FileMode) net.ListenConfig {
+	return net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var chmodErr error
+		err := raw.Control(func(fd uintptr) { chmodErr = syscall.Fchmod(int(fd), uint32(mode.Perm())) })
+		return errors.Join(err, chmodErr)
+	}}
+}
+
+// removeStale removes the socket file that a server which was killed has left
+// behind.
+func removeStale(e Endpoint) error {
+	info, err := os.Lstat(e.Address)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return listenError(e, err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("listen at %s: a file that is no socket is in the place; remove it or choose another path", e)
+	}
+	nc, err := net.DialTimeout(e.Network, e.Address, staleProbe)
+	if err == nil {
+		nc.Close()
+	}
+	// Only a refusal proves that nobody listens: a full queue or missing
+	// permission do not.
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return listenError(e, syscall.EADDRINUSE)
+	}
+	if err := os.Remove(e.Address); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("listen at %s: remove the socket of a server that is gone: %w", e, err)
+	}
+	return nil
+}
+
+// listenError adds what to do about err.
+func listenError(e Endpoint, err error) error {
+	hint := ""
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		hint = "; another server runs there (see who with ss -lxtp): stop it or choose another endpoint"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		hint = "; this machine does not have the address: see ip address"
+	case errors.Is(err, fs.ErrPermission) && e.Network == "unix":
+		hint = "; the daemon's user must be able to write to the directory"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "; choose a port above 1023"
+	case errors.Is(err, fs.ErrNotExist):
+		hint = "; make the directory first"
+	}
+	return fmt.Errorf("listen at %s: %w%s", e, err, hint)
+}

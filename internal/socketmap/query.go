@@ -1,0 +1,66 @@
+package socketmap
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Query asks the server at e for key in the map mapName, as an MTA does, and
+// returns the reply without its frame. It ends with ctx, and after
+// QueryTimeout at the latest.
+func Query(ctx context.Context, e Endpoint, mapName, key string) (reply string, err error) {
+	if mapName == "" || strings.Contains(mapName, " ") {
+		return "", fmt.Errorf("ask %s: %q cannot be the name of a map", e, mapName)
+	}
+	if n := len(mapName) + 1 + len(key); n > MaxRead {
+		return "", fmt.Errorf("ask %s: the request has %d bytes, at most %d are read", e, n, MaxRead)
+	}
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
+	defer cancel()
+
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, e.Network, e.Address)
+	if err != nil {
+		return "", queryError(ctx, e, err)
+	}
+	defer nc.Close()
+	// A context may end before its deadline.
+	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+
+	if _, err := nc.Write(appendNetstring(nil, mapName+" "+key)); err != nil {
+		return "", queryError(ctx, e, err)
+	}
+	body, err := readNetstring(bufio.NewReader(nc), MaxReply)
+	if err != nil {
+		return "", queryError(ctx, e, err)
+	}
+	return string(body), nil
+}
+
+// queryError adds what to do about err.
+func queryError(ctx context.Context, e Endpoint, err error) error {
+	hint := ""
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:
+		err = ctx.Err()
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
+		hint = "; is the daemon running? See systemctl status sts-tlsmap"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "; the socket's mode does not let this user in"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		hint = "; the server closed the connection: its log says why"
+	case errors.Is(err, errMalformed), errors.Is(err, errTooLong):
+		hint = "; is it a socketmap server?"
+	}
+	return fmt.Errorf("ask %s: %w%s", e, err, hint)
+}

@@ -1,0 +1,200 @@
+package socketmap
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+// shutdown calls Shutdown with as much time as a test has.
+func (l *lab) shutdown() error {
+	ctx, cancel := context.WithTimeout(context.Background(), testWait)
+	defer cancel()
+	return l.Shutdown(ctx)
+}
+
+func TestShutdownClosesIdleConnectionsAndListeners(t *testing.T) {
+	l := startLab(t, echo)
+	silent, used := l.dial(), l.dial()
+	used.ask("example.com")
+	until(t, "both are accepted", func() bool { return l.Stats().Open == 2 })
+	if err := l.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	silent.wantEnd()
+	used.wantEnd()
+	if _, err := net.Dial("tcp", l.at.Address); err == nil {
+		t.Error("it still accepts")
+	}
+	if n := l.Stats().Open; n != 0 {
+		t.Errorf("%d connections open, want none", n)
+	}
+}
+
+// A closeNoter says what was so when it was closed.
+type closeNoter struct {
+	net.Listener
+	onClose func()
+}
+
+func (n *closeNoter) Close() error {
+	n.onClose()
+	return n.Listener.Close()
+}
+
+// A client that is hung up on connects again, and must not meet the same server.
+func TestShutdownHangsUpOnNobodyBeforeAllListenersAreClosed(t *testing.T) {
+	l := startLab(t, echo)
+	c := l.dial()
+	c.ask("example.com")
+	early := make(chan bool, 4)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := &closeNoter{inner, func() { early <- l.closing.Load() }}
+	served := make(chan error, 1)
+	go func() { served <- l.Serve(second) }()
+	until(t, "both are served", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.listeners) == 2
+	})
+	if err := l.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	if receive(t, "the listener is closed", early) {
+		t.Error("connections were told to end while a listener was open")
+	}
+	c.wantEnd()
+	if err := receive(t, "Serve returns", served); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestShutdownAnswersWhatWasReceived(t *testing.T) {
+	arrived, goOn := make(chan struct{}), make(chan struct{})
+	l := startLab(t, slowHandler(arrived, goOn))
+	c := l.dial()
+	c.send(request("postfix", "slow.example"))
+	receive(t, "the lookup begins", arrived)
+	// These wait in the kernel, and half of one more.
+	c.send(request("postfix", "a") + request("postfix", "b") + request("postfix", "half")[:7])
+	ended := make(chan error, 1)
+	go func() { ended <- l.shutdown() }()
+	until(t, "the shutdown has begun", l.closing.Load)
+	close(goOn)
+	c.want("OK postfix|slow.example")
+	c.want("OK postfix|a")
+	c.want("OK postfix|b")
+	c.wantEnd()
+	if err := receive(t, "the shutdown ends", ended); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestShutdownEndsWithItsContext(t *testing.T) {
+	arrived, goOn := make(chan struct{}), make(chan struct{})
+	l := startLab(t, slowHandler(arrived, goOn))
+	c := l.dial()
+	c.send(request("postfix", "slow.example"))
+	receive(t, "the lookup begins", arrived)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- l.Shutdown(ctx) }()
+	until(t, "the shutdown has begun", l.closing.Load)
+	cancel()
+	if err := receive(t, "the shutdown ends", ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("Shutdown: %v, want the context's error", err)
+	}
+	io.Copy(io.Discard, c.r) // the reply of the cancelled handler may still come
+	if n := l.Stats().Open; n != 0 {
+		t.Errorf("%d connections open: the handler was not cancelled", n)
+	}
+}
+
+func TestShutdownDoesNotWaitForAHandlerThatIgnoresItsContext(t *testing.T) {
+	arrived, goOn := make(chan struct{}), make(chan struct{})
+	l := startLab(t, handlerFunc(func(_ context.Context, dst, _, _ []byte) []byte {
+		close(arrived)
+		<-goOn
+		return append(dst, "NOTFOUND "...)
+	}), func(s *Server) { s.limits.cancelGrace = time.Millisecond })
+	defer close(goOn)
+	l.dial().send(request("postfix", "slow.example"))
+	receive(t, "the lookup begins", arrived)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := l.Shutdown(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Shutdown: %v, want the context's error", err)
+	}
+}
+
+func TestShutdownDropsARequestThatIsNotComplete(t *testing.T) {
+	l := startLab(t, echo)
+	c := l.dial()
+	c.ask("example.com")
+	c.send("19:postfix exam")
+	if err := l.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	c.wantEnd()
+}
+
+// A client that asks without end must not keep the server from closing.
+func TestShutdownEndsUnderLoad(t *testing.T) {
+	l := startLab(t, echo)
+	const clients = 8
+	ended := make(chan int, clients)
+	for range clients {
+		c := l.dial()
+		c.ask("example.com")
+		go func() {
+			answered := 0
+			want := frame("OK postfix|example.com")
+			got := make([]byte, len(want))
+			for {
+				if _, err := io.WriteString(c, request("postfix", "example.com")); err != nil {
+					break
+				}
+				if _, err := io.ReadFull(c.r, got); err != nil {
+					break
+				}
+				answered++
+			}
+			ended <- answered
+		}()
+	}
+	until(t, "all are busy", func() bool { return l.Stats().Requests > 50*clients })
+	if err := l.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	for range clients {
+		receive(t, "the client sees the end", ended)
+	}
+}
+
+func TestAConnectionAcceptedAfterShutdownIsClosed(t *testing.T) {
+	l := startLab(t, echo)
+	if err := l.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Serve(listener); err != nil {
+		t.Errorf("Serve after Shutdown: %v", err)
+	}
+	if _, err := net.Dial("tcp", listener.Addr().String()); err == nil {
+		t.Error("Serve left the listener open")
+	}
+	client, server := net.Pipe()
+	l.admit(server)
+	if _, err := client.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("read: %v, want the end", err)
+	}
+}
