@@ -1,0 +1,376 @@
+package cache
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// A Report says what became of a damaged file.
+type Report struct {
+	Why       error  `json:"-"` // what was wrong with the file
+	MovedTo   string // where the file is now
+	Recovered int    // policies carried over
+	Damaged   int    // policies carried over although their checksum is wrong: held, but not readable
+	Lost      int    // policies that were there and are not now, as far as can be told
+}
+
+const (
+	carryCount = 1000    // policies in one commit of a salvage
+	carryBytes = 4 << 20 // and bytes
+	scanWindow = 4 << 20 // bytes of the file read at once
+	scanStep   = 4096    // bytes read at once where the disk reports errors
+)
+
+// damage reports whether err, of opening a file, means that the file is no good,
+// and not that there is no space, no memory or no such directory.
+func damage(err error) bool {
+	for _, bad := range []error{
+		bolterrors.ErrInvalid, bolterrors.ErrVersionMismatch, bolterrors.ErrChecksum,
+		unix.EIO, fs.ErrPermission,
+	} {
+		if errors.Is(err, bad) {
+			return true
+		}
+	}
+	return unreadable(err)
+}
+
+// salvage makes a new file of what can be read of the one at the store's path,
+// which cannot be opened because of why, and puts it in that one's place.
+func (s *Store) salvage(why error) (*boltFile, *snapshot, Report, error) {
+	s.log.Error("the cache file is damaged; saving what can be read", "path", s.path, "err", why)
+	from, sn, whole, err := openMapped(s.path)
+	if err != nil {
+		s.log.Error("nothing of the cache file can be read", "path", s.path, "err", err)
+	}
+	src := source{current: sn, complete: whole == 2}
+	if from != nil {
+		src.file = from.fd
+		defer from.close()
+	}
+	file, next, report, err := s.replaceFile(src)
+	report.Why = why
+	if err != nil {
+		return nil, nil, report, fmt.Errorf("save what can be read of the damaged file: %w", err)
+	}
+	s.logReport(report)
+	return file, next, report, nil
+}
+
+func (s *Store) logReport(r Report) {
+	s.log.Error("the damaged cache file was moved aside, and a new one begun",
+		"path", s.path, "moved_to", r.MovedTo, "recovered", r.Recovered, "damaged", r.Damaged, "lost", r.Lost, "err", r.Why)
+}
+
+// A source is a damaged file.
+type source struct {
+	file     *os.File  // nil: it cannot be read at all
+	current  *snapshot // nil: its pages do not show where they begin
+	complete bool      // current is the newest state
+}
+
+// replaceFile carries over what can be read of src into a new file, and puts
+// that in the place of the file at the store's path, which is moved aside.
+func (s *Store) replaceFile(src source) (*boltFile, *snapshot, Report, error) {
+	var report Report
+	path := s.path + rebuildSuffix
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, report, err
+	}
+	file, err := openBoltFile(path, s.options.MaxSize, false)
+	if err != nil {
+		return nil, nil, report, err
+	}
+	c := carrier{store: s, to: file}
+	if err = c.carry(src); err == nil {
+		report.Recovered, report.Damaged, report.Lost = c.recovered, c.damaged, c.lost(src)
+		file.db.NoSync, file.db.NoGrowSync = false, false
+		err = c.finish()
+	}
+	var sn *snapshot
+	if err == nil {
+		sn, err = file.snapshot()
+	}
+	if err == nil {
+		report.MovedTo, err = putInPlace(path, s.path, time.Now())
+	}
+	if err != nil {
+		if sn != nil {
+			file.retire(sn)
+		}
+		return nil, nil, report, errors.Join(err, file.close(), os.Remove(path))
+	}
+	if err := syncDir(s.path); err != nil { // too late to turn back
+		s.log.Warn("cannot sync the directory of the cache file", "path", s.path, "err", err)
+	}
+	s.pruneAside(report.MovedTo)
+	return file, sn, report, nil
+}
+
+// A carrier carries policies over, a batch at a time.
+type carrier struct {
+	store     *Store
+	to        *boltFile
+	batch     []Value
+	asTheyAre []put // damaged ones, under their keys
+	bytes     int
+	scanning  bool
+
+	counts    counts
+	newest    int64
+	sequence  uint64
+	recovered int
+	damaged   int
+	broken    int // values whose domain is not known
+}
+
+// carry goes through the pages in the order of the domains first, and over
+// those that cannot be read. If anything was amiss it then looks through the
+// whole file for values, wherever they stand: also those on pages that nothing
+// points to any more. The newest of each domain wins. So a policy that was
+// deleted may come back; it is one that we fetched, and it has its expiry.
+func (c *carrier) carry(src source) error {
+	amiss := src.current == nil || !src.complete
+	if src.current != nil {
+		bad, err := c.carryTree(src.current)
+		if err == nil {
+			err = c.carryExemptions(src.current)
+		}
+		if err != nil {
+			return err
+		}
+		amiss = amiss || bad > 0 || c.damaged+c.broken > 0 || int64(c.recovered) < src.current.policies()
+	}
+	if amiss && src.file != nil {
+		if err := c.carryScan(src.file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (sn *snapshot) policies() int64 {
+	var n int64
+	for _, m := range sn.counts {
+		n += m
+	}
+	return n
+}
+
+func (c *carrier) carryTree(sn *snapshot) (bad uint64, err error) {
+	w := newWalk(&sn.policy, nil)
+	for more := true; more; {
+		more, err = w.next(func(k, raw []byte) error {
+			v, err := parse(raw)
+			switch {
+			case err == nil: // under its own domain, should the key be another
+				c.batch = append(c.batch, bytes.Clone(v))
+			case len(k) <= MaxDomain && len(raw) > 0 && len(raw) <= MaxValue:
+				c.asTheyAre = append(c.asTheyAre, put{domain: bytes.Clone(k), raw: bytes.Clone(raw)})
+			default:
+				c.broken++
+			}
+			c.bytes += len(raw)
+			return nil
+		})
+		if err != nil && !unreadable(err) {
+			return w.bad, err
+		}
+		if err := c.flushFull(); err != nil {
+			return w.bad, err
+		}
+	}
+	return w.bad, c.flush()
+}
+
+// carryScan looks for values in the bytes of the file.
+func (c *carrier) carryScan(f *os.File) error {
+	c.scanning = true
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	window := make([]byte, 0, scanWindow)
+	for at := int64(0); at < info.Size(); {
+		window = readWindow(f, window[:min(scanWindow, info.Size()-at)], at)
+		last := at+int64(len(window)) >= info.Size()
+		used := c.scan(window, last)
+		if err := c.flush(); err != nil {
+			return err
+		}
+		if last {
+			break
+		}
+		at += int64(used)
+	}
+	return nil
+}
+
+// readWindow fills window from offset at; what cannot be read is zero.
+func readWindow(f *os.File, window []byte, at int64) []byte {
+	n, err := f.ReadAt(window, at)
+	if err == nil || errors.Is(err, io.EOF) {
+		return window[:n]
+	}
+	for from := 0; from < len(window); from += scanStep {
+		part := window[from:min(from+scanStep, len(window))]
+		if n, err := f.ReadAt(part, at+int64(from)); err != nil {
+			clear(part[n:])
+		}
+	}
+	return window
+}
+
+// scan adds the values in window to the batch, and returns how many bytes of it
+// are done with: not a value that may go on behind it, unless this is the last.
+func (c *carrier) scan(window []byte, last bool) int {
+	at := 0
+	for {
+		i := bytes.Index(window[at:], mark)
+		if i < 0 {
+			return max(at, len(window)-len(mark)+1)
+		}
+		at += i
+		rest := window[at:]
+		if !last && len(rest) < MaxValue {
+			return at
+		}
+		v, ok := valueAtFront(rest)
+		if !ok {
+			c.broken++
+			at += len(mark)
+			continue
+		}
+		c.batch = append(c.batch, bytes.Clone(v))
+		at += len(v)
+	}
+}
+
+// valueAtFront returns the value with which b begins.
+func valueAtFront(b []byte) (Value, bool) {
+	if len(b) < headerSize {
+		return nil, false
+	}
+	length := uint64(binary.LittleEndian.Uint32(b[offLength:]))
+	if length > uint64(len(b)) {
+		return nil, false
+	}
+	v, err := parse(b[:length])
+	return v, err == nil
+}
+
+func (c *carrier) flushFull() error {
+	if len(c.batch)+len(c.asTheyAre) < carryCount && c.bytes < carryBytes {
+		return nil
+	}
+	return c.flush()
+}
+
+func (c *carrier) flush() error {
+	select {
+	case <-c.store.closing:
+		return ErrClosed
+	default:
+	}
+	if len(c.batch)+len(c.asTheyAre) == 0 {
+		return nil
+	}
+	err := c.to.update(func(tx *bbolt.Tx) error {
+		b := bucketsOf(tx)
+		if !c.scanning {
+			b.policy.FillPercent = 0.9 // they come in order
+		}
+		for _, v := range c.batch {
+			if err := c.put(b, v); err != nil {
+				return err
+			}
+		}
+		for _, d := range c.asTheyAre {
+			if err := c.putDamaged(b, d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	clear(c.batch)
+	clear(c.asTheyAre)
+	c.batch, c.asTheyAre, c.bytes = c.batch[:0], c.asTheyAre[:0], 0
+	return err
+}
+
+// put puts v unless there is a newer one of its domain, or a damaged one: that
+// a newer one was lost does not make an older one right.
+func (c *carrier) put(b buckets, v Value) error {
+	domain := v.domain()
+	change := put{domain: domain, raw: v}
+	if old := b.policy.Get(domain); old != nil {
+		known, err := parseAt(domain, old)
+		if err != nil || known.sequence() >= v.sequence() {
+			return nil
+		}
+		change.old = bytes.Clone(known)
+		c.counts[countOf(known)]--
+		c.recovered--
+	}
+	c.counts[countOf(v)]++
+	c.recovered++
+	c.newest = max(c.newest, v.newest())
+	c.sequence = max(c.sequence, v.sequence())
+	return b.store(change)
+}
+
+// putDamaged puts a value that cannot be read under its key, so that it stays
+// known that there was a policy. It is due at once, and ends when its header
+// says, or after the longest time that a policy can last.
+func (c *carrier) putDamaged(b buckets, d put) error {
+	if b.policy.Get(d.domain) != nil {
+		return nil
+	}
+	now := c.store.options.Now().Unix()
+	lane, expires := Lane(0), now+int64(policy.MaxMaxAge/time.Second)
+	if len(d.raw) >= headerSize {
+		if d.raw.lane() < MaxLanes {
+			lane = d.raw.lane()
+		}
+		if at := d.raw.Expires(); at > 0 && at < expires {
+			expires = at
+		}
+	}
+	c.counts[countOf(d.raw)]++
+	c.damaged++
+	if err := b.policy.Put(d.domain, d.raw); err != nil {
+		return err
+	}
+	return b.index(keys{}, keys{
+		due:    dueKey(lane, expires, now, d.domain),
+		expiry: expiryKey(expires, d.domain),
+		evict:  evictKey(classEnforced, now, d.domain),
+	})
+}
+
+// lost returns how many policies there were and are not now: by the file's own
+// count, if that can be read, else by the values that were found broken.
+func (c *carrier) lost(src source) int {
+	if src.current == nil {
+		return c.broken
+	}
+	return max(int(src.current.policies())-c.recovered-c.damaged, 0)
+}
+
+func (c *carrier) finish() error {
+	return c.to.update(func(tx *bbolt.Tx) error {
+		return bucketsOf(tx).seal(c.counts, c.newest, c.sequence)
+	})
+}
