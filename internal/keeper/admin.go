@@ -1,0 +1,156 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"sort"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// What the administrator sees and does.
+
+// Refreshed is what came of a refresh.
+type Refreshed struct {
+	Domain  string        `json:"domain"`
+	Result  policy.Result `json:"result"`
+	Mode    string        `json:"mode,omitempty"` // of the policy now held
+	ID      string        `json:"id,omitempty"`
+	Changed bool          `json:"changed"` // the text is another than before
+	Err     string        `json:"error,omitempty"`
+}
+
+// Get returns the record of a domain, cache.ErrNotFound if none is held. An
+// expired one is returned too.
+func (k *Keeper) Get(domain string) (cache.Record, error) {
+	if r, found := k.writer.record(domain); found {
+		if r == nil {
+			return cache.Record{}, cache.ErrNotFound
+		}
+		return *r, nil
+	}
+	return k.o.Store.Get(domain)
+}
+
+// List returns up to limit records in the order of their domains, beginning
+// after the domain given. What waits for the disk is included.
+func (k *Keeper) List(after string, limit int) ([]cache.Record, error) {
+	limit = min(max(limit, 1), cache.MaxPage)
+	stored, err := k.o.Store.List(after, limit)
+	if err != nil {
+		return nil, err
+	}
+	if k.writer.lates.Load() == 0 {
+		return stored, nil
+	}
+	last := ""
+	if len(stored) == limit {
+		last = stored[limit-1].Domain
+	}
+	byDomain := make(map[string]cache.Record, len(stored))
+	for _, r := range stored {
+		byDomain[r.Domain] = r
+	}
+	for _, p := range k.writer.lateBetween(after, last) {
+		if p.record == nil {
+			delete(byDomain, p.domain)
+		} else {
+			byDomain[p.domain] = *p.record
+		}
+	}
+	page := make([]cache.Record, 0, len(byDomain))
+	for _, r := range byDomain {
+		page = append(page, r)
+	}
+	sort.Slice(page, func(i, j int) bool { return page[i].Domain < page[j].Domain })
+	return page[:min(len(page), limit)], nil
+}
+
+// lateBetween returns the late changes after a domain and up to another; an
+// empty upTo is no bound.
+func (w *writer) lateBetween(after, upTo string) []*pending {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var found []*pending
+	for _, p := range w.byName {
+		if p.late && p.domain > after && (upTo == "" || p.domain <= upTo) {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// Refresh checks and fetches a domain's policy now, or discovers it if none
+// is held. It waits until that is done or ctx ends.
+func (k *Keeper) Refresh(ctx context.Context, domain string) (Refreshed, error) {
+	return k.fly(ctx, domain, k.refreshNow)
+}
+
+// fly has do done for a domain, or joins what is under way for it. It waits for
+// the outcome, or until ctx ends; do goes on after that, and ends its flight.
+func (k *Keeper) fly(ctx context.Context, domain string, do func(string, *flight)) (Refreshed, error) {
+	for {
+		fl, mine := k.flights.join(domain)
+		if mine {
+			k.wg.Go(func() { do(domain, fl) })
+		}
+		select {
+		case <-fl.done:
+		case <-ctx.Done():
+			return Refreshed{}, ctx.Err()
+		case <-k.life.Done():
+			return Refreshed{}, context.Canceled
+		}
+		if mine || fl.outcome.Domain != "" {
+			return fl.outcome, nil
+		}
+	}
+}
+
+func (k *Keeper) refreshNow(domain string, fl *flight) {
+	now := time.Now()
+	r, err := k.held(domain, now)
+	if err != nil || !isLive(r, now) {
+		k.discover(domain, fl)
+		return
+	}
+	defer k.flights.end(domain, fl)
+	defer k.survive("refresh", domain)
+	// "-refresh all" of a large cache must not ask faster than allowed.
+	if k.fetch.limit.Wait(k.life) != nil {
+		return
+	}
+	k.asked.note(domain, now)
+	if _, ok := k.refetch(k.life, k.o.Lookups, r, fl); ok {
+		k.store(r)
+	}
+}
+
+// Forget drops a domain from the cache, and what is remembered of failures.
+// A discovery or a fetch under way ends first, so that what it finds does not
+// come after. It returns once that is on disk, and says whether a policy was
+// held.
+func (k *Keeper) Forget(ctx context.Context, domain string) (bool, error) {
+	fl := k.flights.alone(ctx, domain)
+	if fl == nil {
+		return false, ctx.Err()
+	}
+	defer k.flights.end(domain, fl)
+	_, err := k.Get(domain)
+	inMemory := k.table.get(k.hash(domain), []byte(domain)) != nil // where the store had no room, it is nowhere else
+	found := err == nil || isDamaged(err) || inMemory
+	if err != nil && !found && !errors.Is(err, cache.ErrNotFound) {
+		return false, err
+	}
+	p := &pending{domain: domain}
+	if err := k.writer.write(p); err != nil {
+		return found, err
+	}
+	k.publish(p)
+	if isClosed(p.done) {
+		return found, nil
+	}
+	return found, errors.New("forgotten in memory, but not on disk yet: it is slow or full")
+}

@@ -1,0 +1,383 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"golang.org/x/time/rate"
+)
+
+// await has a domain's policy discovered and waits for it, for the lookup
+// time-out at most. The discovery goes on after that. damaged says that a
+// policy was held that cannot be read: until one is fetched, mail waits.
+func (k *Keeper) await(ctx context.Context, domain string, damaged bool, h *Held) error {
+	none, brokenOff := ErrNoPolicy, ErrBrokenOff
+	if damaged {
+		none, brokenOff = ErrUnreadable, ErrUnreadable
+	}
+	timer := time.NewTimer(k.o.LookupTimeout)
+	defer timer.Stop()
+	for k.life.Err() == nil {
+		fl, mine := k.flights.join(domain)
+		if mine {
+			k.wg.Go(func() { k.discover(domain, fl) })
+		}
+		select {
+		case <-fl.done:
+		case <-timer.C:
+			k.counters.discoveryTimeouts.Add(1)
+			return none
+		case <-ctx.Done():
+			return brokenOff
+		case <-k.life.Done():
+			return brokenOff
+		}
+		switch {
+		case fl.entry != nil:
+			h.fromEntry(fl.entry)
+			return nil
+		case !mine && !fl.tried:
+			continue // the refresher looked and left it alone
+		case damaged:
+			return ErrUnreadable // whatever the flight we joined was for
+		}
+		return fl.err
+	}
+	return brokenOff
+}
+
+// A hold is what the store has of a domain when its discovery begins.
+type hold uint8
+
+const (
+	holdNothing hold = iota // no policy that lives
+	holdLive                // one that does
+	holdDamaged             // one that cannot be read: mail waits until it is fetched again
+	holdUnknown             // it cannot be told: that counts as nothing, but not for long
+)
+
+// look says what is held of a domain now.
+func (k *Keeper) look(domain string, now time.Time) (*cache.Record, hold) {
+	r, err := k.held(domain, now)
+	switch {
+	case isDamaged(err):
+		return nil, holdDamaged
+	case errors.Is(err, cache.ErrNotFound):
+		return nil, holdNothing
+	case err != nil:
+		return nil, holdUnknown
+	case !isLive(r, now):
+		return nil, holdNothing
+	}
+	return r, holdLive
+}
+
+// discover is a discovery from its first packet to the disk (RFC 8461, 3.3).
+func (k *Keeper) discover(domain string, fl *flight) {
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(k.life, k.o.FetchTimeout+k.o.LookupTimeout+discoverySteps)
+	defer cancel()
+	defer k.flights.end(domain, fl)
+	defer k.survive("discovery", domain)
+
+	fl.tried = true
+	// Another discovery may have ended since the lookup looked. A failure of
+	// this one must not hide what that one has found.
+	known, held := k.look(domain, begun)
+	switch held {
+	case holdLive:
+		fl.entry = k.entryOf(known)
+		fl.outcome = Refreshed{Domain: domain, Result: policy.ResultOK, Mode: known.Mode.String(), ID: known.ID}
+		return
+	case holdDamaged:
+		fl.err = ErrUnreadable
+	}
+	k.counters.discoveries.Add(1)
+	record, found, err := k.find(ctx, domain)
+	if ctx.Err() != nil && k.life.Err() != nil {
+		if held != holdDamaged {
+			fl.err = ErrBrokenOff
+		}
+		return // the daemon ends; nothing was learned
+	}
+	result := policy.ResultOf(err)
+	k.health.note(domain, result, time.Now())
+	event := Event{Step: StepDiscovery, Domain: domain, Result: result, Err: err, Took: time.Since(begun)}
+	if err != nil {
+		k.remember(domain, held, err)
+		k.o.Observe(event)
+		fl.outcome = Refreshed{Domain: domain, Result: result, Err: reason(err)}
+		return
+	}
+	event.Mode, event.Changed = found.Policy.Mode, true
+	now := time.Now()
+	r := k.newRecord(domain, record, found, now)
+	k.store(r)
+	fl.entry = k.entryOf(r)
+	fl.outcome = Refreshed{Domain: domain, Result: policy.ResultOK, Mode: r.Mode.String(), ID: r.ID, Changed: true}
+	k.o.Observe(event)
+	if !k.mayLog(k.strangersLines) {
+		return
+	}
+	k.o.Log.Info("MTA-STS policy found", "domain", domain, "mode", r.Mode.String(), "id", r.ID,
+		"max_age", found.Policy.MaxAge, "mx", len(found.Policy.MX))
+}
+
+// find asks for the record and then for the policy. Each of the two parts has
+// slots of its own: policy hosts that never answer do not keep the domains
+// waiting that have no policy at all.
+func (k *Keeper) find(ctx context.Context, domain string) (policy.Record, *policy.Fetched, error) {
+	release, err := k.turn(ctx, k.dnsSlots, domain)
+	if err != nil {
+		return policy.Record{}, nil, err
+	}
+	record, _, err := k.o.Lookups.Record(ctx, domain)
+	release()
+	if err != nil {
+		return policy.Record{}, nil, err
+	}
+	if release, err = k.turn(ctx, k.httpSlots, domain); err != nil {
+		return policy.Record{}, nil, err
+	}
+	defer release()
+	found, err := k.o.Lookups.Fetch(ctx, domain)
+	return record, found, err
+}
+
+// turn waits for a slot within the time of a lookup: when it is over, nobody
+// waits for this discovery any more.
+func (k *Keeper) turn(ctx context.Context, slots chan struct{}, domain string) (release func(), err error) {
+	release = func() { <-slots }
+	select {
+	case slots <- struct{}{}:
+		return release, nil
+	default:
+	}
+	timer := time.NewTimer(k.o.LookupTimeout)
+	defer timer.Stop()
+	select {
+	case slots <- struct{}{}:
+		return release, nil
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	k.counters.overloads.Add(1)
+	return nil, &policy.Error{Domain: domain, Result: policy.ResultBusy,
+		Err: fmt.Errorf("too many discoveries at once ([lookup] concurrency = %d)", cap(slots))}
+}
+
+// remember keeps the news that no policy was found: for as long as the DNS
+// says, or, after a failure, five minutes and longer with repetition. One that
+// was not tried for want of a turn has not failed.
+func (k *Keeper) remember(domain string, held hold, err error) {
+	now := time.Now()
+	hash := k.hash(domain)
+	damaged := held == holdDamaged
+	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: reason(err), damaged: damaged}
+	n.failures = k.negative.failures(hash, domain)
+	keep := min(max(ttlOf(err), minNegative), maxNegativeTTL)
+	switch n.Result {
+	case policy.ResultNoRecord:
+		n.failures = 0
+		if damaged {
+			keep = max(keep, firstBackoff)
+		}
+	case policy.ResultBusy:
+		keep = minNegative
+	default:
+		n.failures++
+		keep = max(keep, k.timing().backoff(n.failures))
+	}
+	if held == holdUnknown {
+		keep = minNegative // the store repairs itself, and may have a policy yet
+	}
+	n.Until = now.Add(keep)
+	if n.Result != policy.ResultNoRecord {
+		k.logFailure(slog.LevelInfo, "MTA-STS discovery failed; mail goes as it would without us", n, damaged)
+	}
+	k.negative.put(hash, n)
+}
+
+// mayLog says whether there is room in the log for one more line about a
+// domain. While nothing succeeds at all, that is said once, and of few domains:
+// enough for those that have their own faults.
+func (k *Keeper) mayLog(limit *rate.Limiter) bool {
+	if k.health.dead() {
+		limit = k.outageLines
+	}
+	if limit.Allow() {
+		return true
+	}
+	k.counters.linesDropped.Add(1)
+	return false
+}
+
+func (k *Keeper) logFailure(level slog.Level, words string, n *Negative, damaged bool) {
+	if damaged {
+		level, words = slog.LevelError, "the stored MTA-STS policy is damaged and could not be fetched again; mail waits"
+	}
+	limit := k.strangersLines
+	if damaged {
+		limit = k.ownLines
+	}
+	if !k.mayLog(limit) {
+		return
+	}
+	k.o.Log.Log(context.Background(), level, words,
+		"domain", n.Domain, "result", string(n.Result), "err", n.Err, "next", n.Until.Round(time.Second))
+}
+
+// reason is what went wrong, for those who know the domain and the result. It
+// is short, since it is remembered of many domains.
+func reason(err error) string {
+	var pe *policy.Error
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	s := err.Error()
+	if len(s) > maxReason {
+		s = strings.ToValidUTF8(s[:maxReason], "") + "..."
+	}
+	return s
+}
+
+func ttlOf(err error) time.Duration {
+	var pe *policy.Error
+	if errors.As(err, &pe) {
+		return pe.TTL
+	}
+	return 0
+}
+
+// newRecord makes the record of a policy found for the first time.
+func (k *Keeper) newRecord(domain string, record policy.Record, found *policy.Fetched, now time.Time) *cache.Record {
+	r := &cache.Record{Domain: domain, ID: record.ID, Checked: now, Used: now}
+	k.take(r, found, now)
+	t := k.timing()
+	t.drawFetch(r)
+	t.drawCheck(r, now)
+	t.schedule(r, now, false)
+	return r
+}
+
+// take puts a fetched policy into a record.
+func (k *Keeper) take(r *cache.Record, found *policy.Fetched, now time.Time) {
+	r.Mode = found.Policy.Mode
+	r.Text = found.Text
+	r.Ready = k.o.Prepare(r.Domain, found.Policy)
+	r.Fetched, r.Expires = now, now.Add(found.Policy.MaxAge)
+	r.Failures, r.FailedAt, r.LastError = 0, time.Time{}, ""
+	r.Slow = found.Duration > slowFetch
+}
+
+// store brings a record to the disk, or as near as it can, and waits for it.
+func (k *Keeper) store(r *cache.Record) {
+	k.stored(r, k.writer.write(&pending{domain: r.Domain, record: r, entry: k.entryOf(r)}))
+}
+
+// storeSoon has a record written and does not wait. Unless it is urgent it
+// shares a later commit. The result is closed when it is on disk.
+func (k *Keeper) storeSoon(r *cache.Record, urgent bool) <-chan struct{} {
+	p := &pending{domain: r.Domain, record: r, entry: k.entryOf(r), lazy: !urgent}
+	err := k.writer.enqueue(p)
+	k.stored(r, err)
+	if err != nil {
+		k.skipped.note(r.Domain, time.Now()) // in the store it is due as before
+		return nil
+	}
+	return p.done
+}
+
+// stored deals with a record for which neither disk nor queue has room: it is
+// answered from the table while it lives there.
+func (k *Keeper) stored(r *cache.Record, err error) {
+	if err == nil {
+		return
+	}
+	k.counters.notKept.Add(1)
+	k.inMemoryOnly(r)
+	if k.ownLines.Allow() {
+		k.o.Log.Error("a new MTA-STS policy could not be written", "domain", r.Domain, "err", err,
+			"next", "it is fetched again when it is asked for")
+	}
+}
+
+func (k *Keeper) inMemoryOnly(r *cache.Record) {
+	e := k.entryOf(r)
+	k.negative.drop(e.hash)
+	k.table.keep(e)
+}
+
+// published brings the memory up to date with a batch that is on disk.
+func (k *Keeper) published(batch []*pending, result cache.WriteResult) {
+	for _, p := range batch {
+		k.publish(p)
+		if p.record != nil {
+			k.lineOf(p.record.Lane).expect(p.record.Due)
+		}
+	}
+	for _, domain := range result.Evicted {
+		k.table.replace(k.hash(domain), domain, nil)
+	}
+	if len(result.Refused) == 0 {
+		return
+	}
+	refused := make(map[string]bool, len(result.Refused))
+	for _, domain := range result.Refused {
+		refused[domain] = true
+	}
+	for _, p := range batch {
+		if p.record != nil && refused[p.domain] {
+			k.counters.refused.Add(1)
+			k.inMemoryOnly(p.record)
+		}
+	}
+	if k.ownLines.Allow() {
+		k.o.Log.Warn("the cache is full of policies in use; new ones are kept in memory only",
+			"refused", len(result.Refused), "next", "raise [cache] max_size")
+	}
+}
+
+// lineOf returns the line that works off a lane.
+func (k *Keeper) lineOf(lane cache.Lane) *line {
+	if lane >= laneFetchUsed {
+		return k.fetch
+	}
+	return k.check
+}
+
+// publish replaces what memory has of a domain.
+func (k *Keeper) publish(p *pending) {
+	hash := k.hash(p.domain)
+	var e *Entry
+	if p.record != nil {
+		e = k.entryOf(p.record)
+	}
+	k.negative.drop(hash)
+	k.table.replace(hash, p.domain, e)
+}
+
+// survive keeps a panic in one domain's work from ending the daemon: mail
+// waits while it is down.
+func (k *Keeper) survive(what, domain string) {
+	if v := recover(); v != nil {
+		k.counters.panics.Add(1)
+		k.skipped.note(domain, time.Now())
+		if !k.ownLines.Allow() {
+			return
+		}
+		k.o.Log.Error("bug: a panic was survived; please report it", "in", what, "domain", domain,
+			"panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	}
+}
+
+func (k *Keeper) timing() timing {
+	return timing{interval: k.o.Interval, unusedAfter: k.o.UnusedAfter, watching: k.begun, random: k.random}
+}

@@ -1,0 +1,143 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// This file: what is held is never hidden, and what was not found out is not
+// taken for "no policy".
+
+func TestADiscoveryThatBeginsAfterAnotherHasFoundThePolicyAnswersFromIt(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		// A lookup that looked before the policy was there begins a discovery
+		// now, and the network has gone meanwhile.
+		s.net.change("example.com", func(h *fakeHost) { h.recordErr = policy.ResultDNS })
+		var h Held
+		if err := s.await(t.Context(), "example.com", false, &h); err != nil || h.Mode != policy.ModeEnforce {
+			t.Errorf("mode %v, %v", h.Mode, err)
+		}
+		if n, _ := s.net.asked("example.com"); n != 1 {
+			t.Errorf("%d TXT lookups", n)
+		}
+		if n, hidden := s.Negative("example.com"); hidden {
+			t.Errorf("the policy held is hidden behind %+v", n)
+		}
+	})
+}
+
+func TestALookupThatIsBrokenOffIsNotTakenForNoPolicy(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("slow.example", 30*day)
+		s.net.change("slow.example", func(h *fakeHost) { h.takes = 15 * time.Second })
+		ctx, cancel := context.WithCancel(t.Context())
+		errs := make(chan error, 1)
+		go func() {
+			var h Held
+			errs <- s.Lookup(ctx, []byte("slow.example"), &h)
+		}()
+		synctest.Wait()
+		cancel()
+		if err := <-errs; !errors.Is(err, ErrBrokenOff) {
+			t.Errorf("the caller gives up: %v", err)
+		}
+		go func() { _, err := s.lookup(t, "slow.example"); errs <- err }()
+		synctest.Wait()
+		s.end() // as at the end of Run
+		if err := <-errs; !errors.Is(err, ErrBrokenOff) {
+			t.Errorf("the daemon ends: %v", err)
+		}
+		if _, err := s.lookup(t, "other.example"); !errors.Is(err, ErrBrokenOff) {
+			t.Errorf("the daemon has ended: %v", err)
+		}
+	})
+}
+
+func TestAFailedDiscoveryIsNotRememberedForLongWhereTheStoreCouldNotBeRead(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
+		s.disk.set(func(d *faultyStore) { d.unreadable = true })
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+			t.Errorf("an unreadable page: %v", err)
+		}
+		s.disk.set(func(d *faultyStore) { d.unreadable = false }) // it has been rebuilt
+		time.Sleep(minNegative)
+		s.mustHold(t, "example.com")
+	})
+}
+
+func TestADiscoveryThatGotNoTurnIsTriedAgainSoon(t *testing.T) {
+	inSite(t, func(o *Options) { o.LookupConcurrency = 1 }, func(t *testing.T, s *site) {
+		s.net.set("tarpit.example", fakeHost{id: "1", tarpit: true})
+		s.net.enforced("example.com", 30*day)
+		for range 3 {
+			go func() { _, _ = s.lookup(t, "tarpit.example") }()
+			synctest.Wait()
+			if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+				t.Errorf("without a turn: %v", err)
+			}
+			synctest.Wait()
+			n, ok := s.Negative("example.com")
+			if left := time.Until(n.Until); !ok || n.Result != policy.ResultBusy || left > minNegative {
+				t.Errorf("%v, remembered for %s", n.Result, left)
+			}
+			time.Sleep(2 * time.Hour) // and the tarpit may be tried again
+		}
+		s.mustHold(t, "example.com")
+	})
+}
+
+func TestARecordOfAnotherVersionThatIsCheckedIsAnsweredInTodaysFormat(t *testing.T) {
+	afterUpgrade(t, func(t *testing.T, s *site) {
+		for range 3 { // into the table, too
+			s.mustHold(t, "example.com")
+		}
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
+		for range 48 { // checks succeed, fetches fail
+			if got := s.mustHold(t, "example.com"); got != "example.com enforce [mx.example.com]" {
+				t.Fatalf("held %q", got)
+			}
+			settle(time.Hour)
+		}
+	})
+}
+
+func TestATextThatThisVersionDoesNotTakeMakesMailWaitUntilItIsFetchedAgain(t *testing.T) {
+	afterUpgrade(t, func(t *testing.T, s *site) {
+		r, err := s.disk.Store.Get("example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Text = []byte("of a grammar that is no more")
+		if _, err := s.disk.Store.Write([]cache.Op{{Put: &r}}); err != nil {
+			t.Fatal(err)
+		}
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrUnreadable) {
+			t.Errorf("lookup: %v", err)
+		}
+		s.net.enforced("example.com", 30*day)
+		settle(2 * time.Hour)
+		s.mustHold(t, "example.com")
+	})
+}
+
+func TestWhatIsRememberedOfAFailureIsShort(t *testing.T) {
+	long := &policy.Error{Domain: "example.com", Result: policy.ResultDNS, Err: errors.New(strings.Repeat("é", 4000))}
+	if got := reason(long); len(got) > maxReason+len("...") || strings.ContainsRune(got, '\uFFFD') {
+		t.Errorf("%d bytes: %q", len(got), got)
+	}
+}
+
+var errUnreadablePage = errors.Join(cache.ErrUnreadable, errors.New("as the test wants it"))

@@ -1,0 +1,300 @@
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// fakeNet is the network as a Discoverer sees it. Hosts may be changed while
+// it is used.
+type fakeNet struct {
+	mu      sync.Mutex
+	hosts   map[string]*fakeHost
+	records map[string]int // TXT lookups by domain
+	fetches map[string]int // HTTPS fetches by domain
+}
+
+// fakeHost is a domain: what it publishes, and how it fails.
+type fakeHost struct {
+	id, text   string
+	recordErr  policy.Result // "" is none
+	fetchErr   policy.Result
+	ttl        time.Duration
+	takes      time.Duration   // a fetch
+	gate       <-chan struct{} // a fetch waits until it is closed
+	tarpit     bool            // a fetch never ends
+	recordGate <-chan struct{} // a TXT lookup waits until it is closed
+}
+
+func newFakeNet() *fakeNet {
+	return &fakeNet{hosts: make(map[string]*fakeHost), records: make(map[string]int), fetches: make(map[string]int)}
+}
+
+func policyText(mode string, maxAge time.Duration, mx string) string {
+	return fmt.Sprintf("version: STSv1\nmode: %s\nmx: %s\nmax_age: %d\n", mode, mx, int64(maxAge.Seconds()))
+}
+
+// enforced publishes an enforced policy with a max_age.
+func (n *fakeNet) enforced(domain string, maxAge time.Duration) {
+	n.set(domain, fakeHost{id: "1", text: policyText("enforce", maxAge, "mx."+domain)})
+}
+
+func (n *fakeNet) set(domain string, h fakeHost) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hosts[domain] = &h
+}
+
+func (n *fakeNet) change(domain string, bend func(*fakeHost)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	h := *n.hosts[domain]
+	bend(&h)
+	n.hosts[domain] = &h
+}
+
+func (n *fakeNet) asked(domain string) (records, fetches int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.records[domain], n.fetches[domain]
+}
+
+func (n *fakeNet) Record(ctx context.Context, domain string) (policy.Record, time.Duration, error) {
+	n.mu.Lock()
+	n.records[domain]++
+	h := n.hosts[domain]
+	n.mu.Unlock()
+	if h != nil && h.recordGate != nil {
+		select {
+		case <-h.recordGate:
+		case <-ctx.Done():
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return policy.Record{}, 0, &policy.Error{Domain: domain, Result: policy.ResultDNS, Err: ctx.Err()}
+	case h == nil:
+		return policy.Record{}, 0, &policy.Error{Domain: domain, Result: policy.ResultNoRecord, TTL: time.Minute, Err: errors.New("NXDOMAIN")}
+	case h.recordErr != "":
+		return policy.Record{}, 0, &policy.Error{Domain: domain, Result: h.recordErr, TTL: h.ttl, Err: errors.New("as the test wants it")}
+	}
+	return policy.Record{ID: h.id}, time.Hour, nil
+}
+
+func (n *fakeNet) Fetch(ctx context.Context, domain string) (*policy.Fetched, error) {
+	n.mu.Lock()
+	n.fetches[domain]++
+	h := n.hosts[domain]
+	n.mu.Unlock()
+	fail := func(result policy.Result, err error) (*policy.Fetched, error) {
+		return nil, &policy.Error{Domain: domain, Result: result, Err: err}
+	}
+	if h == nil {
+		return fail(policy.ResultFetch, errors.New("no such host"))
+	}
+	if h.tarpit {
+		timer := time.NewTimer(30 * time.Second) // the fetcher's own time-out
+		defer timer.Stop()
+		select {
+		case <-ctx.Done():
+			return fail(policy.ResultFetch, ctx.Err())
+		case <-timer.C:
+			return fail(policy.ResultFetch, errors.New("timed out"))
+		}
+	}
+	if h.takes > 0 {
+		timer := time.NewTimer(h.takes)
+		defer timer.Stop()
+		select {
+		case <-ctx.Done():
+			return fail(policy.ResultFetch, ctx.Err())
+		case <-timer.C:
+		}
+	}
+	if h.gate != nil {
+		select {
+		case <-h.gate:
+		case <-ctx.Done():
+			return fail(policy.ResultFetch, ctx.Err())
+		}
+	}
+	if h.fetchErr != "" {
+		return fail(h.fetchErr, errors.New("as the test wants it"))
+	}
+	p, err := policy.Parse([]byte(h.text))
+	if err != nil {
+		return fail(policy.ResultInvalid, err)
+	}
+	return &policy.Fetched{Text: []byte(h.text), Policy: p, Duration: h.takes}, nil
+}
+
+// prepare is a Prepare that tests can read.
+func prepare(domain string, p *policy.Policy) []byte {
+	return []byte(fmt.Sprintf("%s %s %v", domain, p.Mode, p.MX))
+}
+
+// faultyStore is a real store whose disk can be slow, full or damaged.
+type faultyStore struct {
+	*cache.Store
+	mu      sync.Mutex
+	full    bool
+	gate    chan struct{} // a Write waits until it is closed
+	damaged map[string]bool
+	writes  int
+
+	unreadable bool // the page on which anything stands
+}
+
+var errFull = errors.New("no space left on device")
+
+func (s *faultyStore) Write(ops []cache.Op) (cache.WriteResult, error) {
+	s.mu.Lock()
+	full, gate := s.full, s.gate
+	s.writes++
+	s.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	if full {
+		return cache.WriteResult{}, errFull
+	}
+	r, err := s.Store.Write(ops)
+	if err == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, op := range ops {
+			if op.Put != nil {
+				delete(s.damaged, op.Put.Domain)
+			}
+		}
+	}
+	return r, err
+}
+
+// fault is what reading a domain fails with.
+func (s *faultyStore) fault(domain string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.unreadable:
+		return errUnreadablePage
+	case s.damaged[domain]:
+		return &cache.DamagedError{Domain: domain, Err: errors.New("as the test wants it")}
+	}
+	return nil
+}
+
+func (s *faultyStore) Lookup(domain []byte, into *cache.Hit) error {
+	if err := s.fault(string(domain)); err != nil {
+		return err
+	}
+	return s.Store.Lookup(domain, into)
+}
+
+func (s *faultyStore) Get(domain string) (cache.Record, error) {
+	if err := s.fault(domain); err != nil {
+		return cache.Record{}, err
+	}
+	return s.Store.Get(domain)
+}
+
+func (s *faultyStore) set(change func(*faultyStore)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(s)
+}
+
+// A site is a keeper with its network, store and log, running.
+type site struct {
+	*Keeper
+	net  *fakeNet
+	disk *faultyStore
+	log  *syncBuffer
+	stop func() error
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// inSite runs a test in a bubble of its own time, with a running keeper over
+// a real store.
+func inSite(t *testing.T, bend func(*Options), test func(*testing.T, *site)) {
+	t.Helper()
+	path := filepath.Join(memoryDir(t), "cache.db")
+	synctest.Test(t, func(t *testing.T) {
+		s := openSite(t, path, newFakeNet(), bend)
+		test(t, s)
+		if err := s.stop(); err != nil && !errors.Is(err, errFull) {
+			t.Errorf("stopping: %v", err)
+		}
+	})
+}
+
+func openSite(t *testing.T, path string, net *fakeNet, bend func(*Options)) *site {
+	t.Helper()
+	store, err := cache.Open(path, cache.Options{MaxSize: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: new(syncBuffer)}
+	o := Options{
+		Store: s.disk, Lookups: net, Refresher: net, Prepare: prepare,
+		Log: slog.New(slog.NewTextHandler(s.log, nil)),
+	}
+	if bend != nil {
+		bend(&o)
+	}
+	s.Keeper = New(o)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	s.stop = func() error {
+		cancel()
+		err := <-done
+		return errors.Join(err, store.Close())
+	}
+	return s
+}
+
+// lookup returns the Ready bytes of the policy found, and the error.
+func (s *site) lookup(t *testing.T, domain string) (string, error) {
+	t.Helper()
+	var h Held
+	err := s.Lookup(t.Context(), []byte(domain), &h)
+	return string(h.Ready), err
+}
+
+// mustHold looks a domain up and fails the test if no policy is held.
+func (s *site) mustHold(t *testing.T, domain string) string {
+	t.Helper()
+	ready, err := s.lookup(t, domain)
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", domain, err, s.log)
+	}
+	return ready
+}

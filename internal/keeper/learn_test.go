@@ -1,0 +1,151 @@
+package keeper
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// foreign is a policy that another node fetched two hours ago.
+func foreign(domain, mode string) Foreign {
+	fetched := time.Now().Add(-2 * time.Hour)
+	return Foreign{
+		Domain: domain, ID: "1", Text: []byte(policyText(mode, 7*day, "mx."+domain)),
+		Fetched: fetched, Expires: fetched.Add(7 * day),
+	}
+}
+
+func TestAPolicyTakenOverKeepsItsExpiryAndIsFetchedAtOnce(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		f := foreign("a.test", "enforce")
+		s.net.enforced("a.test", 30*day)
+		gate := make(chan struct{})
+		s.net.change("a.test", func(h *fakeHost) { h.gate = gate })
+		l, err := s.Take(t.Context(), f)
+		if err != nil || !l.Taken || l.Mode != "enforce" {
+			t.Fatalf("%+v, %v", l, err)
+		}
+		r, err := s.Get("a.test")
+		if err != nil || !r.Expires.Equal(f.Expires) || !r.Fetched.Equal(f.Fetched) || r.ID != "1" {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		s.mustHold(t, "a.test") // also before the fetch
+		time.Sleep(2 * takenSettles)
+		synctest.Wait()
+		close(gate)
+		time.Sleep(time.Minute)
+		if r, err = s.Get("a.test"); err != nil || !r.Fetched.After(f.Fetched.Add(time.Hour)) {
+			t.Errorf("it is not fetched anew: %+v, %v", r, err)
+		}
+		if _, n := s.net.asked("a.test"); n != 1 {
+			t.Errorf("%d fetches", n)
+		}
+	})
+}
+
+func TestAPolicyTakenOverIsNotExtendedWithoutAFetch(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		f := foreign("a.test", "enforce")
+		s.net.set("a.test", fakeHost{id: "1", fetchErr: policy.ResultFetch})
+		if l, err := s.Take(t.Context(), f); err != nil || !l.Taken {
+			t.Fatalf("%+v, %v", l, err)
+		}
+		time.Sleep(day)
+		if l, err := s.Take(t.Context(), f); err != nil || !l.Held { // once more
+			t.Fatalf("%+v, %v", l, err)
+		}
+		r, err := s.Get("a.test")
+		if err != nil || !r.Expires.Equal(f.Expires) || r.Failures == 0 {
+			t.Errorf("expires %v, want %v; %d failures, %v", r.Expires, f.Expires, r.Failures, err)
+		}
+		time.Sleep(time.Until(f.Expires) + time.Second)
+		if _, err := s.lookup(t, "a.test"); err == nil {
+			t.Error("it counts after its end")
+		}
+	})
+}
+
+func TestAPolicyTakenOverReplacesNoNewerOne(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("a.test", 30*day)
+		held := s.mustHold(t, "a.test")
+		l, err := s.Take(t.Context(), foreign("a.test", "none"))
+		if err != nil || !l.Held || l.Taken || l.Mode != "enforce" {
+			t.Errorf("%+v, %v", l, err)
+		}
+		if got := s.mustHold(t, "a.test"); got != held {
+			t.Errorf("%q is held, not %q", got, held)
+		}
+		// A newer one does.
+		time.Sleep(3 * time.Hour)
+		l, err = s.Take(t.Context(), foreign("a.test", "testing"))
+		if err != nil || !l.Taken || l.Mode != "testing" {
+			t.Errorf("%+v, %v", l, err)
+		}
+	})
+}
+
+func TestWhatIsNoGoodPolicyIsNotTakenOver(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		for want, bend := range map[string]func(*Foreign){
+			"is no policy":            func(f *Foreign) { f.Text = []byte("version: STSv2\n") },
+			"in the future":           func(f *Foreign) { f.Fetched = time.Now().Add(time.Hour) },
+			"longer than its max_age": func(f *Foreign) { f.Expires = f.Expires.Add(time.Second) },
+			"has expired":             func(f *Foreign) { f.Expires = time.Now() },
+			"cannot be read, and is to be fetched": func(f *Foreign) {
+				s.disk.set(func(d *faultyStore) { d.damaged[f.Domain] = true })
+			},
+		} {
+			f := foreign("a.test", "enforce")
+			bend(&f)
+			if l, err := s.Take(t.Context(), f); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%+v, %v; want %q", l, err, want)
+			}
+		}
+		s.disk.set(func(d *faultyStore) { clear(d.damaged) })
+		if _, err := s.Get("a.test"); err != cache.ErrNotFound {
+			t.Errorf("something is held: %v", err)
+		}
+		f := foreign("a.test", "enforce")
+		f.ID = "no id; id=1"
+		if l, err := s.Take(t.Context(), f); err != nil || !l.Taken {
+			t.Errorf("%+v, %v", l, err)
+		}
+		if r, err := s.Get("a.test"); err != nil || r.ID != "" {
+			t.Errorf("id %q, %v", r.ID, err)
+		}
+	})
+}
+
+func TestLearningIsPacedAndAsksForNothingThatIsKnown(t *testing.T) {
+	inSite(t, func(o *Options) { o.CheckRate = 1 }, func(t *testing.T, s *site) {
+		s.net.enforced("a.test", 30*day)
+		s.net.enforced("b.test", 30*day)
+		begun := time.Now()
+		for _, domain := range []string{"a.test", "b.test"} {
+			if l, err := s.Learn(t.Context(), domain); err != nil || l.Mode != "enforce" || l.Held {
+				t.Errorf("%+v, %v", l, err)
+			}
+		}
+		if l, err := s.Learn(t.Context(), "none.test"); err != nil || l.Result != policy.ResultNoRecord {
+			t.Errorf("%+v, %v", l, err)
+		}
+		if took := time.Since(begun); took < 2*time.Second {
+			t.Errorf("three discoveries in %v", took)
+		}
+		begun = time.Now()
+		if l, err := s.Learn(t.Context(), "a.test"); err != nil || !l.Held {
+			t.Errorf("%+v, %v", l, err)
+		}
+		if l, err := s.Learn(t.Context(), "none.test"); err != nil || l.Result != policy.ResultNoRecord {
+			t.Errorf("%+v, %v", l, err)
+		}
+		if n, _ := s.net.asked("none.test"); n != 1 || time.Since(begun) > 0 {
+			t.Errorf("%d TXT lookups, %v", n, time.Since(begun))
+		}
+	})
+}

@@ -1,0 +1,381 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+func TestALookupDiscoversThePolicyAndItIsOnDiskBeforeTheAnswer(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		if got := s.mustHold(t, "example.com"); got != "example.com enforce [mx.example.com]" {
+			t.Errorf("held %q", got)
+		}
+		r, err := s.disk.Store.Get("example.com")
+		if err != nil {
+			t.Fatalf("not on disk: %v", err)
+		}
+		if r.ID != "1" || !r.Due.After(time.Now()) {
+			t.Errorf("stored %+v", r)
+		}
+	})
+}
+
+func TestTheAnswerWaitsForTheDisk(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		gate := make(chan struct{})
+		s.disk.set(func(d *faultyStore) { d.gate = gate })
+		s.net.enforced("example.com", 30*day)
+		answered := make(chan time.Time, 1)
+		go func() {
+			s.mustHold(t, "example.com")
+			answered <- time.Now()
+		}()
+		time.Sleep(time.Second) // of the bubble's time
+		synctest.Wait()
+		select {
+		case <-answered:
+			t.Fatal("answered before the policy was on disk")
+		default:
+		}
+		close(gate)
+		<-answered
+	})
+}
+
+func TestManyLookupsOfOneDomainShareADiscovery(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.net.change("example.com", func(h *fakeHost) { h.takes = 3 * time.Second })
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() { s.mustHold(t, "example.com") })
+		}
+		wg.Wait()
+		if records, fetches := s.net.asked("example.com"); records != 1 || fetches != 1 {
+			t.Errorf("%d TXT lookups and %d fetches", records, fetches)
+		}
+	})
+}
+
+func TestRFC8461_3_3_ALookupThatCannotWaitIsNotFoundAndTheDiscoveryGoesOn(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("slow.example", 30*day)
+		s.net.change("slow.example", func(h *fakeHost) { h.takes = 25 * time.Second })
+		begun := time.Now()
+		if _, err := s.lookup(t, "slow.example"); !errors.Is(err, ErrNoPolicy) {
+			t.Errorf("lookup: %v", err)
+		}
+		if took := time.Since(begun); took != 20*time.Second {
+			t.Errorf("took %s, want the lookup's time-out", took)
+		}
+		time.Sleep(6 * time.Second)
+		synctest.Wait()
+		begun = time.Now()
+		s.mustHold(t, "slow.example")
+		if took := time.Since(begun); took != 0 {
+			t.Errorf("the second lookup took %s", took)
+		}
+	})
+}
+
+func TestATarpitDelaysNobodyElse(t *testing.T) {
+	inSite(t, func(o *Options) { o.LookupConcurrency = 4 }, func(t *testing.T, s *site) {
+		for _, d := range []string{"t1.example", "t2.example", "t3.example", "t4.example", "t5.example"} {
+			s.net.set(d, fakeHost{id: "1", tarpit: true})
+			go func() { _, _ = s.lookup(t, d) }()
+		}
+		synctest.Wait()
+		begun := time.Now()
+		if _, err := s.lookup(t, "none.example"); !errors.Is(err, ErrNoPolicy) {
+			t.Errorf("lookup: %v", err)
+		}
+		if took := time.Since(begun); took != 0 {
+			t.Errorf("a domain without a policy waited %s for the tarpits", took)
+		}
+	})
+}
+
+func TestTheDenialIsKeptForItsTTLAMinuteAtLeastAndAnHourAtMost(t *testing.T) {
+	tests := []struct {
+		ttl, want time.Duration
+	}{{0, time.Minute}, {10 * time.Second, time.Minute}, {10 * time.Minute, 10 * time.Minute}, {day, time.Hour}}
+	for _, tt := range tests {
+		inSite(t, nil, func(t *testing.T, s *site) {
+			s.net.set("example.com", fakeHost{recordErr: policy.ResultNoRecord, ttl: tt.ttl})
+			_, _ = s.lookup(t, "example.com")
+			time.Sleep(tt.want - time.Second)
+			if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+				t.Error(err)
+			}
+			if n, _ := s.net.asked("example.com"); n != 1 {
+				t.Errorf("TTL %s: asked again before %s", tt.ttl, tt.want)
+			}
+			time.Sleep(time.Second)
+			_, _ = s.lookup(t, "example.com")
+			if n, _ := s.net.asked("example.com"); n != 2 {
+				t.Errorf("TTL %s: not asked again after %s", tt.ttl, tt.want)
+			}
+		})
+	}
+}
+
+func TestRFC8461_3_3_AFailedDiscoveryIsNotTriedAgainForFiveMinutesAndThenForLonger(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.set("example.com", fakeHost{id: "1", fetchErr: policy.ResultFetch})
+		asked := func() int { _, n := s.net.asked("example.com"); return n }
+		for second := range 2 * 60 * 60 {
+			if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+				t.Fatalf("after %d s: %v", second, err)
+			}
+			if second == 299 && asked() != 1 {
+				t.Fatalf("%d fetches in the first five minutes", asked())
+			}
+			time.Sleep(time.Second)
+		}
+		if n := asked(); n < 4 || n > 6 {
+			t.Errorf("%d fetches in two hours", n)
+		}
+	})
+}
+
+func TestAfterAFailureALookupThatSucceedsForgetsIt(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.set("example.com", fakeHost{id: "1", fetchErr: policy.ResultFetch})
+		_, _ = s.lookup(t, "example.com")
+		s.net.enforced("example.com", 30*day)
+		time.Sleep(8 * time.Minute)
+		s.mustHold(t, "example.com")
+		if _, remembered := s.Negative("example.com"); remembered {
+			t.Error("the failure is still remembered")
+		}
+	})
+}
+
+func TestRFC8461_3_3_APolicyIsHeldUntilItsMaxAgeRunsOutWhateverTheRecordSays(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 2*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) {
+			h.recordErr, h.fetchErr = policy.ResultNoRecord, policy.ResultFetch
+		})
+		for range 47 {
+			time.Sleep(time.Hour)
+			s.mustHold(t, "example.com")
+		}
+		time.Sleep(time.Hour)
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+			t.Errorf("after max_age: %v", err)
+		}
+	})
+}
+
+func TestMaxAgeZeroCountsForAMinute(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 0)
+		for range 180 {
+			s.mustHold(t, "example.com")
+			time.Sleep(time.Second)
+		}
+		if _, n := s.net.asked("example.com"); n != 3 {
+			t.Errorf("%d fetches in three minutes", n)
+		}
+	})
+}
+
+func TestADamagedPolicyMakesMailWaitUntilItIsFetchedAgain(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.disk.set(func(d *faultyStore) { d.damaged["example.com"] = true })
+		s.net.change("example.com", func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
+		for range 3 {
+			if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrUnreadable) {
+				t.Fatalf("lookup: %v", err)
+			}
+			time.Sleep(4 * time.Minute)
+		}
+		s.net.enforced("example.com", 30*day)
+		time.Sleep(time.Hour)
+		s.mustHold(t, "example.com")
+	})
+}
+
+func TestASlowDiskHoldsUpAFindForTwoSecondsAndThenItIsAnsweredFromMemory(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		gate := make(chan struct{})
+		s.disk.set(func(d *faultyStore) { d.gate = gate })
+		s.net.enforced("example.com", 30*day)
+		begun := time.Now()
+		s.mustHold(t, "example.com")
+		if took := time.Since(begun); took != commitWait {
+			t.Errorf("answered after %s", took)
+		}
+		begun = time.Now()
+		s.mustHold(t, "example.com")
+		if took := time.Since(begun); took != 0 {
+			t.Errorf("answered from memory after %s", took)
+		}
+		if _, n := s.net.asked("example.com"); n != 1 {
+			t.Errorf("%d fetches", n)
+		}
+		close(gate)
+		synctest.Wait()
+		if late := s.writer.lates.Load(); late != 0 {
+			t.Errorf("%d policies are still late", late)
+		}
+		s.mustHold(t, "example.com")
+	})
+}
+
+func TestAFullDiskLosesNoPolicyAndIsTriedAgain(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.disk.set(func(d *faultyStore) { d.full = true })
+		for _, d := range []string{"a.example", "b.example", "c.example"} {
+			s.net.enforced(d, 30*day)
+			s.mustHold(t, d)
+		}
+		page, err := s.List("", 10)
+		if err != nil || len(page) != 3 {
+			t.Errorf("listed %d, %v", len(page), err)
+		}
+		time.Sleep(10 * time.Minute)
+		if !strings.Contains(s.log.String(), "cannot write to the cache") {
+			t.Errorf("the log does not say so:\n%s", s.log)
+		}
+		s.disk.set(func(d *faultyStore) { d.full = false })
+		time.Sleep(commitRetryMax)
+		synctest.Wait()
+		for _, d := range []string{"a.example", "b.example", "c.example"} {
+			if _, err := s.disk.Store.Get(d); err != nil {
+				t.Errorf("%s: %v", d, err)
+			}
+		}
+	})
+}
+
+func TestWhenTooMuchWaitsForTheDiskNewPoliciesAreAnsweredAndNotKept(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.disk.set(func(d *faultyStore) { d.full = true })
+		synctest.Wait()
+		for i := range maxPending {
+			r := &cache.Record{Domain: fmt.Sprintf("x%d.example", i), Mode: policy.ModeNone}
+			if err := s.writer.enqueue(&pending{domain: r.Domain, record: r, entry: s.entryOf(r)}); err != nil {
+				t.Fatalf("after %d: %v", i, err)
+			}
+		}
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.mustHold(t, "example.com")
+		if _, n := s.net.asked("example.com"); n != 1 || s.Stats().NotKept != 1 {
+			t.Errorf("%d fetches, %d not kept", n, s.Stats().NotKept)
+		}
+	})
+}
+
+func TestForgetDropsThePolicyFromMemoryAndDisk(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		for range 3 {
+			s.mustHold(t, "example.com") // into the table, too
+		}
+		found, err := s.Forget(t.Context(), "example.com")
+		if err != nil || !found {
+			t.Fatalf("forget: %v, %v", found, err)
+		}
+		s.net.change("example.com", func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+			t.Errorf("after forget: %v", err)
+		}
+		if found, _ := s.Forget(t.Context(), "example.com"); found {
+			t.Error("found once more")
+		}
+	})
+}
+
+func TestWhatWasFoundSurvivesARestart(t *testing.T) {
+	path := t.TempDir() + "/cache.db"
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		s := openSite(t, path, net, nil)
+		net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+		net.change("example.com", func(h *fakeHost) { h.recordErr, h.tarpit = policy.ResultDNS, true })
+		s = openSite(t, path, net, nil)
+		s.mustHold(t, "example.com")
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestARepeatedLookupAllocatesNothing(t *testing.T) {
+	net := newFakeNet()
+	net.enforced("example.com", 30*day)
+	s := openSite(t, t.TempDir()+"/cache.db", net, nil)
+	var h Held
+	domain := []byte("example.com")
+	look := func() {
+		if err := s.Lookup(t.Context(), domain, &h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look()
+	look()
+	look()
+	if h.Entry == nil {
+		t.Fatal("not in the table after three uses")
+	}
+	if n := testing.AllocsPerRun(100, look); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// afterUpgrade runs a test in a site whose store holds the policy of
+// example.com, prepared by a version with another format.
+func afterUpgrade(t *testing.T, test func(*testing.T, *site)) {
+	t.Helper()
+	path := t.TempDir() + "/cache.db"
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		s := openSite(t, path, net, func(o *Options) {
+			o.Prepare = func(string, *policy.Policy) []byte { return []byte("older format") }
+		})
+		net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+		s = openSite(t, path, net, func(o *Options) {
+			o.Current = func(ready []byte) bool { return string(ready) != "older format" }
+		})
+		test(t, s)
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestWhatAnotherVersionHasPreparedIsPreparedAgain(t *testing.T) {
+	afterUpgrade(t, func(t *testing.T, s *site) {
+		for range 3 {
+			if got := s.mustHold(t, "example.com"); got != "example.com enforce [mx.example.com]" {
+				t.Errorf("held %q", got)
+			}
+		}
+	})
+}

@@ -1,0 +1,328 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// settle lets what is under way end, within the bubble's time.
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestRFC8461_3_3_APolicyInUseIsFetchedDaily(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		for range 10 * 24 {
+			s.mustHold(t, "example.com")
+			settle(time.Hour)
+		}
+		if _, n := s.net.asked("example.com"); n < 10 || n > 16 {
+			t.Errorf("%d fetches in ten days of use", n)
+		}
+	})
+}
+
+func TestAPolicyNotInUseIsFetchedRarelyAndAfter90DaysLeftToExpire(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		settle(60 * day)
+		if _, n := s.net.asked("example.com"); n < 3 || n > 7 {
+			t.Errorf("%d fetches in 60 days without use", n)
+		}
+		settle(35 * day)
+		_, before := s.net.asked("example.com")
+		settle(60 * day)
+		if _, after := s.net.asked("example.com"); after != before {
+			t.Errorf("fetched %d times after 95 days without use", after-before)
+		}
+		if _, err := s.disk.Store.Get("example.com"); err == nil {
+			t.Error("a week after it has expired it is still there")
+		}
+	})
+}
+
+func TestRFC8461_3_3_ABlockedDNSStopsNoFetch(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 4*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.recordErr = policy.ResultDNS })
+		for range 30 * 24 {
+			s.mustHold(t, "example.com")
+			settle(time.Hour)
+		}
+	})
+}
+
+func TestRFC8461_3_3_ARecordThatIsGoneChangesNothingWhileThePolicyLives(t *testing.T) {
+	for _, gone := range []policy.Result{policy.ResultNoRecord, policy.ResultRecordInvalid} {
+		inSite(t, nil, func(t *testing.T, s *site) {
+			s.net.enforced("example.com", 4*day)
+			s.mustHold(t, "example.com")
+			s.net.change("example.com", func(h *fakeHost) { h.recordErr = gone })
+			for range 20 * 24 {
+				s.mustHold(t, "example.com")
+				settle(time.Hour)
+			}
+			if _, n := s.net.asked("example.com"); n < 15 {
+				t.Errorf("%s: %d fetches in 20 days", gone, n)
+			}
+		})
+	}
+}
+
+func TestRFC8461_3_3_AFailureToRefreshIsLoggedUnlessTheModeIsNone(t *testing.T) {
+	for mode, want := range map[string]bool{"enforce": true, "testing": true, "none": false} {
+		inSite(t, nil, func(t *testing.T, s *site) {
+			s.net.set("example.com", fakeHost{id: "1", text: policyText(mode, 30*day, "mx.example.com")})
+			s.mustHold(t, "example.com")
+			s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultWebPKI })
+			for range 48 {
+				_, _ = s.lookup(t, "example.com")
+				settle(time.Hour)
+			}
+			if got := strings.Contains(s.log.String(), "could not be refreshed"); got != want {
+				t.Errorf("mode %s: warned %v\n%s", mode, got, s.log)
+			}
+			if r, err := s.Get("example.com"); err != nil || r.Failures == 0 || !strings.Contains(r.LastError, "as the test wants it") {
+				t.Errorf("mode %s: record %+v, %v", mode, r, err)
+			}
+		})
+	}
+}
+
+func TestRFC8461_5_1_ANewIDIsFollowedAtTheNextRetry(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.id, h.text = "2", policyText("enforce", 30*day, "new.example.com") })
+		settle(6 * time.Minute) // longer than recheck
+		s.mustHold(t, "example.com")
+		settle(10 * time.Second)
+		if got := s.mustHold(t, "example.com"); !strings.Contains(got, "new.example.com") {
+			t.Errorf("held %q", got)
+		}
+		if r, _ := s.Get("example.com"); r.ID != "2" || r.PendingID != "" {
+			t.Errorf("record %+v", r)
+		}
+	})
+}
+
+func TestALookupAsksForTheRecordOnceInRecheck(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		for range 600 {
+			s.mustHold(t, "example.com")
+			settle(time.Second)
+		}
+		if n, _ := s.net.asked("example.com"); n < 2 || n > 3 {
+			t.Errorf("%d TXT lookups in ten minutes", n)
+		}
+	})
+}
+
+func TestAFloodOfRechecksIsDroppedAndCounted(t *testing.T) {
+	s := openSite(t, t.TempDir()+"/cache.db", newFakeNet(), nil)
+	if err := s.stop(); err != nil { // nothing drains the queue now
+		t.Fatal(err)
+	}
+	for i := range 3 * recheckQueue {
+		s.wantRecheck(uint64(i)<<8|uint64(i)<<32, []byte("x.example"), 1e9, 300)
+	}
+	if len(s.recheckC) != recheckQueue {
+		t.Errorf("%d wait", len(s.recheckC))
+	}
+	if got := s.Stats().RechecksDropped; got != 2*recheckQueue {
+		t.Errorf("%d dropped", got)
+	}
+}
+
+func TestRFC8461_8_1_ANewIDWithTheOldTextIsSeenOnlyWhenASecondFetchAgrees(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.id = "2" })
+		settle(6 * time.Minute)
+		s.mustHold(t, "example.com")
+		settle(10 * time.Second)
+		if r, _ := s.Get("example.com"); r.ID != "1" || r.PendingID != "2" {
+			t.Fatalf("after the first fetch: id %q, pending %q", r.ID, r.PendingID)
+		}
+		// The policy host catches up before the second fetch.
+		s.net.change("example.com", func(h *fakeHost) { h.text = policyText("enforce", 30*day, "new.example.com") })
+		settle(61 * time.Minute)
+		if got := s.mustHold(t, "example.com"); !strings.Contains(got, "new.example.com") {
+			t.Errorf("held %q", got)
+		}
+		if r, _ := s.Get("example.com"); r.ID != "2" || r.PendingID != "" {
+			t.Errorf("after the second: id %q, pending %q", r.ID, r.PendingID)
+		}
+	})
+}
+
+func TestRFC8461_8_1_ASecondFetchThatAgreesSettlesTheNewID(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.id = "2" })
+		settle(6 * time.Minute)
+		s.mustHold(t, "example.com")
+		settle(70 * time.Minute)
+		_, n := s.net.asked("example.com")
+		if r, _ := s.Get("example.com"); r.ID != "2" || r.PendingID != "" || n != 3 {
+			t.Errorf("id %q, pending %q after %d fetches", r.ID, r.PendingID, n)
+		}
+	})
+}
+
+func TestRFC8461_3_3_AfterAFailedFetchTheSameIDWaitsFiveMinutes(t *testing.T) {
+	inSite(t, func(o *Options) { o.Recheck = time.Second }, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.id, h.fetchErr = "2", policy.ResultFetch })
+		settle(2 * time.Second)
+		for range 290 {
+			s.mustHold(t, "example.com")
+			settle(time.Second)
+		}
+		if _, n := s.net.asked("example.com"); n != 2 {
+			t.Errorf("%d fetches in five minutes, the first one included", n)
+		}
+	})
+}
+
+func TestAPolicyThatIsRefreshedIsAnsweredFromMemoryAtOnce(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		for range 3 {
+			s.mustHold(t, "example.com")
+		}
+		s.net.change("example.com", func(h *fakeHost) { h.text = policyText("none", 30*day, "mx.example.com") })
+		got, err := s.Refresh(t.Context(), "example.com")
+		if err != nil || got.Result != policy.ResultOK || !got.Changed || got.Mode != "none" {
+			t.Errorf("refreshed: %+v, %v", got, err)
+		}
+		if held := s.mustHold(t, "example.com"); !strings.Contains(held, " none ") {
+			t.Errorf("held %q", held)
+		}
+	})
+}
+
+func TestRefreshOfADomainNotHeldDiscoversIt(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		if got, err := s.Refresh(t.Context(), "none.example"); err != nil || got.Result != policy.ResultNoRecord {
+			t.Errorf("%+v, %v", got, err)
+		}
+		s.net.enforced("example.com", 30*day)
+		if got, err := s.Refresh(t.Context(), "example.com"); err != nil || got.Result != policy.ResultOK || got.ID != "1" {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
+}
+
+func TestARefreshThatFindsThePolicyExpiredDoesNotSwallowALookup(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", time.Hour)
+		s.mustHold(t, "example.com")
+		settle(61 * time.Minute)
+		fl, mine := s.flights.join("example.com")
+		if !mine {
+			t.Fatal("a flight is under way")
+		}
+		done := make(chan error, 1)
+		go func() { _, err := s.lookup(t, "example.com"); done <- err }()
+		synctest.Wait()
+		s.flights.end("example.com", fl) // the refresher saw nothing to do
+		if err := <-done; err != nil {
+			t.Errorf("lookup: %v", err)
+		}
+	})
+}
+
+func TestTheRefresherDoesNotSpinOnADamagedRecord(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 4*day)
+		s.net.enforced("good.example", 4*day)
+		s.mustHold(t, "example.com")
+		s.mustHold(t, "good.example")
+		s.disk.set(func(d *faultyStore) { d.damaged["example.com"] = true })
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
+		for range 3 * 24 {
+			s.mustHold(t, "good.example")
+			settle(time.Hour)
+		}
+		if _, n := s.net.asked("example.com"); n < 2 || n > 3*24*7 {
+			t.Errorf("%d fetches of the damaged one in three days", n)
+		}
+		s.net.enforced("example.com", 4*day)
+		settle(2 * time.Hour)
+		s.mustHold(t, "example.com")
+	})
+}
+
+func TestOneErrorSaysThatNothingSucceedsAnyMore(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		for i := range 10 {
+			d := strings.Repeat("x", i+1) + ".example"
+			s.net.set(d, fakeHost{id: "1", fetchErr: policy.ResultFetch})
+			_, _ = s.lookup(t, d)
+			settle(time.Minute)
+		}
+		if n := strings.Count(s.log.String(), "no policy fetch has succeeded"); n != 1 || !s.Stats().Trouble {
+			t.Errorf("said %d times, trouble %v\n%s", n, s.Stats().Trouble, s.log)
+		}
+		s.net.enforced("good.example", day)
+		s.mustHold(t, "good.example")
+		settle(2 * time.Minute)
+		if s.Stats().Trouble || !strings.Contains(s.log.String(), "it works again") {
+			t.Error("still in trouble")
+		}
+	})
+}
+
+func TestAPanicInADiscoveryIsSurvivedAndNotFound(t *testing.T) {
+	inSite(t, func(o *Options) {
+		o.Prepare = func(string, *policy.Policy) []byte { panic("on purpose") }
+	}, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", day)
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+			t.Error(err)
+		}
+		if s.Stats().Panics != 1 {
+			t.Errorf("%d panics counted", s.Stats().Panics)
+		}
+	})
+}
+
+func TestRefreshesByTheAdministratorKeepToTheRateOfFetches(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		const n = 100
+		for i := range n {
+			d := fmt.Sprintf("d%d.example", i)
+			s.net.enforced(d, 30*day)
+			s.mustHold(t, d)
+		}
+		begun := time.Now()
+		var wg sync.WaitGroup
+		for i := range n {
+			wg.Go(func() {
+				if got, err := s.Refresh(t.Context(), fmt.Sprintf("d%d.example", i)); err != nil || got.Result != policy.ResultOK {
+					t.Errorf("%+v, %v", got, err)
+				}
+			})
+		}
+		wg.Wait()
+		if took, least := time.Since(begun), (n-1)*time.Second/20; took < least {
+			t.Errorf("%d fetches in %s, want %s at 20 a second", n, took, least)
+		}
+	})
+}

@@ -1,0 +1,74 @@
+package keeper
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// A usedMap remembers which domains were asked for lately: one bit for a hash
+// of the domain, in two bitmaps that are rotated, so that a use is remembered
+// for one to two periods. Two domains may share a bit; the worst that comes of
+// it is a fetch that was not needed.
+type usedMap struct {
+	maps    [2]*[usedBits / 64]atomic.Uint64
+	current atomic.Uint32
+	rotated atomic.Int64 // Unix seconds
+}
+
+func newUsedMap() *usedMap {
+	u := &usedMap{}
+	u.maps[0], u.maps[1] = new([usedBits / 64]atomic.Uint64), new([usedBits / 64]atomic.Uint64)
+	u.rotated.Store(time.Now().Unix())
+	return u
+}
+
+// mark notes a use. It writes only where the bit is not set yet.
+func (u *usedMap) mark(hash uint64) {
+	word, bit := &u.maps[u.current.Load()][hash>>8%(usedBits/64)], uint64(1)<<(hash>>40%64)
+	if word.Load()&bit == 0 {
+		word.Or(bit)
+	}
+}
+
+// lately says whether a use was noted in this period or the one before.
+func (u *usedMap) lately(hash uint64) bool {
+	i, bit := hash>>8%(usedBits/64), uint64(1)<<(hash>>40%64)
+	return (u.maps[0][i].Load()|u.maps[1][i].Load())&bit != 0
+}
+
+// rotate begins a new period if the last one is over.
+func (u *usedMap) rotate(now time.Time) {
+	since := now.Unix() - u.rotated.Load()
+	if since >= 0 && since < int64(usedPeriod/time.Second) {
+		return
+	}
+	u.rotated.Store(now.Unix())
+	next := 1 - u.current.Load()
+	for i := range u.maps[next] {
+		if u.maps[next][i].Load() != 0 {
+			u.maps[next][i].Store(0)
+		}
+	}
+	u.current.Store(next)
+}
+
+// A recency remembers when domains' TXT records were last wanted, for as many
+// as it has slots: a domain that takes another's slot makes it forget.
+type recency struct {
+	slots [recheckSlots]atomic.Uint64 // 32 bits of hash, 32 bits of Unix seconds
+}
+
+func newRecency() *recency { return new(recency) }
+
+// claim says whether the last time was at least so many seconds ago, and if
+// so, makes it now. Of several at once, one gets it.
+func (r *recency) claim(hash uint64, now, seconds int64) bool {
+	slot := &r.slots[hash>>8%recheckSlots]
+	tag := hash >> 32
+	old := slot.Load()
+	since := now - int64(old&0xffffffff)
+	if old>>32 == tag && since >= 0 && since < seconds { // less than nothing: the clock was set back
+		return false
+	}
+	return slot.CompareAndSwap(old, tag<<32|uint64(now)&0xffffffff)
+}
