@@ -1,0 +1,166 @@
+package dane
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// An MXHost is one host of an MX RRset.
+type MXHost struct {
+	Name       string // lower case, no trailing dot
+	Preference uint16
+}
+
+// An MXSet is what the DNS says about the mail hosts of a domain.
+type MXSet struct {
+	Hosts    []MXHost // the most preferred first, equals by name; at most 128
+	Null     bool     // a null MX: the domain takes no mail (RFC 7505)
+	NXDomain bool     // the domain does not exist
+	Implicit bool     // no MX records: the domain is its own host (RFC 5321, 5.1)
+	Secure   bool     // the answer is authenticated
+	Dropped  int      // MX records whose host is no host name, or beyond the 128
+}
+
+// MX returns the mail hosts of a domain, each of them a host name in the
+// strict sense: letters, digits and hyphens. The answer is kept for its TTL.
+// The error is that of the lookup, or of ctx.
+func (c *Checker) MX(ctx context.Context, domain string) (*MXSet, error) {
+	a, err := c.mx.get(ctx, domain)
+	if err != nil {
+		return nil, err
+	}
+	return a.set, a.err
+}
+
+// An mxAnswer is what is held of an MX lookup. The set is not changed.
+type mxAnswer struct {
+	set   *MXSet
+	err   error
+	until time.Time
+}
+
+func (c *Checker) renewMX(ctx context.Context, domain string, old mxAnswer) mxAnswer {
+	l := c.lookup(ctx, domain, dns.TypeMX)
+	now := time.Now()
+	if !l.answered() {
+		if now.Before(old.until) {
+			return old
+		}
+		return mxAnswer{err: l.Err, until: now.Add(failKeep)}
+	}
+	a := mxAnswer{set: readMX(domain, l, strictName)}
+	if a.set.size() <= maxMXBytes {
+		a.until = now.Add(clampKeep(l.ttl()))
+	}
+	return a
+}
+
+// readMX reads an answer to the question for the MX records of a domain. Hosts
+// whose name does not please valid are dropped.
+func readMX(domain string, l *Lookup, valid func(string) bool) *MXSet {
+	s := &MXSet{Secure: l.Security == Secure}
+	if l.Answer.Rcode == dns.RcodeNameError {
+		s.NXDomain = true
+		return s
+	}
+	if len(l.Answer.Records) == 0 {
+		s.Implicit = true
+		s.Hosts = []MXHost{{Name: domain}}
+		return s
+	}
+	if isNull(l.Answer.Records) {
+		s.Null = true
+		return s
+	}
+	for _, rr := range l.Answer.Records {
+		mx, ok := rr.(*dns.MX)
+		if !ok {
+			continue
+		}
+		name := strings.TrimSuffix(dns.CanonicalName(mx.Mx), ".")
+		if !valid(name) {
+			s.Dropped++
+			continue
+		}
+		s.Hosts = append(s.Hosts, MXHost{name, mx.Preference})
+	}
+	s.sort()
+	return s
+}
+
+// isNull says whether an MX RRset is the null MX: the root and nothing else
+// (RFC 7505, 3). The root among hosts is just no host.
+func isNull(records []dns.RR) bool {
+	for _, rr := range records {
+		if mx, ok := rr.(*dns.MX); !ok || mx.Mx != "." {
+			return false
+		}
+	}
+	return len(records) > 0
+}
+
+// size returns the length of all names in the set.
+func (s *MXSet) size() (n int) {
+	for _, h := range s.Hosts {
+		n += len(h.Name)
+	}
+	return n
+}
+
+// sort puts the hosts in order of preference, drops repeats of a name, and
+// those beyond the bound.
+func (s *MXSet) sort() {
+	slices.SortFunc(s.Hosts, func(a, b MXHost) int {
+		return cmp.Or(cmp.Compare(a.Preference, b.Preference), strings.Compare(a.Name, b.Name))
+	})
+	seen := make(map[string]bool, len(s.Hosts))
+	s.Hosts = slices.DeleteFunc(s.Hosts, func(h MXHost) bool {
+		again := seen[h.Name]
+		seen[h.Name] = true
+		return again
+	})
+	if n := len(s.Hosts) - maxMX; n > 0 {
+		s.Dropped += n
+		s.Hosts = s.Hosts[:maxMX]
+	}
+}
+
+// strictName says whether s is a host name (RFC 1123, 2.1). Exim takes more
+// than that from the DNS.
+func strictName(s string) bool { return hostName(s, false) }
+
+// laxName says whether Postfix takes s for a host name: it lets underscores
+// pass, and would use the TLSA records of such a host.
+func laxName(s string) bool { return hostName(s, true) }
+
+const (
+	maxHostName = 253
+	maxLabel    = 63
+)
+
+func hostName(s string, underscores bool) bool {
+	if len(s) > maxHostName {
+		return false
+	}
+	if _, err := netip.ParseAddr(s); err == nil {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > maxLabel || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for i := range len(label) {
+			c := label[i]
+			if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_' && underscores) {
+				return false
+			}
+		}
+	}
+	return true
+}
