@@ -1,0 +1,239 @@
+package tlsmap
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+)
+
+// mxSet makes a set of "preference host" in the order given.
+func mxSet(hosts ...string) *dane.MXSet {
+	s := &dane.MXSet{}
+	for _, h := range hosts {
+		var m dane.MXHost
+		if _, err := fmt.Sscan(h, &m.Preference, &m.Name); err != nil {
+			panic(err)
+		}
+		s.Hosts = append(s.Hosts, m)
+	}
+	return s
+}
+
+// eximServer has example.com, with that MX set and an enforced policy of these
+// patterns.
+func eximServer(t *testing.T, set *dane.MXSet, err error, patterns ...string) (*Server, *fakeHops) {
+	t.Helper()
+	s, f := newTestServer(t)
+	ready := Prepare("example.com", policyOf(patterns...))
+	f.held["example.com"] = &heldPolicy{mode: policy.ModeEnforce, ready: ready, entry: &keeper.Entry{Ready: ready}}
+	hops := s.hops.(*fakeHops)
+	hops.mx, hops.mxErr = map[string]*dane.MXSet{"example.com": set}, err
+	return s, hops
+}
+
+func TestRFC8461_4_1_EximIsToldTheListedHostsInOrder(t *testing.T) {
+	servfail := &resolver.Error{Name: "evil\r\nwords", Kind: resolver.KindServFail, Err: errors.New("more\r\nevil words")}
+	tests := []struct {
+		name     string
+		set      *dane.MXSet
+		err      error
+		patterns []string
+		want     string
+	}{
+		{"one host", mxSet("10 mx.example.com"), nil, []string{"mx.example.com"}, "OK mx.example.com"},
+		{"in order of preference", mxSet("5 b.example.com", "10 a.example.com"), nil, []string{"*.example.com"}, "OK b.example.com:a.example.com"},
+		{"unlisted ones are left out", mxSet("5 evil.example", "10 mx.example.com", "20 worse.example"), nil, []string{"mx.example.com"}, "OK mx.example.com"},
+		{"a pattern in capitals", mxSet("5 mx.example.com"), nil, []string{"MX.Example.COM"}, "OK mx.example.com"},
+		{"a wildcard is one label", mxSet("5 example.net", "10 a.example.net", "20 a.b.example.net"), nil, []string{"*.example.net"}, "OK a.example.net"},
+		{"a name that ends like a pattern", mxSet("5 evilmx.example.com", "10 mx.example.com.evil.example"), nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonUnlisted},
+		{"implicit MX, listed", &dane.MXSet{Implicit: true, Hosts: []dane.MXHost{{Name: "example.com"}}}, nil, []string{"example.com"}, "OK example.com"},
+		{"implicit MX, not listed", &dane.MXSet{Implicit: true, Hosts: []dane.MXHost{{Name: "example.com"}}}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonUnlisted},
+		{"none listed", mxSet("5 evil.example"), nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: none of its MX hosts is listed in its policy"},
+		{"a keyword of Postfix means nothing", mxSet("5 hostname"), nil, []string{"hostname", "mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonUnlisted},
+		{"only a keyword", mxSet("5 hostname"), nil, []string{"hostname"}, "TEMP MTA-STS: example.com: " + reasonNoPattern},
+		{"no host names in the MX records", &dane.MXSet{Dropped: 2}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonNoHost},
+		{"null MX", &dane.MXSet{Null: true, Secure: true}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: the DNS says that it takes no mail (null MX), but its policy is enforced"},
+		{"NXDOMAIN", &dane.MXSet{NXDomain: true}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonNXDomain},
+		{"SERVFAIL", nil, servfail, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: its MX hosts could not be looked up: SERVFAIL"},
+		{"time-out", nil, context.DeadlineExceeded, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: its MX hosts could not be looked up: no answer in time"},
+		{"another failure", nil, errors.New("evil\r\nwords"), []string{"mx.example.com"}, "TEMP MTA-STS: example.com: its MX hosts could not be looked up: the lookup failed"},
+		{"names that the DNS code should have dropped", mxSet("5 a/b.example.com", "5 a:b.example.com", "10 ok.example.com"), nil, []string{"*.example.com"}, "OK ok.example.com"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s, _ := eximServer(t, tt.set, tt.err, tt.patterns...)
+			for range 3 {
+				if got := ask(s, "exim", "example.com"); got != tt.want {
+					t.Errorf("%q, want %q", got, tt.want)
+				}
+			}
+		})
+	}
+}
+
+func TestEximIsToldNOTFOUNDWhereNoPolicyIsEnforcedAndNoHostIsLookedUp(t *testing.T) {
+	s, f := newTestServer(t)
+	if err := s.SetExempt([]string{"exempt.example"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"testing.example", "none.example", "unknown.example", "exempt.example", "localhost", "[192.0.2.1]", "", "a_b.example"} {
+		if got := ask(s, "exim", key); got != "NOTFOUND " {
+			t.Errorf("%s: %q", key, got)
+		}
+	}
+	for key, want := range map[string]string{
+		"unreadable.example": "TEMP MTA-STS: unreadable.example: " + reasonUnreadable,
+		"old.example":        "TEMP MTA-STS: old.example: " + reasonNotReady,
+		"broken.example":     "TEMP MTA-STS: broken.example: " + reasonFailed,
+		"keyword.example":    "TEMP MTA-STS: keyword.example: " + reasonNoPattern,
+		"b\xfccher.example":  "TEMP MTA-STS: " + reasonUnconvertible,
+	} {
+		if got := ask(s, "exim", key); got != want {
+			t.Errorf("%s: %q, want %q", key, got, want)
+		}
+	}
+	hops := s.hops.(*fakeHops)
+	for _, domain := range hops.mxAsked {
+		if p := f.held[domain]; p == nil || p.mode != policy.ModeEnforce {
+			t.Errorf("the hosts of %s were looked up", domain)
+		}
+	}
+	if hops.asked != nil {
+		t.Errorf("DANE was asked for: %v", hops.asked)
+	}
+}
+
+func TestAReplyKeptForPostfixDoesNotAnswerExim(t *testing.T) {
+	s, _ := eximServer(t, mxSet("10 mx.example.com"), nil, "mx.example.com")
+	for range 3 {
+		if got := ask(s, "postfix", "example.com"); !strings.HasPrefix(got, "OK secure match=") {
+			t.Errorf("postfix: %q", got)
+		}
+		if got := ask(s, "exim", "example.com"); got != "OK mx.example.com" {
+			t.Errorf("exim: %q", got)
+		}
+	}
+}
+
+func TestInBracketsTheNameIsTheHostForEximToo(t *testing.T) {
+	s, hops := eximServer(t, mxSet("10 mx.example.com"), nil, "example.com")
+	if got := ask(s, "exim", "[example.com]"); got != "OK example.com" || hops.mxAsked != nil {
+		t.Errorf("%q, asked for %v", got, hops.mxAsked)
+	}
+	if got := ask(s, "exim", "example.com"); got != "TEMP MTA-STS: example.com: "+reasonUnlisted {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestEqualHostsAreShuffledForEachRequestAndOthersAreNot(t *testing.T) {
+	set := mxSet("5 first.example.com", "10 a.example.com", "10 evil.example", "10 b.example.com", "10 c.example.com", "20 y.example.com", "20 z.example.com")
+	s, _ := eximServer(t, set, nil, "*.example.com")
+	before := slices.Clone(set.Hosts)
+	seen := map[string]int{}
+	const requests = 3000
+	for range requests {
+		hosts := strings.Split(strings.TrimPrefix(ask(s, "exim", "example.com"), "OK "), ":")
+		if len(hosts) != 6 || hosts[0] != "first.example.com" {
+			t.Fatalf("hosts %q", hosts)
+		}
+		equals, last := slices.Sorted(slices.Values(hosts[1:4])), slices.Sorted(slices.Values(hosts[4:]))
+		if strings.Join(equals, " ") != "a.example.com b.example.com c.example.com" || strings.Join(last, " ") != "y.example.com z.example.com" {
+			t.Fatalf("hosts %q", hosts)
+		}
+		seen[strings.Join(hosts, " ")]++
+	}
+	if len(seen) != 6*2 {
+		t.Errorf("%d orders, want 12", len(seen))
+	}
+	for order, n := range seen {
+		if n < requests/12/2 || n > requests/12*2 { // some ten standard deviations
+			t.Errorf("%s: %d times of %d", order, n, requests)
+		}
+	}
+	if !slices.Equal(set.Hosts, before) {
+		t.Error("the set, which others hold too, was changed")
+	}
+}
+
+func TestTheListOfEximIsThatOfThePolicy(t *testing.T) {
+	patterns := []string{"mx.example.com", "*.example.net", "*.a.example", "deep.mx.example.org", "MX2.example.com", "hostname"}
+	p := policyOf(patterns...)
+	r, ok := ParseReady(Prepare("example.com", p))
+	if !ok {
+		t.Fatal("not ready")
+	}
+	for _, host := range []string{
+		"mx.example.com", "mx2.example.com", "a.mx.example.com", "example.com", "x.example.net", "example.net", "y.x.example.net", ".example.net",
+		"b.a.example", "a.example", "example", "deep.mx.example.org", "mx.example.org", "", ".", "mx", "mx.example.co", "mx.example.comm",
+	} {
+		if got, want := isListed(r.match, host), p.Lists(host); got != want {
+			t.Errorf("%q: %v, the policy says %v", host, got, want)
+		}
+	}
+}
+
+func TestALongListOfHostsFitsIntoAReply(t *testing.T) {
+	set := &dane.MXSet{}
+	long := strings.Repeat(strings.Repeat("x", 60)+".", 3)
+	for i := range 128 {
+		set.Hosts = append(set.Hosts, dane.MXHost{Name: fmt.Sprintf("mx%d.%sexample.com", i, long), Preference: uint16(i)})
+	}
+	s, _ := eximServer(t, set, nil, "*."+long+"example.com")
+	got := ask(s, "exim", "example.com")
+	if n := strings.Count(got, ":"); !strings.HasPrefix(got, "OK ") || n != 127 || len(got) > MaxReply {
+		t.Errorf("%d bytes, %d hosts: %.100q", len(got), n+1, got)
+	}
+}
+
+func TestTheHostsOfADomainAreLookedUpInWhatIsLeftOfTheLookupsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, hops := newFake(), newFakeHops()
+		hops.takes = time.Hour
+		s := NewServer(testMaps(t), Options{Policies: f, NextHops: hops, Timeout: 20 * time.Second})
+		began := time.Now()
+		if got := ask(s, "exim", "enforce.example"); !strings.HasSuffix(got, "no answer in time") || time.Since(began) != 20*time.Second {
+			t.Errorf("%q in %v", got, time.Since(began))
+		}
+	})
+}
+
+func TestTheLogHasTheDomainAndTheReasonThatTheMTAIsGivenOnceAnHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		f, hops := newFake(), newFakeHops()
+		hops.mxErr = &resolver.Error{Name: "enforce.example", Type: 15, Kind: resolver.KindServFail, Server: "192.0.2.53:53"}
+		s := NewServer(testMaps(t), Options{Policies: f, NextHops: hops, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		for range 10 {
+			ask(s, "exim", "Enforce.Example.")
+		}
+		const want = `level=WARN msg="mail has to wait" domain=enforce.example map=exim ` +
+			`reason="MTA-STS: enforce.example: its MX hosts could not be looked up: SERVFAIL" err="DNS MX enforce.example: SERVFAIL (server 192.0.2.53:53)"`
+		if n := strings.Count(log.String(), want); n != 1 {
+			t.Errorf("%d lines:\n%s", n, &log)
+		}
+		time.Sleep(logAgain)
+		ask(s, "exim", "enforce.example")
+		if n := strings.Count(log.String(), want); n != 2 {
+			t.Errorf("%d lines an hour later:\n%s", n, &log)
+		}
+		log.Reset()
+		for i := range 10 * lineBurst {
+			ask(s, "postfix", fmt.Sprintf("%d.b\xfccher.example", i))
+		}
+		if n := strings.Count(log.String(), "\n"); n > lineBurst {
+			t.Errorf("%d lines at once", n)
+		}
+	})
+}

@@ -1,0 +1,67 @@
+package tlsmap
+
+import (
+	"context"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+)
+
+func TestARepeatedLookupAllocatesNothing(t *testing.T) {
+	s, f := newTestServer(t)
+	f.mute = true
+	if err := s.SetExempt([]string{"exempt.example", ".exempt.example"}); err != nil {
+		t.Fatal(err)
+	}
+	room := make([]byte, 0, 4096)
+	for _, mapName := range []string{"postfix", "postfix-tlsrpt", "strict", "no-such-map"} {
+		for _, key := range []string{
+			"enforce.example", "[enforce.example]:25", "Enforce.Example", "stored.example", "testing.example", "unknown.example",
+			".example", "localhost", "a.exempt.example", "unreadable.example",
+		} {
+			m, k := []byte(mapName), []byte(key)
+			n := testing.AllocsPerRun(200, func() { s.AppendReply(context.Background(), room, m, k) })
+			if n != 0 {
+				t.Errorf("map %s, key %s: %v allocations", mapName, key, n)
+			}
+		}
+	}
+}
+
+// BenchmarkAppendReply measures a lookup but for the keeper, whose part is
+// played by one look into a Go map.
+func BenchmarkAppendReply(b *testing.B) {
+	for _, bench := range []struct{ name, mapName, key string }{
+		{"kept", "postfix", "enforce.example"},
+		{"kept-tlsrpt", "postfix-tlsrpt", "enforce.example"},
+		{"rendered", "postfix", "stored.example"},
+		{"rendered-tlsrpt", "postfix-tlsrpt", "stored.example"},
+		{"no-policy", "postfix", "unknown.example"},
+		{"parent", "postfix", ".example"},
+		{"dane", "postfix-dane", "dane.example"},
+		{"dane-absent", "postfix-dane", "enforce.example"},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			s, f := newTestServer(b)
+			f.mute = true
+			m, k := []byte(bench.mapName), []byte(bench.key)
+			room := make([]byte, 0, 4096)
+			ctx := context.Background()
+			b.ReportAllocs()
+			for b.Loop() {
+				s.AppendReply(ctx, room, m, k)
+			}
+		})
+	}
+	b.Run("keeper-alone", func(b *testing.B) {
+		f := newFake()
+		f.mute = true
+		var h keeper.Held
+		k := []byte("enforce.example")
+		for b.Loop() {
+			if err := Policies(f).Lookup(context.Background(), k, &h); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,305 @@
+package tlsmap
+
+import (
+	"bytes"
+	"math"
+	"net/netip"
+	"unicode/utf8"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// Limits of names (RFC 1035, 2.3.4), without a trailing dot.
+const (
+	maxName  = 253
+	maxLabel = 63
+)
+
+// maxService bounds the port or service name of a next-hop, in bytes.
+const maxService = 64
+
+// defaultPort is where mail goes when the next-hop names no port.
+const defaultPort = 25
+
+// A NextHop is what the MTA delivers to, taken apart.
+type NextHop struct {
+	// Domain is the policy domain: A-labels, lower case, no trailing dot. It
+	// is a part of the key or of the scratch space.
+	Domain []byte
+
+	// Bracketed says that the MTA makes no MX lookup: the name is the host.
+	Bracketed bool
+
+	// Port is 25 where the key names none, and 0 where it names a service
+	// whose port we do not know.
+	Port uint16
+}
+
+// UnknownPort is why nothing can be said of a next-hop whose port is 0.
+const UnknownPort = "the next-hop names a service whose port is not known here: write the port in digits"
+
+// DANE returns the next-hop as package dane takes it. It is false where the
+// port is not known: TLSA records are asked for at a port.
+func (h NextHop) DANE() (dane.NextHop, bool) {
+	return dane.NextHop{Host: string(h.Domain), Port: h.Port, Bracketed: h.Bracketed}, h.Port != 0
+}
+
+// A KeyKind says what a key is, and with that whether a policy can apply.
+type KeyKind uint8
+
+// The kinds of keys.
+const (
+	KeyUnconvertible KeyKind = iota // a name that has no A-label form: TEMP
+	KeyNotHostName                  // nothing that could be a host: NOTFOUND
+	KeyParent                       // Postfix's walk through parent domains, ".example.com": NOTFOUND
+	KeyAddress                      // an address literal: NOTFOUND
+	KeyOneLabel                     // a name of one label: NOTFOUND
+	KeyPolicyDomain                 // a policy may apply
+)
+
+func (k KeyKind) String() string {
+	switch k {
+	case KeyUnconvertible:
+		return "a name that cannot be converted to A-labels"
+	case KeyNotHostName:
+		return "not a host name"
+	case KeyParent:
+		return "a parent domain, whose policy does not count"
+	case KeyAddress:
+		return "an address, which has no policy"
+	case KeyOneLabel:
+		return "a name of one label, which has no policy"
+	case KeyPolicyDomain:
+		return "a policy domain"
+	}
+	return "unknown"
+}
+
+// ParseKey takes a next-hop apart. The hop is filled in only for
+// KeyPolicyDomain. The scratch space is overwritten from its start if the
+// name must be folded or converted; with room for 253 bytes nothing is
+// allocated but for a name with U-labels.
+func ParseKey(key, scratch []byte) (NextHop, KeyKind) {
+	// Nearly every key: one pass, nothing copied.
+	if isPolicyDomain(key) {
+		return NextHop{Domain: key, Port: defaultPort}, KeyPolicyDomain
+	}
+	if len(key) == 0 {
+		return NextHop{}, KeyNotHostName
+	}
+	// RFC 8461, 3.4: the parent domain's policy is never asked for.
+	if key[0] == '.' {
+		return NextHop{}, KeyParent
+	}
+	if isAddress(key) { // before a colon of IPv6 is taken for a port's
+		return NextHop{}, KeyAddress
+	}
+	name, hop, ok := splitNextHop(key)
+	if !ok {
+		return NextHop{}, KeyNotHostName
+	}
+	// RFC 8461, 3.4: address literals have no policy.
+	if isAddress(name) {
+		return NextHop{}, KeyAddress
+	}
+	name, err := canonicalName(name, scratch)
+	if err != nil {
+		return NextHop{}, KeyUnconvertible
+	}
+	switch {
+	case isPolicyDomain(name):
+		hop.Domain = name
+		return hop, KeyPolicyDomain
+	case isAddress(name):
+		return NextHop{}, KeyAddress
+	case isHostName(name, 1) && !endsInNumber(name):
+		return NextHop{}, KeyOneLabel
+	}
+	return NextHop{}, KeyNotHostName
+}
+
+// splitNextHop takes brackets and port off a key, as Postfix's host_port(3)
+// does: the port follows the last colon, and may be empty.
+func splitNextHop(key []byte) (name []byte, hop NextHop, ok bool) {
+	hop.Port = defaultPort
+	if key[0] == '[' {
+		end := bytes.IndexByte(key, ']')
+		if end < 0 {
+			return nil, hop, false
+		}
+		hop.Bracketed = true
+		rest := key[end+1:]
+		if len(rest) > 0 {
+			if rest[0] != ':' {
+				return nil, hop, false
+			}
+			hop.Port, ok = portOf(rest[1:])
+			return key[1:end], hop, ok
+		}
+		return key[1:end], hop, true
+	}
+	if colon := bytes.LastIndexByte(key, ':'); colon >= 0 {
+		hop.Port, ok = portOf(key[colon+1:])
+		return key[:colon], hop, ok
+	}
+	return key, hop, true
+}
+
+// portOf returns the port that a next-hop's service means: 25 for none, 0 for
+// one that is not known here or is out of range. It is false for what can be
+// no service at all.
+func portOf(service []byte) (port uint16, ok bool) {
+	if len(service) == 0 {
+		return defaultPort, true
+	}
+	if len(service) > maxService {
+		return 0, false
+	}
+	var room [maxService]byte
+	service = appendLower(room[:0], service, 0)
+	for _, c := range service {
+		if !isLetterOrDigit(c) && c != '-' && c != '_' {
+			return 0, false
+		}
+	}
+	switch string(service) {
+	case "smtp":
+		return 25, true
+	case "smtps", "submissions":
+		return 465, true
+	case "submission":
+		return 587, true
+	}
+	return numberOf(service), true
+}
+
+// numberOf returns the port written in digits, 0 if it is none.
+func numberOf(digits []byte) uint16 {
+	n := 0
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return 0
+		}
+		if n = n*10 + int(c-'0'); n > math.MaxUint16 {
+			return 0
+		}
+	}
+	return uint16(n)
+}
+
+// canonicalName folds case, makes A-labels of U-labels and takes a trailing
+// dot off. What it returns need not be a host name.
+func canonicalName(name, scratch []byte) ([]byte, error) {
+	if !isASCII(name) {
+		ascii, err := policy.ALabels(string(name))
+		if err != nil {
+			return nil, err
+		}
+		name = append(scratch[:0], ascii...)
+	}
+	// After the conversion: it makes a dot of other scripts' full stops.
+	name = bytes.TrimSuffix(name, []byte{'.'})
+	if len(name) > maxName {
+		return name, nil // no host name, whatever is in it
+	}
+	for i, c := range name {
+		if 'A' <= c && c <= 'Z' {
+			return appendLower(scratch[:0], name, i), nil
+		}
+	}
+	return name, nil
+}
+
+// appendLower appends name to dst, its ASCII letters from index first on in
+// lower case.
+func appendLower(dst, name []byte, first int) []byte {
+	start := len(dst)
+	dst = append(dst, name...)
+	for i := start + first; i < len(dst); i++ {
+		if c := dst[i]; 'A' <= c && c <= 'Z' {
+			dst[i] = c + ('a' - 'A')
+		}
+	}
+	return dst
+}
+
+// isPolicyDomain reports whether name is in canonical form and can have a
+// policy: a host name of two labels or more. An underscore makes it none: no
+// certificate authority vouches for "mta-sts.a_b.example.com".
+func isPolicyDomain(name []byte) bool {
+	return isHostName(name, 2) && !endsInNumber(name)
+}
+
+// isHostName reports whether name is a host name in canonical form with that
+// many labels or more: letters in lower case, digits and hyphens, no label
+// empty, longer than 63, or with a hyphen at an end (RFC 1123, 2.1).
+func isHostName[T string | []byte](name T, labels int) bool {
+	if len(name) == 0 || len(name) > maxName {
+		return false
+	}
+	start := 0
+	prev := byte('.')
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		switch {
+		case isLetterOrDigit(c):
+		case c == '-':
+			if prev == '.' {
+				return false
+			}
+		case c == '.':
+			if prev == '.' || prev == '-' || i-start > maxLabel {
+				return false
+			}
+			start = i + 1
+			labels--
+		default:
+			return false
+		}
+		prev = c
+	}
+	return prev != '.' && prev != '-' && len(name)-start <= maxLabel && labels <= 1
+}
+
+// endsInNumber reports whether the last label has nothing but digits: no
+// top-level domain has, an IPv4 address does.
+func endsInNumber[T string | []byte](name T) bool {
+	for i := len(name) - 1; i >= 0 && name[i] != '.'; i-- {
+		if name[i] < '0' || name[i] > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// isAddress reports whether name is an IPv4 or IPv6 address, or written as
+// the address literals of RFC 5321 are.
+func isAddress(name []byte) bool {
+	// What cannot be one is kept from ParseAddr, whose errors are allocated.
+	v6 := len(name) > 0 && name[0] != '[' && bytes.Count(name, []byte{':'}) > 1
+	if len(name) > maxName || !v6 && !endsInNumber(name) {
+		return false
+	}
+	if len(name) >= len(ipv6Tag) && bytes.EqualFold(name[:len(ipv6Tag)], []byte(ipv6Tag)) {
+		return true
+	}
+	_, err := netip.ParseAddr(string(name))
+	return err == nil
+}
+
+// ipv6Tag opens an IPv6 address literal (RFC 5321, 4.1.3).
+const ipv6Tag = "IPv6:"
+
+func isLetterOrDigit(c byte) bool {
+	return 'a' <= c && c <= 'z' || '0' <= c && c <= '9'
+}
+
+func isASCII(b []byte) bool {
+	for _, c := range b {
+		if c >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,299 @@
+package tlsmap
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// Policies finds the policy of a domain; *keeper.Keeper is one.
+type Policies interface {
+	// Lookup fills in h with the live policy of the domain, or returns
+	// keeper.ErrNoPolicy or keeper.ErrUnreadable.
+	Lookup(ctx context.Context, domain []byte, h *keeper.Held) error
+}
+
+// NextHops tells what the DNS has on next-hops; *dane.Checker is one.
+type NextHops interface {
+	// Held returns what DANE has to say of a next-hop, if it is known.
+	Held(ctx context.Context, n dane.NextHop) (dane.Finding, bool)
+	// Check is Held, but finds out; when ctx ends, the state is Undecided.
+	Check(ctx context.Context, n dane.NextHop) dane.Finding
+	// MX returns the MX hosts of a domain.
+	MX(ctx context.Context, domain string) (*dane.MXSet, error)
+	// Verdict says whether the resolver validates, and has it probed when it
+	// is time. It does not wait.
+	Verdict() dane.Probe
+}
+
+// Options are what a Server answers from.
+type Options struct {
+	Policies Policies
+	NextHops NextHops      // nil: maps that need to ask about the next-hop defer under an enforced policy
+	Timeout  time.Duration // for one lookup in all, where the DNS is asked about the next-hop; zero: none
+	Log      *slog.Logger  // nil: none
+}
+
+// A Server answers lookups in the maps of a table. It is a
+// socketmap.Handler.
+type Server struct {
+	table      *Table
+	policies   Policies
+	hops       NextHops
+	timeout    time.Duration
+	exempt     atomic.Pointer[exemptions]
+	timed      atomic.Pointer[timedExemptions]
+	lookups    sync.Pool // of *lookup
+	counters   []mapCounters
+	unknown    atomic.Uint64
+	rehearsing sparseLog
+	rehearsed  rehearsals
+	deferred   sparseLog
+	probe      sync.Once
+}
+
+// A lookup is what one call needs, kept for the next one.
+type lookup struct {
+	held   keeper.Held
+	name   [maxName]byte // room for a domain that is not a part of the key
+	domain []byte        // the policy domain; nil: there is none
+	why    string        // what lies behind a TEMP reply; empty: nothing more to say
+}
+
+// notFromMemory has the lookup timed, which began then.
+func (l *lookup) notFromMemory(began time.Time) {
+	if l.held.Since.IsZero() {
+		l.held.Since = began
+	}
+}
+
+// NewServer returns a Server for the maps of t. The log gets what is deferred
+// and what rehearsed maps would have replied.
+func NewServer(t *Table, o Options) *Server {
+	s := &Server{
+		table:    t,
+		policies: o.Policies,
+		hops:     o.NextHops,
+		timeout:  o.Timeout,
+		lookups:  sync.Pool{New: func() any { return new(lookup) }},
+		counters: make([]mapCounters, len(t.maps)),
+	}
+	s.exempt.Store(&exemptions{})
+	s.timed.Store(&timedExemptions{})
+	s.rehearsed.init()
+	s.rehearsing.init(o.Log, slog.LevelInfo, "rehearsal: answered NOTFOUND, would have answered otherwise")
+	s.deferred.init(o.Log, slog.LevelWarn, "mail has to wait")
+	return s
+}
+
+// SetExempt replaces the exempt domains: "example.com", or ".example.com" for
+// all below it. On an error the list stays as it was. It may be called while
+// lookups are answered.
+func (s *Server) SetExempt(domains []string) error {
+	x, err := newExemptions(domains)
+	if err != nil {
+		return err
+	}
+	s.exempt.Store(&x)
+	return nil
+}
+
+// IsExempt reports whether the domain, in canonical form, is exempt.
+func (s *Server) IsExempt(domain string) bool { return s.isExempt([]byte(domain)) }
+
+// AppendReply answers one lookup; it is the method of socketmap.Handler.
+func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []byte {
+	i := s.table.index(mapName)
+	if i < 0 {
+		s.unknown.Add(1)
+		return s.table.appendUnknownMap(dst, mapName)
+	}
+	m := &s.table.maps[i]
+	start := len(dst)
+	l := s.lookups.Get().(*lookup)
+	l.domain, l.why, l.held.Since = nil, "", time.Time{}
+	dst, out := s.answer(ctx, dst, m, key, l)
+	reply := dst[start:]
+	switch {
+	case m.Enforce:
+		if out == outcomeTemp && s.deferred.due(m.Name, key, reply) {
+			s.logDeferred(m, key, reply, l)
+		}
+	case out == outcomeOK || out == outcomeTemp:
+		s.rehearse(m, key, reply, out == outcomeTemp, l)
+		dst = append(dst[:start], replyNotFound...)
+		out = rehearsed[out]
+	}
+	s.counters[i].by[out].Add(1)
+	if since := l.held.Since; !since.IsZero() {
+		s.counters[i].slow.add(time.Since(since))
+	}
+	s.lookups.Put(l)
+	return dst
+}
+
+// logDeferred says in the log what the MTA is told, and what lies behind it.
+func (s *Server) logDeferred(m *Map, key, reply []byte, l *lookup) {
+	domain := l.domain
+	if domain == nil {
+		domain = key
+	}
+	attrs := []slog.Attr{
+		slog.String("domain", shown(domain)),
+		slog.String("map", m.Name),
+		slog.String("reason", shown(bytes.TrimPrefix(reply, []byte(replyTemp)))),
+	}
+	if l.why != "" {
+		attrs = append(attrs, slog.String("err", shown([]byte(l.why))))
+	}
+	s.deferred.print(attrs...)
+}
+
+// rehearsed is how a rehearsal is counted.
+var rehearsed = [outcomes]outcome{outcomeOK: outcomeRehearsedOK, outcomeTemp: outcomeRehearsedTemp}
+
+// answer appends the reply that the map would give if it is no rehearsal.
+func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *lookup) ([]byte, outcome) {
+	hop, kind := ParseKey(key, l.name[:0])
+	switch {
+	case kind == KeyUnconvertible:
+		return m.appendUnconvertible(dst), outcomeTemp
+	case kind != KeyPolicyDomain:
+		return append(dst, replyNotFound...), outcomeNotFound
+	case s.isExempt(hop.Domain):
+		return append(dst, replyNotFound...), outcomeExempt
+	}
+
+	l.domain = hop.Domain
+	var began time.Time
+	if m.asksDNS() {
+		began = time.Now()
+	}
+	if m.DANE {
+		s.probe.Do(s.startProbe)
+	}
+	err := s.policies.Lookup(ctx, hop.Domain, &l.held)
+	state := stateOf(err, l.held.Mode)
+	var found dane.Finding
+	if m.DANE && m.applies(state) {
+		found = s.findDANE(ctx, hop, began, l)
+	}
+	switch Decide(state, m, found.State) {
+	case StandAside:
+		return append(dst, replyNotFound...), outcomeNotFound
+	case Secure:
+		if m.Format == FormatExim {
+			return s.answerHosts(ctx, dst, m, hop, began, l)
+		}
+		start := len(dst)
+		dst = appendHeld(dst, m, hop.Domain, &l.held)
+		if dst[start] != replySecure[0] {
+			return dst, outcomeTemp
+		}
+		return dst, outcomeOK
+	case DANEOnly:
+		return append(dst, replyDANEOnly...), outcomeOK
+	}
+	l.why = found.Why
+	return m.appendTemp(dst, deferReason(err), hop.Domain), outcomeTemp
+}
+
+// startProbe has the resolver probed when a map with DANE is asked for the
+// first time. Nobody waits for that.
+func (s *Server) startProbe() {
+	if s.hops != nil {
+		s.hops.Verdict()
+	}
+}
+
+// findDANE returns what DANE has to say of the next-hop, if it can be found out
+// in what is left of the lookup's time.
+func (s *Server) findDANE(ctx context.Context, hop NextHop, began time.Time, l *lookup) dane.Finding {
+	n, ok := hop.DANE()
+	if !ok {
+		return dane.Finding{Why: UnknownPort}
+	}
+	if s.hops == nil {
+		return dane.Finding{Why: "nothing here can tell"}
+	}
+	if found, ok := s.hops.Held(ctx, n); ok {
+		return found
+	}
+	l.notFromMemory(began)
+	ctx, cancel := s.within(ctx, began)
+	defer cancel()
+	return s.hops.Check(ctx, n)
+}
+
+// within bounds ctx by the time of a lookup.
+func (s *Server) within(ctx context.Context, began time.Time) (context.Context, context.CancelFunc) {
+	if s.timeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, began.Add(s.timeout))
+}
+
+// appendHeld appends the reply for an applied policy: the one kept on its
+// entry, or a new one, which is then kept there.
+func appendHeld(dst []byte, m *Map, domain []byte, h *keeper.Held) []byte {
+	slot := m.slot()
+	if h.Entry != nil {
+		if kept := h.Entry.Reply(slot); len(kept) > 0 {
+			return append(dst, kept...)
+		}
+	}
+	r, ok := ParseReady(h.Ready)
+	if !ok {
+		return m.appendTemp(dst, reasonNotReady, domain)
+	}
+	start := len(dst)
+	dst = appendSecure(dst, m, domain, r)
+	if h.Entry != nil {
+		h.Entry.KeepReply(slot, bytes.Clone(dst[start:]))
+	}
+	return dst
+}
+
+// stateOf returns the state of the policy that a lookup found, or not.
+func stateOf(err error, mode policy.Mode) PolicyState {
+	switch {
+	case err == nil:
+		return StateOf(mode)
+	case errors.Is(err, keeper.ErrNoPolicy):
+		return PolicyAbsent
+	}
+	return PolicyUnreadable
+}
+
+// StateOf returns the state of a policy that is held, by its mode.
+func StateOf(mode policy.Mode) PolicyState {
+	switch mode {
+	case policy.ModeEnforce:
+		return PolicyEnforced
+	case policy.ModeTesting:
+		return PolicyTesting
+	case policy.ModeNone:
+		return PolicyNone
+	}
+	return PolicyUnreadable
+}
+
+// deferReason says in a TEMP reply why the mail has to wait. The words of err
+// stay out of it: they may come from the network.
+func deferReason(err error) string {
+	switch {
+	case err == nil:
+		return reasonUndecided
+	case errors.Is(err, keeper.ErrUnreadable):
+		return reasonUnreadable
+	}
+	return reasonFailed
+}
