@@ -1,0 +1,412 @@
+package config
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+)
+
+func TestAnAbsentDefaultFileIsNoErrorAndANamedOneIs(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "none.toml")
+	c, err := load(missing, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(c, Default()) {
+		t.Errorf("got %+v", c)
+	}
+	if _, err := Load(missing); err == nil || !strings.Contains(err.Error(), missing) {
+		t.Errorf("got %v, want an error that names the file", err)
+	}
+	if _, err := Load(t.TempDir()); err == nil {
+		t.Error("a folder was read as a file")
+	}
+}
+
+// everything sets each key to something other than its default.
+const everything = `
+listen  = ["inet:127.0.0.2:1", "unix:/run/x/socketmap.sock", "inet:[::1]:0"]
+control = "unix:/run/x/control.sock"
+metrics = "inet:127.0.0.2:3"
+log_level = "debug"
+[socket]
+mode = "0660"
+max_connections = 7
+[cache]
+path = "/var/cache.db"
+max_size = "512MiB"
+[dns]
+servers = ["127.0.0.1:54", "::1"]
+trust_ad = false
+timeout = "1s"
+[fetch]
+timeout = "10s"
+allow_private = true
+[lookup]
+timeout = "11s"
+concurrency = 12
+[refresh]
+interval = "2d"
+recheck = "6m"
+unused_after = "1d12h"
+check_rate = 13
+fetch_rate = 14
+concurrency = 15
+[exempt]
+domains = ["Example.COM.", ".bücher.example"]
+[map.postfix]
+testing = "enforce"
+[map.rehearsal]
+tlsrpt = true
+servername = false
+enforce = false
+[map.postfix-dane]
+dane = false
+[map.zrelay]
+format = "exim"
+`
+
+func TestEveryKeyIsTaken(t *testing.T) {
+	got, err := Parse("/etc/x.toml", []byte(everything))
+	if err != nil {
+		t.Fatal(err)
+	}
+	no := false
+	want := &Config{
+		File: "/etc/x.toml",
+		Listen: []Endpoint{
+			{"tcp", "127.0.0.2:1"}, {"unix", "/run/x/socketmap.sock"}, {"tcp", "[::1]:0"},
+		},
+		Control:  Endpoint{"unix", "/run/x/control.sock"},
+		Metrics:  Endpoint{"tcp", "127.0.0.2:3"},
+		LogLevel: slog.LevelDebug,
+		Socket:   Socket{Mode: 0o660, MaxConnections: 7},
+		Cache:    Cache{Path: "/var/cache.db", MaxSize: 512 << 20},
+		DNS: DNS{
+			Servers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:54"), netip.MustParseAddrPort("[::1]:53")},
+			TrustAD: &no, Timeout: time.Second,
+		},
+		Fetch:  Fetch{Timeout: 10 * time.Second, AllowPrivate: true},
+		Lookup: Lookup{Timeout: 11 * time.Second, Concurrency: 12},
+		Refresh: Refresh{
+			Interval: 48 * time.Hour, Recheck: 6 * time.Minute, UnusedAfter: 36 * time.Hour,
+			CheckRate: 13, FetchRate: 14, Concurrency: 15,
+		},
+		Exempt: Exempt{Domains: []string{"example.com", ".xn--bcher-kva.example"}},
+		Maps: []Map{
+			{Name: "postfix", Format: "postfix", Servername: true, Enforce: true, Testing: true},
+			{Name: "postfix-tlsrpt", Format: "postfix", TLSRPT: true, Servername: true, Enforce: true},
+			{Name: "postfix-dane", Format: "postfix", Servername: true, Enforce: true},
+			{Name: "postfix-dane-tlsrpt", Format: "postfix", DANE: true, TLSRPT: true, Servername: true, Enforce: true},
+			{Name: "QUERY", Format: "postfix", Servername: true, Enforce: true},
+			{Name: "QUERYwithTLSRPT", Format: "postfix", DANE: true, TLSRPT: true, Servername: true, Enforce: true},
+			{Name: "exim", Format: "exim", Servername: true, Enforce: true},
+			{Name: "rehearsal", Format: "postfix", TLSRPT: true},
+			{Name: "zrelay", Format: "exim", Servername: true, Enforce: true},
+		},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestEveryKeyOfTheFileIsInTheTableOfKeys(t *testing.T) {
+	for _, name := range Keys() {
+		last := name[strings.LastIndexByte(name, '.')+1:]
+		switch name { // not in everything: they need a file
+		case "fetch.ca_file", "exempt.file":
+			continue
+		}
+		if !strings.Contains(everything, "\n"+last+" ") {
+			t.Errorf("the test's file does not set %s", name)
+		}
+	}
+}
+
+func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
+	for _, test := range []struct{ name, text, want string }{
+		{"no TOML", "listen = [\n\n", "f.toml:"},
+		{"a key given twice", "log_level = \"info\"\nlog_level = \"info\"\n", "f.toml:2: "},
+		{"a slip of the finger", "\nlog_levle = \"info\"", "f.toml:2: log_levle: there is no such key; did you mean log_level?"},
+		{"a slip in a section", "[cache]\nmaxsize = \"1GiB\"", "f.toml:2: cache.maxsize: there is no such key; did you mean cache.max_size?"},
+		{"a key of another section", "max_size = \"1GiB\"", "f.toml:1: max_size: there is no such key; did you mean cache.max_size?"},
+		{"a key nobody can guess", "[cache]\nfrobnicate = 1", "f.toml:2: cache.frobnicate: there is no such key; [cache] has path, max_size"},
+		{"a key of two sections", "timeout = \"1s\"", "did you mean dns.timeout or fetch.timeout or lookup.timeout?"},
+		{"an unknown section", "[cahce]\npath = \"/x\"", "f.toml:1: cahce: there is no such key; did you mean the table"},
+		{"a section that is a value", "cache = \"/x\"", `f.toml:1: cache: is "/x"; expected a table: [cache]`},
+		{"an empty listen", "listen = []", "f.toml:1: listen: is empty; expected"},
+		{"a listener without its kind", "listen = [\"127.0.0.1:8461\"]", `f.toml:1: listen[0]: is "127.0.0.1:8461"; expected "inet:ADDRESS:PORT"`},
+		{"the second listener", "listen = [\n\"inet:127.0.0.1:1\",\n\"inet:x.example:1\"]", "f.toml:3: listen[1]: "},
+		{"a listener twice", "listen = [\"inet:127.0.0.1:1\",\n\"inet:127.0.0.1:1\"]", "f.toml:2: listen[1]: inet:127.0.0.1:1 is there twice"},
+		{"a listener that is no array", "listen = \"inet:127.0.0.1:1\"", "f.toml:1: listen: is \"inet:127.0.0.1:1\"; expected an array"},
+		{"a socket path too long", "control = \"unix:/" + strings.Repeat("x", 107) + `"`, "f.toml:1: control: "},
+		{"a control socket on the network", "control = \"inet:127.0.0.1:1\"", "expected a unix socket"},
+		{"control and listener the same", "control = \"unix:/x\"\nlisten = [\"unix:/x\"]", "f.toml:1: control: unix:/x is in listen too"},
+		{"metrics on a unix socket", "metrics = \"unix:/x\"", "f.toml:1: metrics: is \"unix:/x\"; expected \"inet:ADDRESS:PORT\""},
+		{"metrics and a listener the same", "metrics = \"inet:127.0.0.1:1\"\nlisten = [\"inet:127.0.0.1:1\"]", "f.toml:1: metrics: inet:127.0.0.1:1 is in listen too"},
+		{"a bad level", "log_level = \"loud\"", `f.toml:1: log_level: is "loud"; expected "debug", "info"`},
+		{"a mode that is a number", "[socket]\nmode = 666", "f.toml:2: socket.mode: is the number 666; expected an octal file mode"},
+		{"a mode with more than permissions", "[socket]\nmode = \"7777\"", "f.toml:2: socket.mode: "},
+		{"no connections", "[socket]\nmax_connections = 0", "expected a number from 1 to 65536"},
+		{"a size without a unit known", "[cache]\nmax_size = \"4GB\"", `f.toml:2: cache.max_size: is "4GB"; expected a size from 1MiB to 1TiB`},
+		{"a size too small", "[cache]\nmax_size = 7", "f.toml:2: cache.max_size: is the number 7"},
+		{"a DNS server by name", "[dns]\nservers = [\"dns.example\"]", "f.toml:2: dns.servers[0]: "},
+		{"trust_ad in quotes", "[dns]\ntrust_ad = \"yes\"", "expected true or false, without quotes"},
+		{"a lookup longer than Postfix waits", "[lookup]\ntimeout = \"100s\"", "expected a duration from 100ms to 1m30s"},
+		{"a duration that is a number", "[refresh]\ninterval = 5", "f.toml:2: refresh.interval: is the number 5; expected a duration"},
+		{"a ca_file that is not there", "[fetch]\nca_file = \"/nowhere.pem\"", "f.toml:2: fetch.ca_file: "},
+		{"a ca_file that is a folder", "[fetch]\nca_file = \"/\"", "f.toml:2: fetch.ca_file: / is not a file"},
+		{"an exempt domain with a space", "[exempt]\ndomains = [\"a b\"]", "f.toml:2: exempt.domains[0]: "},
+		{"an exempt file that is not there", "[exempt]\nfile = \"/nowhere\"", "f.toml:2: exempt.file: open /nowhere: no such file or directory; create it"},
+		{"map as a value", "map = 1", "f.toml:1: map: is the number 1; expected tables"},
+		{"a map as a value", "map.x = 1", "f.toml:1: map.x: is the number 1; expected a table"},
+		{"a map with a space", "[map.\"a b\"]\nenforce = true", "is no name of a map"},
+		{"a key of a map", "[map.x]\nenforced = true", "f.toml:2: map.x.enforced: there is no such key; did you mean map.x.enforce?"},
+		{"testing as a truth", "[map.x]\ntesting = true", `f.toml:2: map.x.testing: is true; expected "off" or "enforce"`},
+		{"a bad format", "[map.x]\nformat = \"qmail\"", `f.toml:2: map.x.format: is "qmail"; expected "postfix" or "exim"`},
+		{"dane in quotes", "[map.x]\ndane = \"yes\"", `f.toml:2: map.x.dane: is "yes"; expected true or false`},
+		{"DANE for Exim", "[map.x]\nformat = \"exim\"\ndane = true", `f.toml:1: map.x: dane does not go with format "exim"`},
+		{"reports for Exim", "[map.exim]\ntlsrpt = true", `f.toml:1: map.exim: tlsrpt does not go with format "exim"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := Parse("f.toml", []byte(test.text))
+			var errs Errors
+			if !errors.As(err, &errs) || len(errs) != 1 {
+				t.Fatalf("got %v, want one error", err)
+			}
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got  %v\nwant %s", err, test.want)
+			}
+		})
+	}
+}
+
+func TestAllMistakesAreReportedAtOnceInTheOrderOfTheLines(t *testing.T) {
+	_, err := Parse("f.toml", []byte("listen = [\"x\", 7]\nlog_level = 1\nfoo = 1\n[cache]\nmax_size = true\n[map.x]\nbar = 1\n"))
+	var errs Errors
+	if !errors.As(err, &errs) {
+		t.Fatal(err)
+	}
+	var keys []string
+	last := 0
+	for _, e := range errs {
+		keys = append(keys, e.Key)
+		if e.Line < last {
+			t.Errorf("line %d after line %d", e.Line, last)
+		}
+		last = e.Line
+	}
+	want := "listen[0] listen[1] log_level foo cache.max_size map.x.bar"
+	if got := strings.Join(keys, " "); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestTheNumberOfMapsIsBounded(t *testing.T) {
+	var b strings.Builder
+	for i := range MaxMaps {
+		b.WriteString("[map.x" + string(rune('a'+i)) + "]\n")
+	}
+	if _, err := Parse("f", []byte(b.String())); err != nil {
+		t.Error(err)
+	}
+	b.WriteString("[map.y]\n")
+	if _, err := Parse("f", []byte(b.String())); err == nil || !strings.Contains(err.Error(), "too many maps") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAnAliasIsLikeTheMapItStandsForButForItsOwnTable(t *testing.T) {
+	c, err := Parse("f", []byte("[map.QUERY]\nenforce = false\n[map.postfix-dane]\ntesting = \"enforce\"\n[map.postfix-dane-tlsrpt]\nservername = false\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Map{
+		{Name: "postfix-dane", Format: "postfix", DANE: true, Servername: true, Enforce: true, Testing: true},
+		{Name: "postfix-dane-tlsrpt", Format: "postfix", DANE: true, TLSRPT: true, Enforce: true},
+		{Name: "QUERY", Format: "postfix", DANE: true, Servername: true, Testing: true},
+		{Name: "QUERYwithTLSRPT", Format: "postfix", DANE: true, TLSRPT: true, Enforce: true},
+	}
+	if got := c.Maps[2:6]; !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestTheFileSaysWhetherDANEIsWanted(t *testing.T) {
+	for text, want := range map[string]bool{
+		"": false, "[map.x]\n": false, "[map.postfix]\ntesting = \"enforce\"\n": false, "[map.postfix-dane]\ndane = false": false,
+		"[map.x]\ndane = true\n": true, "[map.postfix-dane]\ntesting = \"enforce\"\n": true, "[map.QUERY]\nenforce = false\n": true,
+	} {
+		c, err := Parse("f", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.SetsDANE() != want {
+			t.Errorf("%q: got %v", text, !want)
+		}
+	}
+	if Default().SetsDANE() {
+		t.Error("the defaults do")
+	}
+}
+
+func TestExemptDomainsAreConvertedAsTheKeysOfLookupsAre(t *testing.T) {
+	for entry, want := range map[string]string{
+		"Example.COM.":                       "example.com",
+		".Example.com":                       ".example.com",
+		"Bücher.example":                     "xn--bcher-kva.example",
+		"ab--cd.example":                     "ab--cd.example", // rules of U-labels are not for ASCII
+		"xn--a.example":                      "xn--a.example",
+		"a\u200db.example":                   "xn--ab-m1t.example", // a joiner where UTS 46 lets it stand
+		"bücher。example。":                    "xn--bcher-kva.example",
+		"\xff.example":                       "",
+		"xn--ü.example":                      "",
+		"two words.example":                  "",
+		"192.0.2.1":                          "",
+		strings.Repeat("ü", 64) + ".example": "",
+	} {
+		got, ok := parseExempt(entry)
+		if got != want || ok != (want != "") {
+			t.Errorf("%q: %q, %t; want %q", entry, got, ok, want)
+			continue
+		}
+		// The other parser, that of the command line and of the lookups.
+		if again, err := tlsmap.ParseExempt(entry); again != want || (err == nil) != ok {
+			t.Errorf("%q: tlsmap has %q, %v", entry, again, err)
+		}
+	}
+}
+
+func TestTheBuiltInMapsAreThoseThatAreAnswered(t *testing.T) {
+	var maps []tlsmap.Map
+	for _, m := range builtinMaps() {
+		maps = append(maps, tlsmap.Map(m))
+	}
+	if answered := tlsmap.Builtin(); !reflect.DeepEqual(maps, answered) {
+		t.Errorf("here:   %+v\ntlsmap: %+v", maps, answered)
+	}
+	for _, name := range []string{"", "a", "a.b-c_9", "a b", "ä", "a/b", "k\u212a", strings.Repeat("a", maxMapName), strings.Repeat("a", maxMapName+1)} {
+		if valid := validMapName(name); valid != (tlsmap.CheckMapName(name) == nil) {
+			t.Errorf("%q: %t here, not so in tlsmap", name, valid)
+		}
+	}
+}
+
+func TestAnExemptFileIsReadAndItsErrorsHaveItsOwnLines(t *testing.T) {
+	dir := t.TempDir()
+	text := []byte("[exempt]\ndomains = [\"a.example\"]\nfile = \"exempt.txt\"\n")
+	write := func(s string) {
+		if err := os.WriteFile(filepath.Join(dir, "exempt.txt"), []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("# those who cannot\nb.example # since May\r\n\n .c.example\n")
+	c, err := Parse(filepath.Join(dir, "f.toml"), text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(c.Exempt.Domains, " "); got != "a.example b.example .c.example" {
+		t.Errorf("got %s", got)
+	}
+	write("b.example\nno domain\n")
+	_, err = Parse(filepath.Join(dir, "f.toml"), text)
+	if err == nil || !strings.Contains(err.Error(), "exempt.txt:2: ") {
+		t.Errorf("got %v", err)
+	}
+	write(strings.Repeat("no domain\n", 1000))
+	_, err = Parse(filepath.Join(dir, "f.toml"), text)
+	var errs Errors
+	if !errors.As(err, &errs) || len(errs) != maxExemptErrors {
+		t.Errorf("got %d errors", len(errs))
+	}
+}
+
+func TestRelativePathsAreTakenFromTheFoldersOfTheFile(t *testing.T) {
+	c, err := Parse("/srv/x/f.toml", []byte("control = \"unix:c.sock\"\nlisten = [\"unix:s.sock\"]\n[cache]\npath = \"cache.db\""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Control.Address != "/srv/x/c.sock" || c.Listen[0].Address != "/srv/x/s.sock" || c.Cache.Path != "/srv/x/cache.db" {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestDurations(t *testing.T) {
+	for s, want := range map[string]time.Duration{
+		"0s": 0, "90s": 90 * time.Second, "1d": day, "1d12h": 36 * time.Hour, "2d0s": 2 * day, "1.5h": 90 * time.Minute,
+	} {
+		if got, ok := ParseDuration(s); !ok || got != want {
+			t.Errorf("%s: got %v %v, want %v", s, got, ok, want)
+		}
+	}
+	for _, s := range []string{"", "d", "5", "-1s", "+1s", "+1d", "-1d", "1dd", "1h1d", "1d-1h", "1d+1h", "200000d", "99999999999999999999d", "106751d47h"} {
+		if got, ok := ParseDuration(s); ok {
+			t.Errorf("%q was read as %v", s, got)
+		}
+	}
+	for s, want := range map[string]string{"24h": "1d", "36h": "1d12h", "90s": "1m30s", "60m": "1h", "100ms": "100ms", "0s": "0s", "10m": "10m"} {
+		d, _ := ParseDuration(s)
+		if got := FormatDuration(d); got != want {
+			t.Errorf("%s: got %s, want %s", s, got, want)
+		}
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for s, want := range map[string]int64{"0": 0, "1B": 1, "1KiB": 1024, "4GiB": 4 << 30, "512 MiB": 512 << 20, "1TiB": 1 << 40, "17": 17} {
+		if got, ok := ParseSize(s); !ok || got != want {
+			t.Errorf("%s: got %v %v, want %v", s, got, ok, want)
+		}
+	}
+	for _, s := range []string{"", "GiB", "-1B", "1.5GiB", "1GB", "99999999TiB", "x"} {
+		if got, ok := ParseSize(s); ok {
+			t.Errorf("%q was read as %v", s, got)
+		}
+	}
+	for n, want := range map[int64]string{0: "0B", 1000: "1000B", 4 << 30: "4GiB", 1536: "1536B", 3 << 10: "3KiB"} {
+		if got := FormatSize(n); got != want {
+			t.Errorf("%d: got %s, want %s", n, got, want)
+		}
+	}
+}
+
+func TestLoopback(t *testing.T) {
+	for s, want := range map[string]bool{
+		"inet:127.0.0.1:1": true, "inet:[::1]:1": true, "inet:localhost:1": true, "unix:/x": true,
+		"inet:0.0.0.0:1": false, "inet:[::]:1": false, "inet:192.0.2.1:1": false, "inet:[::ffff:127.0.0.1]:1": true,
+	} {
+		e, ok := parseEndpoint(s)
+		if !ok || e.Loopback() != want {
+			t.Errorf("%s: got %v %v", s, ok, e.Loopback())
+		}
+		if ok && e.String() != s {
+			t.Errorf("%s: written as %s", s, e)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(everything))
+	f.Add([]byte("map.x = {dane = true}\nlisten = [[1], {a = 2}, 1979-05-27]\n[[cache]]\n[refresh.x]\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := Parse("f.toml", text)
+		if err != nil {
+			var errs Errors
+			if !errors.As(err, &errs) || len(errs) == 0 {
+				t.Fatalf("an error without errors: %v", err)
+			}
+			return
+		}
+		if len(c.Listen) == 0 || c.Lookup.Timeout > MaxLookup || len(c.Maps) > len(builtinMaps())+MaxMaps {
+			t.Fatalf("out of bounds: %+v", c)
+		}
+	})
+}

@@ -1,0 +1,236 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// A document is a parsed file that remembers where each key stood. Values are
+// taken from go-toml's generic decoding, and not decoded into structs, since
+// that stops at the first value of a wrong type.
+type document struct {
+	file  string
+	root  map[string]any
+	lines map[string]int // by full name; elements of arrays as "listen[1]"
+	errs  Errors
+}
+
+// newDocument parses text. A file that is no TOML has one error: what follows
+// a syntax error cannot be told apart from it.
+func newDocument(file string, text []byte) (*document, Errors) {
+	d := &document{file: file, root: map[string]any{}, lines: map[string]int{}}
+	if err := toml.Unmarshal(text, &d.root); err != nil {
+		e := &Error{File: file, Text: strings.TrimPrefix(err.Error(), "toml: ")}
+		var de *toml.DecodeError
+		if errors.As(err, &de) {
+			e.Line, _ = de.Position()
+			e.Key = strings.Join(de.Key(), ".")
+		}
+		return nil, Errors{e}
+	}
+	d.locate(text)
+	return d, nil
+}
+
+// locate fills lines. The first mention of a name counts.
+func (d *document) locate(text []byte) {
+	var p unstable.Parser
+	p.Reset(text)
+	var table []string
+	for p.NextExpression() {
+		e := p.Expression()
+		switch e.Kind {
+		case unstable.Table, unstable.ArrayTable:
+			table = d.locateKey(&p, nil, e.Key())
+		case unstable.KeyValue:
+			d.locateValue(&p, table, e)
+		}
+	}
+}
+
+func (d *document) locateKey(p *unstable.Parser, under []string, it unstable.Iterator) []string {
+	name := slices.Clone(under)
+	for it.Next() {
+		n := it.Node()
+		name = append(name, string(n.Data))
+		d.mark(name, p.Shape(n.Raw).Start.Line)
+	}
+	return name
+}
+
+func (d *document) locateValue(p *unstable.Parser, under []string, kv *unstable.Node) {
+	name := d.locateKey(p, under, kv.Key())
+	switch v := kv.Value(); v.Kind {
+	case unstable.InlineTable:
+		for it := v.Children(); it.Next(); {
+			if n := it.Node(); n.Kind == unstable.KeyValue {
+				d.locateValue(p, name, n)
+			}
+		}
+	case unstable.Array:
+		i := 0
+		for it := v.Children(); it.Next(); {
+			n := it.Node()
+			if n.Kind == unstable.Comment {
+				continue
+			}
+			if n.Raw.Length > 0 {
+				d.mark([]string{element(strings.Join(name, "."), i)}, p.Shape(n.Raw).Start.Line)
+			}
+			i++
+		}
+	}
+}
+
+func (d *document) mark(name []string, line int) {
+	full := strings.Join(name, ".")
+	if _, ok := d.lines[full]; !ok {
+		d.lines[full] = line
+	}
+}
+
+// element is the name of one element of an array.
+func element(name string, i int) string { return name + "[" + strconv.Itoa(i) + "]" }
+
+// line returns the line of a key or, if it is not in the file, of the nearest
+// thing that holds it.
+func (d *document) line(name string) int {
+	for name != "" {
+		if l, ok := d.lines[name]; ok {
+			return l
+		}
+		name = name[:max(0, strings.LastIndexAny(name, ".["))]
+	}
+	return 0
+}
+
+// fail notes what is wrong with a key.
+func (d *document) fail(name, format string, args ...any) {
+	d.errs = append(d.errs, &Error{File: d.file, Line: d.line(name), Key: name, Text: fmt.Sprintf(format, args...)})
+}
+
+// apply sets in c what the file says, and notes what is wrong with it.
+func (d *document) apply(c *Config) {
+	keys := keysOf(c)
+	for _, name := range sortedKeys(d.root) {
+		v := d.root[name]
+		table, isTable := v.(map[string]any)
+		switch {
+		case name == "map":
+			if !isTable {
+				d.fail(name, "is %s; expected tables: [map.NAME]", describe(v))
+				continue
+			}
+			d.applyMaps(c, table)
+		case isSection(keys, name):
+			if !isTable {
+				d.fail(name, "is %s; expected a table: [%s]", describe(v), name)
+				continue
+			}
+			for _, k := range sortedKeys(table) {
+				d.set(keys, name+"."+k, table[k])
+			}
+		default:
+			d.set(keys, name, v)
+		}
+	}
+}
+
+// set gives v to the key of that name.
+func (d *document) set(keys []key, name string, v any) {
+	for _, k := range keys {
+		if k.name == name {
+			k.set(d, name, v)
+			return
+		}
+	}
+	d.unknown(name, keys)
+}
+
+// unknown reports a key that does not exist, and the one that was meant: most
+// often a slip of the finger, or a key of another section.
+func (d *document) unknown(name string, keys []key) {
+	names := make([]string, 0, len(keys))
+	section, last := splitName(name)
+	var elsewhere, siblings, sections []string
+	for _, k := range keys {
+		s, l := splitName(k.name)
+		names = append(names, k.name)
+		if s != "" && !slices.Contains(sections, s) {
+			sections = append(sections, s)
+		}
+		if l == last && s != section {
+			elsewhere = append(elsewhere, k.name)
+		}
+		if s == section {
+			siblings = append(siblings, l)
+		}
+	}
+	text := "there is no such key"
+	near := closest(name, names)
+	table := ""
+	if near == "" && section == "" {
+		table = closest(name, append(sections, "map"))
+	} else if near == "" && len(siblings) == 0 {
+		table = closest(section, sections)
+	}
+	switch {
+	case table != "":
+		text += "; did you mean the table [" + table + "]?"
+	case len(elsewhere) > 0:
+		text += "; did you mean " + strings.Join(elsewhere, " or ") + "?"
+	case near != "":
+		text += "; did you mean " + near + "?"
+	case len(siblings) > 0 && section != "":
+		text += "; [" + section + "] has " + strings.Join(siblings, ", ")
+	}
+	d.fail(name, "%s", text)
+}
+
+func splitName(name string) (section, last string) {
+	if i := strings.LastIndexByte(name, '.'); i >= 0 {
+		return name[:i], name[i+1:]
+	}
+	return "", name
+}
+
+func isSection(keys []key, name string) bool {
+	return slices.ContainsFunc(keys, func(k key) bool { return strings.HasPrefix(k.name, name+".") })
+}
+
+func sortedKeys(m map[string]any) []string {
+	names := make([]string, 0, len(m))
+	for k := range m {
+		names = append(names, k)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// describe says what a TOML value is, for an error message.
+func describe(v any) string {
+	switch v := v.(type) {
+	case string:
+		if len(v) > 60 {
+			v = v[:57] + "..."
+		}
+		return strconv.Quote(v)
+	case int64:
+		return "the number " + strconv.FormatInt(v, 10)
+	case float64:
+		return "the number " + strconv.FormatFloat(v, 'g', -1, 64)
+	case bool:
+		return strconv.FormatBool(v)
+	case []any:
+		return "an array"
+	case map[string]any:
+		return "a table"
+	}
+	return "a date or time"
+}

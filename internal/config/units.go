@@ -1,0 +1,85 @@
+package config
+
+import (
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ParseDuration reads Go's durations, with d for days in front: "90s", "2d",
+// "1d12h". Negative ones are none.
+func ParseDuration(s string) (time.Duration, bool) {
+	var days int64
+	if n, rest, found := strings.Cut(s, "d"); found {
+		var err error
+		days, err = strconv.ParseInt(n, 10, 64)
+		if err != nil || days < 0 || days > math.MaxInt64/int64(day)-1 || strings.HasPrefix(n, "+") {
+			return 0, false
+		}
+		if rest == "" {
+			return time.Duration(days) * day, true
+		}
+		s = rest
+	}
+	t, err := time.ParseDuration(s)
+	if err != nil || t < 0 || strings.HasPrefix(s, "+") {
+		return 0, false
+	}
+	total := time.Duration(days)*day + t
+	return total, total >= t // false if it went over the top
+}
+
+// FormatDuration writes a duration as ParseDuration reads it, without units
+// that are zero.
+func FormatDuration(t time.Duration) string {
+	var s string
+	if t >= day {
+		s = strconv.FormatInt(int64(t/day), 10) + "d"
+		t %= day
+		if t == 0 {
+			return s
+		}
+	}
+	u := t.String()
+	if strings.HasSuffix(u, "m0s") {
+		u = strings.TrimSuffix(u, "0s")
+	}
+	if strings.HasSuffix(u, "h0m") {
+		u = strings.TrimSuffix(u, "0m")
+	}
+	return s + u
+}
+
+var sizes = []struct {
+	unit string
+	of   int64
+}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"B", 1}}
+
+// ParseSize reads a size in bytes: a whole number and B, KiB, MiB, GiB or TiB.
+func ParseSize(s string) (int64, bool) {
+	for _, u := range sizes {
+		n, found := strings.CutSuffix(s, u.unit)
+		if !found {
+			continue
+		}
+		v, err := strconv.ParseInt(strings.TrimSpace(n), 10, 64)
+		if err != nil || v < 0 || v > math.MaxInt64/u.of {
+			return 0, false
+		}
+		return v * u.of, true
+	}
+	v, err := strconv.ParseInt(s, 10, 64)
+	return v, err == nil && v >= 0
+}
+
+// FormatSize writes a size as ParseSize reads it, in the largest unit that
+// keeps it whole.
+func FormatSize(n int64) string {
+	for _, u := range sizes {
+		if n >= u.of && n%u.of == 0 {
+			return strconv.FormatInt(n/u.of, 10) + u.unit
+		}
+	}
+	return strconv.FormatInt(n, 10) + "B"
+}
