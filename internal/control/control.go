@@ -1,0 +1,155 @@
+// Package control is the admin interface: HTTP and JSON over a unix socket,
+// for the program's own flags. Whoever can open the socket may read; what
+// changes something is for root and the daemon's own user, whom the kernel
+// names (SO_PEERCRED, unix(7)). The paths are internal to the program and may
+// change with any version; what people and scripts use are the flags.
+//
+//	GET  /v1/health            what runs here
+//	GET  /v1/stats             numbers
+//	GET  /metrics              the same for Prometheus
+//	GET  /v1/cache             the cache, an Entry a line, then an End
+//	GET  /v1/cache/DOMAIN      what is held of a domain
+//	POST /v1/refresh           check and fetch domains now, a Refreshed a line, then an End
+//	POST /v1/forget            drop domains, a Forgotten a line, then an End
+//	GET  /v1/exempt            exemptions set at run time, an Exemption a line, then an End
+//	POST /v1/exempt            exempt a domain for a time, or end that
+//	POST /v1/learn             take policies over and discover domains, a Learned a line, then an End
+//	GET  /v1/rehearsal         what rehearsed maps would have replied, a Rehearsed a line, then an End
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// Limits of the control socket.
+const (
+	// MaxConnections is how many clients are served at once; more wait.
+	MaxConnections = 32
+	// MaxDomains is how many domains one request may name.
+	MaxDomains = 1000
+
+	maxListings    = 4         // at once; a page of records is in memory for each
+	pageSize       = 64        // records read from the store at once
+	maxHeader      = 16 << 10  // bytes of a request's header
+	maxBody        = 512 << 10 // bytes of a request's body: MaxDomains names
+	requestTimeout = 10 * time.Second
+	idleTimeout    = time.Minute
+	writeTimeout   = 10 * time.Second // for a page, or a line, to be taken by the client
+
+	refreshAtOnce = 16 // refreshes at once for one request
+	forgetAtOnce  = 64 // so that they share commits
+)
+
+// A Keeper holds the policies; *keeper.Keeper is one.
+type Keeper interface {
+	Get(domain string) (cache.Record, error)
+	List(after string, limit int) ([]cache.Record, error)
+	Refresh(ctx context.Context, domain string) (keeper.Refreshed, error)
+	Forget(ctx context.Context, domain string) (bool, error)
+	Negative(domain string) (keeper.Negative, bool)
+}
+
+// Health says what runs.
+type Health struct {
+	Version   string    `json:"version"`
+	PID       int       `json:"pid"`
+	Started   time.Time `json:"started"`
+	Config    string    `json:"config"`    // the file; empty: defaults
+	Listeners []string  `json:"listeners"` // the socketmap's, as "inet:127.0.0.1:8461"
+	Cache     string    `json:"cache"`
+	Metrics   string    `json:"metrics,omitempty"` // where they are served beside here, as "inet:127.0.0.1:9461"
+
+	Troubles []health.Trouble `json:"troubles"` // what is wrong; empty: nothing
+}
+
+// An Entry is a policy that is held, as -cache -json prints it.
+type Entry struct {
+	Domain    string    `json:"domain"`
+	Mode      string    `json:"mode"`
+	ID        string    `json:"id,omitempty"`
+	PendingID string    `json:"pending_id,omitempty"`
+	Fetched   time.Time `json:"fetched,omitzero"`
+	Expires   time.Time `json:"expires,omitzero"`
+	Checked   time.Time `json:"checked,omitzero"`
+	Used      time.Time `json:"used,omitzero"`
+	Due       time.Time `json:"due,omitzero"`
+	Failures  uint32    `json:"failures,omitempty"`
+	FailedAt  time.Time `json:"failed_at,omitzero"`
+	LastError string    `json:"last_error,omitempty"`
+	Policy    string    `json:"policy,omitempty"` // the text as served; left out of a summary
+}
+
+// EntryOf returns the record as an Entry.
+func EntryOf(r *cache.Record) Entry {
+	return Entry{
+		Domain: r.Domain, Mode: r.Mode.String(), ID: r.ID, PendingID: r.PendingID,
+		Fetched: utc(r.Fetched), Expires: utc(r.Expires), Checked: utc(r.Checked), Used: utc(r.Used), Due: utc(r.Due),
+		Failures: r.Failures, FailedAt: utc(r.FailedAt), LastError: r.LastError,
+		Policy: string(r.Text),
+	}
+}
+
+func utc(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// Held is all that is held of one domain.
+type Held struct {
+	Domain   string    `json:"domain"`
+	Entry    *Entry    `json:"entry,omitempty"`
+	Damaged  string    `json:"damaged,omitempty"` // a policy is held and cannot be read: why
+	Negative *Negative `json:"negative,omitempty"`
+	Exempt   bool      `json:"exempt,omitempty"`
+	// ExemptUntil is when that ends; zero: it is for good.
+	ExemptUntil time.Time   `json:"exempt_until,omitzero"`
+	Rehearsed   []Rehearsed `json:"rehearsed,omitempty"`
+}
+
+// Nothing says whether nothing is held.
+func (h *Held) Nothing() bool {
+	return h.Entry == nil && h.Negative == nil && h.Damaged == "" && !h.Exempt && len(h.Rehearsed) == 0
+}
+
+// A Negative is a discovery that found no policy, and is not tried again
+// before Until.
+type Negative struct {
+	Result policy.Result `json:"result"`
+	Err    string        `json:"error,omitempty"`
+	Until  time.Time     `json:"until"`
+}
+
+// Refreshed is what came of a refresh of one domain.
+type Refreshed = keeper.Refreshed
+
+// Forgotten is what came of forgetting one domain.
+type Forgotten struct {
+	Domain string `json:"domain"`
+	Found  bool   `json:"found"`
+	Err    string `json:"error,omitempty"`
+}
+
+// An End is the last line of every answer of several lines: without one, the
+// answer was cut off.
+type End struct {
+	End bool   `json:"end"`
+	Err string `json:"error,omitempty"` // why it ends early
+}
+
+// request is the body of refresh and forget.
+type request struct {
+	Domains []string `json:"domains"`
+}
+
+// failure is the body of an answer that is an error.
+type failure struct {
+	Err string `json:"error"`
+}

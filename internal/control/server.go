@@ -1,0 +1,306 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// Options are what a Server answers from.
+type Options struct {
+	Keeper  Keeper
+	Health  func() Health
+	Stats   func() any               // made into JSON
+	Metrics http.Handler             // nil: there are none
+	Exempt  func(domain string) bool // nil: none is
+	Log     *slog.Logger
+
+	Learner     Learner
+	Exemptions  Exemptions                      // those set at run time; nil: there are none
+	ExemptUntil func(domain string) time.Time   // zero: for good, or not at all; nil: there are no ends
+	Rehearsed   func(domain string) []Rehearsed // of all, if empty; nil: nothing is
+}
+
+// A Server answers on the control socket.
+type Server struct {
+	o        Options
+	http     http.Server
+	listings chan struct{}
+	own      uint32 // the daemon's uid
+
+	writeTimeout time.Duration // shorter in tests
+}
+
+// NewServer returns a server that does not listen yet.
+func NewServer(o Options) *Server {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Exempt == nil {
+		o.Exempt = func(string) bool { return false }
+	}
+	if o.ExemptUntil == nil {
+		o.ExemptUntil = func(string) time.Time { return time.Time{} }
+	}
+	if o.Rehearsed == nil {
+		o.Rehearsed = func(string) []Rehearsed { return nil }
+	}
+	s := &Server{
+		o: o, listings: make(chan struct{}, maxListings), own: uint32(os.Geteuid()), writeTimeout: writeTimeout,
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/health", s.health)
+	mux.HandleFunc("GET /v1/stats", s.stats)
+	if o.Metrics != nil {
+		mux.Handle("GET /metrics", o.Metrics)
+	}
+	mux.HandleFunc("GET /v1/cache", s.list)
+	mux.HandleFunc("GET /v1/cache/{domain}", s.held)
+	mux.HandleFunc("POST /v1/refresh", s.writers(s.refresh))
+	mux.HandleFunc("POST /v1/forget", s.writers(s.forget))
+	mux.HandleFunc("GET /v1/exempt", s.exemptions)
+	mux.HandleFunc("POST /v1/exempt", s.writers(s.setExempt))
+	mux.HandleFunc("POST /v1/learn", s.writers(s.learn))
+	mux.HandleFunc("GET /v1/rehearsal", s.rehearsals)
+	s.http = http.Server{
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.bound(w); mux.ServeHTTP(w, r) }),
+		ReadHeaderTimeout: requestTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
+		ConnContext:       withPeer,
+	}
+	return s
+}
+
+// Serve answers on l until Shutdown, and then returns nil. It closes l.
+func (s *Server) Serve(l net.Listener) error {
+	err := s.http.Serve(&limited{Listener: l, slots: make(chan struct{}, MaxConnections), done: make(chan struct{})})
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("control socket: %w", err)
+}
+
+// Shutdown stops listening, waits for what is being answered until ctx ends,
+// and then closes what is left.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if err := s.http.Shutdown(ctx); err != nil {
+		return s.http.Close()
+	}
+	return nil
+}
+
+// bound gives the client so long to take what is written next.
+func (s *Server) bound(w http.ResponseWriter) {
+	// A connection without deadlines would be a bug of the wiring, and ends
+	// in tests; it is no reason to refuse an answer.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.writeTimeout))
+}
+
+func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, s.o.Health())
+}
+
+func (s *Server) stats(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.o.Stats()) }
+
+// held answers with what is held of a domain: 404 if that is nothing.
+func (s *Server) held(w http.ResponseWriter, r *http.Request) {
+	domain := r.PathValue("domain")
+	if !isDomain(domain) {
+		refuse(w, http.StatusBadRequest, "%q is no domain in lower case and A-labels", domain)
+		return
+	}
+	h, err := s.Held(domain)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, "%v", err)
+		return
+	}
+	status := http.StatusOK
+	if h.Nothing() {
+		status = http.StatusNotFound
+	}
+	answer(w, status, h)
+}
+
+// Held returns all that is held of a domain, which is in canonical form. It
+// looks nothing up and changes nothing. A policy that is damaged is no error.
+func (s *Server) Held(domain string) (Held, error) {
+	h := Held{Domain: domain, Exempt: s.o.Exempt(domain)}
+	rec, err := s.o.Keeper.Get(domain)
+	var damaged *cache.DamagedError
+	switch {
+	case err == nil:
+		e := EntryOf(&rec)
+		h.Entry = &e
+	case errors.As(err, &damaged):
+		h.Damaged = err.Error()
+	case !errors.Is(err, cache.ErrNotFound):
+		return Held{}, fmt.Errorf("the cache cannot be read: %w", err)
+	}
+	if n, ok := s.o.Keeper.Negative(domain); ok {
+		h.Negative = &Negative{Result: n.Result, Err: n.Err, Until: utc(n.Until)}
+	}
+	h.ExemptUntil, h.Rehearsed = utc(s.o.ExemptUntil(domain)), s.o.Rehearsed(domain)
+	return h, nil
+}
+
+// list answers with the whole cache. Each page is read from the store before
+// any of it is written, so that a client that does not read holds up nothing.
+func (s *Server) list(w http.ResponseWriter, r *http.Request) {
+	select {
+	case s.listings <- struct{}{}:
+		defer func() { <-s.listings }()
+	default:
+		refuse(w, http.StatusServiceUnavailable, "%d listings of the cache are under way; try again when one is done", maxListings)
+		return
+	}
+	summary := r.URL.Query().Has("summary")
+	out := s.lines(w)
+	after := r.URL.Query().Get("after")
+	for {
+		page, err := s.o.Keeper.List(after, pageSize)
+		if err != nil {
+			out.end(fmt.Errorf("the cache cannot be read: %w", err))
+			return
+		}
+		if len(page) == 0 {
+			out.end(nil)
+			return
+		}
+		for i := range page {
+			e := EntryOf(&page[i])
+			if summary {
+				e.Policy = ""
+			}
+			if out.write(e) != nil {
+				return // the client is gone, or does not read
+			}
+		}
+		if out.flush() != nil || r.Context().Err() != nil {
+			return
+		}
+		after = page[len(page)-1].Domain
+	}
+}
+
+// writers lets root and the daemon's own user through.
+func (s *Server) writers(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		p, _ := r.Context().Value(peerKey{}).(peer)
+		switch {
+		case p.err != nil:
+			refuse(w, http.StatusForbidden, "the kernel does not say who asks: %v", p.err)
+		case !p.mayWrite(s.own):
+			refuse(w, http.StatusForbidden, "only root and the daemon's user (uid %d) may do this, not uid %d", s.own, p.uid)
+		default:
+			h(w, r)
+		}
+	}
+}
+
+func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
+	s.each(w, r, refreshAtOnce, func(ctx context.Context, domain string) any {
+		res, err := s.o.Keeper.Refresh(ctx, domain)
+		if err != nil {
+			return Refreshed{Domain: domain, Err: err.Error()}
+		}
+		return res
+	})
+}
+
+func (s *Server) forget(w http.ResponseWriter, r *http.Request) {
+	s.each(w, r, forgetAtOnce, func(ctx context.Context, domain string) any {
+		found, err := s.o.Keeper.Forget(ctx, domain)
+		f := Forgotten{Domain: domain, Found: found}
+		if err != nil {
+			f.Err = err.Error()
+		}
+		return f
+	})
+}
+
+// each does something for every domain of the request, as forEach does.
+func (s *Server) each(w http.ResponseWriter, r *http.Request, atOnce int, do func(context.Context, string) any) {
+	domains, err := s.domains(w, r)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "%v", err)
+		return
+	}
+	forEach(s, w, r, domains, atOnce, do)
+}
+
+// forEach does something for every item of a request, so many at once, and
+// writes a line for each as it is done.
+func forEach[T any](s *Server, w http.ResponseWriter, r *http.Request, items []T, atOnce int, do func(context.Context, T) any) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	todo := make(chan T)
+	results := make(chan any)
+	var workers sync.WaitGroup
+	for range min(atOnce, len(items)) {
+		workers.Go(func() {
+			for item := range todo {
+				select {
+				case results <- do(ctx, item):
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	workers.Go(func() {
+		defer close(todo)
+		for _, item := range items {
+			select {
+			case todo <- item:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	defer workers.Wait()
+	defer cancel() // before the wait: a client that is gone waits for nobody
+
+	out := s.lines(w)
+	for range items {
+		select {
+		case res := <-results:
+			if out.write(res) != nil || out.flush() != nil {
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+	out.end(nil)
+}
+
+// domains reads the body of refresh and forget.
+func (s *Server) domains(w http.ResponseWriter, r *http.Request) ([]string, error) {
+	var req request
+	if err := readBody(w, r, maxBody, &req); err != nil {
+		return nil, err
+	}
+	if n := len(req.Domains); n == 0 || n > MaxDomains {
+		return nil, fmt.Errorf("%d domains in a request; expected 1 to %d", n, MaxDomains)
+	}
+	for _, d := range req.Domains {
+		if !isDomain(d) {
+			return nil, fmt.Errorf("%q is no domain in lower case and A-labels", d)
+		}
+	}
+	return req.Domains, nil
+}
+
+// isDomain says whether s could be the domain of a record.
+func isDomain(s string) bool { return policy.IsHostName(s) && strings.ToLower(s) == s }

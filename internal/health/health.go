@@ -1,0 +1,133 @@
+// Package health is the one place that says that the daemon is broken: every
+// condition in which it goes on answering and an operator has to act, each
+// with its name, what is wrong and what to do next. The log, the metrics, the
+// alert rules and -check all take it from here. It watches nothing by itself:
+// the keeper and the cache notice, and this package puts it into words.
+//
+// Left out: what keeps the daemon from starting, which is the error it ends
+// with; and what is wrong with one domain, which is in the log and in -explain.
+package health
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+)
+
+// The conditions, as the label of a metric has them.
+const (
+	Discovery = "discovery" // no policy fetch has succeeded for some minutes although it was tried
+	Roots     = "roots"     // no policy host's certificate is trusted, or the authorities cannot be read any more
+	Resolver  = "resolver"  // no TXT lookup has succeeded for some minutes
+	Clock     = "clock"     // the clock is before the newest record
+	Refresher = "refresher" // policies are refreshed late
+	Writes    = "writes"    // the cache cannot be written to
+	Salvage   = "salvage"   // the cache was damaged, and what could be read of it saved
+)
+
+// Conditions are all of them.
+func Conditions() []string {
+	return []string{Discovery, Roots, Resolver, Clock, Refresher, Writes, Salvage}
+}
+
+// A Trouble is a condition that holds.
+type Trouble struct {
+	Condition string `json:"condition"`
+	What      string `json:"what"`
+	Next      string `json:"next"` // what to do
+
+	told bool // in the log by those who noticed
+}
+
+// Limits of what is still taken for health.
+const (
+	clockSlack = time.Minute // by which the clock may be behind the newest record
+	lateAfter  = time.Hour   // by which a refresh may be late
+)
+
+// Signs are what the troubles are told from.
+type Signs struct {
+	Now    time.Time
+	Keeper keeper.Stats
+	Cache  cache.Stats
+	Roots  error // why the authorities could not be read the last time; nil if they could
+}
+
+// Troubles returns the conditions that hold, in the order of Conditions.
+func (s *Signs) Troubles() []Trouble {
+	var list []Trouble
+	for _, t := range []struct {
+		holds bool
+		Trouble
+	}{
+		{s.Keeper.FetchDead && !s.Keeper.Untrusted, Trouble{Condition: Discovery, told: true,
+			What: "no policy fetch has succeeded for some minutes, although several domains were tried",
+			Next: "see whether this machine reaches port 443 of policy hosts, and HTTPS_PROXY; sts-tlsmap -explain DOMAIN shows each step"}},
+		{s.Roots != nil || s.Keeper.FetchDead && s.Keeper.Untrusted, s.roots()},
+		{s.Keeper.DNSDead, Trouble{Condition: Resolver, told: true,
+			What: "no TXT lookup has succeeded for some minutes, although several domains were tried",
+			Next: "see whether the resolver answers: servers in [dns], or /etc/resolv.conf"}},
+		{s.Cache.Newest.Sub(s.Now) > clockSlack, s.clock()},
+		{time.Duration(s.Keeper.LateSeconds)*time.Second >= lateAfter, Trouble{Condition: Refresher, told: true,
+			What: fmt.Sprintf("the refresher is %s late", time.Duration(s.Keeper.LateSeconds)*time.Second),
+			Next: "if it stays so, raise fetch_rate, check_rate or concurrency in [refresh]"}},
+		{s.Keeper.Failing, Trouble{Condition: Writes, told: true,
+			What: "the cache cannot be written to; new policies are kept in memory",
+			Next: "see whether the disk is full, and who owns the folder of the cache; it is tried again until it works"}},
+		{s.Cache.Salvage != nil || s.Cache.Rebuild != nil, s.salvage()},
+	} {
+		if t.holds {
+			list = append(list, t.Trouble)
+		}
+	}
+	return list
+}
+
+func (s *Signs) roots() Trouble {
+	if s.Roots != nil {
+		return Trouble{Condition: Roots,
+			What: fmt.Sprintf("the certificate authorities cannot be read any more (%v); those read at the start stay in force", s.Roots),
+			Next: "put the file of ca_file in [fetch] right: without it the daemon does not start again"}
+	}
+	return Trouble{Condition: Roots, told: true,
+		What: "no policy host's certificate has been trusted for some minutes, although several domains were tried",
+		Next: "see whether this machine's clock is right, whether ca-certificates is installed and current (or ca_file in [fetch]), " +
+			"and whether something on the way intercepts TLS"}
+}
+
+func (s *Signs) clock() Trouble {
+	return Trouble{Condition: Clock,
+		What: fmt.Sprintf("the clock says %s, which is before the newest record of the cache, %s",
+			s.Now.UTC().Format(time.RFC3339), s.Cache.Newest.UTC().Format(time.RFC3339)),
+		Next: "set the clock: with a wrong one policies expire too early or live too long; " +
+			"if it is right, it was ahead before, and this ends when it gets there again"}
+}
+
+func (s *Signs) salvage() Trouble {
+	r := s.Cache.Salvage
+	if s.Cache.Rebuild != nil {
+		r = s.Cache.Rebuild
+	}
+	if r == nil {
+		return Trouble{}
+	}
+	where := ""
+	if r.MovedTo != "" {
+		where = "; the damaged file is " + r.MovedTo
+	}
+	return Trouble{Condition: Salvage, told: true,
+		What: fmt.Sprintf("the cache was damaged (%v): %d policies were saved, %d were damaged, %d lost%s",
+			oneLine(r.Why), r.Recovered, r.Damaged, r.Lost, where),
+		Next: "look at the disk and the memory of this machine; lost policies are found anew by the next lookup; this ends with a restart"}
+}
+
+// oneLine is an error of several lines in one.
+func oneLine(err error) string {
+	if err == nil {
+		return "it is not known how"
+	}
+	return strings.ReplaceAll(err.Error(), "\n", ": ")
+}
