@@ -1,0 +1,215 @@
+package explain
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+)
+
+// NextHops looks at a next-hop through the DNS; *dane.Checker is one.
+type NextHops interface {
+	Probe(ctx context.Context) dane.Probe
+	Look(ctx context.Context, n dane.NextHop) *dane.Report
+	MX(ctx context.Context, domain string) (*dane.MXSet, error)
+}
+
+const (
+	maxRecords  = 20 // of one answer that are shown
+	maxTLSAData = 64 // hexadecimal digits of a TLSA record that are shown
+)
+
+// DANE is what RFC 7672 says of the next-hop, and of the resolver on whose
+// word all of it rests.
+type DANE struct {
+	Resolver  string     `json:"resolver"` // whether it validates
+	Validates *bool      `json:"validates,omitempty"`
+	Probe     []Lookup   `json:"probe,omitempty"`
+	State     string     `json:"state"`
+	Why       string     `json:"why"`
+	MX        *Lookup    `json:"mx,omitempty"` // nil: in brackets
+	Hosts     []DANEHost `json:"hosts,omitempty"`
+	Beyond    int        `json:"hosts_not_looked_at,omitempty"`
+
+	finding dane.Finding
+}
+
+// A DANEHost is a host of the next-hop.
+type DANEHost struct {
+	Name       string   `json:"name"`
+	Preference uint16   `json:"preference"`
+	State      string   `json:"state"`
+	Lookups    []Lookup `json:"lookups,omitempty"` // in the order asked
+}
+
+// A Lookup is a question to the DNS, and the answer.
+type Lookup struct {
+	Name     string   `json:"name"`
+	Type     string   `json:"type"`
+	Answer   string   `json:"answer"`           // NOERROR, NXDOMAIN, or why there was none
+	Security string   `json:"security"`         // of the four kinds of RFC 7672, 2.1.1
+	CNAMEs   []string `json:"cnames,omitempty"` // passed through
+	Records  []string `json:"records,omitempty"`
+	More     int      `json:"more_records,omitempty"`
+}
+
+// lookAtDANE asks all about the next-hop's DANE, after the resolver was probed.
+func lookAtDANE(ctx context.Context, hop tlsmap.NextHop, s Sources) *DANE {
+	probe := s.NextHops.Probe(ctx)
+	d := &DANE{Resolver: probe.Verdict.String()}
+	if v := probe.Verdict; v != dane.NoVerdict {
+		validates := v == dane.Validates
+		d.Validates = &validates
+	}
+	for _, l := range probe.Lookups {
+		d.Probe = append(d.Probe, lookupOf(l))
+	}
+	n, ok := hop.DANE()
+	if !ok {
+		d.finding = dane.Finding{Why: tlsmap.UnknownPort}
+	} else {
+		r := s.NextHops.Look(ctx, n)
+		d.finding = dane.Finding{State: r.State, Why: r.Why}
+		d.report(r)
+	}
+	d.State, d.Why = d.finding.State.String(), d.finding.Why
+	return d
+}
+
+// report takes over what a check saw.
+func (d *DANE) report(r *dane.Report) {
+	if r.MX != nil {
+		mx := lookupOf(r.MX)
+		d.MX = &mx
+	}
+	d.Beyond = r.Beyond
+	for _, h := range r.Hosts {
+		if len(d.Hosts) == maxHosts {
+			d.Beyond++
+			continue
+		}
+		host := DANEHost{Name: h.Name, Preference: h.Preference, State: h.State.String()}
+		lookups := append(append([]*dane.Lookup(nil), h.Address...), h.Alias)
+		for _, l := range append(lookups, h.TLSA...) {
+			if l != nil {
+				host.Lookups = append(host.Lookups, lookupOf(l))
+			}
+		}
+		d.Hosts = append(d.Hosts, host)
+	}
+}
+
+func lookupOf(l *dane.Lookup) Lookup {
+	x := Lookup{
+		Name: l.Name, Type: dns.TypeToString[l.Type], Answer: answerWord(l.Answer, l.Err), Security: l.Security.String(),
+	}
+	if l.Answer == nil {
+		return x
+	}
+	x.CNAMEs = l.Answer.CNAMEs
+	for _, rr := range l.Answer.Records {
+		if len(x.Records) == maxRecords {
+			x.More++
+			continue
+		}
+		x.Records = append(x.Records, recordWords(rr))
+	}
+	return x
+}
+
+// recordWords writes a record's data, and whether a TLSA record can be used.
+func recordWords(rr dns.RR) string {
+	t, ok := rr.(*dns.TLSA)
+	if !ok {
+		return strings.TrimPrefix(rr.String(), rr.Header().String())
+	}
+	cert := t.Certificate
+	if len(cert) > maxTLSAData {
+		cert = cert[:maxTLSAData] + "..."
+	}
+	use := "not usable for SMTP"
+	if dane.UsableRecord(t) {
+		use = "usable"
+	}
+	return fmt.Sprintf("%d %d %d %s (%s)", t.Usage, t.Selector, t.MatchingType, cert, use)
+}
+
+func (r *Report) daneWords(t *text) {
+	d := r.DANE
+	t.section("DANE of " + r.Domain + " (RFC 7672)")
+	t.row("resolver", d.Resolver)
+	if d.MX != nil {
+		t.row("MX records", d.MX.outcome())
+	}
+	for _, h := range d.Hosts {
+		t.line("%s", printable(h.Name))
+		for _, l := range h.Lookups {
+			t.row("  "+l.Type, l.place(h.Name)+l.outcome())
+			for _, rec := range l.Records {
+				t.row("", rec)
+			}
+			if l.More > 0 {
+				t.row("", fmt.Sprintf("and %d more", l.More))
+			}
+		}
+		t.row("  so", h.State)
+	}
+	if d.Beyond > 0 {
+		t.row("", fmt.Sprintf("and %d hosts more", d.Beyond))
+	}
+	t.row("so", because(d.finding.State, d.Why))
+	switch {
+	case r.policyState != tlsmap.PolicyEnforced:
+		t.row("for mail", "not asked for: where no policy is enforced, the MTA does DANE by itself")
+	case d.finding.State == dane.Usable:
+		t.row("for mail", "maps with DANE reply dane-only: hosts without usable TLSA records are skipped, and whether the policy lists a host does not count")
+	}
+}
+
+// stateWords says what a state means.
+var stateWords = map[dane.State]string{
+	dane.Undecided:     "undecided",
+	dane.Usable:        "DANE protects the domain",
+	dane.LookupFailed:  "a lookup fails, and only the MTA can tell",
+	dane.Absent:        "DANE does not protect the domain",
+	dane.UnsignedMX:    "DANE does not protect the domain",
+	dane.NoMail:        "no mail",
+	dane.NotValidating: "no DANE",
+}
+
+func because(s dane.State, why string) string {
+	if why == "" {
+		return stateWords[s]
+	}
+	return stateWords[s] + ": " + why
+}
+
+// place says where a question was asked, if that is not plain.
+func (l Lookup) place(host string) string {
+	if l.Name == host {
+		return ""
+	}
+	return "at " + l.Name + ": "
+}
+
+// outcome says what came of a question.
+func (l Lookup) outcome() string {
+	words := l.Answer
+	if l.Security == dane.Secure.String() || l.Security == dane.Insecure.String() {
+		if len(l.Records) == 0 && l.Answer == "NOERROR" {
+			words = "none"
+		}
+		if len(l.CNAMEs) > 0 {
+			words += ", through the CNAME at " + strings.Join(l.CNAMEs, ", ")
+		}
+		if l.Security == dane.Secure.String() {
+			return words + authenticated(true)
+		}
+		return words + ", not authenticated"
+	}
+	return words
+}

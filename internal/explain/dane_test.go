@@ -1,0 +1,148 @@
+package explain
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+const digest = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+
+// daneDomain is honest, and protected by DANE at one of its hosts.
+func daneDomain() *world {
+	w := honest()
+	w.signed = map[string][]string{
+		". SOA":                      {"a. b. 1 1 1 1 1"},
+		"a.test MX":                  {"10 mx1.a.test.", "20 mx2.a.test."},
+		"mx1.a.test A":               {"192.0.2.1"},
+		"mx1.a.test AAAA":            {"2001:db8::1"},
+		"_25._tcp.mx1.a.test TLSA":   {"3 1 1 " + digest, "0 0 1 " + digest},
+		"mx2.a.test A":               {"192.0.2.2"},
+		"mx2.a.test AAAA":            {},
+		"_25._tcp.mx2.a.test TLSA":   {},
+		"_587._tcp.mx1.a.test TLSA":  {},
+		"_2525._tcp.mx1.a.test TLSA": nil,
+	}
+	return w
+}
+
+func replyOf(t *testing.T, r *Report, name string) Reply {
+	t.Helper()
+	for _, m := range r.Maps {
+		if m.Map == name {
+			return m
+		}
+	}
+	t.Fatalf("no map %s in %+v", name, r.Maps)
+	return Reply{}
+}
+
+func textOf(t *testing.T, r *Report) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := r.WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func TestTheDANESectionShowsWhatWasAskedAndWhatFollows(t *testing.T) {
+	r := daneDomain().gather(t, "a.test")
+	text := textOf(t, r)
+	for _, want := range []string{
+		"\nDANE of a.test (RFC 7672)\n",
+		"  resolver     the resolver validates\n",
+		"  MX records   NOERROR, authenticated by DNSSEC\n",
+		"  mx1.a.test\n    A          NOERROR, authenticated by DNSSEC\n               192.0.2.1\n",
+		"    AAAA       NOERROR, authenticated by DNSSEC\n               2001:db8::1\n",
+		"    TLSA       at _25._tcp.mx1.a.test: NOERROR, authenticated by DNSSEC\n",
+		"               3 1 1 " + digest + " (usable)\n",
+		"               0 0 1 " + digest + " (not usable for SMTP)\n",
+		"    so         usable TLSA records\n",
+		"    AAAA       none, authenticated by DNSSEC\n",
+		"    so         no TLSA records\n",
+		"  so           DANE protects the domain: 1 of 2 hosts have usable TLSA records\n",
+		"  for mail     maps with DANE reply dane-only: hosts without usable TLSA records are skipped",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	for name, want := range map[string]string{
+		"postfix": "OK secure match=mx1.a.test servername=hostname", "postfix-dane": "OK dane-only", "QUERYwithTLSRPT": "OK dane-only", "exim": "OK mx1.a.test",
+	} {
+		if got := replyOf(t, r, name); got.Reply != want {
+			t.Errorf("map %s: %+v, want %s", name, got, want)
+		}
+	}
+	var b bytes.Buffer
+	if err := r.WriteJSON(&b); err != nil {
+		t.Fatal(err)
+	}
+	var back Report
+	if err := json.Unmarshal(b.Bytes(), &back); err != nil {
+		t.Fatal(err)
+	}
+	if d := back.DANE; d == nil || d.State != "usable" || d.Validates == nil || !*d.Validates || len(d.Hosts) != 2 || len(d.Probe) == 0 ||
+		d.Hosts[0].Lookups[2].Security != "secure" || len(d.Hosts[0].Lookups[2].Records) != 2 {
+		t.Errorf("JSON: %s", &b)
+	}
+}
+
+func TestTheReplyOfADANEMapFollowsFromTheSection(t *testing.T) {
+	for _, test := range []struct {
+		name, key   string
+		change      func(*world)
+		reply, want string // want is in the text
+	}{
+		{"the port of the key", "[mx1.a.test]:587", func(*world) {}, "OK secure", "at _587._tcp.mx1.a.test: none, authenticated"},
+		{"a lookup that fails", "[mx1.a.test]:2525", func(*world) {}, "OK dane-only", "a lookup fails, and only the MTA can tell: a lookup at host mx1.a.test failed"},
+		{"a service without a port", "[mx1.a.test]:what", func(*world) {}, "TEMP", "undecided: the next-hop names a service"},
+		{"MX that nobody signed", "a.test", func(w *world) { delete(w.signed, "a.test MX") }, "OK secure", "DANE does not protect the domain: the MX records are not authenticated"},
+		{"MX that cannot be looked up", "a.test", func(w *world) { w.signed["a.test MX"] = nil }, "TEMP", "undecided: the MX lookup failed"},
+		{"addresses that nobody signed", "a.test", func(w *world) {
+			for _, name := range []string{"mx1.a.test A", "mx1.a.test AAAA", "mx2.a.test A", "mx2.a.test AAAA"} {
+				delete(w.signed, name)
+			}
+		}, "OK secure", "no addresses at 2"},
+		{"null MX", "a.test", func(w *world) { w.signed["a.test MX"] = []string{"0 ."} }, "OK secure", "no mail: the domain has a null MX"},
+		{"a resolver that does not validate", "a.test", func(w *world) {
+			w.signed = nil
+		}, "OK secure", "the MX records are not authenticated"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := daneDomain()
+			w.text = strings.ReplaceAll(enforced, "mx: mx1.a.test", "mx: *.a.test")
+			w.held.Entry.Policy = w.text
+			test.change(w)
+			r := w.gather(t, test.key)
+			if got := replyOf(t, r, "postfix-dane"); !strings.HasPrefix(got.Reply, test.reply) {
+				t.Errorf("%+v, want %s", got, test.reply)
+			}
+			if text := textOf(t, r); !strings.Contains(text, test.want) {
+				t.Errorf("no %q in\n%s", test.want, text)
+			}
+		})
+	}
+}
+
+func TestWhereNoPolicyIsEnforcedTheSectionSaysThatMailDoesNotNeedIt(t *testing.T) {
+	w := daneDomain()
+	w.held.Entry.Policy = strings.ReplaceAll(enforced, "enforce", "testing")
+	r := w.gather(t, "a.test")
+	if got := replyOf(t, r, "postfix-dane"); got.Reply != "NOTFOUND " {
+		t.Errorf("%+v", got)
+	}
+	if text := textOf(t, r); !strings.Contains(text, "for mail     not asked for: where no policy is enforced, the MTA does DANE by itself") {
+		t.Error(text)
+	}
+}
+
+func TestWhyEximsMailWaitsIsExplained(t *testing.T) {
+	w := honest()
+	w.mx = []string{"10 evil.test."}
+	if got := replyOf(t, w.gather(t, "a.test"), "exim"); got.Reply != "TEMP MTA-STS: a.test: none of its MX hosts is listed in its policy" || got.Why == "" {
+		t.Errorf("%+v", got)
+	}
+}

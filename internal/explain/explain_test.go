@@ -1,0 +1,367 @@
+package explain
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+)
+
+var now = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+
+const enforced = "version: STSv1\nmode: enforce\nmx: mx1.a.test\nmax_age: 604800\n"
+
+// world is what a test's domain publishes.
+type world struct {
+	txt    []string
+	txtErr error
+	text   string // of the policy
+	fetch  error
+	mx     []string // "10 mx1.a.test."
+	mxErr  error
+	held   control.Held
+	heldIs error
+	from   string
+	exempt bool
+	signed map[string][]string // "name type": records that come authenticated; nil ones fail
+}
+
+// honest publishes an enforced policy, which is held.
+func honest() *world {
+	return &world{
+		txt: []string{"v=STSv1; id=1;"}, text: enforced, mx: []string{"10 mx1.a.test."}, from: Daemon,
+		held: control.Held{Domain: "a.test", Entry: &control.Entry{
+			Domain: "a.test", Mode: "enforce", ID: "1", Policy: enforced,
+			Fetched: now.Add(-time.Hour), Expires: now.Add(24 * time.Hour), Checked: now.Add(-time.Minute),
+		}},
+	}
+}
+
+// fresh is honest, with nothing held.
+func fresh() *world {
+	w := honest()
+	w.held, w.heldIs = control.Held{Domain: "a.test"}, control.ErrNothingHeld
+	return w
+}
+
+func (w *world) Query(_ context.Context, name string, qtype uint16) (*resolver.Answer, error) {
+	a := &resolver.Answer{Name: name}
+	signed, ok := w.signed[name+" "+dns.TypeToString[qtype]]
+	if ok && signed == nil {
+		return nil, &resolver.Error{Name: name, Type: qtype, Kind: resolver.KindServFail}
+	}
+	if a.Authenticated = ok; ok {
+		for _, data := range signed {
+			rr, err := dns.NewRR(fmt.Sprintf("%s 300 IN %s %s", dns.Fqdn(name), dns.TypeToString[qtype], data))
+			if err != nil {
+				panic(err)
+			}
+			a.Records = append(a.Records, rr)
+		}
+		return a, nil
+	}
+	add := func(s string) {
+		rr, err := dns.NewRR(s)
+		if err != nil {
+			panic(err)
+		}
+		a.Records = append(a.Records, rr)
+	}
+	switch {
+	case qtype == dns.TypeTXT && w.txtErr != nil:
+		return nil, w.txtErr
+	case qtype == dns.TypeMX && w.mxErr != nil:
+		return nil, w.mxErr
+	case qtype == dns.TypeTXT:
+		for _, s := range w.txt {
+			add(fmt.Sprintf("%s. 300 IN TXT %q", name, s))
+		}
+	case qtype == dns.TypeMX:
+		for _, s := range w.mx {
+			add(fmt.Sprintf("%s. 300 IN MX %s", name, s))
+		}
+	}
+	return a, nil
+}
+
+func (w *world) TrustsAD() bool     { return true }
+func (w *world) Generation() uint64 { return 0 }
+
+func (w *world) Record(_ context.Context, domain string) (policy.Record, time.Duration, error) {
+	if w.txtErr != nil {
+		return policy.Record{}, 0, &policy.Error{Domain: domain, Result: policy.ResultDNS, Err: fmt.Errorf("%w: %w", policy.ErrRecordLookup, w.txtErr)}
+	}
+	rec, err := policy.FindRecord(w.txt)
+	if err != nil {
+		result := policy.ResultRecordInvalid
+		if len(w.txt) == 0 {
+			result = policy.ResultNoRecord
+		}
+		return rec, 0, &policy.Error{Domain: domain, Result: result, Err: err}
+	}
+	return rec, 0, nil
+}
+
+func (w *world) Fetch(_ context.Context, domain string) (*policy.Fetched, error) {
+	if w.fetch != nil {
+		return nil, &policy.Error{Domain: domain, Result: policy.ResultFetch, Err: w.fetch}
+	}
+	p, err := policy.Parse([]byte(w.text))
+	if err != nil {
+		return nil, &policy.Error{Domain: domain, Result: policy.ResultInvalid, Err: err}
+	}
+	return &policy.Fetched{Text: []byte(w.text), Policy: p, Addr: netip.MustParseAddr("192.0.2.1"), Duration: 7 * time.Millisecond}, nil
+}
+
+func (w *world) gather(t *testing.T, key string) *Report {
+	t.Helper()
+	table, err := tlsmap.NewTable(tlsmap.Builtin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Gather(t.Context(), key, Sources{
+		Resolver: w, Policies: w, Table: table, NextHops: dane.New(dane.Options{Resolver: w}),
+		Exempt: func(string) bool { return w.exempt },
+		Held:   func(context.Context, string) (control.Held, string, error) { return w.held, w.from, w.heldIs },
+		Now:    func() time.Time { return now },
+	})
+}
+
+func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
+	negative := &control.Negative{Result: policy.ResultFetch, Err: "it was down", Until: now.Add(time.Minute)}
+	for _, test := range []struct {
+		name   string
+		world  *world
+		change func(*world)
+		reply  string // of map postfix
+		next   string
+	}{
+		{"all is well", honest(), func(w *world) {}, "OK secure match=mx1.a.test", "Nothing to do: the policy held is the one published."},
+		{"not held yet", fresh(), func(w *world) {}, "OK secure", "The next lookup finds the policy"},
+		{"no daemon", fresh(), func(w *world) { w.from = File }, "OK secure", "systemctl start sts-tlsmap"},
+		{"no record, none held", fresh(), func(w *world) { w.txt = nil }, "NOTFOUND", "the domain does not publish MTA-STS"},
+		{"no record, one held", honest(), func(w *world) { w.txt = nil }, "OK secure", "in force until 2026-05-02"},
+		{"a broken record", fresh(), func(w *world) { w.txt = []string{"v=STSv1; id=?;"} }, "NOTFOUND", "must correct its TXT record"},
+		{"a broken record, one held", honest(), func(w *world) { w.txt = []string{"v=STSv1; id=?;"} }, "OK secure", "The policy held stays in force. The domain must correct"},
+		{"a resolver that fails", fresh(), func(w *world) { w.txtErr = errors.New("SERVFAIL") }, "NOTFOUND", "dig _mta-sts.a.test TXT"},
+		{"a policy host that is down", fresh(), func(w *world) { w.fetch = policy.ErrConnect }, "NOTFOUND", "curl -v https://mta-sts.a.test/"},
+		{"a policy host that is down, one held", honest(), func(w *world) { w.fetch = policy.ErrConnect }, "OK secure", "stays in force. Try: curl"},
+		{"a policy that is none", fresh(), func(w *world) { w.text = "version: STSv2\n" }, "NOTFOUND", "must correct its policy file"},
+		{"another policy published", honest(), func(w *world) { w.text = strings.ReplaceAll(enforced, "enforce", "testing") }, "OK secure", "sts-tlsmap -refresh a.test"},
+		{"another id published", honest(), func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, "OK secure", "sts-tlsmap -refresh a.test"},
+		{"a failure remembered", fresh(), func(w *world) { w.held.Negative, w.heldIs = negative, nil }, "NOTFOUND", "an earlier failure is still remembered"},
+		{"an expired policy held", honest(), func(w *world) { w.held.Entry.Expires, w.txt = now, nil }, "NOTFOUND", "does not publish MTA-STS"},
+		{"a policy within its first minute", honest(), func(w *world) {
+			w.held.Entry.Fetched, w.held.Entry.Expires = now.Add(-59*time.Second), now.Add(-time.Second)
+		}, "OK secure", "Nothing to do"},
+		{"a damaged policy", fresh(), func(w *world) {
+			w.held.Damaged, w.heldIs, w.fetch = "its checksum is wrong", nil, policy.ErrConnect
+		}, "TEMP", "curl"},
+		{"a damaged policy, fetched again", fresh(), func(w *world) { w.held.Damaged, w.heldIs = "its checksum is wrong", nil }, "OK secure", "The next lookup"},
+		{"no host listed", honest(), func(w *world) { w.mx = []string{"10 evil.test."} }, "OK secure", "No MX host is listed by the policy: mail to a.test waits"},
+		{"one host not listed", honest(), func(w *world) { w.mx = []string{"10 mx1.a.test.", "20 old.test."} }, "OK secure", "not to old.test"},
+		{"MX hosts that cannot be looked up", honest(), func(w *world) { w.mxErr = errors.New("SERVFAIL") }, "OK secure", "dig a.test MX"},
+		{"an exempt domain", honest(), func(w *world) { w.exempt = true }, "NOTFOUND", "Take a.test out of [exempt]"},
+		{"testing, and no host listed", fresh(), func(w *world) {
+			w.text, w.mx = strings.ReplaceAll(enforced, "enforce", "testing"), []string{"10 evil.test."}
+		}, "NOTFOUND", "The next lookup"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.change(test.world)
+			r := test.world.gather(t, "A.test.")
+			if r.Domain != "a.test" {
+				t.Errorf("got domain %q", r.Domain)
+			}
+			if !strings.Contains(r.Next, test.next) {
+				t.Errorf("next: got %q, want %q", r.Next, test.next)
+			}
+			if len(r.Maps) != len(tlsmap.Builtin()) || !strings.HasPrefix(r.Maps[0].Reply, test.reply) {
+				t.Errorf("got %+v, want %s", r.Maps, test.reply)
+			}
+		})
+	}
+}
+
+func TestMXHostsAreShownAsTheDNSHasThem(t *testing.T) {
+	w := honest()
+	w.mx = []string{"20 B.test.", "10 mx1.a.test."}
+	r := w.gather(t, "a.test")
+	if h := r.MX.Hosts; len(h) != 2 || h[0].Name != "mx1.a.test" || !*h[0].Listed || h[1].Name != "b.test" || *h[1].Listed {
+		t.Errorf("got %+v", h)
+	}
+	for _, test := range []struct {
+		mx   []string
+		key  string
+		note string
+		n    int
+	}{
+		{[]string{"0 ."}, "a.test", "takes no mail", 0},
+		{nil, "a.test", "its own mail host", 1},
+		{[]string{"10 x.test."}, "[a.test]:25", "the name is the host", 1},
+		{nil, "b.test", "its own mail host", 1},
+	} {
+		w.mx = test.mx
+		r := w.gather(t, test.key)
+		if !strings.Contains(r.MX.Note, test.note) || len(r.MX.Hosts) != test.n {
+			t.Errorf("%v: got %+v", test, r.MX)
+		}
+	}
+	var many []string
+	for i := range maxHosts + 3 {
+		many = append(many, fmt.Sprintf("10 mx%d.test.", i))
+	}
+	w.mx = many
+	if r := w.gather(t, "a.test"); len(r.MX.Hosts) != maxHosts || r.MX.More != 3 {
+		t.Errorf("got %d hosts and %d more", len(r.MX.Hosts), r.MX.More)
+	}
+}
+
+func TestAKeyThatIsNoPolicyDomainIsExplainedWithoutAPacket(t *testing.T) {
+	for key, want := range map[string]string{
+		"[192.0.2.1]": "NOTFOUND ", "localhost": "NOTFOUND ", ".example.com": "NOTFOUND ", "a\x1b[31m b": "NOTFOUND ", "xn--a-\xff.test": "TEMP",
+	} {
+		r := (&world{}).gather(t, key)
+		if r.Domain != "" || r.Record != nil || len(r.Maps) != 1 || r.Maps[0].Reply != want || r.Found() {
+			t.Errorf("%q: got %+v", key, r)
+		}
+		var b bytes.Buffer
+		if err := r.WriteText(&b); err != nil || strings.Contains(b.String(), "\x1b") {
+			t.Errorf("%q: got %q, %v", key, b.String(), err)
+		}
+	}
+}
+
+func TestHostileTextReachesNoTerminal(t *testing.T) {
+	evil := "\x1b[2J\u009b31m\u202e\r\n\x07\x7f\xff" + strings.Repeat("x", 5000)
+	w := honest()
+	w.txt = []string{"v=STSv1; id=1;", evil}
+	w.txtErr = errors.New(evil)
+	w.mxErr = errors.New(evil)
+	w.held.Entry.Policy = enforced + evil
+	w.held.Entry.ID, w.held.Entry.LastError, w.held.Entry.Failures = evil, evil, 3
+	w.held.Entry.PendingID, w.held.Entry.Mode = evil, evil
+	w.held.Damaged = evil
+	w.held.Negative = &control.Negative{Result: policy.Result(evil), Err: evil, Until: now}
+	var b bytes.Buffer
+	if err := w.gather(t, "a.test").WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	w.txtErr, w.fetch = nil, errors.New(evil)
+	w.txt = w.txt[:1]
+	if err := w.gather(t, "a.test").WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteHeld(&b, &w.held, now); err != nil {
+		t.Fatal(err)
+	}
+	l := NewListing(&b, false, now)
+	w.held.Entry.Domain = evil
+	if err := errors.Join(l.Add(*w.held.Entry), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(b.String(), "\n") {
+		for _, c := range line {
+			if !unicode.IsPrint(c) {
+				t.Fatalf("%q has %q", line, c)
+			}
+		}
+	}
+	if strings.Contains(b.String(), strings.Repeat("x", maxPrinted+1)) {
+		t.Error("a value was printed without a bound")
+	}
+}
+
+func TestTextBecomesPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain text": "plain text", "Grüße": "Grüße", "a\tb\n": `a\x09b\x0a`, "\x1b[m": `\x1b[m`, "\xff": `\xff`,
+		"\u202e": `\u{202e}`, "\u0085": `\u{85}`, "\u00a0": `\u{a0}`,
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestTimesAreWrittenAsPeopleSayThem(t *testing.T) {
+	const day = 24 * time.Hour
+	for d, want := range map[time.Duration]string{
+		0: "0s", 59 * time.Second: "59s", 90 * time.Second: "1m30s", 2 * time.Hour: "2h", 3*time.Hour + 12*time.Minute: "3h12m",
+		day: "1d", 6*day + 4*time.Hour: "6d4h", 11 * day: "11d", -time.Hour: "0s",
+	} {
+		if got := span(d); got != want {
+			t.Errorf("%v: got %s, want %s", d, got, want)
+		}
+	}
+	if got := when(time.Time{}, now) + "," + when(now.Add(time.Hour), now) + "," + when(now.Add(-time.Minute), now); got != "never,in 1h,1m ago" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestAListingIsAlignedAndItsJSONIsWhole(t *testing.T) {
+	entries := []control.Entry{
+		{Domain: "a.test", Mode: "enforce", ID: "1", Fetched: now.Add(-time.Hour), Expires: now.Add(time.Hour), Checked: now, Used: now},
+		{Domain: "a-much-longer-domain.test", Mode: "none", Fetched: now.Add(-48 * time.Hour), Expires: now.Add(-time.Hour), Used: now.Add(-49 * time.Hour), Failures: 4},
+		{Domain: "damaged.test", Mode: "invalid", LastError: "x"},
+	}
+	var b bytes.Buffer
+	l := NewListing(&b, false, now)
+	for _, e := range entries {
+		if err := l.Add(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want := `DOMAIN                     MODE     ID  AGE  EXPIRES         CHECKED  USED    FAILURES
+a.test                     enforce  1   1h   in 1h           0s ago   today
+a-much-longer-domain.test  none         2d   expired 1h ago  never    2d ago  4
+damaged.test               invalid      -    -               never    never
+`
+	if b.String() != want {
+		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+
+	b.Reset()
+	l = NewListing(&b, true, now)
+	if err := errors.Join(l.Add(entries[0]), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var e control.Entry
+	if err := json.Unmarshal(b.Bytes(), &e); err != nil || e.Domain != "a.test" || !e.Fetched.Equal(entries[0].Fetched) {
+		t.Errorf("got %s, %v", b.String(), err)
+	}
+}
+
+func TestALongListingIsPrintedAsItComes(t *testing.T) {
+	var b bytes.Buffer
+	l := NewListing(&b, false, now)
+	for i := range 3 * alignedRows {
+		if err := l.Add(control.Entry{Domain: fmt.Sprintf("d%d.test", i), Mode: "none"}); err != nil {
+			t.Fatal(err)
+		}
+		if len(l.rows) > alignedRows {
+			t.Fatalf("%d rows are held back", len(l.rows))
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(b.String(), "\n"); got != 3*alignedRows+1 || strings.Count(b.String(), "DOMAIN") != 1 {
+		t.Errorf("got %d lines", got)
+	}
+}

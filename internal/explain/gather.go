@@ -1,0 +1,273 @@
+package explain
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+)
+
+const (
+	maxHosts = 50 // MX hosts that are shown
+	maxTexts = 20 // TXT records that are shown
+
+	// minLife is how long a policy counts after its fetch, whatever its
+	// max_age, as the keeper has it.
+	minLife = time.Minute
+)
+
+// Gather asks for everything about a next-hop, as an MTA would name it. It
+// ends when ctx does.
+func Gather(ctx context.Context, key string, s Sources) *Report {
+	r := &Report{Key: key, now: s.Now()}
+	hop, kind := tlsmap.ParseKey([]byte(key), nil)
+	if kind != tlsmap.KeyPolicyDomain {
+		r.NoKey = kind.String()
+		r.noPolicyDomain(kind)
+		return r
+	}
+	r.Domain = string(hop.Domain)
+
+	var steps sync.WaitGroup
+	steps.Go(func() {
+		r.Record = record(ctx, r.Domain, s)
+		if r.Record.Result == policy.ResultOK {
+			r.Fetch = fetch(ctx, r.Domain, s)
+		}
+	})
+	steps.Go(func() { r.MX = mx(ctx, r.Domain, hop.Bracketed, s) })
+	steps.Go(func() { r.DANE = lookAtDANE(ctx, hop, s) })
+	steps.Go(func() { r.mxSet, r.mxErr = mxHosts(ctx, hop, s) })
+	steps.Go(func() { r.Cache = held(ctx, r.Domain, s) })
+	steps.Wait()
+
+	r.decide(s)
+	r.Next = r.next(s)
+	return r
+}
+
+// noPolicyDomain fills in what is left to say of a key that is no domain.
+func (r *Report) noPolicyDomain(kind tlsmap.KeyKind) {
+	r.Maps = []Reply{{Map: "every map", Reply: "NOTFOUND ", Why: kind.String()}}
+	r.Next = "Ask for the domain of a recipient, or the name of a smart host."
+	if kind == tlsmap.KeyUnconvertible {
+		r.Maps[0].Reply = "TEMP"
+		r.Next = "The name cannot be written in A-labels (IDNA): see how the MTA came by it."
+	}
+}
+
+// record asks for the TXT record, and shows what was found beside the verdict.
+func record(ctx context.Context, domain string, s Sources) *Record {
+	rec := &Record{Name: policy.RecordName(domain)}
+	answer, err := s.Resolver.Query(ctx, rec.Name, dns.TypeTXT)
+	rec.Answer = answerWord(answer, err)
+	if err == nil {
+		rec.Authenticated = answer.Authenticated
+		rec.CNAMEs = answer.CNAMEs
+		for _, rr := range answer.Records {
+			if txt, ok := rr.(*dns.TXT); ok && len(rec.Texts) < maxTexts {
+				rec.Texts = append(rec.Texts, strings.Join(txt.Txt, ""))
+			}
+		}
+	}
+	found, _, err := s.Policies.Record(ctx, domain)
+	rec.Result, rec.ID = policy.ResultOf(err), found.ID
+	if err != nil {
+		rec.Err, rec.hint = reason(err), hintFor(err, domain)
+	}
+	return rec
+}
+
+func fetch(ctx context.Context, domain string, s Sources) *Fetch {
+	f := &Fetch{URL: policy.URL(domain)}
+	fetched, err := s.Policies.Fetch(ctx, domain)
+	f.Result = policy.ResultOf(err)
+	if err != nil {
+		f.Err, f.hint = reason(err), hintFor(err, domain)
+		return f
+	}
+	f.fetched = fetched
+	f.Address, f.Millis = fetched.Addr.String(), fetched.Duration.Milliseconds()
+	if cert := fetched.Certificate; cert != nil {
+		f.Issuer, f.NotAfter = cert.Issuer.String(), cert.NotAfter.UTC()
+	}
+	f.Text = string(fetched.Text)
+	f.Mode, f.MaxAge, f.Patterns = fetched.Policy.Mode.String(), int64(fetched.Policy.MaxAge/time.Second), fetched.Policy.MX
+	return f
+}
+
+// reason is an error without the domain and the result in front, which are
+// said beside it.
+func reason(err error) string {
+	var pe *policy.Error
+	if errors.As(err, &pe) && pe.Err != nil {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+func hintFor(err error, domain string) string {
+	return strings.ReplaceAll(policy.Hint(err), "DOMAIN", domain)
+}
+
+func answerWord(a *resolver.Answer, err error) string {
+	switch {
+	case err != nil:
+		return err.Error()
+	case a.Rcode == dns.RcodeNameError:
+		return "NXDOMAIN"
+	}
+	return "NOERROR"
+}
+
+// mx finds where mail goes. Whether a policy lists the hosts is added later.
+func mx(ctx context.Context, domain string, bracketed bool, s Sources) *MX {
+	if bracketed {
+		return &MX{Answer: "not asked", Hosts: []Host{{Name: domain}}, Note: "in brackets, the name is the host"}
+	}
+	answer, err := s.Resolver.Query(ctx, domain, dns.TypeMX)
+	m := &MX{Answer: answerWord(answer, err)}
+	if err != nil {
+		return m
+	}
+	m.Authenticated = answer.Authenticated
+	for _, rr := range answer.Records {
+		if rr, ok := rr.(*dns.MX); ok {
+			m.Hosts = append(m.Hosts, Host{Name: strings.ToLower(strings.TrimSuffix(rr.Mx, ".")), Preference: rr.Preference})
+		}
+	}
+	switch {
+	case len(m.Hosts) == 1 && m.Hosts[0].Name == "":
+		m.Hosts, m.Note = nil, "the domain takes no mail (null MX, RFC 7505)"
+	case len(m.Hosts) == 0 && answer.Rcode == dns.RcodeNameError:
+		m.Note = "the domain does not exist"
+	case len(m.Hosts) == 0:
+		m.Hosts, m.Note = []Host{{Name: domain}}, "no MX records: the domain is its own mail host"
+	}
+	sort.SliceStable(m.Hosts, func(i, j int) bool { return m.Hosts[i].Preference < m.Hosts[j].Preference })
+	if n := len(m.Hosts); n > maxHosts {
+		m.Hosts, m.More = m.Hosts[:maxHosts], n-maxHosts
+	}
+	return m
+}
+
+// mxHosts returns the hosts as map exim has them.
+func mxHosts(ctx context.Context, hop tlsmap.NextHop, s Sources) (*dane.MXSet, error) {
+	domain := string(hop.Domain)
+	if hop.Bracketed {
+		return &dane.MXSet{Hosts: []dane.MXHost{{Name: domain}}}, nil
+	}
+	return s.NextHops.MX(ctx, domain)
+}
+
+func held(ctx context.Context, domain string, s Sources) *Cache {
+	h, from, err := s.Held(ctx, domain)
+	c := &Cache{From: from}
+	switch {
+	case err == nil:
+		c.Held = &h
+	case !errors.Is(err, control.ErrNothingHeld):
+		c.Err = err.Error()
+	}
+	return c
+}
+
+// decide finds which policy counts for a lookup now, and what the maps reply.
+func (r *Report) decide(s Sources) {
+	state := tlsmap.PolicyAbsent
+	if p, ok := r.heldPolicy(); ok {
+		r.policy, r.Cache.Counts = p, "held"
+	} else if neg := r.negative(); neg == nil && r.Fetch != nil && r.Fetch.fetched != nil {
+		r.policy, r.Cache.Counts = r.Fetch.fetched.Policy, "live"
+	} else if h := r.Cache.Held; h != nil && h.Damaged != "" {
+		state = tlsmap.PolicyUnreadable
+	}
+	var ready []byte
+	if r.policy != nil {
+		state = tlsmap.StateOf(r.policy.Mode)
+		ready = tlsmap.Prepare(r.Domain, r.policy)
+		for i := range r.MX.Hosts {
+			listed := r.policy.Lists(r.MX.Hosts[i].Name)
+			r.MX.Hosts[i].Listed = &listed
+		}
+	}
+	r.policyState = state
+	known := tlsmap.Known{Domain: r.Domain, Policy: state, Ready: ready, DANE: r.DANE.finding, MX: r.mxSet, MXErr: r.mxErr}
+	for _, m := range s.Table.Replies(known) {
+		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would}
+		if r.exempt(s) {
+			reply = Reply{Map: m.Map, Reply: "NOTFOUND ", Why: r.exemptWord()}
+		}
+		r.Maps = append(r.Maps, reply)
+	}
+}
+
+// heldPolicy returns the policy that is held and still counts.
+func (r *Report) heldPolicy() (*policy.Policy, bool) {
+	if r.Cache.Held == nil || r.Cache.Held.Entry == nil {
+		return nil, false
+	}
+	e := r.Cache.Held.Entry
+	if !r.now.Before(e.Expires) && !r.now.Before(e.Fetched.Add(minLife)) {
+		return nil, false
+	}
+	p, err := policy.Parse([]byte(e.Policy))
+	return p, err == nil
+}
+
+// negative returns the failure that keeps a lookup from discovering anew.
+func (r *Report) negative() *control.Negative {
+	if h := r.Cache.Held; h != nil && h.Negative != nil && r.now.Before(h.Negative.Until) {
+		return h.Negative
+	}
+	return nil
+}
+
+// exemptWord says how the domain comes to be exempt.
+func (r *Report) exemptWord() string {
+	if until := r.exemptUntil(); !until.IsZero() {
+		return "the domain is exempt until " + clock(until) + " (-exempt)"
+	}
+	return "the domain is exempt ([exempt] in the configuration)"
+}
+
+// exemptUntil is when an exemption set at run time ends; zero: there is none.
+func (r *Report) exemptUntil() time.Time {
+	if r.Cache.Held == nil {
+		return time.Time{}
+	}
+	return r.Cache.Held.ExemptUntil
+}
+
+func (r *Report) exempt(s Sources) bool {
+	return s.Exempt(r.Domain) || r.Cache.Held != nil && r.Cache.Held.Exempt
+}
+
+// unlisted returns the MX hosts that the policy that counts does not list.
+func (r *Report) unlisted() []string {
+	var names []string
+	for _, h := range r.MX.Hosts {
+		if h.Listed != nil && !*h.Listed {
+			names = append(names, h.Name)
+		}
+	}
+	return names
+}
+
+func joinSome(names []string, most int) string {
+	if len(names) > most {
+		names = append(slices.Clone(names[:most]), "...")
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,87 @@
+package explain
+
+import (
+	"fmt"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// next says what to try next: about the first thing that stands in the way of
+// protected mail, in the order in which they must be put right.
+func (r *Report) next(s Sources) string {
+	if r.exempt(s) && !r.exemptUntil().IsZero() {
+		return fmt.Sprintf("The domain is exempt for a time: its policy is not applied. To end that: sts-tlsmap -exempt %s -for 0", r.Domain)
+	}
+	if r.exempt(s) {
+		return fmt.Sprintf("The domain is exempt: its policy is not applied. Take %s out of [exempt] and reload to end that.", r.Domain)
+	}
+	if r.Cache.Counts == "held" {
+		return r.nextOfHeld()
+	}
+	if h := r.Cache.Held; h != nil && h.Damaged != "" && r.policy == nil {
+		return fmt.Sprintf("The stored policy is damaged, and mail waits until it is fetched again. %sThen: sts-tlsmap -refresh %s",
+			r.discoveryHint(), r.Domain)
+	}
+	switch {
+	case r.Record.Result == policy.ResultNoRecord:
+		return "Nothing to do: the domain does not publish MTA-STS."
+	case r.Record.Result != policy.ResultOK:
+		return r.Record.hint
+	case r.Fetch.fetched == nil:
+		return r.Fetch.hint
+	case r.negative() != nil:
+		return fmt.Sprintf("The policy can be had now, and an earlier failure is still remembered. Try: sts-tlsmap -refresh %s", r.Domain)
+	}
+	if r.Cache.From == File {
+		return "The policy is not held yet. Start the daemon, and the next lookup finds it: systemctl start sts-tlsmap"
+	}
+	return r.nextOfMail("The next lookup finds the policy, keeps it and applies it.")
+}
+
+// discoveryHint says what to do about a discovery that failed, with a space
+// behind it; nothing if it did not.
+func (r *Report) discoveryHint() string {
+	hint := r.Record.hint
+	if hint == "" && r.Fetch != nil {
+		hint = r.Fetch.hint
+	}
+	if hint == "" {
+		return ""
+	}
+	return hint + " "
+}
+
+// nextOfHeld is next for a domain whose held policy counts.
+func (r *Report) nextOfHeld() string {
+	e := r.Cache.Held.Entry
+	switch {
+	case r.Record.Result == policy.ResultNoRecord:
+		return fmt.Sprintf("The domain's TXT record is gone, or is kept from us; the policy is in force until %s all the same (RFC 8461, 3.3). "+
+			"If you know from the domain itself that it gave up MTA-STS: sts-tlsmap -forget %s", clock(e.Expires), r.Domain)
+	case r.Record.Result != policy.ResultOK:
+		return "The policy held stays in force. " + r.Record.hint
+	case r.Fetch.fetched == nil:
+		return "The policy held stays in force. " + r.Fetch.hint
+	case r.Fetch.Text != e.Policy || r.Record.ID != e.ID:
+		return fmt.Sprintf("The domain publishes another policy than the one held. To follow it now: sts-tlsmap -refresh %s", r.Domain)
+	}
+	return r.nextOfMail("Nothing to do: the policy held is the one published.")
+}
+
+// nextOfMail looks at the hosts that mail would go to, and says well if
+// nothing is wrong with them.
+func (r *Report) nextOfMail(well string) string {
+	unlisted := r.unlisted()
+	switch {
+	case r.policy.Mode != policy.ModeEnforce:
+		return well
+	case r.mxErr != nil:
+		return fmt.Sprintf("The MX hosts cannot be looked up, and mail to %s waits. Try: dig %s MX", r.Domain, r.Domain)
+	case len(unlisted) == 0:
+		return well
+	case len(unlisted) == len(r.MX.Hosts):
+		return fmt.Sprintf("No MX host is listed by the policy: mail to %s waits. The domain must correct its policy or its MX records. "+
+			"To send without protection meanwhile, sts-tlsmap -exempt %s -for 4h.", r.Domain, r.Domain)
+	}
+	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. The domain should correct its policy or its MX records.", joinSome(unlisted, 5))
+}
