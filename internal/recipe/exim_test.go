@@ -1,0 +1,298 @@
+package recipe
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/packaging/exim"
+)
+
+// The files in testdata named exim-RELEASE are what Debian's Exim prints for
+// the configuration that the package comes with, cut down to what counts here.
+func readExim(t *testing.T, release string) EximConf {
+	t.Helper()
+	var out [5]string
+	for i, kind := range []string{"bV", "routers", "transports", "config", "retry"} {
+		b, err := os.ReadFile(filepath.Join("testdata", "exim-"+release+"."+kind))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[i] = string(b)
+	}
+	c, err := ParseExim(out[0], out[1], out[2], out[3], out[4], "allowed\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// An eximKitchen is a machine on which nothing is wrong; each test spoils it.
+type eximKitchen struct {
+	c    EximConf
+	root fstest.MapFS
+	d    Daemon
+}
+
+func newEximKitchen(t *testing.T, release string) *eximKitchen {
+	return &eximKitchen{
+		c: readExim(t, release),
+		root: fstest.MapFS{
+			debianCA:                           {},
+			"etc/resolv.conf":                  {Data: []byte("nameserver 127.0.0.1\noptions trust-ad\n")},
+			"etc/exim4/update-exim4.conf.conf": {Data: []byte("dc_use_split_config='true'\n")},
+		},
+		d: Daemon{
+			Listen:        []string{"unix:/run/x.sock", "inet:127.0.0.1:8461"},
+			Maps:          []Map{{Name: "exim", Format: "exim", Enforce: true}},
+			LookupTimeout: 20 * time.Second,
+		},
+	}
+}
+
+// router returns one of the kitchen's routers, to be spoilt.
+func (k *eximKitchen) router(t *testing.T, name string) map[string]string {
+	t.Helper()
+	r := find(k.c.Routers, name)
+	if r == nil {
+		t.Fatalf("no router %s", name)
+	}
+	return r.Options
+}
+
+// install puts our routers and our transport where they belong.
+func (k *eximKitchen) install() (transport map[string]string) {
+	at := slices.IndexFunc(k.c.Routers, func(r Instance) bool { return r.Name == "dnslookup" })
+	k.c.Routers = slices.Insert(k.c.Routers, at,
+		Instance{askRouter, map[string]string{"driver": "redirect", "set": "r_sts_tlsmap = ${readsocket{x}{y}{30s:cache=yes}}"}},
+		Instance{hostsRouter, map[string]string{"driver": "manualroute", "transport": ourTransport}})
+	transport = map[string]string{"driver": "smtp", "hosts_require_tls": "*", "tls_verify_hosts": "*", "tls_verify_cert_hostnames": "*",
+		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "retry_include_ip_address": "false"}
+	k.c.Transports = append(k.c.Transports, Instance{ourTransport, transport})
+	return transport
+}
+
+func TestDebiansEximGetsTheShippedFilesWithoutAWarning(t *testing.T) {
+	for _, release := range []string{"bookworm", "trixie", "forky"} {
+		k := newEximKitchen(t, release)
+		r, err := Exim(k.c, k.root, k.d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Warnings) > 0 {
+			t.Errorf("%s: %q", release, r.Warnings)
+		}
+		want := []Part{
+			{"/etc/exim4/conf.d/main/10_sts-tlsmap:", exim.Macros},
+			{"/etc/exim4/conf.d/router/180_sts-tlsmap:", exim.Routers},
+			{"/etc/exim4/conf.d/transport/30_sts-tlsmap:", exim.Transport},
+		}
+		if !slices.Equal(r.Parts, want) {
+			t.Errorf("%s: %+v", release, r.Parts)
+		}
+		for _, line := range []string{"hosts_require_tls = *", "/etc/exim4/conf.d/router/180_sts-tlsmap:", "Nothing has been changed"} {
+			if !strings.Contains(r.String(), line) {
+				t.Errorf("%s: the text has no %q", release, line)
+			}
+		}
+	}
+}
+
+func TestEachLayoutIsToldItsPlaces(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	k.root["etc/exim4/update-exim4.conf.conf"] = &fstest.MapFile{Data: []byte("dc_use_split_config='false'\n")}
+	r, err := Exim(k.c, k.root, k.d)
+	if err != nil || !strings.Contains(r.Parts[1].Where, "exim4.conf.template") {
+		t.Errorf("%v, %v", r.Parts, err)
+	}
+	k.c.File = "/etc/exim/exim.conf"
+	r, err = Exim(k.c, k.root, k.d)
+	if err != nil || !strings.Contains(r.Parts[0].Where, "/etc/exim/exim.conf") {
+		t.Errorf("%v, %v", r.Parts, err)
+	}
+}
+
+func TestEximsTimeExceedsThatOfALookup(t *testing.T) {
+	for lookup, want := range map[time.Duration]string{
+		time.Second: "30s", 20 * time.Second: "30s", 45 * time.Second: "55s", 20500 * time.Millisecond: "31s",
+	} {
+		k := newEximKitchen(t, "trixie")
+		k.d.LookupTimeout = lookup
+		r, err := Exim(k.c, k.root, k.d)
+		if err != nil || !strings.Contains(r.Parts[0].Text, "\nSTS_TLSMAP_TIMEOUT = "+want+"\n") {
+			t.Errorf("%s: %v, %s", lookup, err, r.Parts[0].Text)
+		}
+	}
+}
+
+func TestEximIsToldWhereTheDaemonListens(t *testing.T) {
+	for listen, want := range map[string]string{
+		"inet:127.0.0.1:9000":       "inet:127.0.0.1:9000",
+		"inet:[::1]:8461":           "inet:[::1]:8461",
+		"unix:/run/sts-tlsmap/sock": "/run/sts-tlsmap/sock",
+		"inet:192.0.2.1:8461":       "inet:192.0.2.1:8461",
+	} {
+		k := newEximKitchen(t, "trixie")
+		k.d.Listen = []string{listen}
+		r, err := Exim(k.c, k.root, k.d)
+		if err != nil || !strings.Contains(r.Parts[0].Text, "\nSTS_TLSMAP_SERVER = "+want+"\n") {
+			t.Errorf("%s: %v", listen, err)
+		}
+		if warned := len(r.Warnings) > 0; warned != (listen == "inet:192.0.2.1:8461") {
+			t.Errorf("%s: %q", listen, r.Warnings)
+		}
+	}
+}
+
+func TestASmartHostIsThePolicyDomain(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	dnslookup := k.router(t, "dnslookup")
+	clear(dnslookup)
+	dnslookup["driver"], dnslookup["transport"] = "manualroute", "remote_smtp_smarthost"
+	dnslookup["route_list"] = "* smtp.provider.example::587 byname"
+	r, err := Exim(k.c, k.root, k.d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"STS_TLSMAP_KEY = [smtp.provider.example]\n", "STS_TLSMAP_DOMAINS = ! +local_domains\n"} {
+		if !strings.Contains(r.Parts[0].Text, line) {
+			t.Errorf("no %q in %s", line, r.Parts[0].Text)
+		}
+	}
+	if own := r.Parts[len(r.Parts)-1]; !strings.Contains(own.Text, "  port = 587\n") {
+		t.Errorf("%+v", own)
+	}
+	dnslookup["route_list"] = "* a.example:b.example"
+	if r, err = Exim(k.c, k.root, k.d); err != nil || !strings.Contains(strings.Join(r.Warnings, ""), "not one host's name") {
+		t.Errorf("%q, %v", r.Warnings, err)
+	}
+}
+
+func TestWhatTheOwnTransportDoesIsTakenAlong(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	own := find(k.c.Transports, "remote_smtp").Options
+	own["dkim_domain"], own["helo_data"] = "relay.example", "$primary_hostname"
+	r, err := Exim(k.c, k.root, k.d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := r.Parts[len(r.Parts)-1]; last.Text != "  dkim_domain = relay.example\n" {
+		t.Errorf("%+v", last)
+	}
+}
+
+func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(t *testing.T, k *eximKitchen)
+		want  string
+	}{
+		"an earlier router": {func(t *testing.T, k *eximKitchen) {
+			k.c.Routers = slices.Insert(k.c.Routers, 0, Instance{"partners", map[string]string{"driver": "manualroute", "transport": "remote_smtp", "domains": "a.example"}})
+		}, "router partners comes first"},
+		"an earlier router, installed": {func(t *testing.T, k *eximKitchen) {
+			k.install()
+			at := slices.IndexFunc(k.c.Routers, func(r Instance) bool { return r.Name == askRouter })
+			k.c.Routers = slices.Insert(k.c.Routers, at, Instance{"all", map[string]string{"driver": "dnslookup", "transport": "remote_smtp"}})
+		}, "router all comes first"},
+		"Debian's hubbed_hosts in use": {func(t *testing.T, k *eximKitchen) {
+			k.root["etc/exim4/hubbed_hosts"] = &fstest.MapFile{}
+		}, "router hubbed_hosts comes first"},
+		"no trust-ad": {func(t *testing.T, k *eximKitchen) {
+			k.root["etc/resolv.conf"] = &fstest.MapFile{Data: []byte("nameserver 127.0.0.1\n")}
+		}, "trust-ad"},
+		"a resolver elsewhere": {func(t *testing.T, k *eximKitchen) {
+			k.root["etc/resolv.conf"] = &fstest.MapFile{Data: []byte("nameserver 192.0.2.53\noptions trust-ad\n")}
+		}, "on another machine"},
+		"DNSSEC switched off": {func(t *testing.T, k *eximKitchen) {
+			k.c.Text = strings.Replace(k.c.Text, "dns_dnssec_ok = 1", "dns_dnssec_ok = 0", 1)
+		}, "dns_dnssec_ok = 0"},
+		"built without DANE": {func(t *testing.T, k *eximKitchen) {
+			k.c.Support = []string{"GnuTLS"}
+		}, "without DANE"},
+		"no retry rule":    {func(t *testing.T, k *eximKitchen) { k.c.RetryRule = "" }, "no retry rule"},
+		"an impatient one": {func(t *testing.T, k *eximKitchen) { k.c.RetryRule = "* * F,2h,15m; G,6h,1h,1.5" }, "gives up after 6h"},
+		"no named list": {func(t *testing.T, k *eximKitchen) {
+			k.c.Text = strings.Replace(k.c.Text, "domainlist relay_to_domains", "domainlist others", 1)
+		}, "no domainlist relay_to_domains"},
+		"no authorities":   {func(t *testing.T, k *eximKitchen) { delete(k.root, debianCA) }, "certificate authorities"},
+		"TLS not required": {func(t *testing.T, k *eximKitchen) { k.install()["hosts_require_tls"] = "" }, "hosts_require_tls"},
+		"TLS avoided":      {func(t *testing.T, k *eximKitchen) { k.install()["hosts_avoid_tls"] = "*" }, "hosts_avoid_tls"},
+		"nothing verified": {func(t *testing.T, k *eximKitchen) { k.install()["tls_verify_certificates"] = "" }, "tls_verify_certificates"},
+		"Exim too hasty": {func(t *testing.T, k *eximKitchen) {
+			k.install()
+			k.d.LookupTimeout = 40 * time.Second
+		}, "Exim waits for 30 s"},
+		"a rehearsal": {func(t *testing.T, k *eximKitchen) { k.d.Maps[0].Enforce = false }, "rehearsal"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newEximKitchen(t, "trixie")
+			c.spoil(t, k)
+			r, err := Exim(k.c, k.root, k.d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all := strings.Join(r.Warnings, "\n"); !strings.Contains(all, c.want) || len(r.Warnings) != 1 {
+				t.Errorf("warnings %q, want one with %q", r.Warnings, c.want)
+			}
+		})
+	}
+}
+
+func TestAnEximThatCannotAskGetsNoRecipe(t *testing.T) {
+	for want, spoil := range map[string]func(k *eximKitchen){
+		"4.96 and later": func(k *eximKitchen) { k.c.Version = Version{4, 94, 2} },
+		"without TLS":    func(k *eximKitchen) { k.c.Support = []string{"DANE"} },
+		"readsocket":     func(k *eximKitchen) { k.c.Readsocket = "Failed: not permitted" },
+		"no map exim":    func(k *eximKitchen) { k.d.Maps = nil },
+		"set listen":     func(k *eximKitchen) { k.d.Listen = nil },
+	} {
+		k := newEximKitchen(t, "trixie")
+		spoil(k)
+		if _, err := Exim(k.c, k.root, k.d); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+func TestInstalledAsShippedThereIsNothingToWarnOf(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	k.install()
+	if r, err := Exim(k.c, k.root, k.d); err != nil || len(r.Warnings) > 0 {
+		t.Errorf("%q, %v", r.Warnings, err)
+	}
+}
+
+func TestEximIsRunAndOnlyAsked(t *testing.T) {
+	asked := filepath.Join(t.TempDir(), "asked")
+	path := fakePostconf(t, `echo "$@" >>`+asked+`
+case "$1 $2" in
+"-bV "*) echo "Exim version 4.98.2 #2 built"; echo "Support for: GnuTLS DANE"; echo "Configuration file is /etc/exim/exim.conf";;
+"-bP routers") printf '\nfirst router:\ndriver = dnslookup\nno_more\nunseen\n';;
+"-brt "*) echo "Retry rule: *  *  F,4d,15m;";;
+"-be "*) echo allowed;;
+esac
+`)
+	c, err := ReadExim(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := find(c.Routers, "first")
+	if c.Version != (Version{4, 98, 2}) || c.File != "/etc/exim/exim.conf" || r == nil || r.Options["more"] != "false" ||
+		r.Options["unseen"] != "true" || r.Options["driver"] != "dnslookup" || c.RetryRule != "*  *  F,4d,15m;" || c.Readsocket != readsocketWorks {
+		t.Errorf("%+v", c)
+	}
+	text, err := os.ReadFile(asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if option, _, _ := strings.Cut(line, " "); !slices.Contains([]string{"-bV", "-bV\n", "-bP", "-brt", "-be"}, option) {
+			t.Errorf("Exim was run with %q", line)
+		}
+	}
+}
