@@ -1,0 +1,300 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/metrics"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/status"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+)
+
+const (
+	// drainTime is how long lookups may still take after SIGTERM.
+	drainTime = socketmap.DrainTimeout
+	// keeperTime is how long the keeper may still write after that.
+	keeperTime = 15 * time.Second
+	// hostFetches is how many fetches there are at once at one address.
+	hostFetches = 8
+)
+
+// A service is the running daemon.
+type service struct {
+	cfg     *config.Config
+	log     *slog.Logger
+	level   *slog.LevelVar
+	started time.Time
+
+	out     *outside
+	store   *cache.Store
+	keeper  *keeper.Keeper
+	maps    *tlsmap.Server
+	exempt  *exempt.List
+	sockets *socketmap.Server
+	control *control.Server
+	monitor *health.Monitor
+	metrics *metrics.Server
+
+	listeners listeners
+	failed    chan error // of what must not end by itself
+}
+
+// daemon runs the daemon until SIGTERM or SIGINT.
+func (a *app) daemon(cfg *config.Config) (int, error) {
+	// Caught from here on: a signal that comes while the cache is opened must
+	// not cut that short.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	level := new(slog.LevelVar)
+	level.Set(cfg.LogLevel)
+	s := &service{
+		cfg: cfg, level: level, log: newLogger(a.stderr, level), started: time.Now(), failed: make(chan error, 8),
+	}
+	if err := s.open(); err != nil {
+		return 0, err
+	}
+	if err := s.listen(); err != nil {
+		return 0, errors.Join(err, s.store.Close())
+	}
+	return exitDone, s.run(signals, a.flags.config)
+}
+
+// open makes everything that answers, the cache first of all: no listener is
+// served before it is open.
+func (s *service) open() error {
+	cfg := s.cfg
+	var err error
+	if s.out, err = newOutside(cfg, s.log); err != nil {
+		return err
+	}
+	table, err := tlsmap.NewTable(mapsOf(cfg))
+	if err != nil {
+		return err
+	}
+	if s.store, err = openCache(cfg, s.log); err != nil {
+		return err
+	}
+	numbers, failures := metrics.New(), new(status.Failures)
+	limiter := policy.NewAddressLimiter(hostFetches)
+	s.keeper = keeper.New(keeper.Options{
+		Store:     s.store,
+		Lookups:   gated{s.out.client, limiter.Waiting()},
+		Refresher: gated{s.out.client, limiter.NonWaiting()},
+		Prepare:   tlsmap.Prepare,
+		Current:   isReady,
+		Observe:   func(e keeper.Event) { numbers.Observe(e); failures.Observe(e) },
+		Log:       s.log,
+
+		LookupTimeout:     cfg.Lookup.Timeout,
+		FetchTimeout:      cfg.Fetch.Timeout,
+		LookupConcurrency: cfg.Lookup.Concurrency,
+
+		Interval:           cfg.Refresh.Interval,
+		Recheck:            cfg.Refresh.Recheck,
+		UnusedAfter:        cfg.Refresh.UnusedAfter,
+		CheckRate:          float64(cfg.Refresh.CheckRate),
+		FetchRate:          float64(cfg.Refresh.FetchRate),
+		RefreshConcurrency: cfg.Refresh.Concurrency,
+	})
+	s.maps = tlsmap.NewServer(table, tlsmap.Options{
+		Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log,
+	})
+	if err := s.maps.SetExempt(cfg.Exempt.Domains); err != nil {
+		return errors.Join(err, s.store.Close())
+	}
+	if s.exempt, err = exempt.Open(s.store, s.maps.SetTimedExempt, s.log); err != nil {
+		return errors.Join(err, s.store.Close())
+	}
+	s.sockets = socketmap.NewServer(s.maps, socketmap.Options{MaxConnections: cfg.Socket.MaxConnections, Log: s.log})
+	s.monitor = health.NewMonitor(s.signs, s.rootsAgain, s.log)
+	scraped := numbers.Handler(s.sources())
+	s.metrics = metrics.NewServer(scraped, s.page(table, failures), s.log)
+	s.control = control.NewServer(control.Options{
+		Keeper: s.keeper, Health: s.health, Stats: s.stats, Metrics: scraped, Exempt: s.maps.IsExempt, Log: s.log,
+		Learner: s.keeper, Exemptions: s.exempt, Rehearsed: s.maps.Rehearsed, ExemptUntil: s.exemptUntil,
+	})
+	return nil
+}
+
+// exemptUntil says when a domain's exemption ends; zero: it has none that does.
+func (s *service) exemptUntil(domain string) time.Time {
+	until, _ := s.maps.Exempt(domain)
+	return until
+}
+
+// isReady says whether what the store holds ready is of today's format.
+func isReady(ready []byte) bool {
+	_, ok := tlsmap.ParseReady(ready)
+	return ok
+}
+
+// gated fetches through a gate that bounds the fetches at one address.
+type gated struct {
+	*policy.Client
+	gate policy.Gate
+}
+
+func (g gated) Fetch(ctx context.Context, domain string) (*policy.Fetched, error) {
+	return g.FetchThrough(ctx, domain, g.gate)
+}
+
+// openCache opens the cache, or says why it cannot be and what to do.
+func openCache(cfg *config.Config, log *slog.Logger) (*cache.Store, error) {
+	dir := filepath.Dir(cfg.Cache.Path)
+	if !isDir(dir) {
+		return nil, hint(fmt.Errorf("the cache cannot be opened: there is no folder %s", dir),
+			"make it, owned by the daemon's user, or set path in [cache]")
+	}
+	store, err := cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: log})
+	var locked *cache.LockedError
+	switch {
+	case err == nil:
+		return store, nil
+	case errors.As(err, &locked):
+		return nil, hint(fmt.Errorf("the cache cannot be opened: %w", err), "stop that daemon, or give this one a cache of its own: path in [cache]")
+	case errors.Is(err, fs.ErrPermission):
+		return nil, hint(fmt.Errorf("the cache cannot be opened: %w", err), "the folder %s and what is in it must belong to the daemon's user (uid %d)", dir, os.Geteuid())
+	}
+	return nil, hint(fmt.Errorf("the cache cannot be opened: %w", err), "see that the disk is there and has room, or set path in [cache]")
+}
+
+// run serves until a signal says to end, or until something fails that must
+// not.
+func (s *service) run(signals <-chan os.Signal, file string) error {
+	keeping, stopKeeping := context.WithCancel(context.Background())
+	defer stopKeeping()
+	kept := make(chan error, 1)
+	go func() { kept <- s.keeper.Run(keeping) }()
+	for _, l := range s.listeners.socketmap {
+		go s.guard(func() error { return s.sockets.Serve(l) })
+	}
+	go s.guard(func() error { return s.control.Serve(s.listeners.control) })
+	for _, l := range s.listeners.metrics {
+		go s.guard(func() error { return s.metrics.Serve(l) })
+	}
+	s.announce()
+	watching, stopWatching := context.WithCancel(keeping)
+	defer stopWatching()
+	go s.watch(watching)
+	go s.monitor.Run(watching)
+
+	var failure error
+	for failure == nil {
+		select {
+		case failure = <-s.failed:
+		case sig := <-signals:
+			if sig == syscall.SIGHUP {
+				s.reload(file)
+				continue
+			}
+			signal.Reset(syscall.SIGTERM, syscall.SIGINT) // a second one ends it at once
+			s.log.Info("ending", "signal", sig.String())
+		}
+		break
+	}
+	stopWatching()
+	return errors.Join(failure, s.stop(stopKeeping, kept))
+}
+
+// guard reports what ended by itself.
+func (s *service) guard(serve func() error) {
+	if err := serve(); err != nil {
+		select {
+		case s.failed <- err:
+		default: // one is enough to end
+		}
+	}
+}
+
+// announce tells systemd and the log that lookups are answered.
+func (s *service) announce() {
+	s.notify(daemon.SdNotifyReady)
+	servers := make([]string, 0, 4)
+	for _, a := range s.out.resolver.Servers() {
+		servers = append(servers, a.String())
+	}
+	stats := s.store.Stats()
+	s.log.Info("ready", "version", version, "listen", s.listeners.names(), "control", s.listeners.control.Addr().String(),
+		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", servers, "trust_ad", s.out.resolver.TrustsAD(),
+		"metrics", s.listeners.metricsNames())
+	for _, w := range warnings(s.cfg, s.out.resolver) {
+		s.log.Warn(w)
+	}
+	if s.cfg.SetsDANE() {
+		s.out.checker.Verdict() // begins the probe, whose result is logged; otherwise the first lookup does
+	}
+}
+
+// stop ends everything in the order of need: lookups are answered to the end,
+// then what they found is written.
+func (s *service) stop(stopKeeping func(), kept <-chan error) error {
+	s.notify(daemon.SdNotifyStopping)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	if err := s.sockets.Shutdown(ctx); err != nil {
+		s.log.Warn("some lookups were not answered to the end", "err", err)
+	}
+	controlCtx, cancelControl := context.WithTimeout(context.Background(), time.Second)
+	defer cancelControl()
+	if err := s.control.Shutdown(controlCtx); err != nil {
+		s.log.Warn("the control socket did not close well", "err", err)
+	}
+	if err := s.metrics.Shutdown(controlCtx); err != nil {
+		s.log.Warn("the metrics listener did not close well", "err", err)
+	}
+	stopKeeping()
+	var err error
+	select {
+	case err = <-kept:
+		if err != nil {
+			err = fmt.Errorf("not everything could be written to the cache: %w", err)
+		}
+	case <-time.After(keeperTime):
+		err = errors.New("not everything could be written to the cache: the disk does not answer")
+	}
+	if e := s.exempt.Close(); e != nil {
+		err = errors.Join(err, e)
+	}
+	if e := s.store.Close(); e != nil {
+		err = errors.Join(err, fmt.Errorf("closing the cache: %w", e))
+	}
+	s.log.Info("ended")
+	return err
+}
+
+// notify tells systemd, if it asked to be told.
+func (s *service) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		s.log.Warn("systemd could not be told", "state", state, "err", err)
+	}
+}
+
+// health is /v1/health.
+func (s *service) health() control.Health {
+	return control.Health{
+		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
+		Listeners: s.listeners.names(), Cache: s.cfg.Cache.Path, Metrics: strings.Join(s.listeners.metricsNames(), " "),
+		Troubles: s.monitor.Troubles(),
+	}
+}

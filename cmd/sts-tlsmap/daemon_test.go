@@ -1,0 +1,339 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+)
+
+// TestSocketsThatSystemdPassesReplaceTheConfiguredOnes starts the program as
+// systemd does: descriptors from 3 on, named in the environment.
+func TestSocketsThatSystemdPassesReplaceTheConfiguredOnes(t *testing.T) {
+	lab := testlab.New(t)
+	lab.Domain("one.test", testlab.With{})
+	dir, file := writeConfig(t, lab)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// These two must not be listened at: the folder is not there.
+	text = bytes.Replace(text, []byte("inet:127.0.0.1:0"), []byte("unix:/nowhere/map.sock"), 1)
+	text = bytes.Replace(text, []byte("unix:control.sock"), []byte("unix:/nowhere/control.sock"), 1)
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	inet, unixMap, unixControl := listenTCP(t), listenUnix(t, dir, "map.sock"), listenUnix(t, dir, "passed.sock")
+	env := []string{"LISTEN_FDS=3", "LISTEN_FDNAMES=socketmap:socketmap-chroot:control", "HTTPS_PROXY=" + lab.Proxy.URL()}
+	p := startProgram(t, dir, env, "-config", file, inet.file, unixMap.file, unixControl.file)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for _, e := range []socketmap.Endpoint{{Network: "tcp", Address: inet.addr}, {Network: "unix", Address: unixMap.addr}} {
+		reply, err := socketmap.Query(ctx, e, "postfix", "one.test")
+		if err != nil || reply != "OK secure match=mx1.one.test servername=hostname" {
+			t.Errorf("%s: got %q, %v", e, reply, err)
+		}
+	}
+	h, err := control.NewClient(unixControl.addr).Health(ctx)
+	if want := []string{"inet:" + inet.addr, "unix:" + unixMap.addr}; err != nil || !slices.Equal(h.Listeners, want) {
+		t.Errorf("got %v, %v; want %v", h.Listeners, err, want)
+	}
+
+	p.stop(t)
+	for _, path := range []string{unixMap.addr, unixControl.addr} { // they are systemd's
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// writeConfig writes the configuration of the scripts into a folder.
+func writeConfig(t *testing.T, lab *testlab.T) (dir, file string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := lab.CA.WritePEM(filepath.Join(dir, "lab.pem")); err != nil {
+		t.Fatal(err)
+	}
+	file = filepath.Join(dir, "sts-tlsmap.toml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, scriptConfig, "", lab.DNS.Addr), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir, file
+}
+
+// A program is a running one.
+type program struct {
+	cmd    *exec.Cmd
+	notify *net.UnixConn
+	stderr bytes.Buffer
+	ended  chan error
+}
+
+// startProgram starts the program with arguments that are strings, and passes
+// it those that are files. It returns when the program is ready.
+func startProgram(t *testing.T, dir string, env []string, args ...any) *program {
+	t.Helper()
+	socket := filepath.Join(dir, "notify.sock")
+	if err := os.RemoveAll(socket); err != nil { // of an earlier one
+		t.Fatal(err)
+	}
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { notify.Close() })
+	exe, err := exec.LookPath("sts-tlsmap") // testscript.Main puts it there
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &program{notify: notify, ended: make(chan error, 1)}
+	p.cmd = exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, exe)
+	for _, a := range args {
+		switch a := a.(type) {
+		case string:
+			p.cmd.Args = append(p.cmd.Args, a)
+		case *os.File:
+			p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, a)
+		}
+	}
+	p.cmd.Env = append(append(os.Environ(), env...), "NOTIFY_SOCKET="+notify.LocalAddr().String())
+	p.cmd.Stderr = &p.stderr
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.cmd.Process.Kill() })
+	go func() { p.ended <- p.cmd.Wait() }()
+	p.notified(t, "READY=1")
+	return p
+}
+
+// notified waits until the program has told systemd the words.
+func (p *program) notified(t *testing.T, words string) {
+	t.Helper()
+	p.notify.SetReadDeadline(time.Now().Add(patience))
+	buf := make([]byte, 256)
+	if n, err := p.notify.Read(buf); err != nil || string(buf[:n]) != words {
+		t.Fatalf("systemd was told %q, %v; want %s", buf[:n], err, words)
+	}
+}
+
+// endpoint asks the program where it listens.
+func (p *program) endpoint(ctx context.Context, t *testing.T, dir string) socketmap.Endpoint {
+	t.Helper()
+	h, err := control.NewClient(filepath.Join(dir, "control.sock")).Health(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := socketmap.ParseEndpoint(h.Listeners[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// stop ends the program.
+func (p *program) stop(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.wait(t)
+}
+
+// wait waits until the program has ended, which it must do in good order.
+func (p *program) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case err := <-p.ended:
+		if err != nil {
+			t.Errorf("%v; %s", err, p.stderr.String())
+		}
+	case <-time.After(patience):
+		t.Fatal("it does not end")
+	}
+}
+
+// A passed is a listening socket to pass.
+type passed struct {
+	file *os.File
+	addr string
+}
+
+func listenTCP(t *testing.T) passed {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return passed{f, l.Addr().String()}
+}
+
+func listenUnix(t *testing.T, dir, name string) passed {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	f, err := l.(*net.UnixListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return passed{f, path}
+}
+
+// TestALookupUnderWayAtSIGTERMIsAnsweredAndItsPolicyKept ends the program
+// while a policy host takes its time.
+func TestALookupUnderWayAtSIGTERMIsAnsweredAndItsPolicyKept(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("slow.test", testlab.With{})
+	gate := d.Policy.Hold()
+	dir, file := writeConfig(t, lab)
+	env := []string{"HTTPS_PROXY=" + lab.Proxy.URL()}
+	p := startProgram(t, dir, env, "-config", file)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	endpoint := p.endpoint(ctx, t, dir)
+
+	type answer struct {
+		reply string
+		err   error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		reply, err := socketmap.Query(ctx, endpoint, "postfix", "slow.test")
+		answered <- answer{reply, err}
+	}()
+	if err := lab.Await(ctx, func() bool { return gate.Waiting() > 0 }); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.notified(t, "STOPPING=1")
+	gate.Open()
+	if a := <-answered; a.err != nil || a.reply != "OK secure match=mx1.slow.test servername=hostname" {
+		t.Errorf("got %q, %v", a.reply, a.err)
+	}
+	p.wait(t)
+	d.RemoveRecord() // from here on only the file knows the policy
+	p = startProgram(t, dir, env, "-config", file)
+	if reply, err := socketmap.Query(ctx, p.endpoint(ctx, t, dir), "postfix", "slow.test"); err != nil || !strings.HasPrefix(reply, "OK secure") {
+		t.Errorf("after a start: got %q, %v", reply, err)
+	}
+	p.stop(t)
+}
+
+// TestAControlClientThatStopsReadingHoldsUpNoLookup lets a listing of the cache
+// stall in its middle, with the real program, while new domains are asked for.
+func TestAControlClientThatStopsReadingHoldsUpNoLookup(t *testing.T) {
+	lab := testlab.New(t)
+	server := lab.PolicyServer("")
+	// A dozen policies near the limit of 64 KiB: more than the socket holds.
+	long := testlab.PolicyText("enforce", time.Hour, "mx.test") + strings.Repeat("x: "+strings.Repeat("y", 100)+"\r\n", 600)
+	mail := lab.MailHost("mx.test", "")
+	var domains []string
+	for i := range 24 {
+		d := fmt.Sprintf("d%d.test", i)
+		lab.Domain(d, testlab.With{Server: server, Policy: long, Mail: []*testlab.MailHost{mail}})
+		domains = append(domains, d)
+	}
+	held, fresh := domains[:12], domains[12:]
+
+	dir, file := writeConfig(t, lab)
+	p := startProgram(t, dir, []string{"HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	endpoint := p.endpoint(ctx, t, dir)
+	ask := func(domains []string) {
+		t.Helper()
+		for _, d := range domains {
+			if reply, err := socketmap.Query(ctx, endpoint, "postfix", d); err != nil || !strings.HasPrefix(reply, "OK secure") {
+				t.Fatalf("%s: got %q, %v", d, reply, err)
+			}
+		}
+	}
+	ask(held)
+	stalled, err := net.Dial("unix", filepath.Join(dir, "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stalled.Close()
+	stalled.SetDeadline(time.Now().Add(patience))
+	fmt.Fprint(stalled, "GET /v1/cache HTTP/1.1\r\nHost: x\r\n\r\n")
+	if _, err := stalled.Read(make([]byte, 1)); err != nil { // it has begun
+		t.Fatal(err)
+	}
+	ask(fresh)
+	ask(held)
+	p.stop(t)
+}
+
+func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	this := fmt.Sprintf("%d:%d", sys.Dev, sys.Ino)
+	for stream, journal := range map[string]bool{
+		"": false, "1:2": false, this: true, this + "0": false, "nonsense": false,
+	} {
+		t.Setenv("JOURNAL_STREAM", stream)
+		if err := f.Truncate(0); err != nil {
+			t.Fatal(err)
+		}
+		f.Seek(0, 0)
+		newLogger(f, slog.LevelInfo).Info("hello", "time", "kept")
+		line, err := os.ReadFile(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(string(line), "level=INFO msg=hello ") != journal {
+			t.Errorf("%q: got %q", stream, line)
+		}
+	}
+}
+
+func TestAReloadNamesWhatNeedsARestart(t *testing.T) {
+	was, is := config.Default(), config.Default()
+	is.LogLevel, is.Exempt.Domains = slog.LevelDebug, []string{"a.test"}
+	if got := needRestart(was, is); len(got) != 0 {
+		t.Errorf("got %v", got)
+	}
+	is.Listen = nil
+	is.Cache.MaxSize++
+	is.Maps[0].Enforce = false
+	if got := strings.Join(needRestart(was, is), " "); got != "listen cache maps" {
+		t.Errorf("got %s", got)
+	}
+}

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+)
+
+// exempt is -exempt: it lists what is exempt for a time, or exempts a domain.
+func (a *app) exempt(ctx context.Context, cfg *config.Config) (int, error) {
+	client := control.NewClient(cfg.Control.Address)
+	defer client.Close()
+	if len(a.flags.args) == 0 {
+		list, err := exemptions(ctx, client, cfg)
+		if err != nil {
+			return 0, err
+		}
+		a.printExempt(list)
+		if len(list) == 0 {
+			fmt.Fprintln(a.stderr, "sts-tlsmap: no domain is exempt for a time")
+		}
+		return exitDone, nil
+	}
+	domain, err := exemptDomain(a.flags.args[0])
+	if err != nil {
+		return 0, err
+	}
+	long, ok := config.ParseDuration(a.flags.exemptFor)
+	if !ok {
+		return 0, hint(fmt.Errorf("-for %q is no duration", a.flags.exemptFor), "write -for 4h, 90m or 2d; -for 0 ends the exemption")
+	}
+	x, err := client.Exempt(ctx, domain, long)
+	if err != nil {
+		return 0, daemonError(err, cfg)
+	}
+	switch {
+	case long > 0:
+		fmt.Fprintf(a.stdout, "%s: exempt until %s\n", domain, x.Until.Format(time.RFC3339))
+	case !x.Was:
+		fmt.Fprintf(a.stdout, "%s: was not exempt for a time\n", domain)
+		return exitNotFound, nil
+	default:
+		fmt.Fprintf(a.stdout, "%s: not exempt any more\n", domain)
+	}
+	if x.Err != "" {
+		return 0, hint(errors.New(printable(x.Err)), "see to the disk; the daemon tries to write it again by itself")
+	}
+	return exitDone, nil
+}
+
+// exemptDomain returns the domain that an argument stands for; one that begins
+// with a dot is all below it.
+func exemptDomain(arg string) (string, error) {
+	if strings.HasPrefix(arg, ".") {
+		domain, err := tlsmap.ParseExempt(arg)
+		if err != nil {
+			return "", hint(err, "name a domain, as example.com")
+		}
+		return domain, nil
+	}
+	return canonical(arg)
+}
+
+// exemptions are those set at run time: from the daemon where it runs, else
+// from the file. No file is an empty one.
+func exemptions(ctx context.Context, client *control.Client, cfg *config.Config) ([]control.Exemption, error) {
+	var list []control.Exemption
+	err := client.Exemptions(ctx, func(x control.Exemption) error {
+		list = append(list, x)
+		return nil
+	})
+	if !errors.Is(err, control.ErrNoDaemon) {
+		if err != nil {
+			err = daemonError(err, cfg)
+		}
+		return list, err
+	}
+	store, err := cache.OpenReadOnly(cfg.Cache.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fileError(err, cfg)
+	}
+	defer store.Close()
+	return exemptionsInFile(store)
+}
+
+func exemptionsInFile(store *cache.Store) ([]control.Exemption, error) {
+	stored, err := store.Exemptions()
+	var list []control.Exemption
+	for _, x := range stored {
+		if x.Until.After(time.Now()) {
+			list = append(list, control.Exemption{Domain: x.Domain, Until: x.Until.UTC()})
+		}
+	}
+	return list, err
+}
+
+// exemptInFile returns until when a domain is exempt; zero: it is not.
+func exemptInFile(store *cache.Store, domain string) (time.Time, error) {
+	list, err := exemptionsInFile(store)
+	var until time.Time
+	for _, x := range list {
+		below := strings.HasPrefix(x.Domain, ".") && strings.HasSuffix(domain, x.Domain)
+		if (below || x.Domain == domain) && x.Until.After(until) {
+			until = x.Until
+		}
+	}
+	return until, err
+}
+
+// printExempt prints exemptions, a line each.
+func (a *app) printExempt(list []control.Exemption) {
+	for _, x := range list {
+		left := time.Until(x.Until).Round(time.Minute)
+		fmt.Fprintf(a.stdout, "%s exempt until %s (%s left)\n", printable(x.Domain), x.Until.Format(time.RFC3339), config.FormatDuration(left))
+	}
+}
+
+// cacheNotes are what a listing of the cache says below its table: what is
+// exempt for a time, and what rehearsals would have deferred.
+func (a *app) cacheNotes(ctx context.Context, cfg *config.Config) error {
+	client := control.NewClient(cfg.Control.Address)
+	defer client.Close()
+	list, err := exemptions(ctx, client, cfg)
+	if err != nil {
+		return err
+	}
+	if len(list) > 0 {
+		fmt.Fprintln(a.stdout)
+		a.printExempt(list)
+	}
+	deferred, others := 0, 0
+	err = client.Rehearsed(ctx, func(r control.Rehearsed) error {
+		if !r.Deferred {
+			others++
+			return nil
+		}
+		if deferred++; deferred == 1 {
+			fmt.Fprintln(a.stdout, "\nA rehearsal would have deferred mail for:")
+		}
+		fmt.Fprintf(a.stdout, "%s in map %s, %d lookups, the last %s: %s\n",
+			printable(r.Domain), r.Map, r.Count, r.Last.Format(time.RFC3339), printable(r.Reply))
+		return nil
+	})
+	if err != nil && !errors.Is(err, control.ErrNoDaemon) {
+		return daemonError(err, cfg)
+	}
+	if others > 0 {
+		fmt.Fprintf(a.stdout, "\nA rehearsal would have enforced the policies of %d domains; see each with -explain.\n", others)
+	}
+	return nil
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+)
+
+// explainTimeout ends an explanation, whatever hangs.
+const explainTimeout = 2 * time.Minute
+
+// explain is -explain: live, with or without a daemon.
+func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
+	defer cancel()
+	out, err := newOutside(cfg, nil)
+	if err != nil {
+		return 0, err
+	}
+	table, exempt, err := newMaps(cfg)
+	if err != nil {
+		return 0, err
+	}
+	report := explain.Gather(ctx, a.flags.args[0], explain.Sources{
+		Resolver: out.resolver,
+		Policies: out.client,
+		NextHops: out.checker,
+		Table:    table,
+		Exempt:   exempt.IsExempt,
+		Held:     heldFrom(cfg),
+		Now:      time.Now,
+	})
+	if a.flags.json {
+		err = report.WriteJSON(a.stdout)
+	} else {
+		err = report.WriteText(a.stdout)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if !report.Found() {
+		return exitNotFound, nil
+	}
+	return exitDone, nil
+}
+
+// newMaps returns the maps of a configuration, and a server that knows which
+// domains are exempt. It is not there to answer lookups.
+func newMaps(cfg *config.Config) (*tlsmap.Table, *tlsmap.Server, error) {
+	table, err := tlsmap.NewTable(mapsOf(cfg))
+	if err != nil {
+		return nil, nil, err
+	}
+	server := tlsmap.NewServer(table, tlsmap.Options{})
+	if err := server.SetExempt(cfg.Exempt.Domains); err != nil {
+		return nil, nil, err
+	}
+	return table, server, nil
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+const (
+	maxLearnDomains = 1_000_000 // of one file, to be discovered
+	maxLearnLine    = 4 << 20   // bytes: an entry of -cache -json
+	maxLearnErrors  = 20        // lines that are no domains and are named
+	learnBytes      = 512 << 10 // of policies in one request; JSON may make six times as much of them
+	maxLearnID      = 64        // bytes of an id that are sent: one that is longer is none
+)
+
+// A learning is one run of -learn.
+type learning struct {
+	a      *app
+	ctx    context.Context
+	client *control.Client
+
+	policies []control.Entry // to be taken over, not sent yet
+	bytes    int             // of them
+	domains  []control.Entry // to be discovered
+	seen     map[string]bool
+	bar      progress
+
+	taken, found, held, none, failed, bad int
+}
+
+// learn is -learn: policies of another node are taken over first, and then
+// the other domains are discovered.
+func (a *app) learn(ctx context.Context, cfg *config.Config) (int, error) {
+	in, name := io.Reader(os.Stdin), "standard input"
+	if path := a.flags.args[0]; path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return 0, hint(err, "name a file with a domain a line, or - for standard input")
+		}
+		defer f.Close()
+		in, name = f, path
+	}
+	client := control.NewClient(cfg.Control.Address)
+	defer client.Close()
+	if _, err := client.Health(ctx); err != nil {
+		return 0, daemonError(err, cfg) // before a long list is read
+	}
+	l := &learning{a: a, ctx: ctx, client: client, seen: make(map[string]bool), bar: progress{w: a.stderr, shown: a.isTerminal()}}
+	err := l.read(in, name)
+	if err == nil {
+		err = l.discover()
+	}
+	l.bar.end()
+	l.summary()
+	switch {
+	case err != nil:
+		return 0, daemonError(err, cfg)
+	case l.bad > 0, l.failed > 0 && l.taken+l.found+l.held+l.none == 0:
+		return exitFailed, nil
+	case l.taken+l.found+l.held == 0:
+		return exitNotFound, nil
+	}
+	return exitDone, nil
+}
+
+// read goes through the file: policies are sent as they come, domains are
+// gathered.
+func (l *learning) read(in io.Reader, name string) error {
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, maxLearnLine)
+	for n := 1; lines.Scan(); n++ {
+		err := l.line(bytes.TrimSpace(lines.Bytes()))
+		if err != nil {
+			if l.bad++; l.bad <= maxLearnErrors {
+				fmt.Fprintf(l.a.stderr, "sts-tlsmap: %s:%d: %s\n", name, n, printable(err.Error()))
+			}
+		}
+		if len(l.domains) > maxLearnDomains {
+			return hint(fmt.Errorf("%s has more than %d domains", name, maxLearnDomains), "learn it in parts")
+		}
+		if len(l.policies) == batch || l.bytes >= learnBytes {
+			if err := l.take(); err != nil {
+				return err
+			}
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("%s cannot be read: %w", name, err)
+	}
+	return l.take()
+}
+
+// line notes what a line asks for.
+func (l *learning) line(text []byte) error {
+	var e control.Entry
+	if bytes.HasPrefix(text, []byte("{")) {
+		if err := json.Unmarshal(text, &e); err != nil {
+			return fmt.Errorf("no entry of -cache -json: %w", err)
+		}
+	} else {
+		text, _, _ = bytes.Cut(text, []byte("#"))
+		e.Domain = string(bytes.TrimSpace(text))
+		if e.Domain == "" {
+			return nil
+		}
+	}
+	if len(e.Policy) > policy.MaxText {
+		return fmt.Errorf("a policy of %d bytes; there is none above %d", len(e.Policy), policy.MaxText)
+	}
+	domain, err := canonical(e.Domain)
+	if err != nil || l.seen[domain] {
+		return err
+	}
+	l.seen[domain] = true
+	if e.Policy == "" || !e.Expires.After(time.Now()) {
+		l.domains = append(l.domains, control.Entry{Domain: domain})
+		return nil
+	}
+	l.policies = append(l.policies, control.Entry{Domain: domain, ID: e.ID[:min(len(e.ID), maxLearnID)], Fetched: e.Fetched, Expires: e.Expires, Policy: e.Policy})
+	l.bytes += len(e.Policy)
+	return nil
+}
+
+// take has the policies gathered taken over.
+func (l *learning) take() error {
+	entries := l.policies
+	l.policies, l.bytes = nil, 0
+	if len(entries) == 0 {
+		return nil
+	}
+	return l.client.Learn(l.ctx, entries, l.learned)
+}
+
+// discover has the domains gathered discovered, at the daemon's pace.
+func (l *learning) discover() error {
+	l.bar.begin(len(l.domains))
+	for start := 0; start < len(l.domains); start += batch {
+		if err := l.client.Learn(l.ctx, l.domains[start:min(start+batch, len(l.domains))], l.learned); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// learned counts what came of a domain, and names it if it failed.
+func (l *learning) learned(r control.Learned) error {
+	l.bar.step()
+	switch {
+	case r.Taken:
+		l.taken++
+	case r.Held:
+		l.held++
+	case r.Result == policy.ResultOK && r.Err == "":
+		l.found++
+	case r.Result == policy.ResultNoRecord:
+		l.none++
+	default:
+		l.failed++
+		l.bar.clear()
+		words := printable(r.Err)
+		if r.Result != "" {
+			words = string(r.Result) + ": " + words
+		}
+		fmt.Fprintf(l.a.stdout, "%s: %s\n", r.Domain, words)
+	}
+	return nil
+}
+
+func (l *learning) summary() {
+	fmt.Fprintf(l.a.stdout, "%d policies found, %d taken over, %d held already; %d domains without one, %d failed\n",
+		l.found, l.taken, l.held, l.none, l.failed)
+	if l.taken > 0 {
+		fmt.Fprintln(l.a.stdout, "what was taken over counts until its own expiry, and is fetched anew now, in the background")
+	}
+	if l.bad > 0 {
+		fmt.Fprintf(l.a.stderr, "sts-tlsmap: %d lines are no domains and were left out\n", l.bad)
+	}
+}
+
+// A progress is a bar for people who watch a terminal.
+type progress struct {
+	w     io.Writer
+	shown bool // on a terminal
+
+	begun       time.Time
+	drawn       time.Time
+	done, total int
+	onScreen    bool
+}
+
+const (
+	barWidth = 30
+	barEvery = 100 * time.Millisecond
+)
+
+// begin starts the bar, for so many steps.
+func (p *progress) begin(total int) { p.begun, p.done, p.total = time.Now(), 0, total }
+
+// step notes that one more is done.
+func (p *progress) step() {
+	p.done++
+	if now := time.Now(); p.shown && p.total > 0 && (now.Sub(p.drawn) >= barEvery || p.done == p.total) {
+		p.drawn, p.onScreen = now, true
+		fmt.Fprintf(p.w, "\r\x1b[K%s", p.words(now))
+	}
+}
+
+// words are the bar: how far it is, and how long the rest will take.
+func (p *progress) words(now time.Time) string {
+	full := barWidth * p.done / p.total
+	left := time.Duration(float64(now.Sub(p.begun)) / float64(p.done) * float64(p.total-p.done)).Round(time.Second)
+	return fmt.Sprintf("[%s%s] %d of %d, %s left",
+		strings.Repeat("#", full), strings.Repeat(".", barWidth-full), p.done, p.total, left)
+}
+
+// clear makes room for a line of another kind.
+func (p *progress) clear() {
+	if p.onScreen {
+		fmt.Fprint(p.w, "\r\x1b[K")
+		p.onScreen = false
+	}
+}
+
+// end leaves the bar as it is.
+func (p *progress) end() {
+	if p.onScreen {
+		fmt.Fprintln(p.w)
+	}
+}

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+)
+
+// packaged reads a file of packaging/.
+func packaged(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("../../packaging", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// programFlags are the names of all flags, sorted.
+func programFlags() []string {
+	names := []string{"help"} // package flag's own
+	set, _ := new(flags).set()
+	set.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
+	slices.Sort(names)
+	return names
+}
+
+func TestEveryFlagIsWhereFlagsAreListedAndNoOther(t *testing.T) {
+	for _, c := range []struct {
+		name, text, mention string
+		without             []string
+	}{
+		{"-help", usage, `(?m)(?:^  |\[)-(\w+)`, []string{"help"}},
+		{"sts-tlsmap(8)", packaged(t, "man/sts-tlsmap.8"), `(?m)^\.It Fl (\w+)`, nil},
+		{"bash", strings.Split(packaged(t, "completion/sts-tlsmap.bash"), "esac")[1], `[' ]-(\w+)`, []string{"t", "W", "F"}},
+		{"zsh", packaged(t, "completion/_sts-tlsmap"), `(?m)^\s(?:"\(\$modes\)|')-(\w+)\[`, nil},
+		{"fish", packaged(t, "completion/sts-tlsmap.fish"), ` -o (\w+)`, nil},
+	} {
+		var got []string
+		for _, m := range regexp.MustCompile(c.mention).FindAllStringSubmatch(c.text, -1) {
+			got = append(got, m[1])
+		}
+		want := slices.DeleteFunc(programFlags(), func(f string) bool { return slices.Contains(c.without, f) })
+		got = slices.DeleteFunc(got, func(f string) bool { return slices.Contains(c.without, f) })
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s lists %q\nthe program has %q", c.name, got, want)
+		}
+	}
+}
+
+func TestTheREADMEListsEveryFlagAndNoOther(t *testing.T) {
+	_, rest, _ := strings.Cut(packaged(t, "../README.md"), "## Command line\n")
+	section, _, _ := strings.Cut(rest, "\n## ")
+	got := []string{"help"} // not worth a row
+	for _, m := range regexp.MustCompile("[`[ ]-(\\w+)").FindAllStringSubmatch(section, -1) {
+		got = append(got, m[1])
+	}
+	slices.Sort(got)
+	if got = slices.Compact(got); !slices.Equal(got, programFlags()) {
+		t.Errorf("README.md lists %q\nthe program has %q", got, programFlags())
+	}
+}
+
+// manualKeys are the keys in sts-tlsmap.toml(5) in their order, with their
+// defaults in TOML. A key without one has "".
+func manualKeys(t *testing.T) (keys []string, values map[string]string) {
+	t.Helper()
+	values = map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^\.It Ic (\S+)(?: No = (.+))?$`).FindAllStringSubmatch(packaged(t, "man/sts-tlsmap.toml.5"), -1) {
+		keys = append(keys, m[1])
+		values[m[1]] = fromMdoc(m[2])
+	}
+	return keys, values
+}
+
+// fromMdoc undoes mdoc's brackets and quotes.
+func fromMdoc(value string) string {
+	word, rest, _ := strings.Cut(value, " ")
+	switch word {
+	case "Bq":
+		return "[" + fromMdoc(rest) + "]"
+	case "Qq":
+		return `"` + rest + `"`
+	}
+	return value
+}
+
+func TestEveryKeyIsInTheManualAndNoOther(t *testing.T) {
+	keys, _ := manualKeys(t)
+	slices.Sort(keys)
+	if want := config.Keys(); !slices.Equal(keys, want) {
+		t.Errorf("sts-tlsmap.toml(5) has %q\nthe program has   %q", keys, want)
+	}
+}
+
+func TestTheDefaultsInTheManualAreTheProgrammes(t *testing.T) {
+	keys, values := manualKeys(t)
+	sections := map[string]string{}
+	for _, k := range keys {
+		if values[k] == "" {
+			continue
+		}
+		section, name := "", k
+		if i := strings.LastIndexByte(k, '.'); i >= 0 {
+			section, name = k[:i], k[i+1:]
+		}
+		sections[section] += name + " = " + values[k] + "\n"
+	}
+	text := sections[""]
+	delete(sections, "")
+	for section, lines := range sections {
+		text += "[" + section + "]\n" + lines
+	}
+	got, err := config.Parse("/etc/manual.toml", []byte(text))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	want, err := config.Parse("/etc/manual.toml", []byte("dns.servers = []\nexempt.domains = []\n[map.NAME]\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("with the defaults of the manual:\n%+v\nwithout:\n%+v", got, want)
+	}
+}
+
+// The file that the packages install changes nothing, and what it shows as
+// defaults are the defaults.
+func TestThePackagedConfigurationIsTheDefault(t *testing.T) {
+	file := packaged(t, "etc/sts-tlsmap.toml")
+	uncommented := regexp.MustCompile(`(?m)^#(\w+ = )`).ReplaceAllString(file, "$1")
+	if uncommented == file {
+		t.Error("the file shows no defaults")
+	}
+	want, err := config.Parse("/etc/x.toml", []byte("dns.servers = []\nexempt.domains = []\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := config.Parse("/etc/x.toml", []byte(uncommented))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("with what it shows:\n%+v\nthe defaults:\n%+v", got, want)
+	}
+	plain, err := config.Parse("/etc/x.toml", []byte(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if empty, _ := config.Parse("/etc/x.toml", nil); !reflect.DeepEqual(plain, empty) {
+		t.Errorf("as it is installed:\n%+v\nthe defaults:\n%+v", plain, empty)
+	}
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+)
+
+// scrape returns the metrics served at an address.
+func scrape(ctx context.Context, t *testing.T, network, addr string) string {
+	t.Helper()
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}}}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://metrics/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v\n%s", addr, res.Status, err, text)
+	}
+	return string(text)
+}
+
+// counted are metrics after the lookups of ask.
+var counted = []string{
+	`sts_tlsmap_lookups_total{map="postfix",result="ok"} 2`,
+	`sts_tlsmap_lookups_total{map="postfix",result="notfound"} 1`,
+	`sts_tlsmap_lookup_duration_seconds_count{map="postfix"} 3`,
+	`sts_tlsmap_attempts_total{result="ok",step="discovery"} 1`,
+	`sts_tlsmap_attempts_total{result="no-record",step="discovery"} 1`,
+	`sts_tlsmap_attempt_duration_seconds_count{step="discovery"} 2`,
+	`sts_tlsmap_policy_changes_total{mode="enforce",step="discovery"} 1`,
+	`sts_tlsmap_policies{mode="enforce"} 1`,
+	`sts_tlsmap_policy_sample 1`,
+	`sts_tlsmap_requests_total 3`,
+	`sts_tlsmap_trouble{condition="discovery"} 0`,
+}
+
+func ask(ctx context.Context, t *testing.T, e socketmap.Endpoint) {
+	t.Helper()
+	for _, key := range []string{"one.test", "one.test", "none.test"} {
+		if _, err := socketmap.Query(ctx, e, "postfix", key); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestMetricsAreServedOnTheControlSocketAndWhereTheyAreConfigured(t *testing.T) {
+	lab := testlab.New(t)
+	lab.Domain("one.test", testlab.With{})
+	dir, file := writeConfig(t, lab)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = append([]byte("metrics = \"inet:127.0.0.1:0\"\n"), text...)
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startProgram(t, dir, []string{"HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	ask(ctx, t, p.endpoint(ctx, t, dir))
+	h, err := control.NewClient(filepath.Join(dir, "control.sock")).Health(ctx)
+	if err != nil || len(h.Troubles) > 0 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	e, err := socketmap.ParseEndpoint(h.Metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for network, addr := range map[string]string{"unix": filepath.Join(dir, "control.sock"), "tcp": e.Address} {
+		got := scrape(ctx, t, network, addr)
+		for _, want := range counted {
+			if !strings.Contains(got, "\n"+want+"\n") {
+				t.Errorf("%s: missing %s", network, want)
+			}
+		}
+		if strings.Contains(got, "one.test") {
+			t.Errorf("%s: a domain is in the metrics", network)
+		}
+		if t.Failed() {
+			t.Log(got)
+		}
+	}
+	p.stop(t)
+}
+
+func TestAMetricsSocketThatSystemdPassesIsServed(t *testing.T) {
+	lab := testlab.New(t)
+	dir, file := writeConfig(t, lab)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Must not be listened at: this machine does not have the address.
+	text = bytes.Join([][]byte{[]byte(`metrics = "inet:192.0.2.1:9461"`), text}, []byte("\n"))
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inet := listenTCP(t)
+	p := startProgram(t, dir, []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=metrics"}, "-config", file, inet.file)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if got := scrape(ctx, t, "tcp", inet.addr); !strings.Contains(got, "sts_tlsmap_build_info{") {
+		t.Errorf("%s", got)
+	}
+	p.stop(t)
+}

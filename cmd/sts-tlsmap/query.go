@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+)
+
+// query is -query: it asks the running daemon at its first listener, as the
+// MTA would, and prints what postmap -q prints: the value, or nothing.
+func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
+	endpoint, err := firstListener(ctx, cfg)
+	if err != nil {
+		return 0, err
+	}
+	reply, err := socketmap.Query(ctx, endpoint, a.flags.mapName, a.flags.args[0])
+	if err != nil {
+		return 0, err // it says what to do
+	}
+	word, rest, _ := strings.Cut(reply, " ")
+	switch word {
+	case "OK":
+		fmt.Fprintln(a.stdout, rest)
+		return exitDone, nil
+	case "NOTFOUND":
+		return exitNotFound, nil
+	case "PERM":
+		return 0, fmt.Errorf("the daemon replies %s: %s", word, printable(rest))
+	case "TEMP", "TIMEOUT":
+		return 0, hint(fmt.Errorf("the daemon replies %s: %s", word, printable(rest)), "see why: sts-tlsmap -explain %s", a.flags.args[0])
+	}
+	return 0, errors.New("what answers at " + endpoint.String() + " is no sts-tlsmap")
+}
+
+// firstListener asks the daemon where it listens, since systemd may have
+// passed it other sockets than the configuration says; without an answer, the
+// configuration has to do.
+func firstListener(ctx context.Context, cfg *config.Config) (socketmap.Endpoint, error) {
+	client := control.NewClient(cfg.Control.Address)
+	defer client.Close()
+	if h, err := client.Health(ctx); err == nil && len(h.Listeners) > 0 {
+		return socketmap.ParseEndpoint(h.Listeners[0])
+	}
+	return socketmap.ParseEndpoint(cfg.Listen[0].String())
+}
+
+// printable keeps what a terminal would obey out of a reply.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f {
+			return '?'
+		}
+		return r
+	}, s)
+}

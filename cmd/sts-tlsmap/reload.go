@@ -1,0 +1,60 @@
+package main
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+)
+
+// reload reads the configuration again and takes what can change while the
+// daemon runs: [exempt] and log_level. A broken file changes nothing.
+func (s *service) reload(file string) {
+	s.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+	defer s.notify(daemon.SdNotifyReady)
+
+	cfg, err := config.Load(file)
+	if err == nil {
+		err = s.maps.SetExempt(cfg.Exempt.Domains)
+	}
+	if err != nil {
+		var errs config.Errors
+		if !errors.As(err, &errs) {
+			s.log.Error("the configuration cannot be read again", "err", err, "next", "the old one stays in force; correct it and reload")
+		}
+		for _, e := range errs {
+			s.log.Error("mistake in the configuration", "err", e.Error())
+		}
+		if len(errs) > 0 {
+			s.log.Error("the configuration was not taken", "mistakes", len(errs), "next", "the old one stays in force; correct it and reload")
+		}
+		return
+	}
+	s.level.Set(cfg.LogLevel)
+	late := needRestart(s.cfg, cfg)
+	s.log.Info("configuration read again", "file", cfg.File, "exempt", len(cfg.Exempt.Domains))
+	if len(late) > 0 {
+		s.log.Warn("changed settings that count after a restart only", "changed", strings.Join(late, " "), "next", "systemctl restart sts-tlsmap")
+	}
+}
+
+// needRestart names the parts of the configuration that differ and cannot be
+// changed while the daemon runs.
+func needRestart(was, is *config.Config) []string {
+	var names []string
+	a, b := reflect.ValueOf(*was), reflect.ValueOf(*is)
+	for i := range a.NumField() {
+		name := a.Type().Field(i).Name
+		switch name {
+		case "File", "Exempt", "LogLevel":
+			continue
+		}
+		if !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
+			names = append(names, strings.ToLower(name))
+		}
+	}
+	return names
+}

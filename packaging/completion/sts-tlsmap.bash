@@ -1,0 +1,29 @@
+# Completion of sts-tlsmap(8) for bash.
+_sts_tlsmap() {
+	local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
+	case $previous in
+	-config | --config | -learn | --learn)
+		compopt -o filenames
+		mapfile -t COMPREPLY < <(compgen -f -- "$current")
+		return
+		;;
+	-map | --map)
+		mapfile -t COMPREPLY < <(compgen -W 'postfix postfix-tlsrpt postfix-dane postfix-dane-tlsrpt exim' -- "$current")
+		return
+		;;
+	-for | --for)
+		mapfile -t COMPREPLY < <(compgen -W '4h 1d 0' -- "$current")
+		return
+		;;
+	-recipe | --recipe)
+		mapfile -t COMPREPLY < <(compgen -W 'postfix' -- "$current")
+		return
+		;;
+	-refresh | --refresh | -forget | --forget)
+		mapfile -t COMPREPLY < <(compgen -W 'all' -- "$current")
+		return
+		;;
+	esac
+	mapfile -t COMPREPLY < <(compgen -W '-cache -check -config -exempt -explain -for -forget -help -json -learn -map -query -recipe -refresh -version' -- "$current")
+}
+complete -F _sts_tlsmap sts-tlsmap

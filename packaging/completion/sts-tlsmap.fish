@@ -1,0 +1,17 @@
+# Completion of sts-tlsmap(8) for fish.
+complete -c sts-tlsmap -f
+complete -c sts-tlsmap -o cache -d 'Print the cache'
+complete -c sts-tlsmap -o query -x -d 'Ask the running daemon as the relay would'
+complete -c sts-tlsmap -o explain -x -d 'Every step to the answer for a domain'
+complete -c sts-tlsmap -o refresh -x -a all -d 'Check and fetch policies now'
+complete -c sts-tlsmap -o forget -x -a all -d 'Drop policies from the cache'
+complete -c sts-tlsmap -o learn -r -F -d 'Fill the cache from a file'
+complete -c sts-tlsmap -o exempt -x -d 'Answer NOTFOUND for a time'
+complete -c sts-tlsmap -o for -x -a '4h 1d 0' -d 'How long -exempt lasts'
+complete -c sts-tlsmap -o check -d 'Check the configuration'
+complete -c sts-tlsmap -o recipe -x -a postfix -d 'Print what the MTA needs in its configuration'
+complete -c sts-tlsmap -o version -d 'Print the version'
+complete -c sts-tlsmap -o help -d 'Print the flags'
+complete -c sts-tlsmap -o config -r -F -d 'Another configuration'
+complete -c sts-tlsmap -o map -x -a 'postfix postfix-tlsrpt postfix-dane postfix-dane-tlsrpt exim' -d 'The map that -query asks in'
+complete -c sts-tlsmap -o json -d 'One JSON object a line'
