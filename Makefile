@@ -1,0 +1,70 @@
+# sts-tlsmap. `make run` needs Go and make, and nothing else.
+
+GO      ?= go
+BIN     := bin/sts-tlsmap
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+# The date of the commit, not of the build: the same sources make the same bytes.
+DATE    ?= $(shell git log -1 --format=%cs 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
+# The race detector needs a C compiler; without one the tests run without it.
+RACE    := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
+TOOL    := $(GO) run -modfile=tools/go.mod
+
+.PHONY: build run demo test e2e bench lint packages check-packages
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/sts-tlsmap
+
+# The daemon on 127.0.0.1:8461, with its files under ./run.
+run: build run/sts-tlsmap.toml
+	$(BIN) -config run/sts-tlsmap.toml
+
+run/sts-tlsmap.toml:
+	mkdir -p run
+	printf '%s\n' \
+		'# Made by make run. What is not here has its default; see docs/configuration.md.' \
+		'# Paths are relative to this folder.' \
+		'listen  = ["inet:127.0.0.1:8461"]' \
+		'control = "unix:control.sock"' \
+		'' \
+		'[cache]' \
+		'path = "cache.db"' >$@
+
+# Ten seconds that show what it does, without the internet.
+demo: build
+	$(GO) run ./test/demo
+
+# Everything that needs neither root nor an MTA.
+test:
+	$(GO) test $(RACE) ./...
+
+# Real MTAs in network namespaces, and the packages under a booted systemd; needs root. They mostly wait for each other:
+# more packages at once than there are processors.
+e2e:
+	test/e2e/setup
+	$(GO) test -tags e2e -count=1 -p 4 ./test/e2e/... ./packaging/test
+
+# .deb and .rpm for amd64 and arm64, in dist/.
+packages:
+	packaging/build
+
+# What Debian's lintian and rpmlint say of them, and whether they can be built
+# twice; needs lintian, rpmlint and mandoc.
+check-packages: packages
+	packaging/lint
+	packaging/check-reproducible
+
+bench:
+	$(GO) run ./test/bench
+
+lint:
+	@files=$$(gofmt -l cmd docs internal packaging test); test -z "$$files" || { echo "gofmt -w is needed for:"; echo "$$files"; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags e2e ./test/e2e/... ./packaging/...
+	$(TOOL) honnef.co/go/tools/cmd/staticcheck ./...
+	@out=$$($(TOOL) golang.org/x/vuln/cmd/govulncheck ./... 2>&1) && { echo "$$out" | tail -n 1; exit 0; }; \
+	case "$$out" in \
+	*"fetching vulnerabilities"*) echo "notice: govulncheck's database is out of reach; nothing was checked" ;; \
+	*) echo "$$out"; exit 1 ;; \
+	esac

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+)
+
+const (
+	questionRepeats = 1000
+	questionDomain  = "dane.example"
+	questionPlain   = "plain.example"
+)
+
+// dnsQuestions counts what the daemon asks its resolver on a map with DANE.
+// The value is that of a repeated lookup: none, within recheck and the
+// records' TTL. The first lookup, and a domain without an enforced policy,
+// are in the note; DANE for the latter is an error.
+func dnsQuestions(b *bench) (result, error) {
+	lab, process, err := b.questionLab()
+	if err != nil {
+		return result{}, err
+	}
+	path, err := b.newCache()
+	if err != nil {
+		return result{}, err
+	}
+	d, err := b.startDaemon(daemonConfig{cache: path, lab: process})
+	if err != nil {
+		return result{}, err
+	}
+	l, err := b.newLoad(d.address, 1)
+	if err != nil {
+		return result{}, err
+	}
+	ask := func(domain, want string, n int) (int, error) {
+		before := lab.DNS.Total()
+		err := l.ask(b.ctx, n,
+			func(dst []byte, _, _ int) []byte { return append(dst, "postfix-dane "+domain...) },
+			func(_, reply []byte) error {
+				if string(reply) != want {
+					return fmt.Errorf("%s: %q, want %q", domain, reply, want)
+				}
+				return nil
+			})
+		return lab.DNS.Total() - before, err
+	}
+	// The probe of the resolver comes with the first question to such a map.
+	if _, err := ask("probe.example", "NOTFOUND ", 1); err != nil {
+		return result{}, err
+	}
+	first, err1 := ask(questionDomain, "OK dane-only", 1)
+	repeated, err2 := ask(questionDomain, "OK dane-only", questionRepeats)
+	_, err3 := ask(questionPlain, "NOTFOUND ", 1)
+	plain, err4 := ask(questionPlain, "NOTFOUND ", questionRepeats)
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return result{}, err
+	}
+	for _, q := range []struct{ name, qtype string }{{questionPlain, "MX"}, {"_25._tcp.mx1." + questionPlain, "TLSA"}} {
+		if n := lab.DNS.Asked(q.name, q.qtype); n != 0 {
+			return result{}, fmt.Errorf("%d questions for %s %s, where no policy is enforced", n, q.name, q.qtype)
+		}
+	}
+	each := float64(repeated+plain) / (2 * questionRepeats)
+	return result{value: each, low: each, high: each,
+		note: fmt.Sprintf("the first lookup, with its discovery, asks %d; a domain without an enforced policy is asked for no MX and no TLSA", first)}, nil
+}
+
+// questionLab is a lab in this process, so that its counts can be read: a
+// signed domain with DANE under an enforced policy, and one without a policy.
+func (b *bench) questionLab() (*testlab.Lab, *labProcess, error) {
+	lab, err := testlab.Start(testlab.Options{Net: netip.MustParsePrefix("127.215.0.0/16"), PolicyPort: 443})
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: policy hosts need port 443; run as root", err)
+	}
+	b.atEnd(func() { lab.Close() })
+	roots := filepath.Join(b.shop.dir, "question-roots.pem")
+	if err := lab.CA.WritePEM(roots); err != nil {
+		return nil, nil, err
+	}
+	// What the daemon asks to find out whether its resolver validates.
+	for _, name := range []string{".", "com", "org", "home.arpa", "10.in-addr.arpa"} {
+		if err := lab.DNS.Set(dns.Fqdn(name) + " 300 IN SOA a. b. 1 1 1 1 1"); err != nil {
+			return nil, nil, err
+		}
+	}
+	lab.DNS.Sign(".", true)
+	lab.DNS.Sign("arpa", false)
+	signed, err := lab.Domain(questionDomain, testlab.With{Signed: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	lab.DNS.Sign(questionDomain, true)
+	tlsa, err := signed.Mail[0].TLSA(3, 1, 1)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := lab.DNS.Set(tlsa); err != nil {
+		return nil, nil, err
+	}
+	if _, err := lab.Domain(questionPlain, testlab.With{NoPolicy: true}); err != nil {
+		return nil, nil, err
+	}
+	return lab, &labProcess{dns: lab.DNS.Addr, roots: roots}, nil
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+)
+
+const (
+	millionPolicies = 1_000_000
+
+	// The file is filled from front to back, in random order within a window,
+	// so that its pages come to be as full as those of a file that grew with
+	// time, which one filled in order has not.
+	millionWindow = 50_000
+	millionBatch  = 5_000 // policies in a commit
+
+	// The policies live for a year and are next due, all of them, after two
+	// months: until then a daemon finds nothing to refresh in the file.
+	millionMaxAge = 365 * 24 * time.Hour
+	millionDueIn  = 60 * 24 * time.Hour
+	millionGoodIn = 45 * 24 * time.Hour // after this the file is made anew
+
+	// millionLane is the refresher's line for the fetches of policies in use.
+	// A record in another's is moved by the keeper at its first look.
+	millionLane cache.Lane = 4
+
+	millionID = "20260101T000000"
+)
+
+// A million is a cache file that holds as many policies.
+type million struct {
+	path string
+	made time.Time // when all of them were fetched, checked and used last
+}
+
+// millionDomain is the i-th of them. All are of one length.
+func millionDomain(i int) string { return string(appendMillionDomain(nil, i)) }
+
+func appendMillionDomain(dst []byte, i int) []byte {
+	var digits [7]byte
+	for at := len(digits) - 1; at >= 0; at-- {
+		digits[at] = byte('0' + i%10)
+		i /= 10
+	}
+	return append(append(append(dst, "mail"...), digits[:]...), ".customers.example"...)
+}
+
+// policyText is a policy as mail providers have them for their customers.
+func policyText(domain string) string {
+	return fmt.Sprintf("version: STSv1\r\nmode: enforce\r\nmx: mx1.%[1]s\r\nmx: mx2.%[1]s\r\nmx: *.backup.%[1]s\r\nmax_age: %[2]d\r\n",
+		domain, int64(millionMaxAge/time.Second))
+}
+
+// replyFor is what the daemon answers, from map postfix.
+func replyFor(domain string) string {
+	return fmt.Sprintf("OK secure match=mx1.%[1]s:mx2.%[1]s:.backup.%[1]s servername=hostname", domain)
+}
+
+// recordOf is what a store holds of a domain whose policy was fetched at a
+// time and is next due later.
+func recordOf(domain string, fetched time.Time, later time.Duration) (*cache.Record, error) {
+	text := []byte(policyText(domain))
+	p, err := policy.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	due := fetched.Add(later)
+	return &cache.Record{
+		Domain: domain, ID: millionID, Mode: p.Mode, Text: text, Ready: tlsmap.Prepare(domain, p),
+		Fetched: fetched, Expires: fetched.Add(p.MaxAge), Checked: fetched, Used: fetched,
+		CheckAt: due.Add(time.Hour), FetchAt: due, FetchUnusedAt: due, Lane: millionLane, Due: due,
+	}, nil
+}
+
+// openMillion returns the file, which is kept in the user's cache folder, and
+// makes it if it is not there, too old, or not as today's program would make
+// it.
+func openMillion() (*million, error) {
+	folder, err := os.UserCacheDir()
+	if err != nil {
+		folder = os.TempDir()
+	}
+	folder = filepath.Join(folder, "sts-tlsmap-bench")
+	m := &million{path: filepath.Join(folder, "million.db")}
+	var locked *cache.LockedError
+	why := m.look()
+	if errors.As(why, &locked) {
+		return nil, why
+	}
+	if why != nil {
+		fmt.Fprintf(os.Stderr, "making %s: %v\n", m.path, why)
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return nil, err
+		}
+		if err := m.make(); err != nil {
+			return nil, fmt.Errorf("making %s: %w", m.path, err)
+		}
+		if err := m.look(); err != nil {
+			return nil, err
+		}
+	}
+	return m, m.read()
+}
+
+// read reads the file through, so that it is in the page cache.
+func (m *million) read() error {
+	f, err := os.Open(m.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(io.Discard, f)
+	return err
+}
+
+// look says what keeps the file from being used.
+func (m *million) look() error {
+	store, err := cache.OpenReadOnly(m.path)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	if n := store.Stats().Policies(); n != millionPolicies {
+		return fmt.Errorf("it holds %d policies", n)
+	}
+	got, err := store.Get(millionDomain(millionPolicies / 2))
+	if err != nil {
+		return err
+	}
+	want, err := recordOf(got.Domain, got.Fetched, millionDueIn)
+	if err != nil {
+		return err
+	}
+	if fmt.Sprint(got) != fmt.Sprint(*want) {
+		return errors.New("its records are not as they would be today")
+	}
+	if time.Since(got.Fetched) > millionGoodIn {
+		return errors.New("it is too old")
+	}
+	m.made = got.Fetched
+	return nil
+}
+
+// make makes the file in memory, where there is room, since it takes many
+// commits, and then puts it in its place.
+func (m *million) make() (err error) {
+	folder, err := os.MkdirTemp(memoryFolder, "sts-tlsmap-bench-")
+	if err != nil {
+		folder, err = os.MkdirTemp(filepath.Dir(m.path), "draft-")
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
+	draft := filepath.Join(folder, "million.db")
+	store, err := cache.Open(draft, cache.Options{})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(fillMillion(store), store.Close()); err != nil {
+		return err
+	}
+	placed := m.path + ".draft"
+	if err := copyFile(draft, placed); err != nil {
+		return err
+	}
+	return os.Rename(placed, m.path)
+}
+
+func fillMillion(store *cache.Store) error {
+	made := time.Now().Truncate(time.Second)
+	ops := make([]cache.Op, 0, millionBatch)
+	for first := 0; first < millionPolicies; first += millionWindow {
+		for _, i := range rand.New(rand.NewPCG(1, uint64(first))).Perm(millionWindow) {
+			r, err := recordOf(millionDomain(first+i), made, millionDueIn)
+			if err != nil {
+				return err
+			}
+			if ops = append(ops, cache.Op{Put: r}); len(ops) < millionBatch {
+				continue
+			}
+			if _, err := store.Write(ops); err != nil {
+				return err
+			}
+			ops = ops[:0]
+		}
+	}
+	return nil
+}

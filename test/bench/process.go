@@ -1,0 +1,132 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A bench is what a row has at hand while it runs.
+type bench struct {
+	ctx       context.Context
+	shop      *workshop
+	pairCount int
+	ends      []func()
+}
+
+// atEnd has f called when the row ends, the last one first.
+func (b *bench) atEnd(f func()) { b.ends = append(b.ends, f) }
+
+func (b *bench) end() {
+	for len(b.ends) > 0 {
+		last := len(b.ends) - 1
+		b.ends[last]()
+		b.ends = b.ends[:last]
+	}
+}
+
+// A process is one side.
+type process struct {
+	address string        // where it says that it listens; empty from start
+	lines   *bufio.Reader // what it says after that; nil from start
+	pid     int
+}
+
+// startSide plays a side of sides.go in a process of its own.
+func (b *bench) startSide(name string, args ...string) (*process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	// The side ends when its standard input does, so it never outlives us.
+	cmd := exec.CommandContext(b.ctx, self, append([]string{sideCommand, name}, args...)...)
+	if _, err := cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	p, err := b.start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	p.lines = bufio.NewReader(stdout)
+	line, err := p.lines.ReadString('\n')
+	if err != nil {
+		return nil, fmt.Errorf("side %s did not start: %w", name, err)
+	}
+	p.address = strings.TrimSpace(line)
+	return p, nil
+}
+
+// start starts any command. It is killed when the row ends.
+func (b *bench) start(cmd *exec.Cmd) (*process, error) {
+	if cmd.Stderr == nil {
+		cmd.Stderr = os.Stderr
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	b.atEnd(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return &process{pid: cmd.Process.Pid}, nil
+}
+
+// runSide is the process of a side.
+func runSide(name string, args []string) error {
+	side := sides[name]
+	if side == nil {
+		return errors.New("there is no such side")
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- side(args) }()
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		ended <- nil
+	}()
+	return <-ended
+}
+
+// cpu is the CPU time that the process has used, all its threads, user and
+// system.
+func (p *process) cpu() (time.Duration, error) {
+	// The id of another process's CPU clock, as clock_getcpuclockid(3) makes
+	// it: nanoseconds, where /proc/PID/stat counts in hundredths of a second.
+	const cpuclockSched = 2
+	clock := int32(^p.pid<<3 | cpuclockSched)
+	var ts unix.Timespec
+	if err := unix.ClockGettime(clock, &ts); err != nil {
+		return 0, fmt.Errorf("CPU clock of process %d: %w", p.pid, err)
+	}
+	return time.Duration(ts.Nano()), nil
+}
+
+// cpuOf is the CPU time that p uses while work runs, divided by n, in
+// nanoseconds.
+func (p *process) cpuOf(n int, work func() error) (float64, error) {
+	before, err := p.cpu()
+	if err != nil {
+		return 0, err
+	}
+	if err := work(); err != nil {
+		return 0, err
+	}
+	after, err := p.cpu()
+	if err != nil {
+		return 0, err
+	}
+	return float64(after-before) / float64(n), nil
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+)
+
+const (
+	lookupClients  = 16     // as many smtp(8) processes
+	lookupRequests = 20_000 // in one section of a pair
+)
+
+// repeatedLookup asks for the same key again and again: a policy that is in
+// the daemon's memory.
+func repeatedLookup(b *bench) (result, error) {
+	const domain = "example.com"
+	lab, err := b.startLab()
+	if err != nil {
+		return result{}, err
+	}
+	path, err := b.newCache(domain)
+	if err != nil {
+		return result{}, err
+	}
+	ours, err := b.startDaemon(daemonConfig{cache: path, lab: lab})
+	if err != nil {
+		return result{}, err
+	}
+	limit, err := b.startSide("echo", replyFor(domain))
+	if err != nil {
+		return result{}, err
+	}
+	request := func(dst []byte, _, _ int) []byte { return append(dst, "postfix "+domain...) }
+	return b.lookupPairs(ours.process, limit, request, wantReply(replyFor(domain)))
+}
+
+// lookupPairs has the two sides answer the same requests.
+func (b *bench) lookupPairs(ours, limit *process, request requestFunc, check replyFunc) (result, error) {
+	side := func(p *process) (measure, error) {
+		l, err := b.newLoad(p.address, lookupClients)
+		if err != nil {
+			return nil, err
+		}
+		return func() (float64, error) {
+			return p.cpuOf(lookupRequests, func() error { return l.ask(b.ctx, lookupRequests, request, check) })
+		}, nil
+	}
+	x, err := side(ours)
+	if err != nil {
+		return result{}, err
+	}
+	y, err := side(limit)
+	if err != nil {
+		return result{}, err
+	}
+	return b.pairs(x, y)
+}
+
+// echoSide is the limit: it reads a netstring and writes the same reply every
+// time, in a goroutine for each connection, without deadlines, limits or
+// counters.
+func echoSide(args []string) error {
+	reply := fmt.Appendf(nil, "%d:%s,", len(args[0]), args[0])
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	ready(l.Addr().String())
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer nc.Close()
+			r := bufio.NewReader(nc)
+			for {
+				if _, err := readNetstring(r); err != nil {
+					return
+				}
+				if _, err := nc.Write(reply); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					return
+				}
+			}
+		}()
+	}
+}

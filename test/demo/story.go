@@ -1,0 +1,123 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// anyExit is a command's exit status that does not matter to the story.
+const anyExit = -1
+
+// A story is told once; after the first thing that goes wrong it is silent.
+type story struct {
+	ctx    context.Context
+	daemon *daemon
+	slow   bool // there is a reader
+	steps  int
+	err    error
+}
+
+func (s *story) say(text string) {
+	if s.err == nil {
+		fmt.Println(text)
+	}
+}
+
+// step begins a new step.
+func (s *story) step(text string) {
+	if s.err != nil {
+		return
+	}
+	if s.slow {
+		select {
+		case <-time.After(pause):
+		case <-s.ctx.Done():
+			s.err = context.Cause(s.ctx)
+			return
+		}
+	}
+	s.steps++
+	fmt.Printf("\n%d. %s\n", s.steps, text)
+}
+
+// do does something out of the reader's sight.
+func (s *story) do(f func() error) {
+	if s.err == nil {
+		s.err = f()
+	}
+}
+
+// lookup asks for a key as Postfix does. An empty want is "not found".
+func (s *story) lookup(key, want string) {
+	status := 0
+	if want == "" {
+		status = 1
+	}
+	var got string
+	if s.daemon.postmap != "" {
+		got = s.command(status, s.daemon.postmap, "-c", s.daemon.postfixDir, "-q", key, "socketmap:inet:"+s.daemon.listen+":postfix")
+	} else {
+		got = s.command(status, s.daemon.bin, "-query", key)
+	}
+	if got = strings.TrimSpace(got); s.err == nil && got != want {
+		s.err = fmt.Errorf("the reply for %s is %q, and not %q", key, got, want)
+	}
+}
+
+// command shows a command and what it prints, and returns its standard
+// output. Another exit status than the one that belongs to the story ends it.
+func (s *story) command(status int, name string, args ...string) string {
+	if s.err != nil {
+		return ""
+	}
+	fmt.Printf("   $ %s %s\n", filepath.Base(name), strings.Join(shown(args), " "))
+	if filepath.Base(name) == filepath.Base(s.daemon.bin) {
+		args = append([]string{"-config", s.daemon.config}, args...)
+	}
+	cmd := exec.CommandContext(s.ctx, name, args...)
+	cmd.Env = s.daemon.env()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		s.err = fmt.Errorf("running %s: %w", name, err)
+		return ""
+	}
+	got := cmd.ProcessState.ExitCode()
+	for _, line := range strings.Split(strings.TrimRight(stdout.String()+stderr.String(), "\n"), "\n") {
+		if line != "" {
+			fmt.Println("   " + line)
+		}
+	}
+	if stdout.Len()+stderr.Len() == 0 && got == 1 {
+		fmt.Println("   (not found)")
+	}
+	// postmap ends with 1 for "not found", without a word, and for trouble.
+	trouble := stderr.Len() > 0 && name == s.daemon.postmap
+	if status != anyExit && (got != status || trouble) {
+		s.err = fmt.Errorf("%s %s: exit status %d, and not %d", name, strings.Join(args, " "), got, status)
+	}
+	return stdout.String()
+}
+
+// shown leaves out the arguments that are the demonstration's own.
+func shown(args []string) []string {
+	if len(args) > 1 && args[0] == "-c" {
+		return args[2:]
+	}
+	return args
+}
+
+// isTerminal says whether somebody is likely to read along.
+func isTerminal(f *os.File) bool {
+	fi, err := f.Stat()
+	return err == nil && fi.Mode()&os.ModeCharDevice != 0
+}
