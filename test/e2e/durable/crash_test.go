@@ -1,0 +1,184 @@
+//go:build e2e
+
+package durable
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+const (
+	rounds      = 100
+	clients     = 16                    // that ask for new domains all the time
+	maxAnswers  = 100                   // in a round, before the kill
+	maxDelay    = 10 * time.Millisecond // and then, to hit any point of a commit
+	servers     = 8                     // addresses of policy hosts
+	crashDomain = "crash.test"
+)
+
+// TestEveryPolicyThatWasAnsweredOutlivesKillMinus9 kills the daemon at random
+// moments under a stream of new discoveries. Each time it comes back it can
+// reach no DNS: what it answers then, it has from its disk.
+func TestEveryPolicyThatWasAnsweredOutlivesKillMinus9(t *testing.T) {
+	lab := newLab(t)
+	manyDomains(t, lab)
+	d := stage.NewDaemon(t, config(t, lab))
+	seed := uint64(time.Now().UnixNano())
+	random := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("seed %d", seed)
+
+	var next atomic.Int64 // number of the next domain that nobody has asked for
+	var all []string
+	d.Start(t)
+	for range rounds {
+		s := stream(t.Context(), &next)
+		s.await(t, 1+random.IntN(maxAnswers))
+		<-time.After(time.Duration(random.Int64N(int64(maxDelay))))
+		d.Kill(t)
+		answered := s.stop()
+		all = append(all, answered...)
+
+		lab.DNS.Break("*", "", testlab.ServFail)
+		d.Start(t)
+		if lost := missing(t, answered); len(lost) > 0 {
+			t.Fatalf("%d of %d policies that were answered are gone: %v", len(lost), len(answered), lost)
+		}
+		lab.DNS.Mend("*", "")
+	}
+	d.Kill(t)
+	t.Logf("%d policies answered in %d rounds", len(all), rounds)
+
+	listed, code := d.Run(t, "-cache")
+	if code != 0 {
+		t.Fatalf("-cache without a daemon exits with %d", code)
+	}
+	words := make(map[string]bool)
+	for word := range strings.FieldsSeq(listed) {
+		words[word] = true
+	}
+	for _, domain := range all {
+		if !words[domain] {
+			t.Errorf("-cache does not list %s", domain)
+		}
+	}
+}
+
+// manyDomains makes every d<number>.crash.test an honest domain.
+func manyDomains(t *testing.T, lab *testlab.T) {
+	var addrs []string
+	for range servers {
+		s := lab.PolicyServer("")
+		addrs = append(addrs, s.Addr.String())
+		s.Fallback(func(name string) *testlab.PolicyHost {
+			domain := strings.TrimPrefix(name, "mta-sts.")
+			h := s.NewHost(name)
+			if err := h.Present(testlab.CertGood); err != nil {
+				return nil // the handshake fails, and then the test
+			}
+			h.SetPolicy(testlab.PolicyText("enforce", 24*time.Hour, "mx."+domain))
+			return h
+		})
+	}
+	lab.DNS.Func(crashDomain, func(name string, qtype uint16) []dns.RR {
+		var text string
+		switch label, _, _ := strings.Cut(name, "."); {
+		case label == "_mta-sts" && qtype == dns.TypeTXT:
+			text = fmt.Sprintf(`%s 300 IN TXT "v=STSv1; id=1;"`, name)
+		case label == "mta-sts" && qtype == dns.TypeA:
+			text = fmt.Sprintf("%s 300 IN A %s", name, addrs[len(name)%servers])
+		default:
+			return []dns.RR{}
+		}
+		rr, err := dns.NewRR(text)
+		if err != nil {
+			return nil
+		}
+		return []dns.RR{rr}
+	})
+}
+
+// A flow is a stream of lookups of new domains.
+type flow struct {
+	end      context.CancelFunc
+	running  sync.WaitGroup
+	mu       sync.Mutex
+	answered []string // domains whose policy was in a reply
+}
+
+// stream has clients look up one new domain after the other, until the daemon
+// does not answer any more.
+func stream(ctx context.Context, next *atomic.Int64) *flow {
+	ctx, end := context.WithCancel(ctx)
+	f := &flow{end: end}
+	for range clients {
+		f.running.Go(func() {
+			for {
+				domain := fmt.Sprintf("d%d.%s", next.Add(1), crashDomain)
+				reply, err := socketmap.Query(ctx, endpoint, "postfix", domain)
+				if err != nil {
+					return
+				}
+				if holds(reply, domain) {
+					f.mu.Lock()
+					f.answered = append(f.answered, domain)
+					f.mu.Unlock()
+				}
+			}
+		})
+	}
+	return f
+}
+
+// await waits until n lookups were answered with a policy.
+func (f *flow) await(t *testing.T, n int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := stage.Await(ctx, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.answered) >= n
+	})
+	if err != nil {
+		t.Fatalf("the daemon does not answer %d lookups with a policy: %v", n, err)
+	}
+}
+
+// stop ends the stream and returns the domains that were answered.
+func (f *flow) stop() []string {
+	f.end()
+	f.running.Wait()
+	return f.answered
+}
+
+// missing returns those of the domains that the daemon has no policy of.
+func missing(t *testing.T, domains []string) (lost []string) {
+	t.Helper()
+	for _, domain := range domains {
+		reply, err := socketmap.Query(t.Context(), endpoint, "postfix", domain)
+		if err != nil {
+			t.Fatalf("asking for %s after the restart: %v", domain, err)
+		}
+		if !holds(reply, domain) {
+			lost = append(lost, domain)
+		}
+	}
+	return lost
+}
+
+// holds says whether the reply enforces the domain's policy.
+func holds(reply, domain string) bool {
+	return strings.HasPrefix(reply, "OK secure match=mx."+domain+" ")
+}

@@ -1,0 +1,39 @@
+//go:build e2e
+
+// Package durable tests the promise that the cache makes: a policy is on disk
+// before the lookup that found it is answered, so that no crash at any moment
+// loses a policy that was answered. It needs no MTA.
+package durable
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+func TestMain(m *testing.M) { stage.Main(m) }
+
+var endpoint = socketmap.Endpoint{Network: "tcp", Address: stage.Endpoint}
+
+// newLab starts a lab where the daemon will look for one.
+func newLab(t *testing.T) *testlab.T {
+	return testlab.NewWith(t, testlab.Options{
+		DNS:        stage.Resolver + ":53",
+		Net:        netip.MustParsePrefix("127.1.0.0/16"),
+		PolicyPort: 443,
+	})
+}
+
+// config is the daemon's configuration in the lab.
+func config(t *testing.T, lab *testlab.T) string {
+	ca := stage.Path("lab.pem")
+	if err := os.WriteFile(ca, lab.CA.PEM(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("[fetch]\nca_file = %q\nallow_private = true\n", ca)
+}

@@ -1,0 +1,274 @@
+package enforce
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+// recipeFiles are the files of packaging/exim whose lines are left out in turn.
+var recipeFiles = []string{"macros", "routers", "transport"}
+
+// recipeParts are parts of lines: a file, what is in it, and what is there
+// instead.
+var recipeParts = [][3]string{
+	{"macros", "STS_TLSMAP_TIMEOUT = 30s", "STS_TLSMAP_TIMEOUT = 5s"}, // as long as Exim waits by itself
+	{"macros", "! +local_domains : ", ""},
+	{"macros", " : ! +relay_to_domains", ""},
+	{"routers", ":cache=yes", ""},
+	{"routers", "${strlen:exim STS_TLSMAP_KEY}", "20"},
+	{"routers", `:(.*),$`, `:(.*)`},
+	{"routers", `OK .+|`, `OK |`},
+	{"routers", `NOTFOUND )$`, `NOTFOUND|TEMP)`},
+	{"routers", `{^TEMP }`, `{^PERM }`},
+	{"routers", " 0.0.0.0 ;", ""},
+	{"routers", " 127.0.0.0/8 ;", ""},
+	{"routers", " ; ::/127", ""},
+}
+
+// brokenLines breaks the recipe in one place after the other, and has each of
+// them make a difference. With nothing broken there is none.
+func brokenLines(t *testing.T, w *world) {
+	p := w.newProbe(t)
+	whole := make(fstest.MapFS)
+	for _, name := range recipeFiles {
+		text, err := fs.ReadFile(shipped, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole[name] = &fstest.MapFile{Data: text}
+	}
+	if found := p.try(t, w, whole); len(found) > 0 {
+		t.Fatalf("with the whole recipe: %s", strings.Join(found, "\n"))
+	}
+	for _, name := range recipeFiles {
+		text := string(whole[name].Data)
+		for _, line := range logicalLines(text) {
+			if strings.HasPrefix(line, "STS_TLSMAP_TIMEOUT") {
+				continue // without it Exim waits for ever, which takes long to see
+			}
+			p.mustMatter(t, w, whole, name, line, strings.Replace(text, line, "", 1))
+		}
+	}
+	for _, part := range recipeParts {
+		text := string(whole[part[0]].Data)
+		if !strings.Contains(text, part[1]) {
+			t.Errorf("%s has no %q", part[0], part[1])
+			continue
+		}
+		p.mustMatter(t, w, whole, part[0], part[1], strings.Replace(text, part[1], part[2], 1))
+	}
+}
+
+// logicalLines returns the lines of a file that say something, with those that
+// go on after a backslash.
+func logicalLines(text string) (lines []string) {
+	for text != "" {
+		end := 0
+		for {
+			n := strings.IndexByte(text[end:], '\n')
+			end += n + 1
+			if end < 2 || text[end-2] != '\\' {
+				break
+			}
+		}
+		if line := text[:end]; strings.TrimSpace(line) != "" && line[0] != '#' {
+			lines = append(lines, line)
+		}
+		text = text[end:]
+	}
+	return lines
+}
+
+// mustMatter has a recipe fail in which the text of one file is another one.
+func (p *probe) mustMatter(t *testing.T, w *world, whole fstest.MapFS, name, what, text string) {
+	t.Helper()
+	broken := make(fstest.MapFS)
+	for n, f := range whole {
+		broken[n] = f
+	}
+	broken[name] = &fstest.MapFile{Data: []byte(text)}
+	found := p.try(t, w, broken)
+	if len(found) == 0 {
+		t.Errorf("%s: nothing changes without %q", name, what)
+		return
+	}
+	first, _, _ := strings.Cut(found[0], "\n")
+	t.Logf("%s: without %q: %s", name, what, first)
+}
+
+// A probe is a short form of the table: domains, and what is to become of mail
+// to them.
+type probe struct {
+	domains []string
+	fates   []fate
+	hosts   []*testlab.MailHost
+
+	honest             *testlab.Domain
+	bad, plainAtShared *testlab.Domain
+	reply              atomic.Pointer[impostorsReply] // nil: the daemon's, counted
+	asked              atomic.Int64
+}
+
+// An impostorsReply is what the impostor says, and when.
+type impostorsReply struct {
+	text  string
+	after <-chan struct{}
+}
+
+func (w *world) newProbe(t *testing.T) *probe {
+	t.Helper()
+	p := new(probe)
+	add := func(d *testlab.Domain, want func(*testlab.Domain) fate) *testlab.Domain {
+		p.domains, p.fates, p.hosts = append(p.domains, d.Name), append(p.fates, want(d)), append(p.hosts, d.Mail...)
+		return d
+	}
+	toIt := func(d *testlab.Domain) fate { return verified(d.Mail[0]) }
+	clear := func(d *testlab.Domain) fate { return inClear(d.Mail[0]) }
+	wait := func(why string) func(*testlab.Domain) fate {
+		return func(*testlab.Domain) fate { return deferred(why) }
+	}
+	stripped := testlab.With{MailFault: testlab.NoSTARTTLS}
+
+	p.honest = add(w.lab.Domain("probe.test", testlab.With{}), toIt)
+	add(w.lab.Domain("probe-clear.test", stripped), wait(noTLS))
+	p.bad = add(w.lab.Domain("probe-bad.test", testlab.With{MailCert: testlab.CertSelfSigned}), wait(badCert))
+	add(w.lab.Domain("probe-plain.test", testlab.With{NoPolicy: true, MailFault: testlab.NoSTARTTLS}), clear)
+	add(w.lab.Domain("probe-unlisted.test", testlab.With{MX: []string{"mx.elsewhere.test"}}), wait(": MTA-STS: probe-unlisted.test: "+unlisted+"\n"))
+	add(w.lab.Domain("local.test", testlab.With{}), func(*testlab.Domain) fate { return bounced("Unrouteable address") })
+	backup := w.played[backupDomain]
+	if backup == nil {
+		backup = w.domain(t, eximRows[slices.IndexFunc(eximRows, func(r row) bool { return r.domain == backupDomain })])
+	}
+	add(backup, clear)
+
+	gone := w.lab.MailHost("mx2.probe-gone.test", "")
+	goneDomain := w.lab.Domain("probe-gone.test", testlab.With{Mail: []*testlab.MailHost{gone}, MX: []string{"*.probe-gone.test"}})
+	w.lab.Set("probe-gone.test. 300 IN MX 10 mx1.probe-gone.test.", "probe-gone.test. 300 IN MX 20 mx2.probe-gone.test.")
+	add(goneDomain, toIt)
+	for i, address := range []string{"A 127.0.0.1", "A 0.0.0.0", "AAAA ::1"} {
+		name := fmt.Sprintf("probe-loop%d.test", i)
+		d := w.lab.Domain(name, testlab.With{Mail: []*testlab.MailHost{w.lab.MailHost("mx2."+name, "")}, MX: []string{"*." + name}})
+		w.lab.Set(name+". 300 IN MX 10 mx1."+name+".", name+". 300 IN MX 20 mx2."+name+".", "mx1."+name+". 300 IN "+address)
+		add(d, toIt)
+	}
+	p.plainAtShared = w.lab.Domain("probe-shared.test", testlab.With{Mail: p.bad.Mail, NoPolicy: true})
+	p.listen(t)
+	return p
+}
+
+// listen starts an impostor that asks the daemon, or says what it is told.
+func (p *probe) listen(t *testing.T) {
+	listenInstead(t, func(c net.Conn) {
+		if r := p.reply.Load(); r != nil {
+			io.Copy(io.Discard, c) // Exim closes its side
+			<-r.after
+			io.WriteString(c, r.text)
+			return
+		}
+		p.asked.Add(1)
+		out, err := net.Dial("tcp", stage.Endpoint)
+		if err != nil {
+			return
+		}
+		defer out.Close()
+		go pass(out, c)
+		pass(c, out)
+	})
+}
+
+// try returns what goes wrong with a recipe.
+func (p *probe) try(t *testing.T, w *world, recipe fs.FS) []string {
+	t.Helper()
+	v := *w
+	e, err := w.tryExim(t, stage.EximOptions{
+		Shipped: recipe,
+		Single:  fmt.Sprintf(single, "", ""),
+		Files:   map[string]string{ownFile: "  helo_data = " + ownHelo + "\n"},
+	})
+	if err != nil {
+		return []string{"Exim does not take it: " + strings.ReplaceAll(err.Error(), "\n", " ")}
+	}
+	v.exim = e
+	for _, step := range []func(*testing.T, *world) []string{p.table, p.silence, p.nonsense, p.shared, p.patience} {
+		if found := step(t, &v); len(found) > 0 {
+			return found
+		}
+	}
+	return nil
+}
+
+// table sends one message to all the domains.
+func (p *probe) table(t *testing.T, v *world) (found []string) {
+	p.reply.Store(nil)
+	p.asked.Store(0)
+	// The first domain has two recipients, and is to be asked for once.
+	messages := v.exim.Submit(t, append([]string{p.domains[0]}, p.domains...), foreground, askOther)
+	for i, want := range p.fates {
+		m := messages[i+1]
+		found = append(found, differences(m, m.Outcome(t), want, p.hosts...)...)
+	}
+	if n := int(p.asked.Load()); n != len(p.domains)-2 { // two domains are not asked for
+		found = append(found, fmt.Sprintf("the daemon was asked %d times for %d domains", n, len(p.domains)))
+	}
+	for _, got := range p.honest.Mail[0].Messages() {
+		if got.Helo != ownHelo {
+			found = append(found, "the host was greeted as "+got.Helo)
+		}
+	}
+	p.honest.Mail[0].Forget()
+	return found
+}
+
+// noServer is where nobody listens.
+const noServer = "-DSTS_TLSMAP_SERVER=inet:127.0.0.1:8463"
+
+// silence has nobody answer.
+func (p *probe) silence(t *testing.T, v *world) []string {
+	m := v.exim.Submit(t, p.domains[:1], foreground, noServer)[0]
+	found := differences(m, m.Outcome(t), deferred("MTA-STS: probe.test: "+noAnswer), p.hosts...)
+	if got := v.rcpt(t, "someone@probe.test", "someone@local.test", noServer); !strings.HasPrefix(got, "250") {
+		found = append(found, "mail from a protected domain: "+got)
+	}
+	return found
+}
+
+// nonsense has replies cut off.
+func (p *probe) nonsense(t *testing.T, v *world) (found []string) {
+	atOnce := make(chan struct{})
+	close(atOnce)
+	for _, text := range []string{"9:NOTFOUND ", "3:OK ,"} {
+		p.reply.Store(&impostorsReply{text, atOnce})
+		m := v.exim.Submit(t, p.domains[:1], foreground, askOther)[0]
+		found = append(found, differences(m, m.Outcome(t), deferred(""), p.hosts...)...)
+	}
+	return found
+}
+
+// patience has the daemon take longer than Exim waits by itself: 5 s.
+func (p *probe) patience(t *testing.T, v *world) []string {
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+	defer cancel()
+	p.reply.Store(&impostorsReply{"17:OK mx1.probe.test,", ctx.Done()})
+	m := v.exim.Submit(t, p.domains[:1], background, askOther)[0]
+	return differences(m, m.Outcome(t), p.fates[0], p.hosts...)
+}
+
+// shared has a host that fails for one domain, and serves another.
+func (p *probe) shared(t *testing.T, v *world) []string {
+	m, n := v.exim.Queue(t, p.bad.Name), v.exim.Queue(t, p.plainAtShared.Name)
+	v.exim.Run(t, "-q")
+	found := differences(m, m.Outcome(t), deferred(""), p.bad.Mail...)
+	return append(found, differences(n, n.Outcome(t), fate{status: "sent", host: p.bad.Mail[0], tls: "Trusted"}, p.bad.Mail...)...)
+}

@@ -1,0 +1,21 @@
+package enforce
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/packaging/exim"
+)
+
+// printsRecipe tells of -recipe on a machine where all is well.
+func printsRecipe(t *testing.T, w *world) {
+	text := w.exim.Program(t, "-recipe", "exim")
+	for _, part := range []string{exim.Macros, exim.Routers, exim.Transport} {
+		if !strings.Contains(text, part) {
+			t.Errorf("the recipe lacks:\n%s", part)
+		}
+	}
+	if strings.Contains(text, "WARNING") {
+		t.Errorf("there is a warning:\n%s", text)
+	}
+}

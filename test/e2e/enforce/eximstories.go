@@ -1,0 +1,146 @@
+package enforce
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+// eximStories are about Exim and what it does by itself.
+var eximStories = []story{
+	{"each recipient of a message to several domains has the fate of its domain", severalDomains},
+	{"the main log and the daemon's log say which domain and why", saysWhy},
+	{"the case of a domain makes no difference", caseOfDomain},
+	{"hosts with IPv6 addresses only are verified", overIPv6},
+	{"an address literal gets its mail as ever", toLiteral},
+	{"an internationalized domain is protected", internationalized},
+	{"a callout to an enforced domain is verified, or not made", callsOut},
+	{"mail comes in from any sender while the daemon is down", verifiesSenders},
+	{"mail waits for a daemon that takes its time", waitsForSlowDiscovery},
+	{"mail waits while the daemon does not answer", waitsForPausedDaemon},
+	{"what is routed stays protected when the daemon is killed", killedAfterRouting},
+	{"a reply that is cut off or makes no sense lets nothing through", brokenReplies},
+	{"no domain harms another at a host that they share", sharesHost},
+	{"an unverified connection is not used for an enforced domain", sharesNoConnection},
+	{"options of the site's own transport are taken along", ownOptions},
+	{"a single configuration file does the same", singleFile},
+	{"a smart host is held to its own policy", smartHosts},
+	{"-recipe prints what is shipped, and warns of nothing", printsRecipe},
+	{"a lookup takes little time", costs},
+	{"no line of the recipe can be left out", brokenLines},
+}
+
+func severalDomains(t *testing.T, w *world) {
+	sound := w.lab.Domain("several-sound.test", testlab.With{})
+	bad := w.lab.Domain("several-bad.test", testlab.With{MailCert: testlab.CertSelfSigned})
+	plain := w.lab.Domain("several-plain.test", testlab.With{NoPolicy: true, MailFault: testlab.NoSTARTTLS})
+	shared := w.lab.Domain("several-shared.test", testlab.With{Mail: sound.Mail})
+	m := w.exim.Submit(t, []string{sound.Name, bad.Name, plain.Name, shared.Name, sound.Name}, "-odf")
+	hosts := []*testlab.MailHost{sound.Mail[0], bad.Mail[0], plain.Mail[0]}
+	check(t, m[0], m[0].Outcome(t), verified(sound.Mail[0]), hosts...)
+	check(t, m[1], m[1].Outcome(t), deferred(badCert), hosts...)
+	check(t, m[2], m[2].Outcome(t), inClear(plain.Mail[0]), hosts...)
+	check(t, m[3], m[3].Outcome(t), verified(sound.Mail[0]), hosts...)
+	check(t, m[4], m[4].Outcome(t), verified(sound.Mail[0]), hosts...)
+}
+
+func saysWhy(t *testing.T, w *world) {
+	d := w.lab.Domain("why.test", testlab.With{MX: []string{"mx.elsewhere.test"}})
+	m := w.exim.Send(t, d.Name)
+	o := m.Outcome(t)
+	check(t, m, o, deferred("MTA-STS: why.test: "+unlisted), d.Mail...)
+	for line := range strings.Lines(w.daemon.Log(t)) {
+		if strings.Contains(line, "domain=why.test") && strings.Contains(line, unlisted) {
+			return
+		}
+	}
+	t.Errorf("the daemon's log has no line with the domain and %q", unlisted)
+}
+
+func caseOfDomain(t *testing.T, w *world) {
+	d := w.lab.Domain("upper.test", testlab.With{MailFault: testlab.NoSTARTTLS})
+	m := w.exim.Send(t, "UPPER.test")
+	check(t, m, m.Outcome(t), deferred(noTLS), d.Mail...)
+}
+
+// overIPv6 tells of hosts that have IPv6 addresses only.
+func overIPv6(t *testing.T, w *world) {
+	stage.AddNetwork(t, "2001:db8::/64")
+	sound, bad := w.lab.MailHost("mx1.six.test", "2001:db8::1"), w.lab.MailHost("mx1.six-bad.test", "2001:db8::2")
+	if err := bad.Present(testlab.CertSelfSigned); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		domain string
+		host   *testlab.MailHost
+		want   fate
+	}{{"six.test", sound, verified(sound)}, {"six-bad.test", bad, deferred(badCert)}} {
+		d := w.lab.Domain(c.domain, testlab.With{Mail: []*testlab.MailHost{c.host}})
+		m := w.exim.Send(t, d.Name)
+		check(t, m, m.Outcome(t), c.want, d.Mail...)
+	}
+}
+
+// toLiteral tells of an address that has no policy (RFC 8461, 3.4).
+func toLiteral(t *testing.T, w *world) {
+	h := w.lab.MailHost("mx.literal.test", "")
+	h.Behave(testlab.NoSTARTTLS)
+	m := w.exim.Send(t, "["+h.Addr.String()+"]")
+	check(t, m, m.Outcome(t), inClear(h), h)
+}
+
+// internationalized tells of a recipient whose domain is given in U-labels
+// (RFC 6531).
+func internationalized(t *testing.T, w *world) {
+	for _, c := range []struct {
+		ulabel, alabel string
+		fault          testlab.MailFault
+	}{{"bücher.test", "xn--bcher-kva.test", testlab.MailFine}, {"käse.test", "xn--kse-qla.test", testlab.NoSTARTTLS}} {
+		d := w.lab.Domain(c.alabel, testlab.With{MailFault: c.fault})
+		recipient := "leser@" + c.ulabel
+		answers := w.exim.Talk(t, nil, "EHLO client.test", "MAIL FROM:<> SMTPUTF8",
+			"RCPT TO:<"+recipient+">", "DATA", "Subject: test", "", "Hello.", ".", "QUIT")
+		if strings.Count(answers, "\n250 OK id=") != 1 {
+			t.Fatalf("the message was not taken:\n%s", answers)
+		}
+		m := &stage.Message{Recipient: recipient, MTA: w.exim}
+		o := m.Outcome(t)
+		if c.fault == testlab.NoSTARTTLS {
+			check(t, m, o, deferred(noTLS), d.Mail...)
+			continue
+		}
+		if o.Status != "sent" || o.TLS != "Verified" {
+			t.Errorf("%s: %s", recipient, o)
+		}
+		for _, got := range d.Mail[0].Messages() {
+			if !got.TLS || got.SNI != d.Mail[0].Name {
+				t.Errorf("%s got the message over TLS: %v, server name %q", d.Mail[0].Name, got.TLS, got.SNI)
+			}
+		}
+	}
+}
+
+// ownOptions tells of what the usual transport of a site does besides.
+func ownOptions(t *testing.T, w *world) {
+	d := w.lab.Domain("own.test", testlab.With{})
+	m := w.exim.Send(t, d.Name)
+	check(t, m, m.Outcome(t), verified(d.Mail[0]), d.Mail...)
+	for _, got := range d.Mail[0].Messages() {
+		if got.Helo != ownHelo {
+			t.Errorf("the host was greeted as %q, and not as the site's transport does", got.Helo)
+		}
+	}
+}
+
+// await waits for what happens in the lab.
+func await(t *testing.T, w *world, cond func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), followTime)
+	defer cancel()
+	if err := w.lab.Await(ctx, cond); err != nil {
+		t.Fatal(err)
+	}
+}

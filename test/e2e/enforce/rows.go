@@ -1,0 +1,215 @@
+package enforce
+
+import (
+	"cmp"
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+// lookupTime is for one answer of the daemon.
+const lookupTime = 30 * time.Second
+
+// A row is one message to a domain that does not change.
+type row struct {
+	name   string // what holds
+	domain string
+	with   testlab.With
+	hosts  []string                      // its MX hosts, if it has not the one that With makes
+	bend   func(d *testlab.Domain) error // what else is to be done to it
+	fate   func(*world, *testlab.Domain) fate
+
+	// Of the rows with DANE:
+	records func(*testing.T, *testlab.Domain) []string // that take the place of those there are, in zone-file form
+	broken  []string                                   // "NAME TYPE": the resolver answers with SERVFAIL
+	nextHop string                                     // where transport_maps send its mail
+	reply   string                                     // the first words of the map's reply
+}
+
+// What Postfix logs when it does not deliver.
+const (
+	notOffered = "TLS is required, but was not offered by host"
+	selfSigned = "self-signed certificate"
+	expired    = "certificate has expired"
+	otherName  = "hostname mismatch"
+	notListed  = "does not match STS MX pattern" // 3.10.5 and later
+	noPolicy   = "policy table lookup error"
+)
+
+var rows = []row{{
+	name:   "an honest domain gets its mail over verified TLS",
+	domain: "honest.test",
+	fate:   toTheFirst,
+}, {
+	name:   "a host without STARTTLS gets nothing",
+	domain: "clear.test",
+	with:   testlab.With{MailFault: testlab.NoSTARTTLS},
+	fate:   toNobody(notOffered),
+}, {
+	name:   "a host with a self-signed certificate gets nothing",
+	domain: "self-signed.test",
+	with:   testlab.With{MailCert: testlab.CertSelfSigned},
+	fate:   toNobody(selfSigned),
+}, {
+	name:   "a host with a certificate for another name gets nothing",
+	domain: "wrong-name.test",
+	with:   testlab.With{MailCert: testlab.CertWrongName},
+	fate:   toNobody(otherName),
+}, {
+	name:   "a host with an expired certificate gets nothing",
+	domain: "expired.test",
+	with:   testlab.With{MailCert: testlab.CertExpired},
+	fate:   toNobody(expired),
+}, {
+	name:   "a host that the policy does not list gets nothing, fine as its certificate is",
+	domain: "unlisted.test",
+	with:   testlab.With{MX: []string{"mx1.elsewhere.test"}},
+	fate:   toNobodyUnlisted,
+}, {
+	name:   "a wildcard stands for one label",
+	domain: "wildcard.test",
+	with:   testlab.With{MX: []string{"*.wildcard.test"}},
+	fate:   toTheFirst,
+}, {
+	// Postfix before 3.10.5 matches `.deep.test` at any depth; there is no
+	// way to tell it otherwise.
+	name:   "a wildcard stands for no more than one label where Postfix can tell",
+	domain: "deep.test",
+	hosts:  []string{"mx.two.deep.test"},
+	with:   testlab.With{MX: []string{"*.deep.test"}},
+	fate: func(w *world, d *testlab.Domain) fate {
+		if w.strict {
+			return deferred(notListed)
+		}
+		return verified(d.Mail[0])
+	},
+}, {
+	name:   "when the first host is bad, the second one gets the mail",
+	domain: "two.test",
+	hosts:  []string{"mx1.two.test", "mx2.two.test"},
+	bend:   func(d *testlab.Domain) error { return d.Mail[0].Present(testlab.CertSelfSigned) },
+	fate:   func(_ *world, d *testlab.Domain) fate { return verified(d.Mail[1]) },
+}, {
+	// Before 3.10.5 Postfix takes the certificate of any listed host at any
+	// host of the domain.
+	name:   "a host with the certificate of another listed host gets nothing where Postfix can tell",
+	domain: "swapped.test",
+	hosts:  []string{"mx1.swapped.test"},
+	with:   testlab.With{MX: []string{"mx1.swapped.test", "mx2.swapped.test"}},
+	bend: func(d *testlab.Domain) error {
+		return d.Mail[0].PresentFor(testlab.CertGood, "mx2.swapped.test")
+	},
+	fate: func(w *world, d *testlab.Domain) fate {
+		if w.strict {
+			return deferred(otherName)
+		}
+		return verified(d.Mail[0])
+	},
+}, {
+	name:   "a testing policy stops no mail",
+	domain: "testing.test",
+	with:   testlab.With{Mode: "testing", MailFault: testlab.NoSTARTTLS},
+	fate:   toTheFirstInClear,
+}, {
+	name:   "a policy of mode none stops no mail",
+	domain: "none.test",
+	with:   testlab.With{Mode: "none", MailFault: testlab.NoSTARTTLS},
+	fate:   toTheFirstInClear,
+}, {
+	name:   "a domain without a policy gets its mail as ever",
+	domain: "plain.test",
+	with:   testlab.With{NoPolicy: true, MailFault: testlab.NoSTARTTLS},
+	fate:   toTheFirstInClear,
+}, {
+	name:   "a domain whose policy host was never reached gets its mail as ever",
+	domain: "host-down.test",
+	with:   testlab.With{MailFault: testlab.NoSTARTTLS},
+	bend:   func(d *testlab.Domain) error { return d.Policy.Server.Down() },
+	fate:   toTheFirstInClear,
+}, {
+	// To Postfix, match=hostname would mean whatever host DNS names.
+	name:   "a policy whose only mx is the word hostname lets nothing through",
+	domain: "keyword.test",
+	with:   testlab.With{MX: []string{"hostname"}},
+	fate:   toNobody(noPolicy),
+}}
+
+func toTheFirst(_ *world, d *testlab.Domain) fate        { return verified(d.Mail[0]) }
+func toTheFirstInClear(_ *world, d *testlab.Domain) fate { return inClear(d.Mail[0]) }
+
+// toNobodyUnlisted is the fate of mail when no MX host is in the policy.
+func toNobodyUnlisted(w *world, _ *testlab.Domain) fate {
+	if w.strict {
+		return deferred(notListed) // no connection is made
+	}
+	return deferred(otherName) // the certificate's name is not in the list
+}
+
+func toNobody(reason string) func(*world, *testlab.Domain) fate {
+	return func(*world, *testlab.Domain) fate { return deferred(reason) }
+}
+
+// domain sets up the domain of a row.
+func (w *world) domain(t *testing.T, r row) *testlab.Domain {
+	t.Helper()
+	for _, name := range r.hosts {
+		r.with.Mail = append(r.with.Mail, w.lab.MailHost(name, ""))
+	}
+	d := w.lab.Domain(r.domain, r.with)
+	if w.played == nil {
+		w.played = make(map[string]*testlab.Domain)
+	}
+	w.played[d.Name] = d
+	if r.bend != nil {
+		if err := r.bend(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.records != nil {
+		w.lab.Set(r.records(t, d)...)
+	}
+	return d
+}
+
+// play sends the message of a row.
+func (w *world) play(t *testing.T, r row, d *testlab.Domain) {
+	m := w.mta.Send(t, d.Name)
+	check(t, m, m.Outcome(t), w.fateOf(r, d), d.Mail...)
+	if r.reply == "" || w.exim != nil {
+		return
+	}
+	if reply := w.reply(t, cmp.Or(r.nextHop, d.Name)); !strings.HasPrefix(reply, r.reply) {
+		t.Errorf("the map's reply is %q, want %q", reply, r.reply)
+	}
+}
+
+// fateOf returns what is to become of the message of a row.
+func (w *world) fateOf(r row, d *testlab.Domain) fate {
+	if w.exim != nil {
+		if f, ok := eximsFates[r.domain]; ok {
+			return f(w, d)
+		}
+	}
+	return r.fate(w, d)
+}
+
+// reply asks the daemon as Postfix does.
+func (w *world) reply(t *testing.T, key string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), lookupTime)
+	defer cancel()
+	endpoint, err := socketmap.ParseEndpoint("inet:" + stage.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply, err := socketmap.Query(ctx, endpoint, w.mapName, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply
+}

@@ -1,0 +1,125 @@
+//go:build e2e
+
+package prometheus
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+// TestEachTroubleIsToldByLogMetricAlertAndCheck brings the real daemon into the
+// conditions that do not take hours. The others, that nothing succeeds and that
+// the refresher is late, are the keeper's tests.
+func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
+	for _, test := range []struct {
+		condition, alert, line string
+		before, after          func(*testing.T) // the daemon's start
+	}{
+		{health.Salvage, "StsTlsmapCacheSalvaged", "the damaged cache file was moved aside", zeroCache, nil},
+		{health.Clock, "StsTlsmapClockBehind", "condition=clock", cacheFromTomorrow, nil},
+		{health.Roots, "StsTlsmapNoRoots", "condition=roots", nil, removeRoots},
+		{health.Writes, "StsTlsmapCannotWrite", "cannot write to the cache", nil, fillDisk},
+	} {
+		t.Run(test.condition, func(t *testing.T) {
+			smallDisk(t)
+			lab := newLab(t)
+			lab.Domain("enforced.test", testlab.With{})
+			lab.Domain("broken.test", testlab.With{PolicyCert: testlab.CertExpired})
+			d := stage.NewDaemon(t, config(t, lab))
+			if test.before != nil {
+				test.before(t)
+			}
+			d.Start(t)
+			startPrometheus(t)
+			if test.after != nil {
+				test.after(t)
+				ask(t)
+			}
+			// An alert that has to hold for a while is pending first.
+			var alerts []sample
+			await(t, "an alert", func() bool { alerts = query(t, "ALERTS"); return len(alerts) > 0 })
+			if len(alerts) != 1 || alerts[0].Metric["alertname"] != test.alert || alerts[0].Metric["condition"] != test.condition {
+				t.Errorf("alerts: %v; want %s", alerts, test.alert)
+			}
+			h, err := control.NewClient(stage.Path("control.sock")).Health(t.Context())
+			if err != nil || len(h.Troubles) != 1 || h.Troubles[0].Condition != test.condition {
+				t.Errorf("-check would say: %+v, %v", h.Troubles, err)
+			}
+			said := false
+			for line := range strings.Lines(d.Log(t)) {
+				said = said || strings.Contains(line, "level=ERROR") && strings.Contains(line, test.line)
+			}
+			if !said {
+				t.Errorf("the log has no error with %q", test.line)
+			}
+		})
+	}
+}
+
+// smallDisk puts the cache on a file system that is soon full.
+func smallDisk(t *testing.T) {
+	t.Helper()
+	dir := filepath.Dir(stage.CacheFile)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func fillDisk(t *testing.T) {
+	full := filepath.Join(filepath.Dir(stage.CacheFile), "full")
+	if err := os.WriteFile(full, make([]byte, 8<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	// Stopping is to work: what waits is written then.
+	t.Cleanup(func() { os.Remove(full) })
+}
+
+func zeroCache(t *testing.T) {
+	if err := os.WriteFile(stage.CacheFile, make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func removeRoots(t *testing.T) {
+	if err := os.Remove(stage.Path("lab.pem")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// cacheFromTomorrow leaves a cache that was written when the clock was ahead.
+func cacheFromTomorrow(t *testing.T) {
+	s, err := cache.Open(stage.CacheFile, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tomorrow := time.Now().Add(24 * time.Hour)
+	text := testlab.PolicyText("enforce", 7*24*time.Hour, "mx.ahead.test")
+	_, err = s.Write([]cache.Op{{Put: &cache.Record{
+		Domain: "ahead.test", Mode: policy.ModeEnforce, ID: "1", Text: []byte(text),
+		Fetched: tomorrow, Checked: tomorrow, Used: tomorrow, Expires: tomorrow.Add(7 * 24 * time.Hour), Due: tomorrow.Add(time.Hour),
+	}}})
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+}

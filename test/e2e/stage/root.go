@@ -1,0 +1,85 @@
+package stage
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Root is a Debian root of test/e2e/setup with a writable layer in memory on
+// it: the tests change what they like, and the root stays as it was made.
+type Root string
+
+// mountRoot mounts the root that setup calls name.
+func mountRoot(t *testing.T, name string) Root {
+	t.Helper()
+	lower := filepath.Join(cacheDir(t), name)
+	lockShared(t, lower+".lock")
+	if _, err := os.Stat(filepath.Join(lower, "etc/e2e-recipe")); err != nil {
+		t.Fatalf("there is no root %s: run test/e2e/setup %s first (%v)", name, name, err)
+	}
+	base, err := os.MkdirTemp(dir, name) // each test of a binary has a layer of its own
+	if err != nil {
+		t.Fatal(err)
+	}
+	var (
+		upper  = filepath.Join(base, "upper")
+		work   = filepath.Join(base, "work")
+		merged = filepath.Join(base, "root")
+	)
+	for _, d := range []string{upper, work, merged} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	layers := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work)
+	if err := unix.Mount("overlay", merged, "overlay", 0, layers); err != nil {
+		t.Fatalf("mounting an overlay on %s: %v", lower, err)
+	}
+	if err := unix.Mount("proc", filepath.Join(merged, "proc"), "proc", 0, ""); err != nil {
+		t.Fatalf("mounting /proc in %s: %v", merged, err)
+	}
+	return Root(merged)
+}
+
+// cacheDir is where setup keeps the roots.
+func cacheDir(t *testing.T) string {
+	t.Helper()
+	d, err := os.UserCacheDir() // $XDG_CACHE_HOME, or .cache in $HOME
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(d, "sts-tlsmap", "e2e")
+}
+
+// lockShared holds off setup from making the root anew, until this process
+// ends.
+func lockShared(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatalf("no roots here: run test/e2e/setup first (%v)", err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
+		t.Fatalf("locking %s: %v", path, err)
+	}
+}
+
+// Path returns where a path inside the root is seen from outside.
+func (r Root) Path(inside string) string { return filepath.Join(string(r), inside) }
+
+// Write writes a file inside the root, and the directories above it.
+func (r Root) Write(t *testing.T, inside, text string) {
+	t.Helper()
+	p := r.Path(inside)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

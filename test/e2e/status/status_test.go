@@ -1,0 +1,251 @@
+//go:build e2e
+
+// Package status looks at the daemon's status page with a real Chromium: what
+// is in the document that the browser makes of it, and what it looks like.
+//
+// The browser runs without its sandbox, since the tests run as root; it loads
+// nothing but pages of the daemon that this test has started.
+package status
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+)
+
+// patience bounds what the daemon and the browser take on a busy machine.
+const patience = 90 * time.Second
+
+// hostile is a policy whose fields that no standard knows would like to be
+// something else on a page or a terminal.
+const hostile = "version: STSv1\r\nmode: enforce\r\nmx: mx1.hostile.test\r\nmax_age: 604800\r\n" +
+	"x-script: <script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\r\n" +
+	"x-bidi: \u202egnihton\u202c\r\n"
+
+const daemonConfig = `listen = ["inet:127.0.0.1:0"]
+control = "unix:control.sock"
+metrics = "inet:127.0.0.1:0"
+[cache]
+path = "cache.db"
+[dns]
+servers = [%q]
+[fetch]
+ca_file = "lab.pem"
+allow_private = true
+[exempt]
+domains = ["exempt.test"]
+`
+
+// A daemon is the real program.
+type daemon struct {
+	lookups socketmap.Endpoint
+	page    string // where its page is
+	control *control.Client
+}
+
+// startDaemon builds and starts the program.
+func startDaemon(ctx context.Context, t *testing.T, lab *testlab.T) *daemon {
+	t.Helper()
+	dir := t.TempDir()
+	bin, file := filepath.Join(dir, "sts-tlsmap"), filepath.Join(dir, "sts-tlsmap.toml")
+	build := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/sts-tlsmap/sts-tlsmap/cmd/sts-tlsmap")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := lab.CA.WritePEM(filepath.Join(dir, "lab.pem")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, fmt.Appendf(nil, daemonConfig, lab.DNS.Addr), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	c := exec.Command(bin, "-config", file)
+	c.Env = append(os.Environ(), "HTTPS_PROXY="+lab.Proxy.URL())
+	c.Stderr = &log
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	t.Cleanup(func() {
+		c.Process.Signal(syscall.SIGTERM)
+		if err := <-ended; err != nil || t.Failed() {
+			t.Errorf("the daemon ended with %v\n%s", err, &log)
+		}
+	})
+
+	d := &daemon{control: control.NewClient(filepath.Join(dir, "control.sock"))}
+	t.Cleanup(d.control.Close)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		h, err := d.control.Health(ctx)
+		if err == nil {
+			d.page = "http://" + strings.TrimPrefix(h.Metrics, "inet:")
+			if d.lookups, err = socketmap.ParseEndpoint(h.Listeners[0]); err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		select {
+		case <-tick.C:
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("the daemon ended: %v\n%s", err, &log)
+		case <-ctx.Done():
+			t.Fatal(err)
+		}
+	}
+}
+
+// fill has the domains of a small relay looked up, some more often than
+// others, and lets the policy host of one of them fail after that.
+func fill(ctx context.Context, t *testing.T, lab *testlab.T, d *daemon) {
+	t.Helper()
+	lab.Domain("hostile.test", testlab.With{Policy: hostile, ID: "1"})
+	lab.Domain("testing.test", testlab.With{Mode: "testing"})
+	lab.Domain("none.test", testlab.With{Mode: "none"})
+	failing := lab.Domain("failing.test", testlab.With{MaxAge: 30 * 24 * time.Hour})
+	lab.Domain("plain.test", testlab.With{NoPolicy: true})
+	lab.Domain("expired-certificate.test", testlab.With{PolicyCert: testlab.CertExpired})
+	lab.Domain("not-there.test", testlab.With{PolicyFault: testlab.Status404})
+	lab.Domain("page.test", testlab.With{PolicyFault: testlab.HTML})
+	names := []string{"hostile.test", "testing.test", "none.test", "failing.test", "plain.test", "expired-certificate.test", "not-there.test", "page.test"}
+	for i := range 60 {
+		name := fmt.Sprintf("customer-%02d.test", i)
+		lab.Domain(name, testlab.With{MaxAge: time.Duration(i%40+1) * 24 * time.Hour})
+		names = append(names, name)
+	}
+	for i, name := range names {
+		for range 1 + 1000/(i+1) {
+			if _, err := socketmap.Query(ctx, d.lookups, "postfix", name); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+	}
+	failing.Policy.Behave(testlab.Status500)
+	if err := d.control.Refresh(ctx, []string{"failing.test"}, func(control.Refreshed) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// browse has Chromium load a page, and returns what it printed.
+func browse(ctx context.Context, t *testing.T, flags ...string) string {
+	t.Helper()
+	args := append([]string{
+		"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+		"--disable-component-update", "--disable-sync", "--hide-scrollbars", "--user-data-dir=" + t.TempDir(),
+	}, flags...)
+	c := exec.CommandContext(ctx, "chromium", args...)
+	var out, log bytes.Buffer
+	c.Stdout, c.Stderr = &out, &log
+	if err := c.Run(); err != nil {
+		t.Fatalf("chromium (of Debian's package of that name): %v\n%s", err, &log)
+	}
+	return out.String()
+}
+
+// text is the text of a document, white space made even.
+func text(dom string) string {
+	return strings.Join(strings.Fields(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(dom, " ")), " ")
+}
+
+func TestTheStatusPageInARealBrowser(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	lab := testlab.New(t)
+	d := startDaemon(ctx, t, lab)
+	fill(ctx, t, lab, d)
+	page := d.page
+	packets := lab.DNS.Total()
+
+	dom := browse(ctx, t, "--dump-dom", page+"/?domain="+url.QueryEscape("someone@Hostile.test"))
+	shown := text(dom)
+	for _, want := range []string{
+		"64 policies in the cache", "enforce 62", "testing 1", "none 1",
+		"Nothing is wrong that the daemon can see.",
+		"hostile.test mode enforce",                                        // the answer
+		"x-script: &lt;script&gt;document.title='owned'&lt;/script&gt;",    // is text
+		`x-bidi: \u{202e}gnihton\u{202c}`,                                  // shown, not obeyed
+		"postfix OK secure match=mx1.hostile.test servername=hostname the", // what the map replies
+		"expired-certificate.test", "sts-webpki-invalid", "not-there.test", "HTTP status 404", "sts-policy-fetch-error",
+		"less than a day 2", "1 fetch sts-policy-fetch-error the policy host answered with HTTP status 500",
+	} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("missing: %s", want)
+		}
+	}
+	for _, never := range []string{"<script", "<img", "\u202e", "<title>owned"} {
+		if strings.Contains(dom, never) {
+			t.Errorf("in the document: %s", never)
+		}
+	}
+	// The plots are drawn: bars of each of the three.
+	for _, bar := range []string{`<rect class="enforce" x="0" y="0" width="9`, `<rect class="check" x="`, `<rect class="retry" x="`, `<rect class="life" x="0" y="0" width="100"`} {
+		if !strings.Contains(dom, bar) {
+			t.Errorf("no %s", bar)
+		}
+	}
+	if t.Failed() {
+		t.Logf("%s", dom)
+	}
+
+	// The overview shows that exempt and unknown domains are just that.
+	for question, want := range map[string]string{
+		"exempt.test":      "exempt the domain is exempt: every map replies NOTFOUND",
+		"plain.test":       "not found no-record; not tried again before",
+		"never-asked.test": "Nothing is held of never-asked.test.",
+		"\u202e<b>.test":   "Ask for the domain of a recipient",
+	} {
+		if got := text(get(ctx, t, page+"/?domain="+url.QueryEscape(question))); !strings.Contains(got, want) {
+			t.Errorf("%s: %s", question, got)
+		}
+	}
+	if n := lab.DNS.Total() - packets; n != 0 {
+		t.Errorf("the page had %d questions asked of the DNS: %v", n, lab.DNS.Questions()[packets:])
+	}
+
+	shot := filepath.Join(t.TempDir(), "status.png")
+	if to := os.Getenv("STS_TLSMAP_SCREENSHOT"); to != "" {
+		shot = to
+	}
+	browse(ctx, t, "--window-size=1060,1890", "--screenshot="+shot, page+"/")
+	png, err := os.ReadFile(shot)
+	if err != nil || len(png) < 10_000 || !bytes.HasPrefix(png, []byte("\x89PNG")) {
+		t.Errorf("the screenshot is %d bytes, %v", len(png), err)
+	}
+}
+
+func get(ctx context.Context, t *testing.T, address string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", address, res.Status, err)
+	}
+	return string(body)
+}

@@ -1,0 +1,166 @@
+//go:build e2e
+
+package unbound
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+)
+
+// probeNames are names that this unbound knows.
+var probeNames = dane.ProbeNames{Signed: []string{"signed.example"}, Unsigned: []string{"unsigned.example"}}
+
+func check(host string) dane.NextHop { return dane.NextHop{Host: host} }
+
+func bracketed(host string, port uint16) dane.NextHop {
+	return dane.NextHop{Host: host, Port: port, Bracketed: true}
+}
+
+// start runs an unbound that serves the zones, and returns a resolver that
+// asks it.
+func start(t *testing.T, dir string, zones []*Zone, noValidator bool) *resolver.Resolver {
+	t.Helper()
+	addr := freeAddr(t)
+	Start(t, Options{Dir: dir, Addr: addr, Zones: zones, NoValidator: noValidator})
+	r, err := resolver.New(resolver.Config{Servers: []string{addr.String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// freeAddr returns a port on loopback that is free for UDP and TCP.
+func freeAddr(t *testing.T) netip.AddrPort {
+	t.Helper()
+	for range 20 {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := pc.LocalAddr().(*net.UDPAddr).AddrPort()
+		l, err := net.Listen("tcp", addr.String())
+		pc.Close()
+		if err == nil {
+			l.Close()
+			return addr
+		}
+	}
+	t.Fatal("no port is free for both UDP and TCP")
+	return netip.AddrPort{}
+}
+
+// nextHops are the rows: a next-hop and its state.
+var nextHops = []struct {
+	what string
+	hop  dane.NextHop
+	want dane.State
+}{
+	{"TLSA at its host", check("good.signed.example"), dane.Usable},
+	{"a host with IPv6 only", check("ipv6.signed.example"), dane.Usable},
+	{"one host with TLSA, one without", check("some.signed.example"), dane.Usable},
+	{"MX from a wildcard", check("any.wild.signed.example"), dane.Usable},
+	{"no MX records, TLSA at the domain", check("implicit.signed.example"), dane.Usable},
+	{"the domain is an alias", check("domainalias.signed.example"), dane.Usable},
+	{"TLSA where the host's alias leads", check("toalias.signed.example"), dane.Usable},
+	{"TLSA at the host's alias only", check("tooriginal.signed.example"), dane.Usable},
+	{"an alias into an unsigned zone, TLSA at it", check("intounsigned.signed.example"), dane.Usable},
+	{"TLSA through an alias", check("tlsaalias.signed.example"), dane.Usable},
+	{"an alias into an unsigned zone, TLSA there", check("intounsigned2.signed.example"), dane.Absent},
+	{"a host in an unsigned zone, TLSA there", check("outside.signed.example"), dane.Absent},
+	{"proven that there is no TLSA", check("none.signed.example"), dane.Absent},
+	{"unusable TLSA", check("unusable.signed.example"), dane.Absent},
+	{"a host that does not exist", check("gone.signed.example"), dane.Absent},
+	{"null MX", check("null.signed.example"), dane.NoMail},
+	{"no such domain", check("nx.signed.example"), dane.NoMail},
+	{"unsigned MX at a signed host", check("unsigned.example"), dane.UnsignedMX},
+	{"no MX in an unsigned zone", check("none.unsigned.example"), dane.UnsignedMX},
+	{"MX tampered with", check("forgedmx.bogus.example"), dane.Undecided},
+	{"the host's address tampered with", check("addr.bogus.example"), dane.LookupFailed},
+	{"TLSA tampered with", check("tlsa.bogus.example"), dane.LookupFailed},
+	{"one host tampered with, one good", check("addrandgood.bogus.example"), dane.Usable},
+	{"what else is in a zone that was tampered with", check("good.bogus.example"), dane.Usable},
+	{"brackets, the key's port", bracketed("relay.signed.example", 587), dane.Usable},
+	{"brackets, another port", bracketed("relay.signed.example", 25), dane.Absent},
+	{"brackets, an unsigned host", bracketed("mx.unsigned.example", 25), dane.Absent},
+	{"brackets, an address tampered with", bracketed("badaddr.bogus.example", 25), dane.LookupFailed},
+}
+
+// TestRFC7672_StatesFollowFromRealValidation has the AD bit, and its absence,
+// come from real signatures, with each way to deny.
+func TestRFC7672_StatesFollowFromRealValidation(t *testing.T) {
+	for name, options := range map[string][]string{
+		"NSEC":  nil,
+		"NSEC3": {"-n", "-t", "0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			r := start(t, dir, makeZones(t, dir, options...), false)
+			c := dane.New(dane.Options{Resolver: r, Probe: probeNames})
+			if p := c.Probe(t.Context()); p.Verdict != dane.Validates {
+				t.Errorf("probe: %v", p.Verdict)
+			}
+			for _, n := range nextHops {
+				if got := c.Check(t.Context(), n.hop); got.State != n.want {
+					t.Errorf("%s (%s): %v, want %v; %s", n.what, n.hop.Host, got.State, n.want, got.Why)
+				}
+				if got := c.Look(t.Context(), n.hop); got.State != n.want {
+					t.Errorf("%s (%s), in full: %v, want %v; %s", n.what, n.hop.Host, got.State, n.want, got.Why)
+				}
+			}
+		})
+	}
+}
+
+func TestAnswersOfARealResolver(t *testing.T) {
+	dir := t.TempDir()
+	r := start(t, dir, makeZones(t, dir), false)
+	for _, c := range []struct {
+		name    string
+		qtype   uint16
+		records int
+		secure  bool
+		rcode   int
+	}{
+		{"signed.example", dns.TypeSOA, 1, true, dns.RcodeSuccess},
+		{"none.signed.example", dns.TypeTXT, 0, true, dns.RcodeSuccess},
+		{"nx.signed.example", dns.TypeTXT, 0, true, dns.RcodeNameError},
+		{"large.signed.example", dns.TypeTXT, 40, true, dns.RcodeSuccess},
+		{"alias.signed.example", dns.TypeA, 1, true, dns.RcodeSuccess},
+		{"leaves.signed.example", dns.TypeA, 1, false, dns.RcodeSuccess},
+		{"leaves.signed.example", dns.TypeCNAME, 1, true, dns.RcodeSuccess},
+		{"unsigned.example", dns.TypeMX, 1, false, dns.RcodeSuccess},
+		{"nx.unsigned.example", dns.TypeMX, 0, false, dns.RcodeNameError},
+	} {
+		a, err := r.Query(t.Context(), c.name, c.qtype)
+		if err != nil || len(a.Records) != c.records || a.Authenticated != c.secure || a.Rcode != c.rcode || a.TTL <= 0 {
+			t.Errorf("%s %s: %+v, %v", c.name, dns.TypeToString[c.qtype], a, err)
+		}
+	}
+	_, err := r.Query(t.Context(), "badaddr.bogus.example", dns.TypeA)
+	var e *resolver.Error
+	if !errors.As(err, &e) || e.Kind != resolver.KindServFail {
+		t.Errorf("an address tampered with: %v", err)
+	}
+}
+
+func TestTheProbeFindsOutThatARealResolverDoesNotValidate(t *testing.T) {
+	dir := t.TempDir()
+	r := start(t, dir, makeZones(t, dir), true)
+	c := dane.New(dane.Options{Resolver: r, Probe: probeNames})
+	if p := c.Probe(t.Context()); p.Verdict != dane.NoAD {
+		t.Errorf("probe: %v", p.Verdict)
+	}
+	for _, n := range nextHops {
+		if got := c.Check(t.Context(), n.hop); got.State != dane.NotValidating {
+			t.Errorf("%s: %v", n.what, got.State)
+		}
+	}
+}
