@@ -1,0 +1,340 @@
+//go:build e2e
+
+package test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+func TestTheDebOnBookworm(t *testing.T) { testDeb(t, "booted-bookworm") }
+
+func TestTheDebOnTrixie(t *testing.T) { testDeb(t, "booted-trixie") }
+
+// testDeb is the life of a package on one machine. Each step stands on those
+// before it.
+func testDeb(t *testing.T, root string) {
+	newRelay(t, root).live(t, []step{
+		{"it installs, and the daemon runs as its own user", (*relay).install},
+		{"an administrator's configuration is taken by a restart", (*relay).configure},
+		{"Postfix asks over TCP and inside its chroot", (*relay).ask},
+		{"root and members of the group look, others do not", (*relay).look},
+		{"a chrooted smtp(8) delivers, or not, as the socket says", (*relay).deliver},
+		{"a broken configuration fails the reload and changes nothing", (*relay).reload},
+		{"a daemon that does not answer is restarted", (*relay).watchdog},
+		{"a Postfix that is installed later gets its socket", (*relay).postfixLater},
+		{"systemd holds the metrics' socket once it is enabled", (*relay).metrics},
+		{"the first answer comes soon, and the daemon is small", (*relay).figures},
+		{"ten restarts lose no lookup", (*relay).restart},
+		{"an upgrade loses no lookup, no policy and no configuration", (*relay).upgrade},
+		{"removal stops it, and keeps configuration and cache", (*relay).remove},
+		{"what was removed comes back as it was", (*relay).reinstall},
+		{"purging leaves nothing", (*relay).purge},
+	})
+}
+
+func (r *relay) install(t *testing.T) {
+	r.run(t, "dpkg", "-i", r.bring(t, packageFile(t, older, ".deb")))
+	for _, unit := range []string{"sts-tlsmap.service", "sts-tlsmap.socket", "sts-tlsmap-postfix.socket", "sts-tlsmap-control.socket"} {
+		if state := r.property(t, unit, "ActiveState"); state != "active" {
+			t.Errorf("%s is %s", unit, state)
+		}
+		if state := r.property(t, unit, "UnitFileState"); state != "enabled" {
+			t.Errorf("%s is %s", unit, state)
+		}
+	}
+	r.wantOwnUser(t)
+	if out := r.run(t, "sts-tlsmap", "-version"); !strings.Contains(out, older) {
+		t.Errorf("-version: %s", out)
+	}
+	for _, page := range []string{"/usr/share/man/man8/sts-tlsmap.8.gz", "/usr/share/man/man5/sts-tlsmap.toml.5.gz"} {
+		if !r.has(page) {
+			t.Errorf("there is no %s", page)
+		}
+	}
+	if out, _ := r.try(t, "journalctl", "--no-pager", "-q", "-u", "sts-tlsmap.service", "-p", "warning"); strings.TrimSpace(out) != "" {
+		t.Errorf("systemd or the daemon warns:\n%s", out)
+	}
+}
+
+// metrics enables the socket that the package leaves alone.
+func (r *relay) metrics(t *testing.T) {
+	const unit = "sts-tlsmap-metrics.socket"
+	if state := r.property(t, unit, "UnitFileState"); state != "disabled" {
+		t.Errorf("%s is %s", unit, state)
+	}
+	r.run(t, "systemctl", "enable", unit)
+	r.run(t, "systemctl", "restart", "sts-tlsmap")
+	client := http.Client{Timeout: time.Minute}
+	for path, want := range map[string]string{"/metrics": "sts_tlsmap_build_info", "/": "Policies by mode"} {
+		answer, err := client.Get("http://127.0.0.1:9461" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(io.LimitReader(answer.Body, 1<<20))
+		answer.Body.Close()
+		if err != nil || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %s, %v, without %q", path, answer.Status, err, want)
+		}
+	}
+}
+
+func (r *relay) configure(t *testing.T) {
+	r.root.Write(t, configFile, config)
+	r.run(t, "sts-tlsmap", "-check")
+	r.run(t, "systemctl", "restart", "sts-tlsmap")
+}
+
+func (r *relay) ask(t *testing.T) {
+	for _, c := range []struct {
+		name, dir, table, key, want string
+		code                        int
+	}{
+		{"TCP", "/", inet, honest, secured + "\n", 0},
+		{"TCP", "/", inet, plain, "", 1},
+		{"the chroot's socket", queueDir, chroot, honest, secured + "\n", 0},
+		{"the chroot's socket", queueDir, chroot, plain, "", 1},
+	} {
+		out, code := r.try(t, "sh", "-c", "cd "+c.dir+" && exec postmap -q "+c.key+" "+c.table)
+		if out != c.want || code != c.code {
+			t.Errorf("%s, %s: exit %d, %q; want %d, %q", c.name, c.key, code, out, c.code, c.want)
+		}
+	}
+	if out := r.run(t, "sts-tlsmap", "-query", honest); out != secured+"\n" {
+		t.Errorf("-query: %q", out)
+	}
+}
+
+func (r *relay) look(t *testing.T) {
+	if out := r.run(t, "sts-tlsmap", "-cache"); !strings.Contains(out, honest) {
+		t.Errorf("-cache as root: %s", out)
+	}
+	r.run(t, "useradd", "--system", "--no-create-home", "--groups", "sts-tlsmap", "member")
+	r.run(t, "useradd", "--system", "--no-create-home", "stranger")
+	if out := r.run(t, "runuser", "-u", "member", "--", "sts-tlsmap", "-cache", honest); !strings.Contains(out, honest) {
+		t.Errorf("-cache as a member of the group: %s", out)
+	}
+	if out, code := r.try(t, "runuser", "-u", "member", "--", "sts-tlsmap", "-forget", honest); code != 2 {
+		t.Errorf("-forget as a member of the group: exit %d, %s", code, out)
+	}
+	if out, code := r.try(t, "runuser", "-u", "stranger", "--", "sts-tlsmap", "-cache"); code != 2 {
+		t.Errorf("-cache as a stranger: exit %d, %s", code, out)
+	}
+	r.run(t, "userdel", "member")
+	r.run(t, "userdel", "stranger")
+}
+
+func (r *relay) deliver(t *testing.T) {
+	if service := r.run(t, "postconf", "-M", "smtp/unix"); strings.Fields(service)[4] != "y" {
+		t.Fatalf("smtp(8) is not chrooted: %s", service)
+	}
+	r.root.Write(t, queueDir+"/etc/resolv.conf", "nameserver "+stage.Resolver+"\n")
+	r.run(t, "postconf", "smtp_tls_policy_maps = "+chroot, "smtp_tls_CAfile = "+labCA, "smtp_tls_security_level = may",
+		"smtp_tls_loglevel = 1", "maillog_file = /var/log/postfix.log", "inet_protocols = ipv4", "mydestination =",
+		"master_service_disable = inet", "myhostname = relay.test")
+	r.run(t, "systemctl", "restart", "postfix")
+	for _, domain := range []string{honest, forged} {
+		r.run(t, "sh", "-c", "printf 'Subject: a test\\n\\nHello.\\n' | sendmail -f sender@relay.test someone@"+domain)
+	}
+	log := r.awaitMail(t, "to=<someone@"+honest+">", "to=<someone@"+forged+">")
+	for _, want := range []string{
+		"Verified TLS connection established to mx1." + honest,
+		"to=<someone@" + honest + ">, relay=mx1." + honest,
+		"status=sent",
+		"status=deferred (Server certificate not", // trusted, or verified
+	} {
+		if !strings.Contains(log, want) {
+			t.Errorf("Postfix's log has no %q:\n%s", want, log)
+		}
+	}
+}
+
+// awaitMail waits until Postfix's log has all of that, and returns the log.
+func (r *relay) awaitMail(t *testing.T, want ...string) (log string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	err := stage.Await(ctx, func() bool {
+		text, _ := os.ReadFile(r.root.Path("/var/log/postfix.log"))
+		log = string(text)
+		return !slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(log, w) })
+	})
+	if err != nil {
+		t.Fatalf("Postfix's log has not all of %q:\n%s", want, log)
+	}
+	return log
+}
+
+func (r *relay) reload(t *testing.T) {
+	r.root.Write(t, configFile, config+"\n[exempt]\ndomains = [\""+honest+"\"]\nnonsense = 1\n")
+	if out, code := r.try(t, "systemctl", "reload", "sts-tlsmap"); code == 0 {
+		t.Errorf("the reload of a broken file succeeded: %s", out)
+	}
+	if out := r.run(t, "postmap", "-q", honest, inet); out != secured+"\n" {
+		t.Errorf("after it: %q", out)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := stage.Await(ctx, func() bool {
+		return strings.Contains(r.run(t, "journalctl", "--no-pager", "-u", "sts-tlsmap.service"), configFile+":8")
+	}); err != nil {
+		t.Error("the journal does not say where the mistake is")
+	}
+	r.root.Write(t, configFile, config+"\n[exempt]\ndomains = [\""+honest+"\"]\n")
+	r.run(t, "systemctl", "reload", "sts-tlsmap")
+	if err := stage.Await(ctx, func() bool { _, code := r.try(t, "sts-tlsmap", "-query", honest); return code == 1 }); err != nil {
+		t.Error("an exemption does not count after a reload")
+	}
+	r.root.Write(t, configFile, config)
+	r.run(t, "systemctl", "reload", "sts-tlsmap")
+	if err := stage.Await(ctx, func() bool { _, code := r.try(t, "sts-tlsmap", "-query", honest); return code == 0 }); err != nil {
+		t.Error("the end of an exemption does not count after a reload")
+	}
+}
+
+// watchdog stops the daemon's process, and waits for systemd to kill it and
+// start another.
+func (r *relay) watchdog(t *testing.T) {
+	r.root.Write(t, "/etc/systemd/system/sts-tlsmap.service.d/watchdog.conf", "[Service]\nWatchdogSec=6s\n")
+	r.run(t, "systemctl", "daemon-reload")
+	r.run(t, "systemctl", "restart", "sts-tlsmap")
+	r.run(t, "systemctl", "kill", "--signal=STOP", "sts-tlsmap.service")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := stage.Await(ctx, func() bool {
+		return r.property(t, "sts-tlsmap.service", "NRestarts") != "0" && r.property(t, "sts-tlsmap.service", "ActiveState") == "active"
+	}); err != nil {
+		t.Error("systemd did not restart the daemon")
+	}
+	if out := r.run(t, "sts-tlsmap", "-query", honest); out != secured+"\n" {
+		t.Errorf("after it: %q", out)
+	}
+	r.run(t, "rm", "-r", "/etc/systemd/system/sts-tlsmap.service.d")
+	r.run(t, "systemctl", "daemon-reload")
+	r.run(t, "systemctl", "restart", "sts-tlsmap")
+}
+
+// postfixLater has dpkg believe that Postfix was unpacked, where the socket in
+// its chroot is not there.
+func (r *relay) postfixLater(t *testing.T) {
+	r.run(t, "systemctl", "stop", "sts-tlsmap-postfix.socket")
+	if r.has(socket) {
+		t.Fatalf("%s is there although its unit was stopped", socket)
+	}
+	r.run(t, "dpkg-trigger", "--by-package=postfix", "--no-await", "/usr/sbin/postfix")
+	r.run(t, "dpkg", "--configure", "--pending")
+	if out := r.run(t, "sh", "-c", "cd "+queueDir+" && exec postmap -q "+honest+" "+chroot); out != secured+"\n" {
+		t.Errorf("through the chroot's socket: %q", out)
+	}
+}
+
+// figures are logged for the report; their bounds are generous.
+func (r *relay) figures(t *testing.T) {
+	r.run(t, "systemctl", "stop", "sts-tlsmap.service")
+	began := time.Now()
+	c := &keptConnection{endpoint: r.overTCP()}
+	got, err := c.ask(honest)
+	took := time.Since(began)
+	c.close()
+	if err != nil || got != "OK "+secured {
+		t.Fatalf("the lookup that starts the daemon: %q, %v", got, err)
+	}
+	t.Logf("first answer, the daemon's start by its socket included: %v", took.Round(time.Millisecond))
+	t.Logf("resident memory at rest: %s (anonymous: %s)", r.daemonStatus(t, "VmRSS"), r.daemonStatus(t, "RssAnon"))
+	var kib int
+	if _, err := fmt.Sscan(r.daemonStatus(t, "VmRSS"), &kib); err != nil || kib > 64<<10 {
+		t.Errorf("resident memory: %d KiB (%v)", kib, err)
+	}
+}
+
+func (r *relay) restart(t *testing.T) {
+	r.underLoad(t, fmt.Sprintf("%d restarts", restarts), func(l *load) {
+		for range restarts {
+			r.run(t, "systemctl", "restart", "sts-tlsmap")
+			l.await(t, lookupsBetween)
+		}
+	})
+}
+
+func (r *relay) upgrade(t *testing.T) {
+	policies := r.run(t, "sts-tlsmap", "-cache", "-json")
+	r.lab.DNS.Forget()
+	started := r.property(t, "sts-tlsmap.socket", "ActiveEnterTimestampMonotonic")
+	r.underLoad(t, "an upgrade", func(*load) {
+		r.run(t, "dpkg", "-i", r.bring(t, packageFile(t, newer, ".deb")))
+	})
+	if again := r.property(t, "sts-tlsmap.socket", "ActiveEnterTimestampMonotonic"); again != started {
+		t.Error("the upgrade restarted the socket")
+	}
+	if out := r.run(t, "sts-tlsmap", "-version"); !strings.Contains(out, newer) {
+		t.Errorf("-version: %s", out)
+	}
+	exe := r.run(t, "readlink", "/proc/"+r.property(t, "sts-tlsmap.service", "MainPID")+"/exe")
+	if strings.TrimSpace(exe) != "/usr/sbin/sts-tlsmap" {
+		t.Errorf("the daemon that runs is %s", exe)
+	}
+	if text := r.run(t, "cat", configFile); text != config {
+		t.Errorf("the configuration is now:\n%s", text)
+	}
+	for _, domain := range []string{honest, forged} {
+		if !strings.Contains(policies, domain) || !strings.Contains(r.run(t, "sts-tlsmap", "-cache"), domain) {
+			t.Errorf("the policy of %s is not held before and after", domain)
+		}
+		if n := r.lab.DNS.Asked("mta-sts."+domain, "A"); n != 0 {
+			t.Errorf("the policy of %s was fetched %d times", domain, n)
+		}
+	}
+	r.wantOwnUser(t)
+}
+
+func (r *relay) remove(t *testing.T) {
+	r.run(t, "dpkg", "--remove", "sts-tlsmap")
+	for _, gone := range []string{socket, "/run/sts-tlsmap", "/usr/sbin/sts-tlsmap", queueDir + "/sts-tlsmap"} {
+		if r.has(gone) {
+			t.Errorf("%s is still there", gone)
+		}
+	}
+	for _, kept := range []string{configFile, cacheFile} {
+		if !r.has(kept) {
+			t.Errorf("%s is gone", kept)
+		}
+	}
+	if _, err := (&keptConnection{endpoint: r.overTCP()}).ask(honest); err == nil {
+		t.Error("somebody still answers")
+	}
+}
+
+func (r *relay) reinstall(t *testing.T) {
+	r.run(t, "dpkg", "-i", r.bring(t, packageFile(t, newer, ".deb")))
+	if out := r.run(t, "sts-tlsmap", "-query", honest); out != secured+"\n" {
+		t.Errorf("-query: %q", out)
+	}
+	if n := r.lab.DNS.Asked("mta-sts."+honest, "A"); n != 0 {
+		t.Errorf("the policy was fetched %d times", n)
+	}
+}
+
+func (r *relay) purge(t *testing.T) {
+	r.run(t, "dpkg", "--purge", "sts-tlsmap")
+	var left []string
+	for _, f := range r.files(t) {
+		if !slices.Contains(r.before, f) {
+			left = append(left, f)
+		}
+	}
+	if len(left) > 0 {
+		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	}
+	if out, _ := r.try(t, "systemctl", "list-units", "--all", "--no-legend", "sts-tlsmap*"); strings.TrimSpace(out) != "" {
+		t.Errorf("units: %s", out)
+	}
+}

@@ -1,0 +1,171 @@
+//go:build e2e
+
+package test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+const (
+	// clients ask at once, every second one through the unix socket.
+	clients = 50
+	// patience is how long Postfix waits for a reply.
+	patience = 100 * time.Second
+	// lookupsBetween two restarts, every client is back at work.
+	lookupsBetween = 20 * clients
+	// replyMost is longer than any reply of these tests.
+	replyMost = 1000
+)
+
+// A question is a lookup and the only right answer.
+type question struct{ key, want string }
+
+// A load is clients that ask without pause until they are told to stop. Each
+// keeps its connection, and connects again once where it is hung up on, as
+// Postfix does; where that is in vain too, the lookup has failed.
+type load struct {
+	stop     atomic.Bool
+	running  sync.WaitGroup
+	answered atomic.Int64
+	again    atomic.Int64 // connections made anew
+	longest  atomic.Int64 // ns, of a lookup
+
+	mu    sync.Mutex
+	wrong []string // the lookups that failed or were answered wrongly
+}
+
+// startLoad starts the clients. network and address alternate over the given
+// pairs.
+func startLoad(questions []question, endpoints ...[2]string) *load {
+	l := new(load)
+	for i := range clients {
+		l.running.Add(1)
+		go func() {
+			defer l.running.Done()
+			l.client(endpoints[i%len(endpoints)], questions, i)
+		}()
+	}
+	return l
+}
+
+// await returns after so many more right answers.
+func (l *load) await(t *testing.T, more int64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	enough := l.answered.Load() + more
+	if err := stage.Await(ctx, func() bool { return l.answered.Load() >= enough }); err != nil {
+		t.Errorf("the clients are not answered any more: %v", err)
+	}
+}
+
+// end stops the clients, reports what failed, and logs the figures.
+func (l *load) end(t *testing.T, what string) {
+	t.Helper()
+	l.stop.Store(true)
+	l.running.Wait()
+	t.Logf("%s: %d lookups by %d clients, %d connections made anew, the longest lookup took %v, %d lost or wrong",
+		what, l.answered.Load(), clients, l.again.Load(), time.Duration(l.longest.Load()).Round(time.Millisecond), len(l.wrong))
+	for i, w := range l.wrong {
+		if i == 10 {
+			break
+		}
+		t.Error(w)
+	}
+	if l.answered.Load() < clients {
+		t.Errorf("%d lookups are no load", l.answered.Load())
+	}
+}
+
+func (l *load) client(endpoint [2]string, questions []question, n int) {
+	c := &keptConnection{endpoint: endpoint}
+	defer c.close()
+	for ; !l.stop.Load(); n++ {
+		q := questions[n%len(questions)]
+		began := time.Now()
+		got, err := c.ask(q.key)
+		if err != nil {
+			c.close()
+			l.again.Add(1)
+			got, err = c.ask(q.key)
+		}
+		took := time.Since(began)
+		for old := l.longest.Load(); int64(took) > old && !l.longest.CompareAndSwap(old, int64(took)); old = l.longest.Load() {
+		}
+		if err == nil && got == q.want {
+			l.answered.Add(1)
+			continue
+		}
+		if err != nil {
+			got = err.Error()
+			c.close()
+		}
+		l.mu.Lock()
+		l.wrong = append(l.wrong, fmt.Sprintf("%s through %s: %q, want %q", q.key, endpoint[1], got, q.want))
+		l.mu.Unlock()
+	}
+}
+
+// A keptConnection is a socketmap client's.
+type keptConnection struct {
+	endpoint [2]string
+	nc       net.Conn
+	r        *bufio.Reader
+}
+
+func (c *keptConnection) close() {
+	if c.nc != nil {
+		c.nc.Close()
+		c.nc = nil
+	}
+}
+
+// ask asks in map postfix, on the connection that there is or a new one.
+func (c *keptConnection) ask(key string) (string, error) {
+	if c.nc == nil {
+		nc, err := net.DialTimeout(c.endpoint[0], c.endpoint[1], patience)
+		if err != nil {
+			return "", err
+		}
+		c.nc, c.r = nc, bufio.NewReader(nc)
+	}
+	if err := c.nc.SetDeadline(time.Now().Add(patience)); err != nil {
+		return "", err
+	}
+	request := "postfix " + key
+	if _, err := fmt.Fprintf(c.nc, "%d:%s,", len(request), request); err != nil {
+		return "", err
+	}
+	return c.reply()
+}
+
+func (c *keptConnection) reply() (string, error) {
+	size, err := c.r.ReadString(':')
+	if err != nil {
+		return "", err
+	}
+	var n int
+	if _, err := fmt.Sscanf(size, "%d:", &n); err != nil || n < 0 || n > replyMost {
+		return "", fmt.Errorf("the reply begins with %q", size)
+	}
+	body := make([]byte, n+1)
+	if _, err := io.ReadFull(c.r, body); err != nil {
+		return "", err
+	}
+	text, ok := strings.CutSuffix(string(body), ",")
+	if !ok {
+		return "", fmt.Errorf("the reply %q does not end with a comma", body)
+	}
+	return text, nil
+}

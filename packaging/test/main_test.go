@@ -1,0 +1,73 @@
+//go:build e2e
+
+// Package test installs the packages where they are meant to be: on a Debian
+// with a systemd that has really booted, beside Debian's own Postfix, and with
+// rpm. It shows that they install, run, restart, upgrade and go as an operator
+// expects, and that no lookup is lost meanwhile.
+//
+// Left out: what the daemon answers in which case; test/e2e has that.
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+// packages, in the environment, is the folder with the packages under test, in
+// one folder for each version. Without it they are built.
+const packages = "STS_TLSMAP_E2E_PACKAGES"
+
+// The versions that an upgrade goes from and to.
+const (
+	older = "0.1.0~a"
+	newer = "0.1.0~b"
+)
+
+// TestMain builds the packages, while there is a network, and then enters the
+// stage.
+func TestMain(m *testing.M) {
+	if os.Getenv(packages) == "" {
+		dir, err := buildPackages()
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "packaging/test: building the packages: %v\n", err)
+			os.Exit(1)
+		}
+		os.Setenv(packages, dir)
+	}
+	stage.Main(m)
+}
+
+func buildPackages() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "sts-tlsmap", "e2e", "packages")
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	for _, version := range []string{older, newer} {
+		c := exec.Command("../build", "-a", runtime.GOARCH, filepath.Join(dir, version))
+		c.Env = append(os.Environ(), "VERSION="+version)
+		if out, err := c.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("%w\n%s", err, out)
+		}
+	}
+	return dir, nil
+}
+
+// packageFile is the one package of that version with that suffix.
+func packageFile(t *testing.T, version, suffix string) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(os.Getenv(packages), version, "*"+suffix))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("version %s has the packages %q, want one (%v)", version, found, err)
+	}
+	return found[0]
+}

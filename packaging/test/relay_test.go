@@ -1,0 +1,116 @@
+//go:build e2e
+
+package test
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+const (
+	inet   = "socketmap:inet:127.0.0.1:8461:postfix"
+	chroot = "socketmap:unix:sts-tlsmap/socketmap.sock:postfix"
+
+	queueDir   = "/var/spool/postfix"
+	socket     = queueDir + "/sts-tlsmap/socketmap.sock"
+	configFile = "/etc/sts-tlsmap/sts-tlsmap.toml"
+	cacheFile  = "/var/lib/sts-tlsmap/cache.db"
+	labCA      = "/etc/ssl/lab.pem"
+
+	honest  = "honest.test" // a domain whose policy is enforced
+	plain   = "plain.test"  // one without a policy
+	forged  = "forged.test" // one whose policy is enforced, and whose host cannot prove its name
+	secured = "secure match=mx1.honest.test servername=hostname"
+
+	// restarts of the daemon while clients ask.
+	restarts = 10
+)
+
+// config is what the administrator of these tests has written.
+const config = `# The administrator's own words.
+[fetch]
+ca_file = "` + labCA + `"
+allow_private = true
+`
+
+// A relay is a machine with Postfix and the package, in a small internet.
+type relay struct {
+	*machine
+	lab    *testlab.T
+	before []string // the files before the package came
+}
+
+// newRelay boots a root, and starts the internet around it.
+func newRelay(t *testing.T, root string) *relay {
+	t.Helper()
+	lab := testlab.NewWith(t, testlab.Options{
+		DNS: stage.Resolver + ":53", Net: netip.MustParsePrefix("127.1.0.0/16"), PolicyPort: 443, MailPort: 25,
+	})
+	lab.Domain(honest, testlab.With{})
+	lab.Domain(plain, testlab.With{NoPolicy: true})
+	lab.Domain(forged, testlab.With{MailCert: testlab.CertSelfSigned})
+	r := &relay{machine: boot(t, root), lab: lab}
+	r.root.Write(t, labCA, string(lab.CA.PEM()))
+	r.before = r.files(t)
+	return r
+}
+
+// A step is one in the life of a package on a machine.
+type step struct {
+	name string
+	do   func(*relay, *testing.T)
+}
+
+// live goes through the steps. Each stands on those before it.
+func (r *relay) live(t *testing.T, steps []step) {
+	for _, s := range steps {
+		if !t.Run(s.name, func(t *testing.T) { s.do(r, t) }) {
+			t.Fatalf("what follows stands on it")
+		}
+	}
+}
+
+func (r *relay) wantOwnUser(t *testing.T) {
+	t.Helper()
+	uid := strings.TrimSpace(r.run(t, "id", "-u", "sts-tlsmap"))
+	if got := strings.Fields(r.daemonStatus(t, "Uid")); uid == "0" || !slices.Equal(got, []string{uid, uid, uid, uid}) {
+		t.Errorf("the daemon runs as %q, its user is %s", got, uid)
+	}
+	if caps := r.daemonStatus(t, "CapPrm"); strings.Trim(caps, "0") != "" {
+		t.Errorf("the daemon has the capabilities %s", caps)
+	}
+}
+
+func (r *relay) overTCP() [2]string { return [2]string{"tcp", stage.Endpoint} }
+
+func (r *relay) overUnix() [2]string { return [2]string{"unix", r.root.Path(socket)} }
+
+// underLoad does something while clients ask without pause.
+func (r *relay) underLoad(t *testing.T, what string, do func(*load)) {
+	l := startLoad([]question{
+		{honest, "OK " + secured},
+		{plain, "NOTFOUND "},
+		{"[192.0.2.1]", "NOTFOUND "},
+	}, r.overTCP(), r.overUnix())
+	do(l)
+	l.end(t, what)
+}
+
+// files lists what there is on the machine, without what others write there
+// while the test runs: queues, logs, the machine's own state and the packages
+// that the test itself brought.
+func (r *relay) files(t *testing.T) []string {
+	t.Helper()
+	out := r.run(t, "find", "/", "-xdev",
+		"(", "-path", "/proc", "-o", "-path", "/sys", "-o", "-path", "/dev", "-o", "-path", "/tmp", "-o", "-path", "/root",
+		"-o", "-path", "/var/log", "-o", "-path", "/var/tmp", "-o", "-path", "/var/lib/dpkg", "-o", "-path", "/var/lib/systemd", "-o", "-path", "/var/lib/postfix",
+		"-o", "-path", queueDir+"/*",
+		")", "-prune", "-o", "-print")
+	out += r.run(t, "find", "/run", queueDir, "/var/lib/systemd", "/var/lib/dpkg/info", "-name", "*sts-tlsmap*")
+	return strings.Split(strings.TrimSpace(out), "\n")
+}
