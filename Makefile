@@ -50,7 +50,7 @@ packages:
 	packaging/build
 
 # What Debian's lintian and rpmlint say of them, and whether they can be built
-# twice; needs lintian, rpmlint and mandoc.
+# twice; needs lintian, rpm, rpmlint and mandoc.
 check-packages: packages
 	packaging/lint
 	packaging/check-reproducible
