@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -226,10 +227,24 @@ func (e *Exim) Submit(t *testing.T, domains []string, options ...string) []*Mess
 	return messages
 }
 
-// retry has a message tried again, whatever its retry time.
+// retry has a message tried again, whatever its retry time. The outcome of the
+// last try is logged before its process lets go of the message: while that
+// holds it, Exim passes the message over, and has to be asked again.
 func (e *Exim) retry(t *testing.T, id string) {
 	t.Helper()
-	e.Run(t, "-M", id)
+	locked := func() int {
+		return strings.Count(strings.Join(e.Log(t), "\n"), id+" Spool file for "+id+" is locked")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), deliveryTime)
+	defer cancel()
+	err := Await(ctx, func() bool {
+		before := locked()
+		e.Run(t, "-M", id)
+		return locked() == before
+	})
+	if err != nil {
+		t.Fatalf("message %s stays locked by another process", id)
+	}
 }
 
 // outcomes finds the tries to deliver to the recipient.

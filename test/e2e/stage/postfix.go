@@ -1,8 +1,10 @@
 package stage
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -11,8 +13,9 @@ import (
 
 // Where things are inside the root.
 const (
-	maillog  = "/var/log/postfix.log"
-	queueDir = "/var/spool/postfix"
+	maillog       = "/var/log/postfix.log"
+	queueDir      = "/var/spool/postfix"
+	deferredQueue = queueDir + "/deferred" // of folders, by the first letter of an id
 )
 
 // A Postfix is Debian's, started as Debian starts it: its own main.cf and
@@ -134,9 +137,20 @@ func (p *Postfix) outcomes(t *testing.T, recipient string) []Outcome {
 	return outcomes(p.log(t), recipient)
 }
 
-// retry has a message tried again.
+// retry has a message tried again. The outcome of the last try is logged
+// before the message is back in the deferred queue, and only there does
+// postqueue find it.
 func (p *Postfix) retry(t *testing.T, id string) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), deliveryTime)
+	defer cancel()
+	err := Await(ctx, func() bool {
+		files, err := filepath.Glob(p.root.Path(filepath.Join(deferredQueue, "*", id)))
+		return err == nil && len(files) > 0
+	})
+	if err != nil {
+		t.Fatalf("message %s does not come to the deferred queue", id)
+	}
 	p.run(t, "postqueue", "-i", id)
 }
 
