@@ -6,6 +6,8 @@ package resolver
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -26,6 +28,30 @@ type Answer struct {
 	// TTL is how long the answer may be kept: the least of the CNAMEs and
 	// the records, or the negative TTL of RFC 2308. Zero if unknown.
 	TTL time.Duration
+}
+
+// Addrs returns the addresses in the A and AAAA records of a, which may be nil.
+func (a *Answer) Addrs() []netip.Addr {
+	if a == nil {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, rr := range a.Records {
+		var ip []byte
+		switch rr := rr.(type) {
+		case *dns.A:
+			ip = rr.A
+		case *dns.AAAA:
+			ip = rr.AAAA
+		}
+		if addr, ok := netip.AddrFromSlice(ip); ok && !slices.Contains(addrs, addr.Unmap()) {
+			addrs = append(addrs, addr.Unmap())
+		}
+		if len(addrs) == maxAddresses {
+			break
+		}
+	}
+	return addrs
 }
 
 // A Kind says in which way a query failed.

@@ -92,10 +92,6 @@ func (r *Resolver) Servers() []netip.AddrPort {
 // the mail will ask them too, and has no finer rule.
 func (r *Resolver) TrustsAD() bool { return r.servers().trustAD }
 
-// Source says where the servers come from: the path of a resolv.conf, or
-// "configuration".
-func (r *Resolver) Source() string { return r.servers().source }
-
 // Generation counts the changes of the servers, and of the trust in them,
 // since New. What was found out about them counts for one generation only.
 func (r *Resolver) Generation() uint64 {
