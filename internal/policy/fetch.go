@@ -102,9 +102,6 @@ func acceptable(response *http.Response) error {
 			return fmt.Errorf("%w: it is encoded as %s, which was not asked for", ErrHTTP, quote(encoding))
 		}
 	}
-	if response.ContentLength > MaxText {
-		return fmt.Errorf("%w: %d bytes, more than %d", ErrTooLarge, response.ContentLength, MaxText)
-	}
 	return nil
 }
 
