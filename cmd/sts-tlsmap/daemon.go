@@ -99,7 +99,7 @@ func (s *service) open() error {
 	limiter := policy.NewAddressLimiter(hostFetches)
 	s.keeper = keeper.New(keeper.Options{
 		Store:     s.store,
-		Lookups:   gated{s.out.client, limiter.Waiting()},
+		Lookups:   gated{s.out.client, limiter.Waiting(cfg.Lookup.Concurrency)},
 		Refresher: gated{s.out.client, limiter.NonWaiting()},
 		Prepare:   tlsmap.Prepare,
 		Current:   isReady,

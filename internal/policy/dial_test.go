@@ -206,7 +206,7 @@ func TestAnAddressThatFailsInTheHandshakeDoesNotHideAGoodOne(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, map[string]dialing{"2a00::1": tt.how, "93.184.215.14": answer}, func(t *testing.T, w *world) {
 				limiter := NewAddressLimiter(1)
-				f, err := w.client.FetchThrough(t.Context(), "example.test", limiter.Waiting())
+				f, err := w.client.FetchThrough(t.Context(), "example.test", limiter.Waiting(9))
 				if err != nil || f.Addr.String() != "93.184.215.14" || f.Duration != tt.next {
 					t.Errorf("got %+v, %v", f, err)
 				}
@@ -246,7 +246,7 @@ func TestACertificateThatDoesNotHoldIsSaidWhateverTheOtherAddressesDo(t *testing
 	}
 	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": strange}, func(t *testing.T, w *world) {
 		limiter := NewAddressLimiter(1)
-		release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
+		release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -388,7 +388,7 @@ func TestOfTwoConnectionsTheSecondIsClosedAndItsPlaceGivenBack(t *testing.T) {
 			if addr.Is6() {
 				time.Sleep(staggerDelay)
 			}
-			return limiter.Waiting().Acquire(ctx, addr)
+			return limiter.Waiting(9).Acquire(ctx, addr)
 		})
 		if _, err := w.client.FetchThrough(t.Context(), "example.test", gate); err != nil {
 			t.Fatal(err)
@@ -412,7 +412,7 @@ func TestFetchesAtOneAddressWaitForEachOther(t *testing.T) {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), DefaultTimeout-time.Duration(i)*time.Second)
 				defer cancel()
-				_, err := w.client.FetchThrough(ctx, "example.test", limiter.Waiting())
+				_, err := w.client.FetchThrough(ctx, "example.test", limiter.Waiting(9))
 				results[i] = ResultOf(err)
 			})
 			synctest.Wait()
@@ -436,7 +436,7 @@ func TestFetchesAtOneAddressWaitForEachOther(t *testing.T) {
 func TestABusyAddressDoesNotHideAFreeOne(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": answer}, func(t *testing.T, w *world) {
 		limiter := NewAddressLimiter(1)
-		release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
+		release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -455,7 +455,7 @@ func TestABusyAddressDoesNotHideAFreeOne(t *testing.T) {
 func TestABusyAddressProvesNothingAgainstTheHost(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": refuse}, func(t *testing.T, w *world) {
 		limiter := NewAddressLimiter(1)
-		release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
+		release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -475,7 +475,7 @@ func TestWhoeverWaitsAtTheGateIsLetInWhenAPlaceIsFree(t *testing.T) {
 		}
 		entered := make(chan error)
 		go func() {
-			release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("::ffff:93.184.215.14"))
+			release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("::ffff:93.184.215.14"))
 			if err == nil {
 				release()
 			}
