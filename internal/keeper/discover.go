@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
@@ -25,8 +27,12 @@ func (k *Keeper) await(ctx context.Context, domain string, damaged bool, h *Held
 	timer := time.NewTimer(k.o.LookupTimeout)
 	defer timer.Stop()
 	for k.life.Err() == nil {
-		fl, mine := k.flights.join(domain)
-		if mine {
+		fl, mine := k.flights.begin(domain, maxFlights*k.o.LookupConcurrency)
+		switch {
+		case fl == nil:
+			k.turnAway(domain, damaged)
+			return none
+		case mine:
 			k.wg.Go(func() { k.discover(domain, fl) })
 		}
 		select {
@@ -51,6 +57,16 @@ func (k *Keeper) await(ctx context.Context, domain string, damaged bool, h *Held
 		return fl.err
 	}
 	return brokenOff
+}
+
+// turnAway is what comes of a lookup that would begin one discovery too many.
+// It is not remembered: the next one may find room.
+func (k *Keeper) turnAway(domain string, damaged bool) {
+	err := k.tooMany(domain, maxFlights*k.o.LookupConcurrency)
+	k.counters.overloads.Add(1)
+	k.o.Observe(Event{Step: StepDiscovery, Domain: domain, Result: policy.ResultBusy, Err: err})
+	n := &Negative{Domain: domain, Result: policy.ResultBusy, Err: reason(err), Until: time.Now()}
+	k.logFailure(slog.LevelInfo, discoveryFailed, n, damaged)
 }
 
 // A hold is what the store has of a domain when its discovery begins.
@@ -108,6 +124,9 @@ func (k *Keeper) discover(domain string, fl *flight) {
 		return // the daemon ends; nothing was learned
 	}
 	result := policy.ResultOf(err)
+	if result == policy.ResultBusy {
+		k.counters.overloads.Add(1)
+	}
 	k.health.note(domain, result, time.Now())
 	event := Event{Step: StepDiscovery, Domain: domain, Result: result, Err: err, Took: time.Since(begun)}
 	if err != nil {
@@ -130,47 +149,57 @@ func (k *Keeper) discover(domain string, fl *flight) {
 		"max_age", found.Policy.MaxAge, "mx", len(found.Policy.MX))
 }
 
-// find asks for the record and then for the policy. Each of the two parts has
-// slots of its own: policy hosts that never answer do not keep the domains
-// waiting that have no policy at all.
+// find asks for the record and then for the policy. The DNS part, up to the
+// addresses of the policy host, has slots of its own: policy hosts that never
+// answer do not keep the domains waiting that have no policy at all.
 func (k *Keeper) find(ctx context.Context, domain string) (policy.Record, *policy.Fetched, error) {
-	release, err := k.turn(ctx, k.dnsSlots, domain)
+	leave, err := k.turn(ctx, domain)
 	if err != nil {
 		return policy.Record{}, nil, err
 	}
-	record, _, err := k.o.Lookups.Record(ctx, domain)
-	release()
+	defer leave()
+	record, _, err := k.o.Network.Record(ctx, domain)
 	if err != nil {
 		return policy.Record{}, nil, err
 	}
-	if release, err = k.turn(ctx, k.httpSlots, domain); err != nil {
-		return policy.Record{}, nil, err
-	}
-	defer release()
-	found, err := k.o.Lookups.Fetch(ctx, domain)
+	found, err := k.o.Network.FetchThrough(ctx, domain, &entrance{k.lookupGate, k.o.LookupTimeout, leave})
 	return record, found, err
 }
 
-// turn waits for a slot within the time of a lookup: when it is over, nobody
-// waits for this discovery any more.
-func (k *Keeper) turn(ctx context.Context, slots chan struct{}, domain string) (release func(), err error) {
-	release = func() { <-slots }
-	select {
-	case slots <- struct{}{}:
-		return release, nil
-	default:
-	}
+// turn waits for a slot of the DNS part within the time of a lookup: when it is
+// over, nobody waits for this discovery any more. leave may be called twice.
+func (k *Keeper) turn(ctx context.Context, domain string) (leave func(), err error) {
 	timer := time.NewTimer(k.o.LookupTimeout)
 	defer timer.Stop()
 	select {
-	case slots <- struct{}{}:
-		return release, nil
+	case k.dnsSlots <- struct{}{}:
+		return sync.OnceFunc(func() { <-k.dnsSlots }), nil
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	k.counters.overloads.Add(1)
-	return nil, &policy.Error{Domain: domain, Result: policy.ResultBusy,
-		Err: fmt.Errorf("too many discoveries at once ([lookup] concurrency = %d)", cap(slots))}
+	return nil, k.tooMany(domain, cap(k.dnsSlots))
+}
+
+func (k *Keeper) tooMany(domain string, most int) error {
+	return &policy.Error{Domain: domain, Result: policy.ResultBusy,
+		Err: fmt.Errorf("too many discoveries at once (%d; [lookup] concurrency = %d)", most, k.o.LookupConcurrency)}
+}
+
+// An entrance is the lookups' gate for one discovery. Whoever comes to it knows
+// the policy host's addresses, and gives the slot of the DNS part back before
+// waiting for a place: a wait at one address must hold nothing that discoveries
+// elsewhere need. It waits within the time of a lookup.
+type entrance struct {
+	policy.Gate
+	within time.Duration
+	leave  func()
+}
+
+func (e *entrance) Acquire(ctx context.Context, addr netip.Addr) (release func(), err error) {
+	e.leave()
+	ctx, cancel := context.WithTimeout(ctx, e.within)
+	defer cancel()
+	return e.Gate.Acquire(ctx, addr)
 }
 
 // remember keeps the news that no policy was found: for as long as the DNS
@@ -200,7 +229,7 @@ func (k *Keeper) remember(domain string, held hold, err error) {
 	}
 	n.Until = now.Add(keep)
 	if n.Result != policy.ResultNoRecord {
-		k.logFailure(slog.LevelInfo, "MTA-STS discovery failed; mail goes as it would without us", n, damaged)
+		k.logFailure(slog.LevelInfo, discoveryFailed, n, damaged)
 	}
 	k.negative.put(hash, n)
 }
@@ -218,6 +247,9 @@ func (k *Keeper) mayLog(limit *rate.Limiter) bool {
 	k.counters.linesDropped.Add(1)
 	return false
 }
+
+// discoveryFailed is what the log says of a failure for which no mail waits.
+const discoveryFailed = "MTA-STS discovery failed; mail goes as it would without us"
 
 func (k *Keeper) logFailure(level slog.Level, words string, n *Negative, damaged bool) {
 	if damaged {
