@@ -16,7 +16,7 @@ import (
 // An Answer is what the DNS says about a name and type: NOERROR, with or
 // without records, or NXDOMAIN. Everything else is an *Error.
 type Answer struct {
-	Name    string   // the name at the end of the CNAMEs: lower case, no trailing dot
+	Name    string   // the name at the end of the CNAMEs: lower case, no trailing dot, escaped as miekg/dns does it
 	Rcode   int      // dns.RcodeSuccess or dns.RcodeNameError
 	Records []dns.RR // the records of the asked type at Name; none: NODATA or NXDOMAIN
 	CNAMEs  []string // the names the chain passed through, the asked one first; empty without a CNAME
@@ -65,7 +65,7 @@ const (
 	KindMalformed                 // an answer that is no DNS message, or contradicts itself
 	KindNetwork                   // no server could be reached
 	KindCanceled                  // the caller's context ended
-	KindName                      // the name cannot be asked for: the DNS has no such names
+	KindName                      // the name cannot be asked for; see ErrNameTooLong
 )
 
 // An Error is a query that got no answer.

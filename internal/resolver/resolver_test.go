@@ -326,20 +326,50 @@ func TestEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestTheNameOfAnAnswerCanBeAskedFor(t *testing.T) {
+	for _, name := range []string{`b\@x`, `b\;\(\)\"\'\ x`, `b\.x`, `b\\x`, `b\000\195\188x`, `B\@X`} {
+		at, end := "a.example.", name+".example."
+		f := (&fake{udp: zone(true, map[string][]string{
+			at:                                 {at + " 60 IN CNAME " + end},
+			strings.ToLower(end):               {end + " 60 IN A 192.0.2.1"},
+			"_25._tcp." + strings.ToLower(end): {"_25._tcp." + end + ` 60 IN TXT "found"`},
+		})}).start(t, "127.0.0.1", 0)
+		r := resolverFor(t, Config{}, f)
+		a, err := r.Query(t.Context(), at, dns.TypeA)
+		if err != nil || len(a.Records) != 1 || a.Name != strings.ToLower(name)+".example" {
+			t.Errorf("%s: %+v, %v", name, a, err)
+			continue
+		}
+		a, err = r.Query(t.Context(), "_25._tcp."+a.Name, dns.TypeTXT)
+		if err != nil || !slices.Equal(txt(a), []string{"found"}) {
+			t.Errorf("below %s: %+v, %v", name, a, err)
+		}
+	}
+}
+
 func TestNamesThatCannotBeAskedFor(t *testing.T) {
 	label := strings.Repeat("a", 63)
 	long := label + "." + label + "." + label + "." + label // 255 characters
 	f := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
 	r := resolverFor(t, Config{}, f)
-	for _, name := range []string{"", "a..b", ".a", label + "a.example", long, "a b", "ü.example", "a\\.b", "a\x00b", "a\nb"} {
-		if _, err := r.Query(t.Context(), name, dns.TypeA); err == nil || kind(t, err) != KindName {
+	for _, name := range []string{
+		"", "a..b", ".a", label + "a.example", "a b", "ü.example", "a\x00b", "a\nb",
+		"a@b", "a;b", "a(b", "a)b", `a"b`, "a'b", // would be escaped in every answer
+		`a\`, `a\b.example`, `a\064b`, `a\999b`, `a\1`, // escapes that no answer has
+	} {
+		if _, err := r.Query(t.Context(), name, dns.TypeA); err == nil || kind(t, err) != KindName || errors.Is(err, ErrNameTooLong) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, name := range []string{long, long[:254], "_25._tcp." + long[:245], strings.Repeat(`\001`, 63) + "." + long[:190]} {
+		if _, err := r.Query(t.Context(), name, dns.TypeA); err == nil || kind(t, err) != KindName || !errors.Is(err, ErrNameTooLong) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
 	if n := len(f.questions()); n != 0 {
 		t.Errorf("%d packets sent", n)
 	}
-	for _, name := range []string{".", "_25._tcp.mx.example.", long[:253], "a*b.example"} {
+	for _, name := range []string{".", "_25._tcp.mx.example.", long[:253], "a*b.example", strings.Repeat(`\001`, 63) + "." + long[:189], `a\.`} {
 		if _, err := r.Query(t.Context(), name, dns.TypeA); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
