@@ -32,6 +32,8 @@ type Resolver struct {
 	port uint16 // of resolv.conf's servers: 53 but in tests
 	log  *slog.Logger
 
+	within time.Duration // for a query
+
 	list       atomic.Pointer[serverList]
 	generation atomic.Uint64
 
@@ -51,7 +53,7 @@ func newResolver(c Config, port uint16) (*Resolver, error) {
 	if c.ResolvConf == "" {
 		c.ResolvConf = "/etc/resolv.conf"
 	}
-	r := &Resolver{conf: c, port: port, log: c.Log, look: resolvConfLook}
+	r := &Resolver{conf: c, port: port, log: c.Log, look: resolvConfLook, within: queryTime}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -107,7 +109,7 @@ func (r *Resolver) Query(ctx context.Context, name string, qtype uint16) (*Answe
 	if err != nil {
 		return nil, &Error{Name: name, Type: qtype, Kind: KindName, Err: err}
 	}
-	bounded, cancel := context.WithTimeout(ctx, queryTime)
+	bounded, cancel := context.WithTimeout(ctx, r.within)
 	defer cancel()
 
 	a := &Answer{Name: trimDot(asked), Authenticated: true, TTL: maxTTL}

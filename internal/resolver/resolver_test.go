@@ -49,20 +49,34 @@ func TestAsksWithEDNSAndTheADBitAndWithoutDO(t *testing.T) {
 	}
 }
 
+// RFC 5452, 9.2: whoever wants to forge an answer must guess both. Of so few
+// questions two may have the same by chance, not more; and what is drawn from
+// all of 16 bits neither stays in a corner nor only climbs, as a counter or a
+// clock does.
 func TestQuestionsHaveRandomIDsAndPorts(t *testing.T) {
+	const questions, chance = 20, 2
 	f := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
 	r := resolverFor(t, Config{}, f)
-	ids := map[uint16]bool{}
-	for range 20 {
+	for range questions {
 		if _, err := r.Query(t.Context(), "example.com", dns.TypeA); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, q := range f.questions() {
-		ids[q.Id] = true
+	ids, ports := map[uint16]bool{}, map[uint16]bool{}
+	least, most, last, back := uint16(1<<16-1), uint16(0), uint16(0), 0
+	for i, q := range f.questions() {
+		ids[q.Id], ports[f.from[i].Port()] = true, true
+		least, most = min(least, q.Id), max(most, q.Id)
+		if i > 0 && q.Id-last >= 1<<15 { // around the circle, the way back is the shorter one
+			back++
+		}
+		last = q.Id
 	}
-	if len(ids) < 18 {
-		t.Errorf("%d different ids in 20 questions", len(ids))
+	if len(ids) < questions-chance || len(ports) < questions-chance {
+		t.Errorf("%d different ids and %d different ports in %d questions", len(ids), len(ports), questions)
+	}
+	if most-least < 1<<14 || back == 0 {
+		t.Errorf("the ids are from %d to %d, and went back %d times", least, most, back)
 	}
 }
 
@@ -204,14 +218,52 @@ func TestGoesToTheNextServerOnFailure(t *testing.T) {
 }
 
 func TestAServerWhereNobodyListensIsUnreachable(t *testing.T) {
-	elsewhere := (&fake{}).start(t, "127.0.0.2", 0)
-	r, err := New(Config{Servers: []string{fmt.Sprintf("127.0.0.1:%d", elsewhere.addr.Port())}, Timeout: 5 * time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = r.Query(t.Context(), "example.com", dns.TypeA)
+	r := resolverFor(t, Config{Servers: []string{nobody(t)}})
+	_, err := r.Query(t.Context(), "example.com", dns.TypeA)
 	if k := kind(t, err); k != KindNetwork {
 		t.Errorf("%v", err)
+	}
+}
+
+// nobody returns an address where nobody listens: its port is taken on
+// another one.
+func nobody(t *testing.T) string {
+	elsewhere := (&fake{}).start(t, "127.0.0.2", 0)
+	return fmt.Sprintf("127.0.0.1:%d", elsewhere.addr.Port())
+}
+
+func TestAServerWhereNobodyListensIsAskedAgainAndThenLast(t *testing.T) {
+	r := resolverFor(t, Config{Servers: []string{nobody(t)}})
+	r.Query(t.Context(), "example.com", dns.TypeA)
+	if n := r.list.Load().servers[0].misses.Load(); n != defaultAttempts {
+		t.Errorf("it was asked %d times for one question; want %d", n, defaultAttempts)
+	}
+	good := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
+	r = resolverFor(t, Config{Servers: []string{nobody(t)}}, good)
+	for range restAfter {
+		if l := r.list.Load(); l.order(time.Now())[0].addr == good.addr {
+			t.Error("it is asked last too soon")
+		}
+		if _, err := r.Query(t.Context(), "example.com", dns.TypeA); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l := r.list.Load(); l.order(time.Now())[0].addr != good.addr {
+		t.Error("it is not asked last")
+	}
+}
+
+func TestAQueryEndsInTimeHoweverManyServersAreSilent(t *testing.T) {
+	silent := (&fake{}).start(t, "127.0.0.1", 0)
+	r := resolverFor(t, Config{Timeout: time.Minute}, silent, silent)
+	if r.within != queryTime {
+		t.Errorf("a query has %v", r.within)
+	}
+	r.within = silence
+	begun := time.Now()
+	_, err := r.Query(t.Context(), "example.com", dns.TypeA)
+	if took := time.Since(begun); kind(t, err) != KindTimeout || took < silence || took > time.Minute {
+		t.Errorf("%v, after %v", err, took)
 	}
 }
 
@@ -266,17 +318,24 @@ func TestAServerThatStaysSilentIsAskedLast(t *testing.T) {
 }
 
 func TestAsksWithoutEDNSWhereThatIsUnknown(t *testing.T) {
-	f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
-		if q.IsEdns0() != nil {
-			m := reply(q, dns.RcodeFormatError)
-			m.Extra = nil
-			return m
+	for _, rcode := range []int{dns.RcodeFormatError, dns.RcodeNotImplemented} {
+		for _, knows := range []bool{false, true} {
+			f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
+				if q.IsEdns0() == nil {
+					return reply(q, 0, "example.com. 300 IN TXT plain")
+				}
+				m := reply(q, rcode)
+				if !knows {
+					m.Extra = nil
+				}
+				return m
+			})}).start(t, "127.0.0.1", 0)
+			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", dns.TypeTXT)
+			// A server that answers with EDNS means something else by it.
+			if knows && kind(t, err) != KindRefused || !knows && (err != nil || !slices.Equal(txt(a), []string{"plain"})) {
+				t.Errorf("%s, EDNS in the answer %v: %+v, %v", dns.RcodeToString[rcode], knows, a, err)
+			}
 		}
-		return reply(q, 0, "example.com. 300 IN TXT plain")
-	})}).start(t, "127.0.0.1", 0)
-	a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", dns.TypeTXT)
-	if err != nil || !slices.Equal(txt(a), []string{"plain"}) {
-		t.Errorf("%+v, %v", a, err)
 	}
 }
 
