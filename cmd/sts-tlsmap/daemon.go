@@ -22,7 +22,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/metrics"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/status"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -33,8 +32,6 @@ const (
 	drainTime = socketmap.DrainTimeout
 	// keeperTime is how long the keeper may still write after that.
 	keeperTime = 15 * time.Second
-	// hostFetches is how many fetches there are at once at one address.
-	hostFetches = 8
 )
 
 // A service is the running daemon.
@@ -96,15 +93,13 @@ func (s *service) open() error {
 		return err
 	}
 	numbers, failures := metrics.New(), new(status.Failures)
-	limiter := policy.NewAddressLimiter(hostFetches)
 	s.keeper = keeper.New(keeper.Options{
-		Store:     s.store,
-		Lookups:   gated{s.out.client, limiter.Waiting()},
-		Refresher: gated{s.out.client, limiter.NonWaiting()},
-		Prepare:   tlsmap.Prepare,
-		Current:   isReady,
-		Observe:   func(e keeper.Event) { numbers.Observe(e); failures.Observe(e) },
-		Log:       s.log,
+		Store:   s.store,
+		Network: s.out.client,
+		Prepare: tlsmap.Prepare,
+		Current: isReady,
+		Observe: func(e keeper.Event) { numbers.Observe(e); failures.Observe(e) },
+		Log:     s.log,
 
 		LookupTimeout:     cfg.Lookup.Timeout,
 		FetchTimeout:      cfg.Fetch.Timeout,
@@ -147,16 +142,6 @@ func (s *service) exemptUntil(domain string) time.Time {
 func isReady(ready []byte) bool {
 	_, ok := tlsmap.ParseReady(ready)
 	return ok
-}
-
-// gated fetches through a gate that bounds the fetches at one address.
-type gated struct {
-	*policy.Client
-	gate policy.Gate
-}
-
-func (g gated) Fetch(ctx context.Context, domain string) (*policy.Fetched, error) {
-	return g.FetchThrough(ctx, domain, g.gate)
 }
 
 // openCache opens the cache, or says why it cannot be and what to do.

@@ -328,8 +328,15 @@ func TestWhatIsNotDecidedInTimeIsUndecided(t *testing.T) {
 }
 
 func TestATLSANameThatIsTooLongDoesNotExist(t *testing.T) {
-	f := newFake().set("h.example", "A", secure("192.0.2.1")).set(port25+"h.example", "TLSA", entry{kind: resolver.KindName})
+	f := newFake().set("h.example", "A", secure("192.0.2.1")).set(port25+"h.example", "TLSA", entry{kind: resolver.KindName, err: resolver.ErrNameTooLong})
 	if got := checker(f).Check(t.Context(), NextHop{Host: "h.example", Bracketed: true}); got.State != Absent {
+		t.Errorf("%v; %s", got.State, got.Why)
+	}
+}
+
+func TestATLSANameThatCannotBeAskedForForAnotherReasonIsALookupThatFailed(t *testing.T) {
+	f := newFake().set("h.example", "A", secure("192.0.2.1")).set(port25+"h.example", "TLSA", entry{kind: resolver.KindName})
+	if got := checker(f).Check(t.Context(), NextHop{Host: "h.example", Bracketed: true}); got.State != LookupFailed {
 		t.Errorf("%v; %s", got.State, got.Why)
 	}
 }

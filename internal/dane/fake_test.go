@@ -31,6 +31,7 @@ type fake struct {
 type entry struct {
 	security Security
 	kind     resolver.Kind // of the error, for Indeterminate; zero: a time-out
+	err      error         // in it
 	nx       bool
 	cnames   []string // the names passed through; the records are at the end
 	end      string   // the last name, with cnames
@@ -106,7 +107,7 @@ func (f *fake) Query(ctx context.Context, name string, qtype uint16) (*resolver.
 	case Indeterminate:
 		failed.Kind = resolver.KindTimeout
 		if e.kind != 0 {
-			failed.Kind = e.kind
+			failed.Kind, failed.Err = e.kind, e.err
 		}
 		return nil, failed
 	}

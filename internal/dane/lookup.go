@@ -44,7 +44,8 @@ type Lookup struct {
 }
 
 // lookup asks a question. A name that is too long for the DNS cannot exist:
-// that is as good as proven.
+// that is as good as proven. Another name that cannot be asked for is a lookup
+// that failed.
 func (c *Checker) lookup(ctx context.Context, name string, qtype uint16) *Lookup {
 	l := &Lookup{Name: name, Type: qtype}
 	l.Answer, l.Err = c.resolver.Query(ctx, name, qtype)
@@ -56,7 +57,7 @@ func (c *Checker) lookup(ctx context.Context, name string, qtype uint16) *Lookup
 		l.Security = Insecure
 	case errors.As(l.Err, &e) && e.Kind == resolver.KindServFail:
 		l.Security = Bogus
-	case errors.As(l.Err, &e) && e.Kind == resolver.KindName:
+	case errors.Is(l.Err, resolver.ErrNameTooLong):
 		l.Security, l.Err = Secure, nil
 		l.Answer = &resolver.Answer{Name: name, Rcode: dns.RcodeNameError, Authenticated: true, TTL: maxKeep}
 	}

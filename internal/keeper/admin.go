@@ -123,7 +123,7 @@ func (k *Keeper) refreshNow(domain string, fl *flight) {
 		return
 	}
 	k.asked.note(domain, now)
-	if _, ok := k.refetch(k.life, k.o.Lookups, r, fl); ok {
+	if _, ok := k.refetch(k.life, k.lookupGate, r, fl); ok {
 		k.store(r)
 	}
 }

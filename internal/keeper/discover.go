@@ -25,8 +25,12 @@ func (k *Keeper) await(ctx context.Context, domain string, damaged bool, h *Held
 	timer := time.NewTimer(k.o.LookupTimeout)
 	defer timer.Stop()
 	for k.life.Err() == nil {
-		fl, mine := k.flights.join(domain)
-		if mine {
+		fl, mine := k.flights.begin(domain, maxFlights*k.o.LookupConcurrency)
+		switch {
+		case fl == nil:
+			k.turnAway(domain, damaged)
+			return none
+		case mine:
 			k.wg.Go(func() { k.discover(domain, fl) })
 		}
 		select {
@@ -108,6 +112,9 @@ func (k *Keeper) discover(domain string, fl *flight) {
 		return // the daemon ends; nothing was learned
 	}
 	result := policy.ResultOf(err)
+	if result == policy.ResultBusy {
+		k.counters.overloads.Add(1)
+	}
 	k.health.note(domain, result, time.Now())
 	event := Event{Step: StepDiscovery, Domain: domain, Result: result, Err: err, Took: time.Since(begun)}
 	if err != nil {
@@ -128,49 +135,6 @@ func (k *Keeper) discover(domain string, fl *flight) {
 	}
 	k.o.Log.Info("MTA-STS policy found", "domain", domain, "mode", r.Mode.String(), "id", r.ID,
 		"max_age", found.Policy.MaxAge, "mx", len(found.Policy.MX))
-}
-
-// find asks for the record and then for the policy. Each of the two parts has
-// slots of its own: policy hosts that never answer do not keep the domains
-// waiting that have no policy at all.
-func (k *Keeper) find(ctx context.Context, domain string) (policy.Record, *policy.Fetched, error) {
-	release, err := k.turn(ctx, k.dnsSlots, domain)
-	if err != nil {
-		return policy.Record{}, nil, err
-	}
-	record, _, err := k.o.Lookups.Record(ctx, domain)
-	release()
-	if err != nil {
-		return policy.Record{}, nil, err
-	}
-	if release, err = k.turn(ctx, k.httpSlots, domain); err != nil {
-		return policy.Record{}, nil, err
-	}
-	defer release()
-	found, err := k.o.Lookups.Fetch(ctx, domain)
-	return record, found, err
-}
-
-// turn waits for a slot within the time of a lookup: when it is over, nobody
-// waits for this discovery any more.
-func (k *Keeper) turn(ctx context.Context, slots chan struct{}, domain string) (release func(), err error) {
-	release = func() { <-slots }
-	select {
-	case slots <- struct{}{}:
-		return release, nil
-	default:
-	}
-	timer := time.NewTimer(k.o.LookupTimeout)
-	defer timer.Stop()
-	select {
-	case slots <- struct{}{}:
-		return release, nil
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	k.counters.overloads.Add(1)
-	return nil, &policy.Error{Domain: domain, Result: policy.ResultBusy,
-		Err: fmt.Errorf("too many discoveries at once ([lookup] concurrency = %d)", cap(slots))}
 }
 
 // remember keeps the news that no policy was found: for as long as the DNS
@@ -200,7 +164,7 @@ func (k *Keeper) remember(domain string, held hold, err error) {
 	}
 	n.Until = now.Add(keep)
 	if n.Result != policy.ResultNoRecord {
-		k.logFailure(slog.LevelInfo, "MTA-STS discovery failed; mail goes as it would without us", n, damaged)
+		k.logFailure(slog.LevelInfo, discoveryFailed, n, damaged)
 	}
 	k.negative.put(hash, n)
 }
@@ -218,6 +182,9 @@ func (k *Keeper) mayLog(limit *rate.Limiter) bool {
 	k.counters.linesDropped.Add(1)
 	return false
 }
+
+// discoveryFailed is what the log says of a failure for which no mail waits.
+const discoveryFailed = "MTA-STS discovery failed; mail goes as it would without us"
 
 func (k *Keeper) logFailure(level slog.Level, words string, n *Negative, damaged bool) {
 	if damaged {

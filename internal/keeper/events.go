@@ -57,7 +57,7 @@ type Stats struct {
 	StoreErrors       int64 `json:"store_errors"`
 	Discoveries       int64 `json:"discoveries"`
 	DiscoveryTimeouts int64 `json:"discovery_timeouts"` // lookups answered before their discovery ended
-	Overloads         int64 `json:"overloads"`          // discoveries that got no turn in time
+	Overloads         int64 `json:"overloads"`          // discoveries that got no turn in time, or would have been too many
 	Rechecks          int64 `json:"rechecks"`
 	RechecksDropped   int64 `json:"rechecks_dropped"`
 	UrgentDropped     int64 `json:"urgent_fetches_dropped"`

@@ -9,14 +9,16 @@ import (
 type flights struct {
 	mu       sync.Mutex
 	byDomain map[string]*flight
+	counted  int // of them, those that begin bounds
 }
 
 // A flight is one of them. Its results are set before done is closed.
 type flight struct {
-	done  chan struct{}
-	tried bool   // something was asked of the network; otherwise the flight says nothing
-	entry *Entry // the live policy; nil if there is none
-	err   error  // ErrNoPolicy or ErrUnreadable, where entry is nil
+	done    chan struct{}
+	counted bool   // by begin
+	tried   bool   // something was asked of the network; otherwise the flight says nothing
+	entry   *Entry // the live policy; nil if there is none
+	err     error  // ErrNoPolicy or ErrUnreadable, where entry is nil
 
 	outcome Refreshed // for the administrator
 }
@@ -26,6 +28,27 @@ type flight struct {
 func (f *flights) join(domain string) (*flight, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.joinLocked(domain)
+}
+
+// begin is join for what anybody may cause: it returns nil where it would begin
+// one more than most. Joining one that is under way costs nothing and is not
+// bounded; what join begins is bounded by the slots of those who call it.
+func (f *flights) begin(domain string, most int) (fl *flight, mine bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.counted >= most && f.byDomain[domain] == nil {
+		return nil, false
+	}
+	fl, mine = f.joinLocked(domain)
+	if mine {
+		fl.counted = true
+		f.counted++
+	}
+	return fl, mine
+}
+
+func (f *flights) joinLocked(domain string) (*flight, bool) {
 	if fl := f.byDomain[domain]; fl != nil {
 		return fl, false
 	}
@@ -56,6 +79,9 @@ func (f *flights) alone(ctx context.Context, domain string) *flight {
 func (f *flights) end(domain string, fl *flight) {
 	f.mu.Lock()
 	delete(f.byDomain, domain)
+	if fl.counted {
+		f.counted--
+	}
 	f.mu.Unlock()
 	close(fl.done)
 }

@@ -36,8 +36,9 @@ var (
 type Discoverer interface {
 	// Record asks for the TXT record. The duration is its TTL.
 	Record(ctx context.Context, domain string) (policy.Record, time.Duration, error)
-	// Fetch gets the policy over HTTPS.
-	Fetch(ctx context.Context, domain string) (*policy.Fetched, error)
+	// FetchThrough gets the policy over HTTPS. It passes the gate before each
+	// connection to the policy host.
+	FetchThrough(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error)
 }
 
 // A Store keeps records on disk; *cache.Store is one.
@@ -53,10 +54,8 @@ type Store interface {
 // Options are what a Keeper is made of. Durations and rates that are zero get
 // the defaults of the configuration file.
 type Options struct {
-	Store Store
-	// Lookups discovers for lookups that wait, Refresher for the refresher;
-	// they differ in whether they wait for a turn at a policy host's address.
-	Lookups, Refresher Discoverer
+	Store   Store
+	Network Discoverer
 	// Prepare makes what a reply needs from a policy.
 	Prepare func(domain string, p *policy.Policy) []byte
 	// Current says whether prepared bytes from the store are of the format
@@ -69,7 +68,7 @@ type Options struct {
 
 	LookupTimeout     time.Duration // how long a lookup waits for a discovery
 	FetchTimeout      time.Duration // how long a fetch takes at most
-	LookupConcurrency int           // discoveries at once
+	LookupConcurrency int           // discoveries at once, in their DNS part and in their HTTPS part each
 
 	Interval           time.Duration // between two looks at a TXT record
 	Recheck            time.Duration // how old a check may be when a lookup comes
@@ -127,9 +126,12 @@ type Keeper struct {
 	asked    *lately // policy hosts asked by the refresher
 	skipped  *lately // records that are due and cannot be read
 
-	flights   flights
-	dnsSlots  chan struct{} // discoveries in their DNS part
-	httpSlots chan struct{} // discoveries in their HTTPS part
+	flights  flights
+	dnsSlots chan struct{} // discoveries in their DNS part
+	// The gates share the places at each address of policy hosts. At that of
+	// the lookups one waits, and there are so many places for all of them; the
+	// refresher has slots of its own, and comes again where no place is free.
+	lookupGate, refreshGate policy.Gate
 
 	recheckC chan string // domains whose TXT record a lookup wants looked at
 	check    *line
@@ -158,19 +160,18 @@ type Keeper struct {
 func New(o Options) *Keeper {
 	o.setDefaults()
 	k := &Keeper{
-		o:         o,
-		begun:     time.Now(),
-		seed:      maphash.MakeSeed(),
-		table:     newTable(tableBytes),
-		used:      newUsedMap(),
-		rechecks:  newRecency(),
-		negative:  newNegatives(),
-		writer:    newWriter(o.Store, o.Log),
-		asked:     newLately(),
-		skipped:   newLately(),
-		dnsSlots:  make(chan struct{}, o.LookupConcurrency),
-		httpSlots: make(chan struct{}, o.LookupConcurrency),
-		recheckC:  make(chan string, recheckQueue),
+		o:        o,
+		begun:    time.Now(),
+		seed:     maphash.MakeSeed(),
+		table:    newTable(tableBytes),
+		used:     newUsedMap(),
+		rechecks: newRecency(),
+		negative: newNegatives(),
+		writer:   newWriter(o.Store, o.Log),
+		asked:    newLately(),
+		skipped:  newLately(),
+		dnsSlots: make(chan struct{}, o.LookupConcurrency),
+		recheckC: make(chan string, recheckQueue),
 
 		ownLines:       rate.NewLimiter(logsPerSecond, logBurst),
 		strangersLines: rate.NewLimiter(logsPerSecond, logBurst),
@@ -178,6 +179,8 @@ func New(o Options) *Keeper {
 
 		learning: rate.NewLimiter(rate.Limit(o.CheckRate), 1),
 	}
+	hosts := policy.NewAddressLimiter(hostFetches)
+	k.lookupGate, k.refreshGate = hosts.Waiting(o.LookupConcurrency), hosts.NonWaiting()
 	k.life, k.end = context.WithCancel(context.Background())
 	k.writer.committed = k.published
 	k.writer.becameLate = k.publish

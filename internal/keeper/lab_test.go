@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -92,7 +94,19 @@ func (n *fakeNet) Record(ctx context.Context, domain string) (policy.Record, tim
 	return policy.Record{ID: h.id}, time.Hour, nil
 }
 
-func (n *fakeNet) Fetch(ctx context.Context, domain string) (*policy.Fetched, error) {
+// addrOf gives each policy host an address in a network of its own.
+func addrOf(domain string) netip.Addr {
+	h := fnv.New64a()
+	h.Write([]byte(domain))
+	return netip.AddrFrom16([16]byte(append(h.Sum([]byte{0x2a, 0}), 0, 0, 0, 0, 0, 1)))
+}
+
+func (n *fakeNet) FetchThrough(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error) {
+	release, err := gate.Acquire(ctx, addrOf(domain))
+	if err != nil {
+		return nil, &policy.Error{Domain: domain, Result: policy.ResultBusy, Err: err}
+	}
+	defer release()
 	n.mu.Lock()
 	n.fetches[domain]++
 	h := n.hosts[domain]
@@ -263,7 +277,7 @@ func openSite(t *testing.T, path string, net *fakeNet, bend func(*Options)) *sit
 	}
 	s := &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: new(syncBuffer)}
 	o := Options{
-		Store: s.disk, Lookups: net, Refresher: net, Prepare: prepare,
+		Store: s.disk, Network: net, Prepare: prepare,
 		Log: slog.New(slog.NewTextHandler(s.log, nil)),
 	}
 	if bend != nil {

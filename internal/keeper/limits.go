@@ -52,6 +52,12 @@ const (
 	firstBackoff = 5 * time.Minute
 	maxBackoff   = time.Hour
 
+	// hostFetches is how many fetches there are at once at one address.
+	hostFetches = 8
+	// maxFlights is how many discoveries for lookups there are at once for each
+	// of [lookup] concurrency, those that wait for a turn included. One more is
+	// answered at once as if its domain had no policy.
+	maxFlights = 16
 	// discoverySteps bounds a discovery that outlives its lookup: the DNS
 	// part, and what comes after the fetch.
 	discoverySteps = time.Minute

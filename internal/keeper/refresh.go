@@ -113,7 +113,7 @@ func (k *Keeper) noteCheck(domain string, record policy.Record, err error) <-cha
 // (RFC 8461, 3.3).
 func (k *Keeper) seeRecord(ctx context.Context, r *cache.Record) (policy.Record, error) {
 	begun := time.Now()
-	record, _, err := k.o.Refresher.Record(ctx, r.Domain)
+	record, _, err := k.o.Network.Record(ctx, r.Domain)
 	if ctx.Err() != nil {
 		return record, err
 	}
@@ -183,7 +183,7 @@ func (k *Keeper) fetchDue(ctx context.Context, domain string, urgent bool) <-cha
 		return nil
 	}
 	k.asked.note(domain, now)
-	changed, ok := k.refetch(ctx, k.o.Refresher, r, fl)
+	changed, ok := k.refetch(ctx, k.refreshGate, r, fl)
 	if !ok {
 		return nil
 	}
@@ -192,7 +192,7 @@ func (k *Keeper) fetchDue(ctx context.Context, domain string, urgent bool) <-cha
 
 // refetch fetches a held policy again and puts what came of it into its
 // record, which is then to be stored unless ok is false.
-func (k *Keeper) refetch(ctx context.Context, d Discoverer, r *cache.Record, fl *flight) (changed, ok bool) {
+func (k *Keeper) refetch(ctx context.Context, gate policy.Gate, r *cache.Record, fl *flight) (changed, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, k.o.FetchTimeout+discoverySteps)
 	defer cancel()
 	fl.tried = true
@@ -202,7 +202,7 @@ func (k *Keeper) refetch(ctx context.Context, d Discoverer, r *cache.Record, fl 
 	if recordErr == nil {
 		id = record.ID
 	}
-	found, err := d.Fetch(ctx, r.Domain)
+	found, err := k.o.Network.FetchThrough(ctx, r.Domain, gate)
 	now := time.Now()
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return false, false // the daemon ends: nothing was learned

@@ -19,7 +19,7 @@ import (
 // The bounds of reaching a policy host.
 const (
 	MaxAddresses   = 8                      // addresses tried in one fetch
-	ConnectTimeout = 10 * time.Second       // for one TCP connection, through a proxy for its CONNECT too
+	ConnectTimeout = 10 * time.Second       // for one connection: TCP, a proxy's CONNECT, and the TLS handshake
 	staggerDelay   = 250 * time.Millisecond // until the next address is tried beside the last (RFC 8305, 5)
 	familyGrace    = 500 * time.Millisecond // for the other family's addresses, when one family's are known
 )
@@ -100,40 +100,71 @@ func (c *Client) lookup(ctx context.Context, host string, qtype uint16) ([]netip
 	return answer.Addrs(), nil
 }
 
-// A link is a connection to one address of a policy host, and its place at the
-// gate.
-type link struct {
-	conn    net.Conn
+// A session is an authenticated TLS connection to one address of a policy
+// host, and its place at the gate.
+type session struct {
+	tls     *tls.Conn
+	wire    *eofWatcher // what is below TLS
 	addr    netip.Addr
 	release func()
 }
 
-// close gives connection and place back. It says nothing to the other side,
+// close gives connection and place back. It says nothing to the policy host,
 // so it cannot wait for it.
-func (l *link) close() {
-	l.conn.Close()
-	l.release()
+func (s *session) close() {
+	s.wire.Close()
+	s.release()
 }
 
-// reach returns a link to the first address that accepts a connection. An
-// address that does not answer gets company by the next after a moment (RFC
-// 8305); through a proxy they take turns. Nothing of it goes on after the
-// return.
-func (c *Client) reach(ctx context.Context, addrs []netip.Addr, proxy *url.URL, gate Gate) (*link, error) {
+// An eofWatcher notes when the peer ended the TCP connection. crypto/tls takes
+// that for the end of the data even if the peer did not say so within TLS.
+type eofWatcher struct {
+	net.Conn
+	eof bool
+}
+
+func (w *eofWatcher) Read(b []byte) (int, error) {
+	n, err := w.Conn.Read(b)
+	if errors.Is(err, io.EOF) {
+		w.eof = true
+	}
+	return n, err
+}
+
+// A way is how the addresses of a policy host are connected to.
+type way struct {
+	config *tls.Config
+	proxy  *url.URL // nil: none
+	gate   Gate     // nil: none
+}
+
+// connect opens a session with the policy host of domain at one of its
+// addresses: the first at which the TLS handshake ends well. One that takes its
+// time, be it to answer, be it to shake hands, gets company by the next after a
+// moment (RFC 8305); through a proxy they take turns. A certificate that does
+// not hold at one address says nothing about the next. Nothing goes on after
+// the return but the session.
+func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr, gate Gate) (*session, error) {
+	w := &way{gate: gate, config: c.tls.Clone()}
+	w.config.ServerName = HostName(domain) // RFC 8461, 3.3: SNI, and the name in the certificate
+	var err error
+	if w.proxy, err = c.proxyFor(domain); err != nil {
+		return nil, err
+	}
 	delay := staggerDelay
-	if proxy != nil {
+	if w.proxy != nil {
 		delay = ConnectTimeout
 	}
 	type outcome struct {
-		link *link
-		err  error
+		session *session
+		err     error
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	outcomes := make(chan outcome)
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
-	var won *link
+	var won *session
 	var failures []error
 	rest, pending := addrs, 0
 	for pending > 0 || len(rest) > 0 && won == nil {
@@ -141,8 +172,8 @@ func (c *Client) reach(ctx context.Context, addrs []netip.Addr, proxy *url.URL, 
 			addr := rest[0]
 			rest, pending = rest[1:], pending+1
 			go func() {
-				l, err := c.open(ctx, addr, proxy, gate)
-				outcomes <- outcome{l, err}
+				s, err := c.open(ctx, addr, w)
+				outcomes <- outcome{s, err}
 			}()
 			timer.Reset(delay)
 		}
@@ -153,10 +184,10 @@ func (c *Client) reach(ctx context.Context, addrs []netip.Addr, proxy *url.URL, 
 			case o.err != nil:
 				failures = append(failures, o.err)
 			case won == nil:
-				won = o.link
+				won = o.session
 				cancel() // the others return at once
 			default:
-				o.link.close()
+				o.session.close()
 			}
 		case <-timer.C:
 		}
@@ -170,47 +201,72 @@ func (c *Client) reach(ctx context.Context, addrs []netip.Addr, proxy *url.URL, 
 	return nil, summary(failures)
 }
 
-// summary picks the failure to report. An address that was too busy to be
-// tried counts more than one that failed: nothing is proven against the host.
+// summary picks the failure to report. A certificate that does not hold comes
+// first: it was seen, the domain's administrator can do something about it, and
+// the standard has a name for it (sts-webpki-invalid, RFC 8460, 4.3), which must
+// not be lost because another address did not answer either. Then an address
+// that was too busy to be tried counts more than one that failed: nothing is
+// proven against the host.
 func summary(failures []error) error {
-	for _, err := range failures {
-		if errors.Is(err, ErrBusy) {
-			return err
+	weight := func(err error) int {
+		switch resultOfFetch(err) {
+		case ResultWebPKI:
+			return 2
+		case ResultBusy:
+			return 1
+		}
+		return 0
+	}
+	worst := failures[0]
+	for _, err := range failures[1:] {
+		if weight(err) > weight(worst) {
+			worst = err
 		}
 	}
 	if others := len(failures) - 1; others > 0 {
-		return fmt.Errorf("%w (and at %d more of its addresses)", failures[0], others)
+		return fmt.Errorf("%w (no better at %d more of its addresses)", worst, others)
 	}
-	return failures[0]
+	return worst
 }
 
-// open passes the gate and connects to one address.
-func (c *Client) open(ctx context.Context, addr netip.Addr, proxy *url.URL, gate Gate) (*link, error) {
+// open passes the gate and opens a session at one address.
+func (c *Client) open(ctx context.Context, addr netip.Addr, w *way) (*session, error) {
 	release := func() {}
-	if gate != nil {
+	if w.gate != nil {
 		var err error
-		if release, err = gate.Acquire(ctx, addr); err != nil {
+		if release, err = w.gate.Acquire(ctx, addr); err != nil {
 			return nil, err
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, ConnectTimeout)
 	defer cancel()
-	// The address that was checked is the one connected to: it is dialed as a
-	// literal, and named to a proxy as one, so that no other lookup can lead
-	// somewhere else.
-	target := netip.AddrPortFrom(addr, httpsPort).String()
-	var conn net.Conn
-	var err error
-	if proxy != nil {
-		conn, err = c.tunnel(ctx, proxy, target)
-	} else if conn, err = c.dial(ctx, "tcp", target); err != nil {
-		err = failed(ctx, ErrConnect, "connecting to "+addr.String(), err)
-	}
+	conn, err := c.wire(ctx, addr, w.proxy)
 	if err != nil {
 		release()
 		return nil, err
 	}
-	return &link{conn: conn, addr: addr, release: release}, nil
+	s := &session{wire: &eofWatcher{Conn: conn}, addr: addr, release: release}
+	s.tls = tls.Client(s.wire, w.config)
+	if err := s.tls.HandshakeContext(ctx); err != nil {
+		s.close()
+		return nil, handshakeError(ctx, w.config.ServerName, addr, err)
+	}
+	return s, nil
+}
+
+// wire connects to one address, through a proxy if there is one. The address
+// that was checked is the one connected to: it is dialed as a literal, and
+// named to a proxy as one, so that no other lookup can lead somewhere else.
+func (c *Client) wire(ctx context.Context, addr netip.Addr, proxy *url.URL) (net.Conn, error) {
+	target := netip.AddrPortFrom(addr, httpsPort).String()
+	if proxy != nil {
+		return c.tunnel(ctx, proxy, target)
+	}
+	conn, err := c.dial(ctx, "tcp", target)
+	if err != nil {
+		return nil, failed(ctx, ErrConnect, "connecting to "+addr.String(), err)
+	}
+	return conn, nil
 }
 
 // failed makes an error of what was being done: ErrTimeout if time ran out,
@@ -230,53 +286,4 @@ func failed(ctx context.Context, kind error, doing string, err error) error {
 // on the connection finds the context ended, and is told from other failures.
 func bind(ctx context.Context, conn net.Conn) (unbind func() bool) {
 	return context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-}
-
-// A session is an authenticated TLS connection to a policy host.
-type session struct {
-	*link
-	tls    *tls.Conn
-	wire   *eofWatcher
-	unbind func() bool
-}
-
-func (s *session) close() {
-	s.unbind()
-	s.link.close()
-}
-
-// An eofWatcher notes when the peer ended the TCP connection. crypto/tls takes
-// that for the end of the data even if the peer did not say so within TLS.
-type eofWatcher struct {
-	net.Conn
-	eof bool
-}
-
-func (w *eofWatcher) Read(b []byte) (int, error) {
-	n, err := w.Conn.Read(b)
-	if errors.Is(err, io.EOF) {
-		w.eof = true
-	}
-	return n, err
-}
-
-// connect opens a session with the policy host of domain. The context ends it.
-func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr, gate Gate) (*session, error) {
-	proxy, err := c.proxyFor(domain)
-	if err != nil {
-		return nil, err
-	}
-	l, err := c.reach(ctx, addrs, proxy, gate)
-	if err != nil {
-		return nil, err
-	}
-	s := &session{link: l, wire: &eofWatcher{Conn: l.conn}, unbind: bind(ctx, l.conn)}
-	config := c.tls.Clone()
-	config.ServerName = HostName(domain) // RFC 8461, 3.3: SNI, and the name in the certificate
-	s.tls = tls.Client(s.wire, config)
-	if err := s.tls.HandshakeContext(ctx); err != nil {
-		s.close()
-		return nil, handshakeError(ctx, config.ServerName, l.addr, err)
-	}
-	return s, nil
 }

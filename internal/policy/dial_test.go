@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ import (
 type world struct {
 	t      *testing.T
 	cert   tls.Certificate
+	other  tls.Certificate // for another name
 	client *Client
 
 	addrs map[uint16][]string      // by type; absent: no records
@@ -43,10 +45,13 @@ type world struct {
 type dialing int
 
 const (
-	refuse dialing = iota
-	stall          // no answer to the SYN
-	mute           // accepted, and then nothing
-	answer         // a good policy host
+	refuse  dialing = iota
+	stall           // no answer to the SYN
+	mute            // accepted, and then nothing
+	deaf            // TLS, and then nothing
+	reset           // closed at the ClientHello
+	strange         // a policy host with the certificate of another name
+	answer          // a good policy host
 )
 
 // authority signs the certificates of the worlds: keys are made once.
@@ -65,7 +70,11 @@ func inWorld(t *testing.T, addrs map[string]dialing, f func(t *testing.T, w *wor
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{cert: cert, how: addrs, addrs: map[uint16][]string{}, late: map[uint16]time.Duration{}}
+	other, err := ca.Issue(testlab.CertWrongName, "mta-sts.example.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{cert: cert, other: other, how: addrs, addrs: map[uint16][]string{}, late: map[uint16]time.Duration{}}
 	for addr := range addrs {
 		qtype := dns.TypeA
 		if strings.Contains(addr, ":") {
@@ -120,7 +129,7 @@ func (w *world) dial(ctx context.Context, network, address string) (net.Conn, er
 	case stall:
 		<-ctx.Done()
 		return nil, ctx.Err()
-	case mute, answer:
+	case mute, deaf, reset, strange, answer:
 		client, server := net.Pipe()
 		go w.serve(server, how)
 		return client, nil
@@ -130,11 +139,22 @@ func (w *world) dial(ctx context.Context, network, address string) (net.Conn, er
 
 func (w *world) serve(conn net.Conn, how dialing) {
 	defer conn.Close()
-	if how == mute {
+	cert := w.cert
+	switch how {
+	case mute:
 		io.Copy(io.Discard, conn)
 		return
+	case reset:
+		conn.Read(make([]byte, 1))
+		return
+	case strange:
+		cert = w.other
 	}
-	c := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{w.cert}})
+	c := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{cert}})
+	if how == deaf {
+		io.Copy(io.Discard, c)
+		return
+	}
 	if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
 		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", len(exampleText), exampleText)
 	}
@@ -168,6 +188,133 @@ func TestAnAddressThatRefusesIsFollowedAtOnce(t *testing.T) {
 	})
 }
 
+// How an address may fail to shake hands, and when the next one is then tried.
+var handshakeFailures = map[string]struct {
+	how    dialing
+	next   time.Duration
+	took   time.Duration // where there is no other address
+	result Result
+	want   error
+}{
+	"silence":                       {mute, staggerDelay, ConnectTimeout, ResultFetch, ErrTimeout},
+	"the connection is closed":      {reset, 0, 0, ResultFetch, ErrTLS},
+	"a certificate of another name": {strange, 0, 0, ResultWebPKI, ErrCertName},
+}
+
+func TestAnAddressThatFailsInTheHandshakeDoesNotHideAGoodOne(t *testing.T) {
+	for name, tt := range handshakeFailures {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, map[string]dialing{"2a00::1": tt.how, "93.184.215.14": answer}, func(t *testing.T, w *world) {
+				limiter := NewAddressLimiter(1)
+				f, err := w.client.FetchThrough(t.Context(), "example.test", limiter.Waiting(9))
+				if err != nil || f.Addr.String() != "93.184.215.14" || f.Duration != tt.next {
+					t.Errorf("got %+v, %v", f, err)
+				}
+				w.wantDials("0s 2a00::1", fmt.Sprintf("%v 93.184.215.14", tt.next))
+				if len(limiter.slots) != 0 {
+					t.Errorf("places are still taken: %v", limiter.slots)
+				}
+			})
+		})
+	}
+}
+
+func TestAHandshakeThatDoesNotEndIsGivenUpInTime(t *testing.T) {
+	for name, tt := range handshakeFailures {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, map[string]dialing{"93.184.215.14": tt.how}, func(t *testing.T, w *world) {
+				_, err := w.client.Fetch(t.Context(), "example.test")
+				wantError(t, err, "example.test", tt.result, tt.want)
+				if took := time.Since(w.start); took != tt.took {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}
+
+func TestACertificateThatDoesNotHoldIsSaidWhateverTheOtherAddressesDo(t *testing.T) {
+	for _, how := range []dialing{refuse, stall, mute, reset} {
+		for _, addr := range []string{"2a00::1", "93.184.215.14"} {
+			addrs := map[string]dialing{"2a00::1": how, "93.184.215.14": how}
+			addrs[addr] = strange
+			inWorld(t, addrs, func(t *testing.T, w *world) {
+				_, err := w.client.Fetch(t.Context(), "example.test")
+				wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
+			})
+		}
+	}
+	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": strange}, func(t *testing.T, w *world) {
+		limiter := NewAddressLimiter(1)
+		release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+		_, err = w.client.FetchThrough(t.Context(), "example.test", limiter.NonWaiting())
+		wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
+	})
+}
+
+func TestThroughAProxyTheAddressesTakeTurns(t *testing.T) {
+	const first, second = "93.184.215.14", "93.184.215.15"
+	for name, tt := range map[string]struct {
+		how  dialing
+		next time.Duration
+	}{
+		"silence to CONNECT":            {stall, ConnectTimeout},
+		"silence in the handshake":      {mute, ConnectTimeout},
+		"closed in the handshake":       {reset, 0},
+		"a certificate of another name": {strange, 0},
+		"refused by the proxy":          {refuse, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, map[string]dialing{first: tt.how, second: answer}, func(t *testing.T, w *world) {
+				w.behindProxy()
+				f, err := w.client.Fetch(t.Context(), "example.test")
+				if err != nil || f.Addr.String() != second || f.Duration != tt.next {
+					t.Errorf("got %+v, %v", f, err)
+				}
+				w.wantDials("0s "+first, fmt.Sprintf("%v %s", tt.next, second))
+			})
+		})
+	}
+}
+
+// behindProxy has the client reach the world through a proxy only.
+func (w *world) behindProxy() {
+	w.client.proxy = func(*url.URL) (*url.URL, error) { return url.Parse("http://proxy.test:3128") }
+	w.client.dial = func(context.Context, string, string) (net.Conn, error) {
+		return nil, errors.New("there is no way but the proxy's")
+	}
+	w.client.dialProxy = func(ctx context.Context, network, address string) (net.Conn, error) {
+		client, server := net.Pipe()
+		go w.serveProxy(ctx, server)
+		return client, nil
+	}
+}
+
+// serveProxy leads a connection to where it asks for; ctx is that of the dial.
+func (w *world) serveProxy(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	r, err := http.ReadRequest(bufio.NewReader(conn))
+	if err != nil {
+		return
+	}
+	to, err := w.dial(ctx, "tcp", r.Host)
+	if err != nil {
+		io.WriteString(conn, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+		return
+	}
+	defer to.Close()
+	io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+	go func() {
+		io.Copy(to, conn)
+		to.Close()
+	}()
+	io.Copy(conn, to)
+}
+
 func TestOnlySoManyAddressesAreTried(t *testing.T) {
 	addrs := map[string]dialing{}
 	for i := range 3 * MaxAddresses {
@@ -193,7 +340,7 @@ func TestAddressesThatDoNotAnswerEndTheFetchInTime(t *testing.T) {
 }
 
 func TestRFC8461_3_3_AHostThatFallsSilentEndsTheFetchInTime(t *testing.T) {
-	inWorld(t, map[string]dialing{"93.184.215.14": mute}, func(t *testing.T, w *world) {
+	inWorld(t, map[string]dialing{"93.184.215.14": deaf}, func(t *testing.T, w *world) {
 		_, err := w.client.Fetch(t.Context(), "example.test")
 		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
 		if took := time.Since(w.start); took != DefaultTimeout {
@@ -241,7 +388,7 @@ func TestOfTwoConnectionsTheSecondIsClosedAndItsPlaceGivenBack(t *testing.T) {
 			if addr.Is6() {
 				time.Sleep(staggerDelay)
 			}
-			return limiter.Waiting().Acquire(ctx, addr)
+			return limiter.Waiting(9).Acquire(ctx, addr)
 		})
 		if _, err := w.client.FetchThrough(t.Context(), "example.test", gate); err != nil {
 			t.Fatal(err)
@@ -257,7 +404,7 @@ type gateFunc func(ctx context.Context, addr netip.Addr) (func(), error)
 func (f gateFunc) Acquire(ctx context.Context, addr netip.Addr) (func(), error) { return f(ctx, addr) }
 
 func TestFetchesAtOneAddressWaitForEachOther(t *testing.T) {
-	inWorld(t, map[string]dialing{"93.184.215.14": mute}, func(t *testing.T, w *world) {
+	inWorld(t, map[string]dialing{"93.184.215.14": deaf}, func(t *testing.T, w *world) {
 		limiter := NewAddressLimiter(2)
 		var wg sync.WaitGroup
 		results := make([]Result, 3)
@@ -265,7 +412,7 @@ func TestFetchesAtOneAddressWaitForEachOther(t *testing.T) {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), DefaultTimeout-time.Duration(i)*time.Second)
 				defer cancel()
-				_, err := w.client.FetchThrough(ctx, "example.test", limiter.Waiting())
+				_, err := w.client.FetchThrough(ctx, "example.test", limiter.Waiting(9))
 				results[i] = ResultOf(err)
 			})
 			synctest.Wait()
@@ -289,7 +436,7 @@ func TestFetchesAtOneAddressWaitForEachOther(t *testing.T) {
 func TestABusyAddressDoesNotHideAFreeOne(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": answer}, func(t *testing.T, w *world) {
 		limiter := NewAddressLimiter(1)
-		release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
+		release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -308,7 +455,7 @@ func TestABusyAddressDoesNotHideAFreeOne(t *testing.T) {
 func TestABusyAddressProvesNothingAgainstTheHost(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": refuse}, func(t *testing.T, w *world) {
 		limiter := NewAddressLimiter(1)
-		release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
+		release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -328,7 +475,7 @@ func TestWhoeverWaitsAtTheGateIsLetInWhenAPlaceIsFree(t *testing.T) {
 		}
 		entered := make(chan error)
 		go func() {
-			release, err := limiter.Waiting().Acquire(t.Context(), netip.MustParseAddr("::ffff:93.184.215.14"))
+			release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("::ffff:93.184.215.14"))
 			if err == nil {
 				release()
 			}

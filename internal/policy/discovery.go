@@ -76,6 +76,7 @@ type Client struct {
 	allowPrivate bool
 	proxy        func(*url.URL) (*url.URL, error)
 	dial         func(ctx context.Context, network, address string) (net.Conn, error)
+	dialProxy    func(ctx context.Context, network, address string) (net.Conn, error) // another one in tests only
 	userAgent    string
 }
 
@@ -95,6 +96,7 @@ func NewClient(config Config) (*Client, error) {
 		allowPrivate: config.AllowPrivate,
 		proxy:        config.Proxy,
 		dial:         config.Dial,
+		dialProxy:    new(net.Dialer).DialContext,
 		userAgent:    config.UserAgent,
 	}
 	if c.timeout <= 0 {

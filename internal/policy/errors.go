@@ -26,7 +26,7 @@ var (
 	ErrMediaType      = errors.New("the policy host's answer is not text/plain")
 	ErrTooLarge       = errors.New("the policy host's answer is too large")
 	ErrTimeout        = errors.New("the policy host did not answer in time")
-	ErrBusy           = errors.New("too many fetches at this policy host's address")
+	ErrBusy           = errors.New("too many fetches at once")
 )
 
 // A StatusError is an HTTP status other than 200 from the policy host.
@@ -74,7 +74,7 @@ var hints = []struct {
 	{ErrManyRecords, "The domain must publish exactly one TXT record that begins with v=STSv1; at _mta-sts. Nothing to do here."},
 	{ErrRecordInvalid, "The domain must correct its TXT record at _mta-sts, for example: v=STSv1; id=20260101T000000. Nothing to do here."},
 	{ErrInvalid, "The domain must correct its policy file. Nothing to do here."},
-	{ErrBusy, "It is tried again soon. If it stays like this, one address serves very many policies, slowly."},
+	{ErrBusy, "It is tried again soon. If it stays like this, one address or network serves very many policies, slowly, or [lookup] concurrency is too low."},
 	{ErrHostLookup, "See whether the resolver answers: dig mta-sts.DOMAIN A. If only this domain fails, its DNS or its DNSSEC is broken."},
 	{ErrHostAbsent, "The domain publishes the TXT record but no host mta-sts.DOMAIN. Nothing to do here."},
 	{ErrAddressRefused, "Policy hosts on private and other special addresses are refused. If this one is your own, set allow_private in [fetch]."},

@@ -21,7 +21,7 @@ const (
 	maxInformational = 5 // 1xx answers before the real one
 )
 
-// get asks for the policy file and returns its text.
+// get asks for the policy file and returns its text. The context ends it.
 //
 // It speaks HTTP with net/http's reader and writer rather than its Transport:
 // one request on one connection, which belongs to this fetch with its gate, its
@@ -38,6 +38,7 @@ func (c *Client) get(ctx context.Context, s *session, domain string) ([]byte, er
 		"Accept":        {"text/plain"},
 		"Cache-Control": {"no-cache"}, // RFC 8461, 3.3: HTTP caches are not used
 	}
+	defer bind(ctx, s.wire)()
 	if err := request.Write(s.tls); err != nil {
 		return nil, failed(ctx, ErrHTTP, "sending the request to "+s.addr.String(), err)
 	}
@@ -101,9 +102,6 @@ func acceptable(response *http.Response) error {
 		if encoding = strings.TrimSpace(encoding); encoding != "" && !equalFold(encoding, "identity") {
 			return fmt.Errorf("%w: it is encoded as %s, which was not asked for", ErrHTTP, quote(encoding))
 		}
-	}
-	if response.ContentLength > MaxText {
-		return fmt.Errorf("%w: %d bytes, more than %d", ErrTooLarge, response.ContentLength, MaxText)
 	}
 	return nil
 }

@@ -164,6 +164,34 @@ func TestRFC8461_3_3_WhateverElseThePolicyHostDoesIsNoPolicy(t *testing.T) {
 	}
 }
 
+func TestOneServerOfAPolicyHostThatRefusesTheHandshakeDoesNotHideTheOther(t *testing.T) {
+	for name, fault := range map[string]testlab.PolicyFault{
+		"a reset": testlab.ResetHandshake, "an alert": testlab.HandshakeRefused, "something else than TLS": testlab.NotTLS,
+	} {
+		for _, proxied := range []bool{false, true} {
+			lab := testlab.New(t)
+			good := lab.Domain("example.test", testlab.With{NoMail: true})
+			other := lab.PolicyServer("")
+			bad, err := other.Host("mta-sts.example.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			bad.Behave(fault)
+			onTheInternet(lab, good, "93.184.215.14", "93.184.215.15")
+			other.AlsoAt("93.184.215.14")
+			c := newClient(t, lab, func(c *Config) {
+				if proxied {
+					through(lab.Proxy.URL())(c)
+				}
+			})
+			f, err := c.Fetch(t.Context(), "example.test")
+			if err != nil || f.Addr.String() != "93.184.215.15" || bad.Handshakes() != 1 {
+				t.Errorf("%s, through a proxy %v: %+v, %v, %d handshakes at the first", name, proxied, f, err, bad.Handshakes())
+			}
+		}
+	}
+}
+
 func TestRFC8461_3_3_RedirectsAreNotFollowed(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("example.test", testlab.With{NoMail: true, PolicyFault: testlab.Redirect})

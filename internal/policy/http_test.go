@@ -116,8 +116,9 @@ func TestRFC8461_3_3_OddHTTP(t *testing.T) {
 		{"HTTP/1.0", []string{"HTTP/1.0 200 OK", plain}, nil},
 		{"no reason phrase", []string{"HTTP/1.1 200", plain, length}, nil},
 		{"provisional answers before", []string{"HTTP/1.1 103 Early Hints", "Link: x", "", "HTTP/1.1 100 Continue", "", "HTTP/1.1 200 OK", plain, length}, nil},
+		{"as many as may be", provisional(maxInformational, "HTTP/1.1 200 OK", plain, length), nil},
 		{"identity", []string{"HTTP/1.1 200 OK", plain, length, "Content-Encoding: identity"}, nil},
-		{"too many provisional answers", append(strings.Split(strings.Repeat("HTTP/1.1 100 Continue\n\n", 10), "\n"), "HTTP/1.1 200 OK", plain, length), ErrHTTP},
+		{"too many provisional answers", provisional(maxInformational+1, "HTTP/1.1 200 OK", plain, length), ErrHTTP},
 		{"two lengths", []string{"HTTP/1.1 200 OK", plain, length, "Content-Length: 7"}, ErrHTTP},
 		{"a length below zero", []string{"HTTP/1.1 200 OK", plain, "Content-Length: -1"}, ErrHTTP},
 		{"a length that is too long", []string{"HTTP/1.1 200 OK", plain, long}, ErrHTTP},
@@ -147,6 +148,15 @@ func TestRFC8461_3_3_OddHTTP(t *testing.T) {
 			}
 		})
 	}
+}
+
+// provisional puts n provisional answers before the lines of another.
+func provisional(n int, lines ...string) []string {
+	var all []string
+	for range n {
+		all = append(all, "HTTP/1.1 100 Continue", "")
+	}
+	return append(all, lines...)
 }
 
 // RFC 8461, 10.3: whoever sits on the way must not be able to cut a policy.
@@ -182,11 +192,14 @@ func TestRFC8461_7_2_TLS12AndLaterTowardsThePolicyHost(t *testing.T) {
 	d.Policy.Behave(testlab.OldTLS)
 	_, err := c.Fetch(t.Context(), "example.test")
 	wantError(t, err, "example.test", ResultFetch, ErrTLS)
-	d.Policy.Behave(testlab.PolicyFine)
-	if _, err := c.Fetch(t.Context(), "example.test"); err != nil {
-		t.Fatal(err)
-	}
-	if r := d.Policy.Requests(); r[0].TLSVersion != tls.VersionTLS13 {
-		t.Errorf("TLS version %#x", r[0].TLSVersion)
+	for fault, version := range map[testlab.PolicyFault]uint16{testlab.TLS12Only: tls.VersionTLS12, testlab.PolicyFine: tls.VersionTLS13} {
+		d.Policy.Behave(fault)
+		d.Policy.Forget()
+		if _, err := c.Fetch(t.Context(), "example.test"); err != nil {
+			t.Fatal(err)
+		}
+		if r := d.Policy.Requests(); r[0].TLSVersion != version {
+			t.Errorf("TLS version %#x; want %#x", r[0].TLSVersion, version)
+		}
 	}
 }

@@ -7,6 +7,14 @@ import (
 	"sync"
 )
 
+// The bounds of the gate at which one waits, beside those of an address and of
+// all fetches: who has one network, of as many addresses as he likes, must not
+// be able to take all places, nor all that wait for one.
+const (
+	maxAtNetwork = 64  // fetches at once at one network: a /24 of IPv4, a /48 of IPv6
+	maxWaiting   = 512 // that wait at one network; one more is busy at once
+)
+
 // A Gate is asked before a connection to an address is opened, and told when
 // the connection is closed. Acquire may wait, until ctx ends at the latest. An
 // error that wraps ErrBusy ends the attempt with ResultBusy. Release is called
@@ -17,103 +25,145 @@ type Gate interface {
 
 // An AddressLimiter bounds how many fetches there are at once at one address
 // of policy hosts: their names are always their own, their addresses are not.
-// An IPv6 address counts as its /64. It remembers the addresses in use and
-// nothing else, so its size is bounded by the number of fetches under way.
+// An IPv6 address counts as its /64. It remembers the addresses and networks in
+// use and nothing else, so its size is bounded by the number of fetches under
+// way.
 type AddressLimiter struct {
 	max   int
 	mu    sync.Mutex
-	slots map[netip.Prefix]*addressSlots
+	slots map[netip.Prefix]*slots // of addresses and of networks: their lengths differ
 }
 
-// addressSlots are the places at one address.
-type addressSlots struct {
-	taken chan struct{} // holds one element for each place taken
-	users int           // who holds or waits for a place; guarded by AddressLimiter.mu
+// slots are the places at one address or network.
+type slots struct {
+	prefix netip.Prefix
+	taken  chan struct{} // holds one element for each place taken
+	users  int           // who holds a place, or waits here or on the way here; guarded by AddressLimiter.mu
 }
 
 // NewAddressLimiter returns a limiter with max places at each address, at
 // least one.
 func NewAddressLimiter(max int) *AddressLimiter {
-	if max < 1 {
-		max = 1
-	}
-	return &AddressLimiter{max: max, slots: make(map[netip.Prefix]*addressSlots)}
+	return &AddressLimiter{max: atLeastOne(max), slots: make(map[netip.Prefix]*slots)}
 }
+
+// NonWaiting returns the gate that answers ErrBusy where no place at the
+// address is free. It counts the same places at an address as the other gate.
+func (l *AddressLimiter) NonWaiting() Gate { return nonWaiting{l} }
 
 // Waiting returns the gate at which one waits for a place, until the context
-// ends; then the error is ErrBusy.
-func (l *AddressLimiter) Waiting() Gate { return gate{limiter: l, wait: true} }
-
-// NonWaiting returns the gate that answers ErrBusy where no place is free.
-// Both gates count the same places.
-func (l *AddressLimiter) NonWaiting() Gate { return gate{limiter: l} }
-
-type gate struct {
-	limiter *AddressLimiter
-	wait    bool
+// ends; then the error is ErrBusy. It has a total of places, at least one; the
+// places at a network are its own, too. They are taken in the order address,
+// network, total, so that whoever waits holds nothing that others need who are
+// going elsewhere.
+func (l *AddressLimiter) Waiting(total int) Gate {
+	return waiting{limiter: l, total: make(chan struct{}, atLeastOne(total))}
 }
 
-func (g gate) Acquire(ctx context.Context, addr netip.Addr) (release func(), err error) {
-	key := limiterKey(addr)
-	s := g.limiter.enter(key)
+func atLeastOne(n int) int { return max(n, 1) }
+
+type nonWaiting struct{ limiter *AddressLimiter }
+
+func (g nonWaiting) Acquire(_ context.Context, addr netip.Addr) (release func(), err error) {
+	s, _ := g.limiter.enter(prefixOf(addr, 32, 64), g.limiter.max)
 	select {
 	case s.taken <- struct{}{}:
 	default:
-		if err := g.join(ctx, s); err != nil {
-			g.limiter.leave(key, s)
-			return nil, fmt.Errorf("%w (%s)", err, addr)
-		}
+		g.limiter.leave(s)
+		return nil, fmt.Errorf("%w at %s", ErrBusy, addr)
 	}
 	return sync.OnceFunc(func() {
 		<-s.taken
-		g.limiter.leave(key, s)
+		g.limiter.leave(s)
 	}), nil
 }
 
-func (g gate) join(ctx context.Context, s *addressSlots) error {
-	if !g.wait {
-		return ErrBusy
+type waiting struct {
+	limiter *AddressLimiter
+	total   chan struct{}
+}
+
+func (g waiting) Acquire(ctx context.Context, addr netip.Addr) (release func(), err error) {
+	l := g.limiter
+	network, users := l.enter(prefixOf(addr, 24, 48), maxAtNetwork)
+	if users > maxAtNetwork+maxWaiting {
+		l.leave(network)
+		return nil, fmt.Errorf("%w in the network %s", ErrBusy, network.prefix)
 	}
+	address, _ := l.enter(prefixOf(addr, 32, 64), l.max)
+	var held []chan struct{}
+	release = func() {
+		for _, taken := range held {
+			<-taken
+		}
+		l.leave(address)
+		l.leave(network)
+	}
+	for _, place := range []struct {
+		taken chan struct{}
+		where string
+	}{
+		{address.taken, "at " + addr.String()},
+		{network.taken, "in the network " + network.prefix.String()},
+		{g.total, fmt.Sprintf("in all (%d)", cap(g.total))},
+	} {
+		if err := take(ctx, place.taken); err != nil {
+			release()
+			return nil, fmt.Errorf("%w %s: waited in vain: %w", ErrBusy, place.where, err)
+		}
+		held = append(held, place.taken)
+	}
+	return sync.OnceFunc(release), nil
+}
+
+// take waits for a place until ctx ends.
+func take(ctx context.Context, places chan struct{}) error {
 	select {
-	case s.taken <- struct{}{}:
+	case places <- struct{}{}:
 		if ctx.Err() == nil {
 			return nil
 		}
-		<-s.taken // both happened at once, and it is too late to use the place
+		<-places // both happened at once, and it is too late to use the place
 	case <-ctx.Done():
 	}
-	return fmt.Errorf("%w: waited in vain: %w", ErrBusy, ctx.Err())
+	return ctx.Err()
 }
 
-func (l *AddressLimiter) enter(key netip.Prefix) *addressSlots {
+// enter returns the slots of a prefix, of which there are so many if nobody is
+// there yet, and how many there are with the one who enters.
+func (l *AddressLimiter) enter(prefix netip.Prefix, places int) (s *slots, users int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := l.slots[key]
+	s = l.slots[prefix]
 	if s == nil {
-		s = &addressSlots{taken: make(chan struct{}, l.max)}
-		l.slots[key] = s
+		s = &slots{prefix: prefix, taken: make(chan struct{}, places)}
+		l.slots[prefix] = s
 	}
 	s.users++
-	return s
+	return s, s.users
 }
 
-func (l *AddressLimiter) leave(key netip.Prefix, s *addressSlots) {
+func (l *AddressLimiter) leave(s *slots) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if s.users--; s.users == 0 {
-		delete(l.slots, key)
+		delete(l.slots, s.prefix)
 	}
 }
 
-func limiterKey(addr netip.Addr) netip.Prefix {
+// prefixOf returns what an address counts as: its first bits, of which there
+// are so many for each family.
+func prefixOf(addr netip.Addr, bits4, bits6 int) netip.Prefix {
 	addr = addr.Unmap().WithZone("")
-	bits := 32
+	bits := bits4
 	if addr.Is6() {
-		bits = 64
+		bits = bits6
 	}
-	key, err := addr.Prefix(bits)
+	prefix, err := addr.Prefix(bits)
 	if err != nil {
-		return netip.Prefix{} // the zero Addr: all of them share one key
+		// The zero Addr: all of them share one place, whose key must differ
+		// from that of their network, as for all others.
+		return netip.PrefixFrom(netip.IPv6Unspecified(), bits4)
 	}
-	return key
+	return prefix
 }

@@ -62,7 +62,7 @@ const (
 	ResultFetch         Result = "sts-policy-fetch-error" // no HTTPS 200 text/plain in time
 	ResultInvalid       Result = "sts-policy-invalid"     // a policy file that does not follow the grammar
 	ResultWebPKI        Result = "sts-webpki-invalid"     // the policy host's certificate is not valid
-	ResultBusy          Result = "busy"                   // not tried: too many at this policy host's address
+	ResultBusy          Result = "busy"                   // not tried: too many at once, at this policy host's address or in all
 )
 
 // An Error is a discovery, or a step of one, that found no policy.

@@ -41,7 +41,7 @@ func (c *Client) tunnel(ctx context.Context, proxy *url.URL, target string) (net
 		port = map[string]string{"http": "80", "https": "443"}[proxy.Scheme]
 	}
 	doing := "CONNECT " + target + " at " + proxy.Host
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(proxy.Hostname(), port))
+	conn, err := c.dialProxy(ctx, "tcp", net.JoinHostPort(proxy.Hostname(), port))
 	if err != nil {
 		return nil, failed(ctx, ErrProxy, doing, err)
 	}

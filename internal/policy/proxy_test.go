@@ -2,7 +2,9 @@ package policy
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -184,5 +186,57 @@ func TestAProxyMaySpeakTLSAndWantCredentials(t *testing.T) {
 	}
 	if got := <-credentials; got != "Basic dXNlcjpzZWNyZXQ=" {
 		t.Errorf("credentials %q", got)
+	}
+}
+
+func TestAProxyThatDoesNotProveItsNameGetsNoCredentials(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	onTheInternet(lab, d, "93.184.215.14")
+	for _, kind := range []testlab.CertKind{testlab.CertWrongName, testlab.CertOtherCA, testlab.CertExpired} {
+		cert, err := lab.Issue(kind, "127.0.0.1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked := make(chan *http.Request, 1)
+		addr := proxyThat(t, &tls.Config{Certificates: []tls.Certificate{cert}}, func(_ net.Conn, r *http.Request) { asked <- r })
+		_, err = newClient(t, lab, through("https://user:secret@"+addr)).Fetch(t.Context(), "example.test")
+		wantError(t, err, "example.test", ResultFetch, ErrProxy)
+		select {
+		case r := <-asked:
+			t.Errorf("certificate of kind %d: the proxy was asked for %s, with the header %v", kind, r.Host, r.Header)
+		default:
+		}
+	}
+}
+
+// A lateConn is a proxy's connection whose context ends just as the answer
+// arrives.
+type lateConn struct {
+	net.Conn // nil
+	end      context.CancelFunc
+	spoilt   chan struct{} // closed when a deadline was set
+	closed   bool
+}
+
+func (c *lateConn) Write(b []byte) (int, error) { return len(b), nil }
+
+func (c *lateConn) Read(b []byte) (int, error) {
+	c.end()
+	<-c.spoilt
+	return copy(b, "HTTP/1.1 200 OK\r\n\r\n"), nil
+}
+
+func (c *lateConn) SetDeadline(time.Time) error { close(c.spoilt); return nil }
+
+func (c *lateConn) Close() error { c.closed = true; return nil }
+
+func TestATunnelThatStandsWhenItsTimeIsOverIsNotUsed(t *testing.T) {
+	ctx, end := context.WithCancel(t.Context())
+	late := &lateConn{end: end, spoilt: make(chan struct{})}
+	c := &Client{dialProxy: func(context.Context, string, string) (net.Conn, error) { return late, nil }}
+	conn, err := c.tunnel(ctx, &url.URL{Scheme: "http", Host: "proxy.test:3128"}, "93.184.215.14:443")
+	if !errors.Is(err, context.Canceled) || conn != nil || !late.closed {
+		t.Errorf("got %v, %v; closed: %v", conn, err, late.closed)
 	}
 }

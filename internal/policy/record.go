@@ -12,7 +12,8 @@ const maxID = 32
 // recordPrefix is what a TXT record must begin with to be an MTA-STS record.
 // The grammar would let white space stand before the semicolon, but the text
 // of 3.1 discards a record that has any there, and erratum 6285 says that the
-// text is right.
+// text is right. The erratum allows none before any other semicolon either;
+// there we take it, as the grammar of the standard does.
 const recordPrefix = "v=STSv1;"
 
 // What the TXT records at _mta-sts.DOMAIN can be, other than one good record.

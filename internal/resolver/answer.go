@@ -6,6 +6,8 @@ package resolver
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -14,7 +16,7 @@ import (
 // An Answer is what the DNS says about a name and type: NOERROR, with or
 // without records, or NXDOMAIN. Everything else is an *Error.
 type Answer struct {
-	Name    string   // the name at the end of the CNAMEs: lower case, no trailing dot
+	Name    string   // the name at the end of the CNAMEs: lower case, no trailing dot, escaped as miekg/dns does it
 	Rcode   int      // dns.RcodeSuccess or dns.RcodeNameError
 	Records []dns.RR // the records of the asked type at Name; none: NODATA or NXDOMAIN
 	CNAMEs  []string // the names the chain passed through, the asked one first; empty without a CNAME
@@ -28,6 +30,30 @@ type Answer struct {
 	TTL time.Duration
 }
 
+// Addrs returns the addresses in the A and AAAA records of a, which may be nil.
+func (a *Answer) Addrs() []netip.Addr {
+	if a == nil {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, rr := range a.Records {
+		var ip []byte
+		switch rr := rr.(type) {
+		case *dns.A:
+			ip = rr.A
+		case *dns.AAAA:
+			ip = rr.AAAA
+		}
+		if addr, ok := netip.AddrFromSlice(ip); ok && !slices.Contains(addrs, addr.Unmap()) {
+			addrs = append(addrs, addr.Unmap())
+		}
+		if len(addrs) == maxAddresses {
+			break
+		}
+	}
+	return addrs
+}
+
 // A Kind says in which way a query failed.
 type Kind uint8
 
@@ -39,7 +65,7 @@ const (
 	KindMalformed                 // an answer that is no DNS message, or contradicts itself
 	KindNetwork                   // no server could be reached
 	KindCanceled                  // the caller's context ended
-	KindName                      // the name cannot be asked for: the DNS has no such names
+	KindName                      // the name cannot be asked for; see ErrNameTooLong
 )
 
 // An Error is a query that got no answer.

@@ -32,6 +32,8 @@ type Resolver struct {
 	port uint16 // of resolv.conf's servers: 53 but in tests
 	log  *slog.Logger
 
+	within time.Duration // for a query
+
 	list       atomic.Pointer[serverList]
 	generation atomic.Uint64
 
@@ -51,7 +53,7 @@ func newResolver(c Config, port uint16) (*Resolver, error) {
 	if c.ResolvConf == "" {
 		c.ResolvConf = "/etc/resolv.conf"
 	}
-	r := &Resolver{conf: c, port: port, log: c.Log, look: resolvConfLook}
+	r := &Resolver{conf: c, port: port, log: c.Log, look: resolvConfLook, within: queryTime}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -92,10 +94,6 @@ func (r *Resolver) Servers() []netip.AddrPort {
 // the mail will ask them too, and has no finer rule.
 func (r *Resolver) TrustsAD() bool { return r.servers().trustAD }
 
-// Source says where the servers come from: the path of a resolv.conf, or
-// "configuration".
-func (r *Resolver) Source() string { return r.servers().source }
-
 // Generation counts the changes of the servers, and of the trust in them,
 // since New. What was found out about them counts for one generation only.
 func (r *Resolver) Generation() uint64 {
@@ -104,13 +102,14 @@ func (r *Resolver) Generation() uint64 {
 }
 
 // Query asks for the records of type qtype at name, and follows CNAMEs. It
-// returns an *Error when there is no answer. It ends within 30 s.
+// returns an *Error when there is no answer. It ends within 30 s. The name may
+// be one from an answer.
 func (r *Resolver) Query(ctx context.Context, name string, qtype uint16) (*Answer, error) {
-	asked, ok := questionName(name)
-	if !ok {
-		return nil, &Error{Name: name, Type: qtype, Kind: KindName}
+	asked, err := questionName(name)
+	if err != nil {
+		return nil, &Error{Name: name, Type: qtype, Kind: KindName, Err: err}
 	}
-	bounded, cancel := context.WithTimeout(ctx, queryTime)
+	bounded, cancel := context.WithTimeout(ctx, r.within)
 	defer cancel()
 
 	a := &Answer{Name: trimDot(asked), Authenticated: true, TTL: maxTTL}
@@ -147,27 +146,38 @@ func failed(err error, ctx context.Context, name, at string, qtype uint16) *Erro
 	return e
 }
 
+// ErrNameTooLong is the reason of a KindName: the DNS can hold no name of this
+// length, so what was asked for is proven to be absent.
+var ErrNameTooLong = errors.New("longer than a name can be")
+
+var errNoName = errors.New("not in the form of a name")
+
+// maxName is the longest name, in bytes on the wire (RFC 1035, 2.3.4).
+const maxName = 255
+
 // questionName returns name as it is asked for: lower case, with a trailing
-// dot. Names come here as the mail system has them, in ASCII and without
-// escapes; what else there may be in a name is not asked for.
-func questionName(name string) (string, bool) {
+// dot. Its form is that of Answer.Name, so that what an answer leads to can be
+// asked for: that of miekg/dns, which escapes what is special in a zone file,
+// and what is not printable. Any other form of a name is refused, since the
+// names in its answer would never be equal to it.
+func questionName(name string) (string, error) {
 	if name == "" {
-		return "", false
-	}
-	for i := range len(name) {
-		if c := name[i]; c <= ' ' || c > '~' || c == '\\' {
-			return "", false
-		}
+		return "", errNoName
 	}
 	name = dns.CanonicalName(name)
-	if _, ok := dns.IsDomainName(name); !ok {
-		return "", false
+	var wire [maxName]byte
+	n, err := dns.PackDomainName(name, wire[:], 0, nil, false)
+	switch {
+	case errors.Is(err, dns.ErrBuf):
+		return "", ErrNameTooLong
+	case err != nil:
+		return "", errNoName
 	}
-	return name, len(name) <= maxName
+	if same, _, err := dns.UnpackDomainName(wire[:n], 0); err != nil || same != name {
+		return "", errNoName
+	}
+	return name, nil
 }
-
-// maxName is the longest name, with its trailing dot: 255 bytes on the wire.
-const maxName = 254
 
 // trimDot removes the dot at the end of a complete name; the root stays.
 func trimDot(name string) string {

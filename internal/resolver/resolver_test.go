@@ -49,20 +49,34 @@ func TestAsksWithEDNSAndTheADBitAndWithoutDO(t *testing.T) {
 	}
 }
 
+// RFC 5452, 9.2: whoever wants to forge an answer must guess both. Of so few
+// questions two may have the same by chance, not more; and what is drawn from
+// all of 16 bits neither stays in a corner nor only climbs, as a counter or a
+// clock does.
 func TestQuestionsHaveRandomIDsAndPorts(t *testing.T) {
+	const questions, chance = 20, 2
 	f := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
 	r := resolverFor(t, Config{}, f)
-	ids := map[uint16]bool{}
-	for range 20 {
+	for range questions {
 		if _, err := r.Query(t.Context(), "example.com", dns.TypeA); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, q := range f.questions() {
-		ids[q.Id] = true
+	ids, ports := map[uint16]bool{}, map[uint16]bool{}
+	least, most, last, back := uint16(1<<16-1), uint16(0), uint16(0), 0
+	for i, q := range f.questions() {
+		ids[q.Id], ports[f.from[i].Port()] = true, true
+		least, most = min(least, q.Id), max(most, q.Id)
+		if i > 0 && q.Id-last >= 1<<15 { // around the circle, the way back is the shorter one
+			back++
+		}
+		last = q.Id
 	}
-	if len(ids) < 18 {
-		t.Errorf("%d different ids in 20 questions", len(ids))
+	if len(ids) < questions-chance || len(ports) < questions-chance {
+		t.Errorf("%d different ids and %d different ports in %d questions", len(ids), len(ports), questions)
+	}
+	if most-least < 1<<14 || back == 0 {
+		t.Errorf("the ids are from %d to %d, and went back %d times", least, most, back)
 	}
 }
 
@@ -204,14 +218,52 @@ func TestGoesToTheNextServerOnFailure(t *testing.T) {
 }
 
 func TestAServerWhereNobodyListensIsUnreachable(t *testing.T) {
-	elsewhere := (&fake{}).start(t, "127.0.0.2", 0)
-	r, err := New(Config{Servers: []string{fmt.Sprintf("127.0.0.1:%d", elsewhere.addr.Port())}, Timeout: 5 * time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = r.Query(t.Context(), "example.com", dns.TypeA)
+	r := resolverFor(t, Config{Servers: []string{nobody(t)}})
+	_, err := r.Query(t.Context(), "example.com", dns.TypeA)
 	if k := kind(t, err); k != KindNetwork {
 		t.Errorf("%v", err)
+	}
+}
+
+// nobody returns an address where nobody listens: its port is taken on
+// another one.
+func nobody(t *testing.T) string {
+	elsewhere := (&fake{}).start(t, "127.0.0.2", 0)
+	return fmt.Sprintf("127.0.0.1:%d", elsewhere.addr.Port())
+}
+
+func TestAServerWhereNobodyListensIsAskedAgainAndThenLast(t *testing.T) {
+	r := resolverFor(t, Config{Servers: []string{nobody(t)}})
+	r.Query(t.Context(), "example.com", dns.TypeA)
+	if n := r.list.Load().servers[0].misses.Load(); n != defaultAttempts {
+		t.Errorf("it was asked %d times for one question; want %d", n, defaultAttempts)
+	}
+	good := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
+	r = resolverFor(t, Config{Servers: []string{nobody(t)}}, good)
+	for range restAfter {
+		if l := r.list.Load(); l.order(time.Now())[0].addr == good.addr {
+			t.Error("it is asked last too soon")
+		}
+		if _, err := r.Query(t.Context(), "example.com", dns.TypeA); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l := r.list.Load(); l.order(time.Now())[0].addr != good.addr {
+		t.Error("it is not asked last")
+	}
+}
+
+func TestAQueryEndsInTimeHoweverManyServersAreSilent(t *testing.T) {
+	silent := (&fake{}).start(t, "127.0.0.1", 0)
+	r := resolverFor(t, Config{Timeout: time.Minute}, silent, silent)
+	if r.within != queryTime {
+		t.Errorf("a query has %v", r.within)
+	}
+	r.within = silence
+	begun := time.Now()
+	_, err := r.Query(t.Context(), "example.com", dns.TypeA)
+	if took := time.Since(begun); kind(t, err) != KindTimeout || took < silence || took > time.Minute {
+		t.Errorf("%v, after %v", err, took)
 	}
 }
 
@@ -266,82 +318,57 @@ func TestAServerThatStaysSilentIsAskedLast(t *testing.T) {
 }
 
 func TestAsksWithoutEDNSWhereThatIsUnknown(t *testing.T) {
-	f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
-		if q.IsEdns0() != nil {
-			m := reply(q, dns.RcodeFormatError)
-			m.Extra = nil
-			return m
+	for _, rcode := range []int{dns.RcodeFormatError, dns.RcodeNotImplemented} {
+		for _, knows := range []bool{false, true} {
+			f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
+				if q.IsEdns0() == nil {
+					return reply(q, 0, "example.com. 300 IN TXT plain")
+				}
+				m := reply(q, rcode)
+				if !knows {
+					m.Extra = nil
+				}
+				return m
+			})}).start(t, "127.0.0.1", 0)
+			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", dns.TypeTXT)
+			// A server that answers with EDNS means something else by it.
+			if knows && kind(t, err) != KindRefused || !knows && (err != nil || !slices.Equal(txt(a), []string{"plain"})) {
+				t.Errorf("%s, EDNS in the answer %v: %+v, %v", dns.RcodeToString[rcode], knows, a, err)
+			}
 		}
-		return reply(q, 0, "example.com. 300 IN TXT plain")
-	})}).start(t, "127.0.0.1", 0)
-	a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", dns.TypeTXT)
-	if err != nil || !slices.Equal(txt(a), []string{"plain"}) {
-		t.Errorf("%+v, %v", a, err)
 	}
 }
 
-func TestAddresses(t *testing.T) {
-	servfail := func(q *dns.Msg) *dns.Msg { return reply(q, dns.RcodeServerFailure) }
-	answer := func(records ...string) func(q *dns.Msg) *dns.Msg {
-		return func(q *dns.Msg) *dns.Msg { return reply(q, 0, records...) }
-	}
+func TestTheAddressesOfAnAnswer(t *testing.T) {
 	const h = "mta-sts.example.com. 60 IN "
 	for _, c := range []struct {
 		name    string
-		a, aaaa func(q *dns.Msg) *dns.Msg
+		records []string
 		want    string
 	}{
-		{"both families in turns", answer(h+"A 192.0.2.1", h+"A 192.0.2.2", h+"A 192.0.2.3"), answer(h+"AAAA 2001:db8::1", h+"AAAA 2001:db8::2"),
-			"[2001:db8::1 192.0.2.1 2001:db8::2 192.0.2.2 192.0.2.3]"},
-		{"one family is enough", answer(h + "A 192.0.2.1"), answer(), "[192.0.2.1]"},
-		{"one family may fail", servfail, answer(h + "AAAA 2001:db8::1"), "[2001:db8::1]"},
-		{"the other may fail", answer(h + "A 192.0.2.1"), servfail, "[192.0.2.1]"},
-		{"a mapped address is what it maps to", answer(), answer(h + "AAAA ::ffff:127.0.0.1"), "[127.0.0.1]"},
-		{"repeats are left out", answer(h+"A 192.0.2.1", h+"A 192.0.2.1"), answer(h + "AAAA ::ffff:192.0.2.1"), "[192.0.2.1]"},
-		{"none", answer(), answer(), "no address"},
-		{"nothing is known when one fails and the other is empty", answer(), servfail, "SERVFAIL"},
-		{"nor the other way round", servfail, answer(), "SERVFAIL"},
+		{"in their order", []string{h + "A 192.0.2.2", h + "A 192.0.2.1", h + "AAAA 2001:db8::1"}, "[192.0.2.2 192.0.2.1 2001:db8::1]"},
+		{"a mapped address is what it maps to", []string{h + "AAAA ::ffff:127.0.0.1"}, "[127.0.0.1]"},
+		{"repeats are left out", []string{h + "A 192.0.2.1", h + "A 192.0.2.1", h + "AAAA ::ffff:192.0.2.1"}, "[192.0.2.1]"},
+		{"other records are none", []string{h + "TXT 192.0.2.1"}, "[]"},
+		{"nothing", nil, "[]"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
-				if q.Question[0].Qtype == dns.TypeA {
-					return c.a(q)
-				}
-				return c.aaaa(q)
-			})}).start(t, "127.0.0.1", 0)
-			addrs, err := resolverFor(t, Config{}, f).Addresses(t.Context(), "mta-sts.example.com")
-			if err != nil {
-				if len(addrs) != 0 || !strings.Contains(err.Error(), c.want) || errors.Is(err, ErrNoAddress) != (c.want == "no address") {
-					t.Errorf("%v, %v", addrs, err)
-				}
-				return
-			}
-			if got := fmt.Sprint(addrs); got != c.want {
-				t.Errorf("got %s, want %s", got, c.want)
-			}
-		})
+		a := &Answer{Records: reply(new(dns.Msg), 0, c.records...).Answer}
+		if got := fmt.Sprint(a.Addrs()); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+	if got := (*Answer)(nil).Addrs(); got != nil {
+		t.Errorf("no answer: %v", got)
 	}
 }
 
 func TestAddressesAreBoundedInNumber(t *testing.T) {
-	f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
-		m := reply(q, 0)
-		for i := range 100 {
-			rr := fmt.Sprintf("example.com. 60 IN A 192.0.2.%d", i)
-			if q.Question[0].Qtype == dns.TypeAAAA {
-				rr = fmt.Sprintf("example.com. 60 IN AAAA 2001:db8::%d", i)
-			}
-			m.Answer = append(m.Answer, reply(q, 0, rr).Answer...)
-		}
-		m.Compress = true
-		return m
-	})}).start(t, "127.0.0.1", 0)
-	addrs, err := resolverFor(t, Config{}, f).Addresses(t.Context(), "example.com")
-	if err != nil || len(addrs) != maxAddresses {
-		t.Errorf("%d addresses, %v", len(addrs), err)
+	a := &Answer{}
+	for i := range 3 * maxAddresses {
+		a.Records = append(a.Records, reply(new(dns.Msg), 0, fmt.Sprintf("example.com. 60 IN A 192.0.2.%d", i)).Answer...)
 	}
-	if !addrs[0].Is6() || !addrs[1].Is4() {
-		t.Errorf("addresses %v", addrs)
+	if n := len(a.Addrs()); n != maxAddresses {
+		t.Errorf("%d addresses", n)
 	}
 }
 
@@ -358,20 +385,50 @@ func TestEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestTheNameOfAnAnswerCanBeAskedFor(t *testing.T) {
+	for _, name := range []string{`b\@x`, `b\;\(\)\"\'\ x`, `b\.x`, `b\\x`, `b\000\195\188x`, `B\@X`} {
+		at, end := "a.example.", name+".example."
+		f := (&fake{udp: zone(true, map[string][]string{
+			at:                                 {at + " 60 IN CNAME " + end},
+			strings.ToLower(end):               {end + " 60 IN A 192.0.2.1"},
+			"_25._tcp." + strings.ToLower(end): {"_25._tcp." + end + ` 60 IN TXT "found"`},
+		})}).start(t, "127.0.0.1", 0)
+		r := resolverFor(t, Config{}, f)
+		a, err := r.Query(t.Context(), at, dns.TypeA)
+		if err != nil || len(a.Records) != 1 || a.Name != strings.ToLower(name)+".example" {
+			t.Errorf("%s: %+v, %v", name, a, err)
+			continue
+		}
+		a, err = r.Query(t.Context(), "_25._tcp."+a.Name, dns.TypeTXT)
+		if err != nil || !slices.Equal(txt(a), []string{"found"}) {
+			t.Errorf("below %s: %+v, %v", name, a, err)
+		}
+	}
+}
+
 func TestNamesThatCannotBeAskedFor(t *testing.T) {
 	label := strings.Repeat("a", 63)
 	long := label + "." + label + "." + label + "." + label // 255 characters
 	f := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
 	r := resolverFor(t, Config{}, f)
-	for _, name := range []string{"", "a..b", ".a", label + "a.example", long, "a b", "ü.example", "a\\.b", "a\x00b", "a\nb"} {
-		if _, err := r.Query(t.Context(), name, dns.TypeA); err == nil || kind(t, err) != KindName {
+	for _, name := range []string{
+		"", "a..b", ".a", label + "a.example", "a b", "ü.example", "a\x00b", "a\nb",
+		"a@b", "a;b", "a(b", "a)b", `a"b`, "a'b", // would be escaped in every answer
+		`a\`, `a\b.example`, `a\064b`, `a\999b`, `a\1`, // escapes that no answer has
+	} {
+		if _, err := r.Query(t.Context(), name, dns.TypeA); err == nil || kind(t, err) != KindName || errors.Is(err, ErrNameTooLong) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, name := range []string{long, long[:254], "_25._tcp." + long[:245], strings.Repeat(`\001`, 63) + "." + long[:190]} {
+		if _, err := r.Query(t.Context(), name, dns.TypeA); err == nil || kind(t, err) != KindName || !errors.Is(err, ErrNameTooLong) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
 	if n := len(f.questions()); n != 0 {
 		t.Errorf("%d packets sent", n)
 	}
-	for _, name := range []string{".", "_25._tcp.mx.example.", long[:253], "a*b.example"} {
+	for _, name := range []string{".", "_25._tcp.mx.example.", long[:253], "a*b.example", strings.Repeat(`\001`, 63) + "." + long[:189], `a\.`} {
 		if _, err := r.Query(t.Context(), name, dns.TypeA); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}

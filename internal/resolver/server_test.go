@@ -22,6 +22,7 @@ type fake struct {
 	addr netip.AddrPort
 	mu   sync.Mutex
 	seen []*dns.Msg
+	from []netip.AddrPort // the senders of seen
 }
 
 // start runs f at host, on the given port or, if that is 0, on a free one.
@@ -72,7 +73,7 @@ func (f *fake) serveUDP(pc net.PacketConn) {
 		if err != nil {
 			return
 		}
-		q := f.note(buf[:n])
+		q := f.note(buf[:n], from)
 		if q == nil || f.udp == nil {
 			continue
 		}
@@ -101,7 +102,7 @@ func (f *fake) serveTCP(l net.Listener) {
 			if _, err := io.ReadFull(conn, b); err != nil {
 				return
 			}
-			answer := f.tcp(f.note(b))
+			answer := f.tcp(f.note(b, conn.RemoteAddr()))
 			conn.Write(answer)
 			if len(answer) == 0 { // a stall: until the client goes away
 				io.Copy(io.Discard, conn)
@@ -110,7 +111,7 @@ func (f *fake) serveTCP(l net.Listener) {
 	}
 }
 
-func (f *fake) note(b []byte) *dns.Msg {
+func (f *fake) note(b []byte, from net.Addr) *dns.Msg {
 	q := new(dns.Msg)
 	if q.Unpack(b) != nil {
 		return nil
@@ -118,6 +119,7 @@ func (f *fake) note(b []byte) *dns.Msg {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.seen = append(f.seen, q)
+	f.from = append(f.from, netip.MustParseAddrPort(from.String()))
 	return q
 }
 

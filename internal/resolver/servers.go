@@ -24,7 +24,6 @@ type serverList struct {
 	trustAD  bool
 	timeout  time.Duration
 	attempts int
-	source   string
 }
 
 // A server is one name server, and how it did lately.
@@ -75,8 +74,8 @@ func (l *serverList) same(o *serverList) bool {
 }
 
 // newList completes a list of servers by what the configuration says.
-func newList(c Config, addrs []netip.AddrPort, source string) *serverList {
-	l := &serverList{source: source, timeout: defaultTimeout, attempts: defaultAttempts}
+func newList(c Config, addrs []netip.AddrPort) *serverList {
+	l := &serverList{timeout: defaultTimeout, attempts: defaultAttempts}
 	local := true
 	for _, a := range addrs {
 		l.servers = append(l.servers, &server{addr: a})
@@ -102,7 +101,7 @@ func configured(c Config) (*serverList, error) {
 		}
 		addrs = append(addrs, a)
 	}
-	return newList(c, addrs, "configuration"), nil
+	return newList(c, addrs), nil
 }
 
 // parseServer reads an address with or without a port.
@@ -161,7 +160,7 @@ func parseResolvConf(c Config, b []byte, port uint16) *serverList {
 	if len(addrs) == 0 {
 		addrs = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)}
 	}
-	l := newList(c, addrs, c.ResolvConf)
+	l := newList(c, addrs)
 	for _, o := range options {
 		l.setOption(c, o)
 	}

@@ -79,7 +79,7 @@ func TestConfiguredServers(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || r.Servers()[0].String() != want || r.Source() != "configuration" {
+		if err != nil || r.Servers()[0].String() != want {
 			t.Errorf("%q: %v", in, err)
 		}
 	}
@@ -174,5 +174,33 @@ func TestAClockSetBackDoesNotKeepServersAtRest(t *testing.T) {
 	}
 	if l.order(now)[0] == s || l.order(now.Add(-time.Hour))[0] != s {
 		t.Error("the order does not follow the clock")
+	}
+}
+
+func TestAChangeOfTheOptionsKeepsWhatIsKnownOfTheServers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("nameserver 192.0.2.1\nnameserver 192.0.2.2\n")
+	r, err := New(Config{ResolvConf: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.look = 0
+	first := r.servers().servers[0]
+	for range restAfter {
+		first.silent(time.Now())
+	}
+	write("nameserver 192.0.2.1\nnameserver 192.0.2.2\noptions timeout:3\n")
+	l := r.servers()
+	if l.timeout != 3*time.Second || r.Generation() != 0 {
+		t.Errorf("time-out %v, generation %d", l.timeout, r.Generation())
+	}
+	if order := l.order(time.Now()); order[len(order)-1] != first {
+		t.Error("it is forgotten that the first server was silent")
 	}
 }

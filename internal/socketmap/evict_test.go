@@ -1,6 +1,7 @@
 package socketmap
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -58,20 +59,35 @@ func TestAConnectionWithALookupInFlightIsNotIdle(t *testing.T) {
 }
 
 func TestWhenNoneIsIdleTheOldestIsClosedAndItsLookupCancelled(t *testing.T) {
-	arrived, goOn := make(chan struct{}), make(chan struct{})
-	l := full(t, slowHandler(arrived, goOn), 2)
+	arrived, cancelled, goOn := make(chan struct{}), make(chan string, 4), make(chan struct{})
+	l := full(t, handlerFunc(func(ctx context.Context, dst, mapName, key []byte) []byte {
+		arrived <- struct{}{}
+		select {
+		case <-ctx.Done():
+			cancelled <- string(key)
+		case <-goOn:
+		}
+		return echoReply(dst, mapName, key)
+	}), 2)
 	var clients []*testClient
-	for range 4 { // each in the place of the oldest
+	for i := range 4 { // each in the place of the oldest
 		c := l.dial()
-		c.send(request("postfix", "slow.example"))
+		c.send(request("postfix", fmt.Sprintf("%d.example", i)))
 		receive(t, "the lookup begins", arrived)
 		clients = append(clients, c)
+		if i < 2 {
+			continue
+		}
+		want := fmt.Sprintf("%d.example", i-2)
+		if got := receive(t, "a lookup is cancelled", cancelled); got != want {
+			t.Errorf("the lookup of %s is cancelled, want %s", got, want)
+		}
 	}
 	clients[0].wantEnd()
 	clients[1].wantEnd()
 	close(goOn)
-	clients[2].want("OK postfix|slow.example")
-	clients[3].want("OK postfix|slow.example")
+	clients[2].want("OK postfix|2.example")
+	clients[3].want("OK postfix|3.example")
 	if err := l.shutdown(); err != nil {
 		t.Errorf("the cancelled lookups did not end: %v", err)
 	}

@@ -18,6 +18,12 @@ import (
 // returns the reply without its frame. It ends with ctx, and after
 // QueryTimeout at the latest.
 func Query(ctx context.Context, e Endpoint, mapName, key string) (reply string, err error) {
+	return query(ctx, new(net.Dialer).DialContext, e, mapName, key)
+}
+
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+func query(ctx context.Context, dial dialFunc, e Endpoint, mapName, key string) (reply string, err error) {
 	if mapName == "" || strings.Contains(mapName, " ") {
 		return "", fmt.Errorf("ask %s: %q cannot be the name of a map", e, mapName)
 	}
@@ -27,8 +33,7 @@ func Query(ctx context.Context, e Endpoint, mapName, key string) (reply string, 
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, e.Network, e.Address)
+	nc, err := dial(ctx, e.Network, e.Address)
 	if err != nil {
 		return "", queryError(ctx, e, err)
 	}

@@ -3,10 +3,13 @@ package socketmap
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestQueryAsksAsAnMTADoes(t *testing.T) {
@@ -93,5 +96,33 @@ func TestAQueryEndsWithItsContext(t *testing.T) {
 	cancel()
 	if err := receive(t, "the query ends", ended); !errors.Is(err, context.Canceled) {
 		t.Errorf("Query: %v, want the context's error", err)
+	}
+}
+
+func TestAQueryEndsByItselfWhenPostfixWouldGiveUp(t *testing.T) {
+	for name, silent := range map[string]dialFunc{
+		"no connection": func(ctx context.Context, _, _ string) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+		"no reply": func(ctx context.Context, _, _ string) (net.Conn, error) {
+			client, server := net.Pipe()
+			go io.Copy(io.Discard, server)
+			return client, nil
+		},
+		"a request that is not taken": func(ctx context.Context, _, _ string) (net.Conn, error) {
+			client, _ := net.Pipe()
+			return client, nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begun := time.Now()
+				_, err := query(t.Context(), silent, Endpoint{"unix", "silent"}, "postfix", "example.com")
+				if took := time.Since(begun); took != QueryTimeout || !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("%v after %v, want the end after %v", err, took, QueryTimeout)
+				}
+			})
+		})
 	}
 }

@@ -198,3 +198,31 @@ func TestAConnectionAcceptedAfterShutdownIsClosed(t *testing.T) {
 		t.Errorf("read: %v, want the end", err)
 	}
 }
+
+// A deadlineConn has something done just before a read deadline is set, and
+// keeps the last one.
+type deadlineConn struct {
+	net.Conn // nil
+	before   func()
+	deadline time.Time
+}
+
+func (c *deadlineConn) SetReadDeadline(at time.Time) error {
+	c.before()
+	c.before = func() {}
+	c.deadline = at
+	return nil
+}
+
+// The shutdown wakes a connection by a deadline in the past. One that sets its
+// own at this moment must not sleep on.
+func TestAConnectionThatGoesToWaitAsTheShutdownBeginsIsWokenAllTheSame(t *testing.T) {
+	s := NewServer(echo, Options{})
+	nc := &deadlineConn{before: s.stopListening}
+	if err := newConn(s, nc, 1).setReadDeadline(s.now() + time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if !nc.deadline.Before(time.Now()) {
+		t.Errorf("it waits until %v", nc.deadline)
+	}
+}

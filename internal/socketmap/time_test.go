@@ -5,7 +5,9 @@ import (
 	"context"
 	"io"
 	"net"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -238,6 +240,56 @@ func TestALookupMayTakeLongerThanAnyLimitOfTheConnection(t *testing.T) {
 		}
 		if d := c.ended(); d != IdleTimeout {
 			t.Errorf("closed after %v, want %v", d, IdleTimeout)
+		}
+	})
+}
+
+// An exhaustedListener has no file descriptors left, but for one connection in the
+// middle, and notes when it was asked for one.
+type exhaustedListener struct {
+	*pipeListener
+	asked []time.Time
+	good  int // the accept that succeeds
+	most  int // then it waits to be closed
+}
+
+func (l *exhaustedListener) Accept() (net.Conn, error) {
+	l.asked = append(l.asked, time.Now())
+	switch len(l.asked) {
+	case l.good:
+		client, server := net.Pipe()
+		client.Close()
+		return server, nil
+	case l.most:
+		<-l.closed
+		return nil, net.ErrClosed
+	}
+	return nil, syscall.EMFILE
+}
+
+func TestThePauseAfterAFailedAcceptGrowsUpToASecondAndASuccessEndsIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewServer(echo, Options{})
+		l := &exhaustedListener{pipeListener: newPipeListener(), good: 12, most: 16}
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(l) }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		var pauses []time.Duration
+		for i := range len(l.asked) - 1 {
+			pauses = append(pauses, l.asked[i+1].Sub(l.asked[i]))
+		}
+		const ms = time.Millisecond
+		want := []time.Duration{5 * ms, 10 * ms, 20 * ms, 40 * ms, 80 * ms, 160 * ms, 320 * ms, 640 * ms, time.Second, time.Second, time.Second,
+			0, 5 * ms, 10 * ms, 20 * ms}
+		if !slices.Equal(pauses, want) {
+			t.Errorf("pauses %v, want %v", pauses, want)
 		}
 	})
 }

@@ -44,6 +44,7 @@ const (
 	HandshakeRefused                  // a TLS alert at the ClientHello
 	OldTLS                            // TLS 1.1 at most
 	ClientCertificateOnly             // the client is asked for a certificate, and refused without
+	TLS12Only                         // TLS 1.2 at most: no fault, and to be accepted
 )
 
 const (
@@ -93,6 +94,8 @@ func (h *PolicyHost) newConfig() *tls.Config {
 	switch h.fault {
 	case OldTLS:
 		c.MaxVersion = tls.VersionTLS11
+	case TLS12Only:
+		c.MaxVersion = tls.VersionTLS12
 	case ClientCertificateOnly:
 		c.ClientAuth = tls.RequireAnyClientCert
 	}

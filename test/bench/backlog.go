@@ -147,7 +147,7 @@ func workOff(t *testing.T, path string, start time.Time) {
 	}
 	defer store.Close()
 	k := keeper.New(keeper.Options{
-		Store: store, Lookups: instantNet{}, Refresher: instantNet{}, Prepare: tlsmap.Prepare, FetchRate: backlogRate,
+		Store: store, Network: instantNet{}, Prepare: tlsmap.Prepare, FetchRate: backlogRate,
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -172,7 +172,7 @@ func (instantNet) Record(context.Context, string) (policy.Record, time.Duration,
 	return policy.Record{ID: millionID}, time.Hour, nil
 }
 
-func (instantNet) Fetch(_ context.Context, domain string) (*policy.Fetched, error) {
+func (instantNet) FetchThrough(_ context.Context, domain string, _ policy.Gate) (*policy.Fetched, error) {
 	text := []byte(policyText(domain))
 	p, err := policy.Parse(text)
 	if err != nil {
