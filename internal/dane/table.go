@@ -29,6 +29,7 @@ func (a mxAnswer) end() time.Time { return a.until }
 type slot[V perishable] struct {
 	value V
 	since time.Time
+	ended bool     // the value's life is over before its time
 	call  *call[V] // the renewal at work; nil if none is
 }
 
@@ -74,7 +75,7 @@ func (t *table[K, V]) start(ctx context.Context, k K) (V, *call[V]) {
 	}
 	now := time.Now()
 	end := s.value.end()
-	alive := now.Before(end)
+	alive := now.Before(end) && !s.ended
 	if !alive || end.Sub(now) < end.Sub(s.since)/renewPart {
 		t.renewing(ctx, k, s)
 	}
@@ -98,7 +99,7 @@ func (t *table[K, V]) renewing(ctx context.Context, k K, s *slot[V]) {
 		defer cancel()
 		c.value = t.renew(ctx, k, old)
 		t.mu.Lock()
-		s.value, s.since, s.call = c.value, time.Now(), nil
+		s.value, s.since, s.ended, s.call = c.value, time.Now(), false, nil
 		if s.value.end().IsZero() { // not to be kept
 			var none V
 			s.value = none
@@ -106,6 +107,28 @@ func (t *table[K, V]) renewing(ctx context.Context, k K, s *slot[V]) {
 		t.mu.Unlock()
 		close(c.done)
 	}()
+}
+
+// end has the values for which f is true replaced the next time that they are
+// asked for. What they were is still there for their renewal.
+func (t *table[K, V]) end(f func(V) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.held.Values() {
+		s.ended = s.ended || f(s.value)
+	}
+}
+
+// count returns the number of keys for whose value f is true.
+func (t *table[K, V]) count(f func(V) bool) (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.held.Values() {
+		if f(s.value) {
+			n++
+		}
+	}
+	return n
 }
 
 // length returns the number of keys.
