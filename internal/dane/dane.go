@@ -9,7 +9,9 @@ package dane
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -118,12 +120,15 @@ type Checker struct {
 	found    *table[NextHop, Finding]
 	mx       *table[string, mxAnswer]
 	counts   [NotValidating + 1]atomic.Uint64 // findings made, by state
+	panics   atomic.Uint64
 	keptLog  *rate.Limiter
+	panicLog *rate.Limiter
 }
 
 // New returns a Checker that has asked nothing yet.
 func New(o Options) *Checker {
-	c := &Checker{resolver: o.Resolver, log: o.Log, slots: make(chan struct{}, maxChecks), keptLog: rate.NewLimiter(keptPerSecond, keptBurst)}
+	c := &Checker{resolver: o.Resolver, log: o.Log, slots: make(chan struct{}, maxChecks),
+		keptLog: rate.NewLimiter(keptPerSecond, keptBurst), panicLog: rate.NewLimiter(rate.Every(panicEvery), 1)}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -131,8 +136,8 @@ func New(o Options) *Checker {
 	if len(o.Probe.Signed)+len(o.Probe.Unsigned) == 0 {
 		c.prober.names = DefaultProbeNames()
 	}
-	c.found = newTable(maxFindings, c.renew)
-	c.mx = newTable(maxMXSets, c.renewMX)
+	c.found = newTable(maxFindings, c.renew, func(v any) { c.survived("check", v) })
+	c.mx = newTable(maxMXSets, c.renewMX, func(v any) { c.survived("mx", v) })
 	return c
 }
 
@@ -275,6 +280,17 @@ func (c *Checker) logKept(n NextHop, v Verdict) {
 // has turned out to vouch for anything.
 func (c *Checker) doubt() {
 	c.found.end(func(f Finding) bool { return f.State.binds() && !f.bound.vouched })
+}
+
+// survived notes a panic that was recovered from: nobody else would, and mail
+// waits while the daemon is down. Its caller is the deferred function.
+func (c *Checker) survived(what string, panicked any) {
+	c.panics.Add(1)
+	if !c.panicLog.Allow() {
+		return // the metric has the number
+	}
+	c.log.Error("bug: a panic was survived; please report it", "in", "dane", "work", what,
+		"panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))
 }
 
 // logLost says which hosts of a next-hop an MTA that insists on DANE skips,

@@ -18,6 +18,8 @@ const (
 	keptPerSecond = rate.Limit(1) // lines in the log about next-hops that keep their DANE
 	keptBurst     = 20            // of them at once
 
+	panicEvery = time.Second // between two lines in the log about panics
+
 	maxFindings = 10_000  // findings held, some hundred bytes each
 	maxMXSets   = 4_096   // MX answers held
 	maxMXBytes  = 4 << 10 // of names in one of them; larger ones are asked for anew

@@ -195,18 +195,24 @@ func (c *Checker) probing() <-chan struct{} {
 	p.running = done
 	generation, began := c.resolver.Generation(), time.Now()
 	go func() {
-		defer close(done)
+		probe := Probe{began: began}
+		defer func() {
+			if v := recover(); v != nil {
+				c.survived("probe", v)
+			}
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			probe.When = time.Now()
+			p.last, p.generation, p.running = probe, generation, nil
+			c.say(probe.Verdict)
+			close(done)
+		}()
 		ctx, cancel := context.WithTimeout(context.Background(), probeTime)
 		defer cancel()
-		lookups, verdict := c.probe(ctx)
-		if verdict == FalseAD {
+		probe.Lookups, probe.Verdict = c.probe(ctx)
+		if probe.Verdict == FalseAD {
 			c.doubt()
 		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		c.say(verdict)
-		p.last = Probe{Verdict: verdict, When: time.Now(), Lookups: lookups, began: began}
-		p.generation, p.running = generation, nil
 	}()
 	return done
 }
@@ -249,7 +255,7 @@ func (c *Checker) probe(ctx context.Context) ([]*Lookup, Verdict) {
 	var working sync.WaitGroup
 	for i, name := range names {
 		working.Go(func() {
-			l := c.lookup(ctx, name, dns.TypeSOA)
+			l := c.lookupSafely(ctx, name, dns.TypeSOA)
 			lookups[i] = l
 			switch {
 			case i < signed && l.Security == Secure && l.found():
@@ -261,6 +267,17 @@ func (c *Checker) probe(ctx context.Context) ([]*Lookup, Verdict) {
 	}
 	working.Wait()
 	return lookups, judge(lookups[:signed], lookups[signed:])
+}
+
+// lookupSafely is lookup, and has no answer when that panics.
+func (c *Checker) lookupSafely(ctx context.Context, name string, qtype uint16) (l *Lookup) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.survived("probe", v)
+			l = &Lookup{Name: name, Type: qtype, Err: errBrokeOff}
+		}
+	}()
+	return c.lookup(ctx, name, qtype)
 }
 
 // judge draws the conclusion. Only what was answered counts, and for a proof

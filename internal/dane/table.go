@@ -13,7 +13,8 @@ import (
 // asked for in the last part of its life is renewed meanwhile, so that nobody
 // waits for a key in use.
 type table[K comparable, V perishable] struct {
-	renew func(ctx context.Context, k K, old V) V
+	renew    func(ctx context.Context, k K, old V) V
+	survived func(panicked any)
 
 	mu   sync.Mutex
 	held *simplelru.LRU[K, *slot[V]]
@@ -39,14 +40,15 @@ type call[V any] struct {
 	value V
 }
 
-// newTable returns an empty table for up to size keys. renew has checkTime for its work; old is
-// the value that was held last, alive or not.
-func newTable[K comparable, V perishable](size int, renew func(ctx context.Context, k K, old V) V) *table[K, V] {
+// newTable returns an empty table for up to size keys. renew
+// has checkTime for its work; old is the value that was held last, alive or
+// not. A panic in it is given to survived.
+func newTable[K comparable, V perishable](size int, renew func(ctx context.Context, k K, old V) V, survived func(any)) *table[K, V] {
 	held, err := simplelru.NewLRU[K, *slot[V]](size, nil)
 	if err != nil {
 		panic(err) // of a size that is not positive
 	}
-	return &table[K, V]{renew: renew, held: held}
+	return &table[K, V]{renew: renew, survived: survived, held: held}
 }
 
 // get returns the value of k, or the error of ctx if that ends first.
@@ -97,16 +99,32 @@ func (t *table[K, V]) renewing(ctx context.Context, k K, s *slot[V]) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTime)
 	go func() {
 		defer cancel()
+		renewed := false
+		defer func() {
+			if v := recover(); v != nil {
+				t.survived(v)
+			}
+			t.settle(s, c, renewed)
+		}()
 		c.value = t.renew(ctx, k, old)
-		t.mu.Lock()
-		s.value, s.since, s.ended, s.call = c.value, time.Now(), false, nil
+		renewed = true
+	}()
+}
+
+// settle ends a renewal. Those who wait get its value, the zero one if it broke
+// off; then the slot keeps what it has.
+func (t *table[K, V]) settle(s *slot[V], c *call[V], renewed bool) {
+	t.mu.Lock()
+	s.call = nil
+	if renewed {
+		s.value, s.since, s.ended = c.value, time.Now(), false
 		if s.value.end().IsZero() { // not to be kept
 			var none V
 			s.value = none
 		}
-		t.mu.Unlock()
-		close(c.done)
-	}()
+	}
+	t.mu.Unlock()
+	close(c.done)
 }
 
 // end has the values for which f is true replaced the next time that they are
