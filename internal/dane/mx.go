@@ -53,7 +53,7 @@ type mxAnswer struct {
 }
 
 func (c *Checker) renewMX(ctx context.Context, domain string, old mxAnswer) mxAnswer {
-	l := c.lookup(ctx, domain, dns.TypeMX)
+	l := c.ask(ctx, domain, dns.TypeMX) // the policy says which of the hosts count
 	now := time.Now()
 	if !l.answered() {
 		if now.Before(old.until) {
