@@ -42,6 +42,57 @@ func TestEachSettingThatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 	}
 }
 
+func TestPostfixReadsYesAndNoAndTheNamesOfLevelsInAnyCaseAndSoDoWe(t *testing.T) {
+	for setting, want := range map[string]string{
+		"tls_required_enable = Yes":             "tls_required_enable = no",
+		"smtp_tls_enforce_sts_mx_patterns = NO": "smtp_tls_enforce_sts_mx_patterns = yes",
+		"ignore_mx_lookup_error = YES":          "ignore_mx_lookup_error = no",
+		"disable_dns_lookups = yEs":             "disable_dns_lookups",
+		"smtp_dns_support_level = DNSSEC":       "",
+		"smtp_tls_security_level = DANE":        "",
+		"tls_append_default_CA = YES":           "",
+	} {
+		name, value, _ := strings.Cut(setting, " = ")
+		k := newKitchen(Version{3, 10, 5}).withDANE()
+		k.p.Settings[name] = value
+		if name == "tls_append_default_CA" {
+			k.p.Settings["smtp_tls_CAfile"] = ""
+		}
+		r := k.cook(t)
+		if want == "" && len(r.Warnings) > 0 || want != "" && !r.warns(want) {
+			t.Errorf("%s: warnings %q, want %q", setting, r.Warnings, want)
+		}
+		impossible := name == "ignore_mx_lookup_error"
+		if got := r.value("smtp_tls_policy_maps"); strings.Contains(got, "dane") == impossible {
+			t.Errorf("%s: the map is %s", setting, got)
+		}
+		if name == "tls_append_default_CA" && r.value("smtp_tls_CAfile") != "" {
+			t.Errorf("%s: a file is set all the same", setting)
+		}
+	}
+}
+
+func TestDANEInMasterCFAloneIsOverriddenAndTheRecipeSaysSo(t *testing.T) {
+	k := newKitchen(Version{3, 10, 5})
+	k.p.Overrides = []Override{{"relay/unix", "smtp_tls_security_level", "dane"}}
+	if r := k.cook(t); len(r.Warnings) != 1 || !r.warns("for relay/unix") || !r.warns("overrides DANE") {
+		t.Errorf("warnings %q", r.Warnings)
+	}
+	k = newKitchen(Version{3, 10, 5}).withDANE()
+	k.p.Overrides = []Override{{"relay/unix", "smtp_tls_security_level", "dane-only"}}
+	if r := k.cook(t); len(r.Warnings) != 1 || r.warns("overrides DANE") {
+		t.Errorf("with a map with DANE: warnings %q", r.Warnings)
+	}
+}
+
+func TestACAFileMayBeNamedByAWayUp(t *testing.T) {
+	k := newKitchen(Version{3, 10, 5})
+	k.p.Settings["smtp_tls_CAfile"] = "/etc/postfix/.." + strings.TrimPrefix(k.p.Settings["smtp_tls_CAfile"], "/etc")
+	if r := k.cook(t); len(r.Warnings) != 0 {
+		t.Errorf("warnings %q", r.Warnings)
+	}
+}
+
 func TestWhatMakesDANEImpossibleIsWarnedOfAndTheMapIsOneWithoutDANE(t *testing.T) {
 	resolvConf := func(text string) func(*kitchen) {
 		return func(k *kitchen) { k.root["etc/resolv.conf"] = &fstest.MapFile{Data: []byte(text)} }
