@@ -198,6 +198,7 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	defer stopWatching()
 	go s.watch(watching)
 	go s.monitor.Run(watching)
+	go s.out.checker.Run(watching)
 
 	var failure error
 	for failure == nil {

@@ -116,6 +116,7 @@ type Checker struct {
 	resolver Resolver
 	log      *slog.Logger
 	prober   prober
+	inUse    atomic.Bool   // DANE is configured or was asked for
 	slots    chan struct{} // one held by each check at work
 	found    *table[NextHop, Finding]
 	mx       *table[string, mxAnswer]

@@ -45,5 +45,6 @@ const (
 	// The probe of the resolver.
 	probeTime  = 15 * time.Second // for all of its questions
 	probeEvery = 10 * time.Minute // after a probe that found a resolver that validates
+	probeLook  = 10 * time.Second // between two looks whether it is time
 	probeRetry = time.Minute      // after one that did not, or got no answer; an older one is no help for a next-hop that comes to have DANE
 )

@@ -79,9 +79,10 @@ type prober struct {
 }
 
 // Verdict returns the outcome of the last probe of the resolver as it is
-// configured now, and sees to it that there is a new one when it is time. It
-// does not wait.
+// configured now, and sees to it that there is a new one when it is time: from
+// then on, Run does too. It does not wait.
 func (c *Checker) Verdict() Probe {
+	c.inUse.Store(true)
 	if !c.resolver.TrustsAD() {
 		return c.notBelieved()
 	}
@@ -97,6 +98,24 @@ func (c *Checker) Verdict() Probe {
 		c.probing()
 	}
 	return last
+}
+
+// Run keeps what is known of the resolver new until ctx ends, once Verdict has
+// been called for the first time: a resolv.conf that changes, and a probe that
+// failed, do not wait for the next lookup.
+func (c *Checker) Run(ctx context.Context) {
+	tick := time.NewTicker(probeLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if c.inUse.Load() {
+				c.Verdict()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // lastProbe returns the outcome of the last probe, if it was one of the

@@ -139,6 +139,41 @@ func TestANewResolvConfIsProbedAnew(t *testing.T) {
 	})
 }
 
+func TestTheResolverIsProbedWithoutAnyLookupsOnceDANEIsInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		c := checker(f)
+		ctx, end := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); c.Run(ctx) }()
+		defer func() { end(); <-ended }()
+		time.Sleep(time.Hour)
+		if n := f.count("signed.test", "SOA"); n != 0 {
+			t.Errorf("%d probes while nobody has asked for DANE", n)
+		}
+		c.Verdict()
+		synctest.Wait()
+		f.change(func(f *fake) { f.blind = true; f.generation++ })
+		if v := c.Stats().Verdict; v != NoVerdict {
+			t.Errorf("the numbers have the verdict of another resolver: %v", v)
+		}
+		time.Sleep(probeLook + time.Second)
+		if v := c.Stats().Verdict; v != NoAD {
+			t.Errorf("a new resolv.conf: %v", v)
+		}
+		f.change(func(f *fake) { f.blind = false })
+		time.Sleep(probeRetry + probeLook)
+		if v := c.Stats().Verdict; v != Validates {
+			t.Errorf("a resolver that was repaired: %v", v)
+		}
+		f.change(func(f *fake) { f.blind = true })
+		time.Sleep(probeEvery + probeLook)
+		if v := c.Stats().Verdict; v != NoAD {
+			t.Errorf("one that stopped to validate: %v", v)
+		}
+	})
+}
+
 // TestNoStateGetsWeakerBecauseTheResolverStopsToValidate goes through the ways
 // in which validation can end while the daemon runs.
 func TestNoStateGetsWeakerBecauseTheResolverStopsToValidate(t *testing.T) {
