@@ -133,6 +133,7 @@ func (s *service) open() error {
 	s.control = control.NewServer(control.Options{
 		Keeper: s.keeper, Health: s.health, Stats: s.stats, Metrics: scraped, Exempt: s.maps.IsExempt, Log: s.log,
 		Learner: s.keeper, Exemptions: s.exempt, Rehearsed: s.maps.Rehearsed, ExemptUntil: s.exemptUntil,
+		DANE: s.out.checker.Findings,
 	})
 	return nil
 }

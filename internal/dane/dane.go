@@ -41,6 +41,18 @@ func (n NextHop) normal() NextHop {
 	return n
 }
 
+// String writes n as an MTA would ask for it.
+func (n NextHop) String() string {
+	s := n.Host
+	if n.Bracketed {
+		s = "[" + s + "]"
+	}
+	if n = n.normal(); n.Port != 25 {
+		s += fmt.Sprintf(":%d", n.Port)
+	}
+	return s
+}
+
 // A State is what DANE has to say of a next-hop.
 type State uint8
 
@@ -74,6 +86,20 @@ func (s State) String() string {
 		return "not-validating"
 	}
 	return "invalid"
+}
+
+// MarshalText writes the state's word.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads the word of a state.
+func (s *State) UnmarshalText(word []byte) error {
+	for known := Undecided; known <= NotValidating; known++ {
+		if known.String() == string(word) {
+			*s = known
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no DANE state", word)
 }
 
 // binds says whether the state demands DANE of the MTA.
@@ -158,6 +184,19 @@ func (c *Checker) Check(ctx context.Context, n NextHop) Finding {
 func (c *Checker) Held(ctx context.Context, n NextHop) (Finding, bool) {
 	f, wait := c.found.start(ctx, n.normal())
 	return f, wait == nil
+}
+
+// Findings returns what is held of the next-hops whose host or domain that is,
+// and still counts, in no order. It asks nothing.
+func (c *Checker) Findings(host string) map[NextHop]Finding {
+	found := make(map[NextHop]Finding)
+	now := time.Now()
+	c.found.each(func(n NextHop, f Finding) {
+		if n.Host == host && now.Before(f.Until) {
+			found[n] = f
+		}
+	})
+	return found
 }
 
 // Look checks a next-hop now and returns all that it saw, for -explain. It

@@ -13,7 +13,12 @@ type Stats struct {
 
 // Stats returns the numbers. It asks nothing, and begins no probe.
 func (c *Checker) Stats() Stats {
-	s := Stats{Held: c.found.length(), Kept: c.found.count(Finding.Kept), MXSets: c.mx.length(), Checking: len(c.slots), Panics: c.panics.Load(), Verdict: NotBelieved}
+	s := Stats{Held: c.found.length(), MXSets: c.mx.length(), Checking: len(c.slots), Panics: c.panics.Load(), Verdict: NotBelieved}
+	c.found.each(func(_ NextHop, f Finding) {
+		if f.Kept() {
+			s.Kept++
+		}
+	})
 	for i := range c.counts {
 		s.Findings[i] = c.counts[i].Load()
 	}

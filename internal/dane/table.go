@@ -137,16 +137,16 @@ func (t *table[K, V]) end(f func(V) bool) {
 	}
 }
 
-// count returns the number of keys for whose value f is true.
-func (t *table[K, V]) count(f func(V) bool) (n int) {
+// each calls f with every key and its value; not with one that is to be
+// replaced before its time. f must be quick, and is not to use the table.
+func (t *table[K, V]) each(f func(K, V)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, s := range t.held.Values() {
-		if f(s.value) {
-			n++
+	for _, k := range t.held.Keys() {
+		if s, ok := t.held.Peek(k); ok && !s.ended {
+			f(k, s.value)
 		}
 	}
-	return n
 }
 
 // length returns the number of keys.
