@@ -236,14 +236,28 @@ func (c *Checker) find(ctx context.Context, n NextHop, old Finding) Finding {
 	case f.State == Undecided:
 		f.bound = old.bound // an outage is no reason to forget it
 	case f.State.binds():
-		if f.bound = c.vouchFor(ctx, f.State, old.bound); !f.bound.state.binds() {
-			return c.noWeaker(n, old, notValidating(FalseAD), FalseAD)
-		}
-		if f.State == Usable && !f.told {
-			f.told = c.logLost(n, r)
-		}
+		return c.come(ctx, n, old, f, r)
 	case old.bound.state.binds():
 		return c.leave(ctx, n, old, f, r)
+	}
+	return f
+}
+
+// come returns what to make of f, which binds.
+func (c *Checker) come(ctx context.Context, n NextHop, old, f Finding, r *Report) Finding {
+	b, v := c.vouchFor(ctx, f.State, old.bound)
+	switch {
+	case v == FalseAD:
+		return c.noWeaker(n, old, notValidating(v), v)
+	case ctx.Err() != nil && !b.vouched: // the probe is at work, and the next check will know
+		if time.Now().Before(old.Until) {
+			return old
+		}
+		return Finding{State: Undecided, Why: "the probe of the resolver took too long", Until: time.Now().Add(failKeep), told: old.told, bound: old.bound}
+	}
+	f.bound = b
+	if f.State == Usable && !f.told {
+		f.told = c.logLost(n, r)
 	}
 	return f
 }
@@ -254,25 +268,23 @@ func notValidating(v Verdict) Finding {
 	return Finding{State: NotValidating, Why: v.String(), Until: time.Now().Add(failKeep)}
 }
 
-// vouchFor returns the binding for a state that binds; the zero one if the
-// resolver vouches for anything.
+// vouchFor returns the binding for a state that binds, and what the resolver
+// was probed to be if nothing has vouched for the state before.
 //
 // A probe of just before is good enough to come to DANE by, so that not each
 // new domain costs one. But it may have seen the resolver before that began to
 // lie: a later one has to vouch for the state before it is relied on.
-func (c *Checker) vouchFor(ctx context.Context, s State, old binding) binding {
+func (c *Checker) vouchFor(ctx context.Context, s State, old binding) (binding, Verdict) {
 	b := binding{state: s, since: old.since, vouched: old.vouched}
 	if !old.state.binds() {
 		b.since = time.Now()
 	}
 	if b.vouched = b.vouched || c.vouched(b.since); b.vouched {
-		return b
+		return b, Validates
 	}
-	if c.recent(ctx).Verdict == FalseAD {
-		return binding{}
-	}
+	v := c.recent(ctx).Verdict
 	b.vouched = c.vouched(b.since)
-	return b
+	return b, v
 }
 
 // leave returns what to make of f, which does not bind any more.

@@ -416,6 +416,31 @@ func TestWhatAProbeOfJustBeforeLetInFallsWithTheNextOne(t *testing.T) {
 	}
 }
 
+func TestACheckThatIsCutShortBeforeTheProbeHasAnAnswerIsUndecided(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(e entry) entry { e.delay = 4900 * time.Millisecond; return e }
+		f := newFake()
+		f.set("victim.example", "MX", slow(insecure("10 mx.attacker.example."))).
+			set("mx.attacker.example", "A", slow(secure("192.0.2.1"))).
+			set(port25+"mx.attacker.example", "TLSA", slow(secure(usableTLSA...)))
+		c := checker(f)
+		c.Probe(t.Context())
+		time.Sleep(5 * time.Minute)
+		f.change(func(f *fake) {
+			f.liar = true
+			f.answers["unsigned.test SOA"] = slow(f.answers["unsigned.test SOA"])
+		})
+		hop := NextHop{Host: "victim.example"}
+		for _, want := range []State{Undecided, NotValidating, NotValidating} {
+			if got := c.Check(t.Context(), hop); got.State != want {
+				t.Errorf("%+v, want %v", got, want)
+			}
+			time.Sleep(failKeep)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
 func TestNewDANEDomainsShareAProbeAndARenewalCostsNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
