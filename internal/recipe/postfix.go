@@ -199,7 +199,7 @@ func (a *advice) authorities() {
 	}
 	if file != "" {
 		a.warn("smtp_tls_CAfile = %s is not there: no certificate verifies, and mail to domains with an enforced policy waits.", file)
-	} else if a.p.Settings["smtp_tls_CApath"] != "" || a.is("tls_append_default_CA", "yes") {
+	} else if a.seesFolder() || a.is("tls_append_default_CA", "yes") {
 		return
 	}
 	for _, known := range caFiles {
@@ -210,6 +210,18 @@ func (a *advice) authorities() {
 	}
 	a.warn("no file with certificate authorities was found: without smtp_tls_CAfile no certificate verifies, and mail to domains " +
 		"with an enforced policy waits. Install the package ca-certificates and run this again.")
+}
+
+// seesFolder reports whether smtp(8) can use the folder of smtp_tls_CApath,
+// which it looks into when it is in its chroot already (postconf(5)). Debian
+// copies it there, but only where systemd starts Postfix.
+func (a *advice) seesFolder() bool {
+	folder := a.p.Settings["smtp_tls_CApath"]
+	if folder == "" || !a.chrooted() {
+		return folder != ""
+	}
+	st, err := fs.Stat(a.root, strings.TrimPrefix(path.Join("/", a.p.Settings["queue_directory"], folder), "/"))
+	return err == nil && st.IsDir()
 }
 
 // exists reports whether there is a file. The name may go up by "..", which an

@@ -222,16 +222,20 @@ func TestACAFileIsFoundWhereNoneIsSet(t *testing.T) {
 		file, path, ok string
 		have           []string
 		want           string
+		chroot         bool
 	}{
-		{"Debian", "", "", "no", []string{debianCA}, "/" + debianCA},
-		{"Fedora", "", "", "no", []string{"etc/pki/tls/certs/ca-bundle.crt"}, "/etc/pki/tls/certs/ca-bundle.crt"},
-		{"one is set", "/x.pem", "", "no", []string{"x.pem", debianCA}, ""},
-		{"the one that is set is not there", "/x.pem", "", "no", []string{debianCA}, "/" + debianCA},
-		{"a folder is set", "", "/etc/ssl/certs", "no", []string{debianCA}, ""},
-		{"OpenSSL's own are used", "", "", "yes", []string{debianCA}, ""},
+		{"Debian", "", "", "no", []string{debianCA}, "/" + debianCA, false},
+		{"Fedora", "", "", "no", []string{"etc/pki/tls/certs/ca-bundle.crt"}, "/etc/pki/tls/certs/ca-bundle.crt", false},
+		{"one is set", "/x.pem", "", "no", []string{"x.pem", debianCA}, "", false},
+		{"the one that is set is not there", "/x.pem", "", "no", []string{debianCA}, "/" + debianCA, false},
+		{"a folder is set", "", "/etc/ssl/certs", "no", []string{debianCA}, "", false},
+		{"a folder that is not in the chroot", "", "/etc/ssl/certs", "no", []string{debianCA}, "/" + debianCA, true},
+		{"a folder that is in the chroot", "", "/etc/ssl/certs", "no", []string{debianCA, "var/spool/postfix/etc/ssl/certs/x.0"}, "", true},
+		{"OpenSSL's own are used", "", "", "yes", []string{debianCA}, "", false},
 	} {
 		k := newKitchen(Version{3, 7, 0})
 		k.p.Settings["smtp_tls_CAfile"], k.p.Settings["smtp_tls_CApath"], k.p.Settings["tls_append_default_CA"] = tt.file, tt.path, tt.ok
+		k.p.Clients = []Client{{"smtp/unix", tt.chroot}}
 		k.root = fstest.MapFS{}
 		for _, name := range tt.have {
 			k.root[name] = &fstest.MapFile{}
