@@ -96,7 +96,7 @@ func (a *app) checkDaemon(cfg *config.Config) {
 // DANE.
 func consequence(v dane.Verdict) string {
 	if v == dane.NoVerdict {
-		return "the maps with DANE defer mail that they cannot decide on"
+		return "the maps with DANE go by the AD bit of its answers, and by what they knew before"
 	}
 	return "the maps with DANE answer as those without"
 }

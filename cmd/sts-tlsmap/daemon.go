@@ -128,6 +128,7 @@ func (s *service) open() error {
 	s.control = control.NewServer(control.Options{
 		Keeper: s.keeper, Health: s.health, Stats: s.stats, Metrics: scraped, Exempt: s.maps.IsExempt, Log: s.log,
 		Learner: s.keeper, Exemptions: s.exempt, Rehearsed: s.maps.Rehearsed, ExemptUntil: s.exemptUntil,
+		DANE: s.out.checker.Findings,
 	})
 	return nil
 }
@@ -183,6 +184,7 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	defer stopWatching()
 	go s.watch(watching)
 	go s.monitor.Run(watching)
+	go s.out.checker.Run(watching)
 
 	var failure error
 	for failure == nil {

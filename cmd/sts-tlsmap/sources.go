@@ -37,7 +37,7 @@ func (s *service) page(table *tlsmap.Table, failures *status.Failures) *status.P
 
 // signs are what tells whether something is wrong.
 func (s *service) signs() health.Signs {
-	return health.Signs{Now: time.Now(), Keeper: s.keeper.Stats(), Cache: s.store.Stats()}
+	return health.Signs{Now: time.Now(), Keeper: s.keeper.Stats(), Cache: s.store.Stats(), DANE: s.out.checker.Stats()}
 }
 
 // rootsAgain reads the certificate authorities as the next start would, where

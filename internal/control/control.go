@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -112,6 +113,18 @@ type Held struct {
 	// ExemptUntil is when that ends; zero: it is for good.
 	ExemptUntil time.Time   `json:"exempt_until,omitzero"`
 	Rehearsed   []Rehearsed `json:"rehearsed,omitempty"`
+	// DANE is what is held of next-hops of that name, which maps with DANE
+	// answer from. It alone is not held of the domain.
+	DANE []DANE `json:"dane,omitempty"`
+}
+
+// A DANE is what is held of the DANE of a next-hop.
+type DANE struct {
+	NextHop string     `json:"next_hop"` // as an MTA asks for it: "[mx.example.com]:587"
+	State   dane.State `json:"state"`
+	Why     string     `json:"why"`
+	Until   time.Time  `json:"until"`
+	Kept    bool       `json:"kept,omitempty"` // from before: nothing vouches for what the DNS says now
 }
 
 // Nothing says whether nothing is held.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
@@ -234,6 +235,27 @@ func TestAClientThatStopsReadingIsDroppedAndHoldsUpNobody(t *testing.T) {
 	}
 	if err := c.List(t.Context(), true, func(Entry) error { return nil }); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWhatIsHeldOfADomainsDANEIsTold(t *testing.T) {
+	k := &fakeKeeper{}
+	k.add(1, []byte("text"))
+	until := time.Unix(5000, 0)
+	c, _, _ := serve(t, k, func(s *Server) {
+		s.o.DANE = func(host string) map[dane.NextHop]dane.Finding {
+			return map[dane.NextHop]dane.Finding{
+				{Host: host, Port: 25}: {State: dane.Usable, Why: "1 of 1", Until: until}, {Host: host, Port: 587, Bracketed: true}: {State: dane.NotValidating, Until: until},
+			}
+		}
+	})
+	h, err := c.Held(t.Context(), "d000000.test")
+	want := []DANE{{NextHop: "[d000000.test]:587", State: dane.NotValidating, Until: until.UTC()}, {NextHop: "d000000.test", State: dane.Usable, Why: "1 of 1", Until: until.UTC()}}
+	if err != nil || !slices.Equal(h.DANE, want) {
+		t.Errorf("got %+v, %v", h.DANE, err)
+	}
+	if _, err := c.Held(t.Context(), "other.test"); !errors.Is(err, ErrNothingHeld) {
+		t.Errorf("of a domain without a policy: %v", err)
 	}
 }
 

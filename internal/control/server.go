@@ -8,11 +8,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -29,6 +31,9 @@ type Options struct {
 	Exemptions  Exemptions                      // those set at run time; nil: there are none
 	ExemptUntil func(domain string) time.Time   // zero: for good, or not at all; nil: there are no ends
 	Rehearsed   func(domain string) []Rehearsed // of all, if empty; nil: nothing is
+
+	// DANE returns what is held of the next-hops of that name; nil: nothing is.
+	DANE func(host string) map[dane.NextHop]dane.Finding
 }
 
 // A Server answers on the control socket.
@@ -152,6 +157,12 @@ func (s *Server) Held(domain string) (Held, error) {
 		h.Negative = &Negative{Result: n.Result, Err: n.Err, Until: utc(n.Until)}
 	}
 	h.ExemptUntil, h.Rehearsed = utc(s.o.ExemptUntil(domain)), s.o.Rehearsed(domain)
+	if s.o.DANE != nil {
+		for n, f := range s.o.DANE(domain) {
+			h.DANE = append(h.DANE, DANE{NextHop: n.String(), State: f.State, Why: f.Why, Until: utc(f.Until), Kept: f.Kept()})
+		}
+		slices.SortFunc(h.DANE, func(a, b DANE) int { return strings.Compare(a.NextHop, b.NextHop) })
+	}
 	return h, nil
 }
 

@@ -171,7 +171,7 @@ func (c *Checker) lookAtHosts(ctx context.Context, r *Report, both bool) {
 	for range min(hostsAtOnce, len(r.Hosts)) {
 		working.Go(func() {
 			for h := range next {
-				c.lookAtHost(ctx, h, r.NextHop.Port, both)
+				c.lookAtHostSafely(ctx, h, r.NextHop.Port, both)
 				if h.State == HostUsable && !both {
 					settle.Do(func() { time.AfterFunc(settleTime, cancel) })
 				}
@@ -186,6 +186,18 @@ func (c *Checker) lookAtHosts(ctx context.Context, r *Report, both bool) {
 	}
 	close(next)
 	working.Wait()
+}
+
+// lookAtHostSafely is lookAtHost, and leaves a host of which nothing is known
+// when that panics.
+func (c *Checker) lookAtHostSafely(ctx context.Context, h *Host, port uint16, both bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.survived("host", v)
+			h.State, h.Failed = HostUnknown, nil
+		}
+	}()
+	c.lookAtHost(ctx, h, port, both)
 }
 
 // lookAtHost follows RFC 7672, 2.2.2: addresses first; TLSA at the name that

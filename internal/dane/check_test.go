@@ -179,6 +179,30 @@ func TestRFC7672_2_1_1_TheFourKindsOfMXAnswersWithEachKindOfHost(t *testing.T) {
 	}
 }
 
+// TestRFC7672_2_1_1_AnAnswerThatNothingVouchesForDoesNotHideASERVFAIL has one
+// of two servers validate, and the other have what the first one refused.
+func TestRFC7672_2_1_1_AnAnswerThatNothingVouchesForDoesNotHideASERVFAIL(t *testing.T) {
+	other := func(e entry) entry { e.servFail = true; return e }
+	for name, c := range map[string]struct {
+		mx, tlsa entry
+		want     State
+	}{
+		"MX refused, then not authenticated":   {other(insecure("10 mx.example.com.")), secure(), Undecided},
+		"MX refused, then authenticated":       {other(secure("10 mx.example.com.")), secure(usableTLSA...), Usable},
+		"TLSA refused, then not authenticated": {secure("10 mx.example.com."), other(insecure()), LookupFailed},
+	} {
+		f := newFake().set("example.com", "MX", c.mx).set("mx.example.com", "A", secure("192.0.2.1")).set(port25+"mx.example.com", "TLSA", c.tlsa)
+		ch := checker(f)
+		if got := ch.Check(t.Context(), NextHop{Host: "example.com"}); got.State != c.want {
+			t.Errorf("%s: %+v", name, got)
+		}
+		// Map exim goes by the policy, whoever named the hosts.
+		if set, err := ch.MX(t.Context(), "example.com"); err != nil || len(set.Hosts) != 1 {
+			t.Errorf("%s: %v, %v", name, set, err)
+		}
+	}
+}
+
 func TestRFC7672_2_2_2_WithoutMXRecordsADomainIsItsOwnHost(t *testing.T) {
 	for _, h := range hostKinds {
 		f := newFake().set("example.com", "MX", secure())

@@ -9,9 +9,13 @@ package dane
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
@@ -35,6 +39,18 @@ func (n NextHop) normal() NextHop {
 		n.Port = 25
 	}
 	return n
+}
+
+// String writes n as an MTA would ask for it.
+func (n NextHop) String() string {
+	s := n.Host
+	if n.Bracketed {
+		s = "[" + s + "]"
+	}
+	if n = n.normal(); n.Port != 25 {
+		s += fmt.Sprintf(":%d", n.Port)
+	}
+	return s
 }
 
 // A State is what DANE has to say of a next-hop.
@@ -72,6 +88,20 @@ func (s State) String() string {
 	return "invalid"
 }
 
+// MarshalText writes the state's word.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads the word of a state.
+func (s *State) UnmarshalText(word []byte) error {
+	for known := Undecided; known <= NotValidating; known++ {
+		if known.String() == string(word) {
+			*s = known
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no DANE state", word)
+}
+
 // binds says whether the state demands DANE of the MTA.
 func (s State) binds() bool { return s == Usable || s == LookupFailed }
 
@@ -81,8 +111,23 @@ type Finding struct {
 	Why   string    // one sentence, for the log; names from the network in it are host names
 	Until time.Time // kept until then
 
-	told bool // the log has the hosts that are lost; remembered as long as the next-hop is
+	bound binding // what demanded DANE of the MTA last; outlives a state that is Undecided
+	told  bool    // the log has the hosts that are lost; remembered as long as the next-hop is
 }
+
+// A binding is a state that binds, and how far it is to be relied on. The zero
+// value is that of a next-hop that had no DANE, or has given it up.
+type binding struct {
+	state   State
+	since   time.Time // when the next-hop came to have DANE
+	vouched bool      // a probe that began after that found a resolver that validates
+	kept    bool      // the state is not what the last check found, which nothing vouches for
+	because Verdict   // why it is kept, as the log has it
+}
+
+// Kept says whether the finding is one from before: the last check found
+// another, and may have done so because the resolver does not validate.
+func (f Finding) Kept() bool { return f.bound.kept }
 
 // Options are what a Checker works with.
 type Options struct {
@@ -97,15 +142,20 @@ type Checker struct {
 	resolver Resolver
 	log      *slog.Logger
 	prober   prober
+	inUse    atomic.Bool   // DANE is configured or was asked for
 	slots    chan struct{} // one held by each check at work
 	found    *table[NextHop, Finding]
 	mx       *table[string, mxAnswer]
 	counts   [NotValidating + 1]atomic.Uint64 // findings made, by state
+	panics   atomic.Uint64
+	keptLog  *rate.Limiter
+	panicLog *rate.Limiter
 }
 
 // New returns a Checker that has asked nothing yet.
 func New(o Options) *Checker {
-	c := &Checker{resolver: o.Resolver, log: o.Log, slots: make(chan struct{}, maxChecks)}
+	c := &Checker{resolver: o.Resolver, log: o.Log, slots: make(chan struct{}, maxChecks),
+		keptLog: rate.NewLimiter(keptPerSecond, keptBurst), panicLog: rate.NewLimiter(rate.Every(panicEvery), 1)}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -113,8 +163,8 @@ func New(o Options) *Checker {
 	if len(o.Probe.Signed)+len(o.Probe.Unsigned) == 0 {
 		c.prober.names = DefaultProbeNames()
 	}
-	c.found = newTable(maxFindings, c.renew)
-	c.mx = newTable(maxMXSets, c.renewMX)
+	c.found = newTable(maxFindings, c.renew, func(v any) { c.survived("check", v) })
+	c.mx = newTable(maxMXSets, c.renewMX, func(v any) { c.survived("mx", v) })
 	return c
 }
 
@@ -134,6 +184,19 @@ func (c *Checker) Check(ctx context.Context, n NextHop) Finding {
 func (c *Checker) Held(ctx context.Context, n NextHop) (Finding, bool) {
 	f, wait := c.found.start(ctx, n.normal())
 	return f, wait == nil
+}
+
+// Findings returns what is held of the next-hops whose host or domain that is,
+// and still counts, in no order. It asks nothing.
+func (c *Checker) Findings(host string) map[NextHop]Finding {
+	found := make(map[NextHop]Finding)
+	now := time.Now()
+	c.found.each(func(n NextHop, f Finding) {
+		if n.Host == host && now.Before(f.Until) {
+			found[n] = f
+		}
+	})
+	return found
 }
 
 // Look checks a next-hop now and returns all that it saw, for -explain. It
@@ -156,37 +219,130 @@ func (c *Checker) renew(ctx context.Context, n NextHop, old Finding) Finding {
 	return f
 }
 
+// find checks a next-hop. Where it comes to have DANE or leaves it, the answers
+// alone do not tell whether that is the domain's doing or the resolver's: the
+// resolver is probed. Between two findings of one kind it is not.
 func (c *Checker) find(ctx context.Context, n NextHop, old Finding) Finding {
 	now := time.Now()
 	if p := c.Verdict(); p.Verdict.proof() {
-		f := Finding{State: NotValidating, Why: p.Verdict.String(), Until: now.Add(failKeep), told: old.told}
-		return c.noWeaker(n, old, f, p.Verdict)
+		return c.noWeaker(n, old, notValidating(p.Verdict), p.Verdict)
 	}
 	r := c.inTurn(ctx, n)
 	if r.State == Undecided && now.Before(old.Until) {
 		return old
 	}
 	f := Finding{State: r.State, Why: r.Why, Until: time.Now().Add(r.keep()), told: old.told}
-	if r.State == Usable && !f.told {
-		f.told = c.logLost(n, r)
-	}
-	if old.State.binds() && r.Unsigned {
-		return c.noWeaker(n, old, f, c.Probe(ctx).Verdict)
+	switch {
+	case f.State == Undecided:
+		f.bound = old.bound // an outage is no reason to forget it
+	case f.State.binds():
+		return c.come(ctx, n, old, f, r)
+	case old.bound.state.binds():
+		return c.leave(ctx, n, old, f, r)
 	}
 	return f
 }
 
-// noWeaker returns f, or the old state if f is weaker and may be the doing of
-// the resolver. A domain that had DANE and now comes without signatures has
-// given them up, or the resolver no longer checks them. Only a resolver that
-// validates can tell.
-func (c *Checker) noWeaker(n NextHop, old, f Finding, v Verdict) Finding {
-	if v == Validates || !old.State.binds() || f.State.binds() || f.State == Undecided {
+// come returns what to make of f, which binds.
+func (c *Checker) come(ctx context.Context, n NextHop, old, f Finding, r *Report) Finding {
+	b, v := c.vouchFor(ctx, f.State, old.bound)
+	switch {
+	case v == FalseAD:
+		return c.noWeaker(n, old, notValidating(v), v)
+	case ctx.Err() != nil && !b.vouched: // the probe is at work, and the next check will know
+		if time.Now().Before(old.Until) {
+			return old
+		}
+		return Finding{State: Undecided, Why: "the probe of the resolver took too long", Until: time.Now().Add(failKeep), told: old.told, bound: old.bound}
+	}
+	f.bound = b
+	if f.State == Usable && !f.told {
+		f.told = c.logLost(n, r)
+	}
+	return f
+}
+
+// notValidating is the finding under a verdict that proves that nothing can be
+// found.
+func notValidating(v Verdict) Finding {
+	return Finding{State: NotValidating, Why: v.String(), Until: time.Now().Add(failKeep)}
+}
+
+// vouchFor returns the binding for a state that binds, and what the resolver
+// was probed to be if nothing has vouched for the state before.
+//
+// A probe of just before is good enough to come to DANE by, so that not each
+// new domain costs one. But it may have seen the resolver before that began to
+// lie: a later one has to vouch for the state before it is relied on.
+func (c *Checker) vouchFor(ctx context.Context, s State, old binding) (binding, Verdict) {
+	b := binding{state: s, since: old.since, vouched: old.vouched}
+	if !old.state.binds() {
+		b.since = time.Now()
+	}
+	if b.vouched = b.vouched || c.vouched(b.since); b.vouched {
+		return b, Validates
+	}
+	v := c.recent(ctx).Verdict
+	b.vouched = c.vouched(b.since)
+	return b, v
+}
+
+// leave returns what to make of f, which does not bind any more.
+func (c *Checker) leave(ctx context.Context, n NextHop, old, f Finding, r *Report) Finding {
+	v := c.Probe(ctx).Verdict
+	switch {
+	case v == FalseAD:
+		f = notValidating(v)
+	case !r.Unsigned && !old.bound.vouched:
+		// Presence and absence rest on the same word.
 		return f
 	}
-	c.log.Error("next-hop keeps its DANE state: its answers are no longer authenticated", "domain", n.Host, "resolver", v.String())
-	return Finding{State: old.State, Until: time.Now().Add(failKeep), told: old.told,
+	return c.noWeaker(n, old, f, v)
+}
+
+// noWeaker returns f, or the state that bound before, if f is weaker and may be
+// the doing of the resolver. A domain that had DANE and now comes without has
+// given it up, or the resolver no longer checks. Only a resolver that validates
+// can tell. A state for which nothing but a resolver's word ever stood falls
+// with that word.
+func (c *Checker) noWeaker(n NextHop, old, f Finding, v Verdict) Finding {
+	f.told = old.told
+	b := old.bound
+	if !b.state.binds() || v == Validates || v == FalseAD && !b.vouched {
+		return f
+	}
+	if !b.kept || b.because != v {
+		c.logKept(n, v)
+	}
+	b.kept, b.because = true, v
+	return Finding{State: b.state, Until: time.Now().Add(failKeep), told: old.told, bound: b,
 		Why: "it had DANE while answers were authenticated, and now nothing is known: " + v.String()}
+}
+
+// logKept says that a next-hop keeps its state.
+func (c *Checker) logKept(n NextHop, v Verdict) {
+	if !c.keptLog.Allow() {
+		return // the metric has the number
+	}
+	c.log.Error("next-hop keeps its DANE state: its answers are no longer authenticated", "domain", n.Host, "resolver", v.String(),
+		"next", "have the resolver validate again: sts-tlsmap -check says when it does; until then mail to the domain may wait")
+}
+
+// doubt ends the life of what rests on nothing but the word of a resolver that
+// has turned out to vouch for anything.
+func (c *Checker) doubt() {
+	c.found.end(func(f Finding) bool { return f.State.binds() && !f.bound.vouched })
+}
+
+// survived notes a panic that was recovered from: nobody else would, and mail
+// waits while the daemon is down. Its caller is the deferred function.
+func (c *Checker) survived(what string, panicked any) {
+	c.panics.Add(1)
+	if !c.panicLog.Allow() {
+		return // the metric has the number
+	}
+	c.log.Error("bug: a panic was survived; please report it", "in", "dane", "work", what,
+		"panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))
 }
 
 // logLost says which hosts of a next-hop an MTA that insists on DANE skips,

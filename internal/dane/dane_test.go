@@ -180,6 +180,36 @@ func TestChecksAreBoundedAndTheWaitForATurnEnds(t *testing.T) {
 	})
 }
 
+func TestWhatIsHeldOfAHostIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		daneDomain(f, "example.com")
+		c := checker(f)
+		for _, n := range []NextHop{{Host: "example.com"}, {Host: "example.com", Port: 587, Bracketed: true}, {Host: "other.example"}} {
+			c.Check(t.Context(), n)
+		}
+		asked := f.questions()
+		got := c.Findings("example.com")
+		if len(got) != 2 || got[NextHop{Host: "example.com", Port: 25}].State != Usable || f.questions() != asked {
+			t.Errorf("%v", got)
+		}
+		time.Sleep(maxKeep)
+		if got := c.Findings("example.com"); len(got) != 0 {
+			t.Errorf("what does not count any more: %v", got)
+		}
+	})
+}
+
+func TestANextHopIsWrittenAsAnMTAAsksForIt(t *testing.T) {
+	for n, want := range map[NextHop]string{
+		{Host: "a.test"}: "a.test", {Host: "a.test", Port: 25, Bracketed: true}: "[a.test]", {Host: "a.test", Port: 587, Bracketed: true}: "[a.test]:587",
+	} {
+		if n.String() != want {
+			t.Errorf("%s, want %s", n, want)
+		}
+	}
+}
+
 func TestTheTableIsBounded(t *testing.T) {
 	f := newFake()
 	c := checker(f)

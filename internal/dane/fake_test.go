@@ -38,6 +38,7 @@ type entry struct {
 	data     []string // of the records
 	ttl      time.Duration
 	delay    time.Duration
+	servFail bool // of a server asked before
 }
 
 func newFake() *fake {
@@ -111,7 +112,7 @@ func (f *fake) Query(ctx context.Context, name string, qtype uint16) (*resolver.
 		}
 		return nil, failed
 	}
-	a := &resolver.Answer{Name: name, CNAMEs: e.cnames, TTL: e.ttl}
+	a := &resolver.Answer{Name: name, CNAMEs: e.cnames, TTL: e.ttl, AfterServFail: e.servFail}
 	if len(e.cnames) > 0 {
 		a.Name = e.end
 	}

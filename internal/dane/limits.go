@@ -1,6 +1,10 @@
 package dane
 
-import "time"
+import (
+	"time"
+
+	"golang.org/x/time/rate"
+)
 
 // The limits of the checks. They stand together so that they can be read
 // together.
@@ -11,6 +15,11 @@ const (
 	maxChecks   = 256 // next-hops that are checked at once; each asks at most hostsAtOnce questions at once
 	loggedHosts = 8   // named in one line of the log
 
+	keptPerSecond = rate.Limit(1) // lines in the log about next-hops that keep their DANE
+	keptBurst     = 20            // of them at once
+
+	panicEvery = time.Second // between two lines in the log about panics
+
 	maxFindings = 10_000  // findings held, some hundred bytes each
 	maxMXSets   = 4_096   // MX answers held
 	maxMXBytes  = 4 << 10 // of names in one of them; larger ones are asked for anew
@@ -20,7 +29,8 @@ const (
 	checkTime = 15 * time.Second
 
 	// settleTime is for the other hosts once one with usable records is
-	// found, which decides: they are looked at for the log only.
+	// found, which decides: they are looked at for the log only. Likewise for
+	// the other names of a probe that has decided.
 	settleTime = 2 * time.Second
 
 	// What is found is kept for the TTL of the records, within bounds.
@@ -35,5 +45,6 @@ const (
 	// The probe of the resolver.
 	probeTime  = 15 * time.Second // for all of its questions
 	probeEvery = 10 * time.Minute // after a probe that found a resolver that validates
-	probeRetry = time.Minute      // after one that did not, or got no answer
+	probeLook  = 10 * time.Second // between two looks whether it is time
+	probeRetry = time.Minute      // after one that did not, or got no answer; an older one is no help for a next-hop that comes to have DANE
 )

@@ -43,10 +43,25 @@ type Lookup struct {
 	Err      error
 }
 
-// lookup asks a question. A name that is too long for the DNS cannot exist:
-// that is as good as proven. Another name that cannot be asked for is a lookup
-// that failed.
+// errUnvouched is an answer in the place of one that may have been bogus.
+var errUnvouched = errors.New("another server has an answer, which nothing vouches for")
+
+// lookup asks a question. Where one of several servers that are trusted says
+// SERVFAIL, one that does not validate may have the very forgery that the first
+// one saw through: its answer is none.
 func (c *Checker) lookup(ctx context.Context, name string, qtype uint16) *Lookup {
+	l := c.ask(ctx, name, qtype)
+	if l.Security == Insecure && l.Answer.AfterServFail {
+		l.Security, l.Answer = Bogus, nil
+		l.Err = &resolver.Error{Name: name, Type: qtype, Kind: resolver.KindServFail, Err: errUnvouched}
+	}
+	return l
+}
+
+// ask asks a question, and takes an answer from any server. A name that is too
+// long for the DNS cannot exist: that is as good as proven. Another name that
+// cannot be asked for is a lookup that failed.
+func (c *Checker) ask(ctx context.Context, name string, qtype uint16) *Lookup {
 	l := &Lookup{Name: name, Type: qtype}
 	l.Answer, l.Err = c.resolver.Query(ctx, name, qtype)
 	var e *resolver.Error

@@ -3,6 +3,7 @@ package dane
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,11 +33,17 @@ type MXSet struct {
 // The error is that of the lookup, or of ctx.
 func (c *Checker) MX(ctx context.Context, domain string) (*MXSet, error) {
 	a, err := c.mx.get(ctx, domain)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case a.set == nil && a.err == nil:
+		return nil, errBrokeOff
 	}
 	return a.set, a.err
 }
+
+// errBrokeOff is what comes of a lookup that ended in a panic.
+var errBrokeOff = errors.New("the lookup broke off")
 
 // An mxAnswer is what is held of an MX lookup. The set is not changed.
 type mxAnswer struct {
@@ -46,7 +53,7 @@ type mxAnswer struct {
 }
 
 func (c *Checker) renewMX(ctx context.Context, domain string, old mxAnswer) mxAnswer {
-	l := c.lookup(ctx, domain, dns.TypeMX)
+	l := c.ask(ctx, domain, dns.TypeMX) // the policy says which of the hosts count
 	now := time.Now()
 	if !l.answered() {
 		if now.Before(old.until) {

@@ -3,6 +3,7 @@ package dane
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -61,6 +62,8 @@ type Probe struct {
 	Verdict Verdict
 	When    time.Time // zero: there was none yet
 	Lookups []*Lookup // the questions asked
+
+	began time.Time
 }
 
 // A prober keeps the last outcome.
@@ -76,19 +79,17 @@ type prober struct {
 }
 
 // Verdict returns the outcome of the last probe of the resolver as it is
-// configured now, and sees to it that there is a new one when it is time. It
-// does not wait.
+// configured now, and sees to it that there is a new one when it is time: from
+// then on, Run does too. It does not wait.
 func (c *Checker) Verdict() Probe {
+	c.inUse.Store(true)
 	if !c.resolver.TrustsAD() {
 		return c.notBelieved()
 	}
 	p := &c.prober
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	last := p.last
-	if c.resolver.Generation() != p.generation {
-		last = Probe{}
-	}
+	last := c.lastProbe()
 	again := probeRetry
 	if last.Verdict == Validates {
 		again = probeEvery
@@ -97,6 +98,56 @@ func (c *Checker) Verdict() Probe {
 		c.probing()
 	}
 	return last
+}
+
+// Run keeps what is known of the resolver new until ctx ends, once Verdict has
+// been called for the first time: a resolv.conf that changes, and a probe that
+// failed, do not wait for the next lookup.
+func (c *Checker) Run(ctx context.Context) {
+	tick := time.NewTicker(probeLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if c.inUse.Load() {
+				c.Verdict()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// lastProbe returns the outcome of the last probe, if it was one of the
+// resolver as it is configured now. The caller holds the mutex.
+func (c *Checker) lastProbe() Probe {
+	if c.resolver.Generation() != c.prober.generation {
+		return Probe{}
+	}
+	return c.prober.last
+}
+
+// recent returns the outcome of a probe that began at most probeRetry ago, if
+// need be of a new one. When ctx ends first, it is that of a probe without an
+// answer.
+func (c *Checker) recent(ctx context.Context) Probe {
+	if !c.resolver.TrustsAD() {
+		return c.notBelieved()
+	}
+	p := &c.prober
+	p.mu.Lock()
+	if last := c.lastProbe(); !last.When.IsZero() && time.Since(last.began) < probeRetry {
+		p.mu.Unlock()
+		return last
+	}
+	done := c.probing()
+	p.mu.Unlock()
+	if !ended(ctx, done) {
+		return Probe{}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return c.lastProbe()
 }
 
 // Probe asks the resolver whether it validates, now, and returns the outcome: a
@@ -122,10 +173,16 @@ func (c *Checker) Probe(ctx context.Context) Probe {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.generation != c.resolver.Generation() {
-		return Probe{}
-	}
-	return p.last
+	return c.lastProbe()
+}
+
+// vouched says whether the last probe began at that time or later, and found a
+// resolver that validates.
+func (c *Checker) vouched(since time.Time) bool {
+	c.prober.mu.Lock()
+	defer c.prober.mu.Unlock()
+	p := c.lastProbe()
+	return p.Verdict == Validates && !p.began.Before(since)
 }
 
 // ended waits until done is closed, and is false if ctx ends first.
@@ -155,17 +212,26 @@ func (c *Checker) probing() <-chan struct{} {
 	}
 	done := make(chan struct{})
 	p.running = done
-	generation := c.resolver.Generation()
+	generation, began := c.resolver.Generation(), time.Now()
 	go func() {
-		defer close(done)
+		probe := Probe{began: began}
+		defer func() {
+			if v := recover(); v != nil {
+				c.survived("probe", v)
+			}
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			probe.When = time.Now()
+			p.last, p.generation, p.running = probe, generation, nil
+			c.say(probe.Verdict)
+			close(done)
+		}()
 		ctx, cancel := context.WithTimeout(context.Background(), probeTime)
 		defer cancel()
-		lookups, verdict := c.probe(ctx)
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		c.say(verdict)
-		p.last = Probe{Verdict: verdict, When: time.Now(), Lookups: lookups}
-		p.generation, p.running = generation, nil
+		probe.Lookups, probe.Verdict = c.probe(ctx)
+		if probe.Verdict == FalseAD {
+			c.doubt()
+		}
 	}()
 	return done
 }
@@ -182,23 +248,55 @@ func (c *Checker) say(v Verdict) {
 	case v == Validates:
 		c.log.Info("DNSSEC", "resolver", v.String())
 	case v.proof():
-		c.log.Error("DNSSEC: maps with DANE answer as those without", "resolver", v.String())
+		c.log.Error("DNSSEC: maps with DANE answer as those without, but for next-hops that had DANE before: those keep it", "resolver", v.String())
 	default:
 		c.log.Warn("DNSSEC", "resolver", v.String())
 	}
 }
 
-// probe asks for all the names and says what follows.
+// probe asks for all the names and says what follows. Next-hops may wait for
+// it: once it is decided that the resolver validates, the rest gets a little
+// more time.
 func (c *Checker) probe(ctx context.Context) ([]*Lookup, Verdict) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	names := append(append([]string(nil), c.prober.names.Signed...), c.prober.names.Unsigned...)
 	lookups := make([]*Lookup, len(names))
+	signed := len(c.prober.names.Signed)
+	var yes, no sync.Once // a signed name with AD, an unsigned one without
+	var left atomic.Int32
+	left.Store(2)
+	decided := func() {
+		if left.Add(-1) == 0 {
+			time.AfterFunc(settleTime, cancel)
+		}
+	}
 	var working sync.WaitGroup
 	for i, name := range names {
-		working.Go(func() { lookups[i] = c.lookup(ctx, name, dns.TypeSOA) })
+		working.Go(func() {
+			l := c.lookupSafely(ctx, name, dns.TypeSOA)
+			lookups[i] = l
+			switch {
+			case i < signed && l.Security == Secure && l.found():
+				yes.Do(decided)
+			case i >= signed && l.Security == Insecure:
+				no.Do(decided)
+			}
+		})
 	}
 	working.Wait()
-	n := len(c.prober.names.Signed)
-	return lookups, judge(lookups[:n], lookups[n:])
+	return lookups, judge(lookups[:signed], lookups[signed:])
+}
+
+// lookupSafely is lookup, and has no answer when that panics.
+func (c *Checker) lookupSafely(ctx context.Context, name string, qtype uint16) (l *Lookup) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.survived("probe", v)
+			l = &Lookup{Name: name, Type: qtype, Err: errBrokeOff}
+		}
+	}()
+	return c.lookup(ctx, name, qtype)
 }
 
 // judge draws the conclusion. Only what was answered counts, and for a proof

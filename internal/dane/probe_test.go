@@ -2,6 +2,7 @@ package dane
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -138,6 +139,41 @@ func TestANewResolvConfIsProbedAnew(t *testing.T) {
 	})
 }
 
+func TestTheResolverIsProbedWithoutAnyLookupsOnceDANEIsInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		c := checker(f)
+		ctx, end := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); c.Run(ctx) }()
+		defer func() { end(); <-ended }()
+		time.Sleep(time.Hour)
+		if n := f.count("signed.test", "SOA"); n != 0 {
+			t.Errorf("%d probes while nobody has asked for DANE", n)
+		}
+		c.Verdict()
+		synctest.Wait()
+		f.change(func(f *fake) { f.blind = true; f.generation++ })
+		if v := c.Stats().Verdict; v != NoVerdict {
+			t.Errorf("the numbers have the verdict of another resolver: %v", v)
+		}
+		time.Sleep(probeLook + time.Second)
+		if v := c.Stats().Verdict; v != NoAD {
+			t.Errorf("a new resolv.conf: %v", v)
+		}
+		f.change(func(f *fake) { f.blind = false })
+		time.Sleep(probeRetry + probeLook)
+		if v := c.Stats().Verdict; v != Validates {
+			t.Errorf("a resolver that was repaired: %v", v)
+		}
+		f.change(func(f *fake) { f.blind = true })
+		time.Sleep(probeEvery + probeLook)
+		if v := c.Stats().Verdict; v != NoAD {
+			t.Errorf("one that stopped to validate: %v", v)
+		}
+	})
+}
+
 // TestNoStateGetsWeakerBecauseTheResolverStopsToValidate goes through the ways
 // in which validation can end while the daemon runs.
 func TestNoStateGetsWeakerBecauseTheResolverStopsToValidate(t *testing.T) {
@@ -238,19 +274,308 @@ func TestADomainMayGiveDANEUp(t *testing.T) {
 	}
 }
 
-func TestProvenAbsenceNeedsNoProbe(t *testing.T) {
+// goneAt asks for a next-hop that has DANE, lets change happen, and returns what
+// is found when the finding's life is over.
+func goneAt(t *testing.T, f *fake, change func(f *fake)) Finding {
+	t.Helper()
+	daneDomain(f, "example.com")
+	c := checker(f)
+	c.Probe(t.Context())
+	if got := c.Check(t.Context(), NextHop{Host: "example.com"}); got.State != Usable {
+		t.Fatalf("at first: %+v", got)
+	}
+	f.change(change)
+	time.Sleep(maxKeep)
+	got := c.Check(t.Context(), NextHop{Host: "example.com"})
+	time.Sleep(probeTime) // a probe may still be waiting
+	return got
+}
+
+func TestADenialWithTheADBitIsNotBelievedOfAResolverThatVouchesForAnything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		daneDomain(f, "example.com")
-		c := checker(f)
-		c.Check(t.Context(), NextHop{Host: "example.com"})
-		f.change(func(f *fake) { delete(f.answers, port25+"mx.example.com TLSA") })
-		f.set("signed.test", "SOA", entry{delay: time.Hour})
-		time.Sleep(maxKeep)
-		if got := c.Check(t.Context(), NextHop{Host: "example.com"}); got.State != Absent {
+		got := goneAt(t, newFake(), func(f *fake) {
+			f.liar = true
+			f.answers[port25+"mx.example.com TLSA"] = insecure()
+		})
+		if got.State != Usable || !got.Kept() {
 			t.Errorf("%+v", got)
 		}
-		time.Sleep(probeTime)
+	})
+}
+
+func TestAbsenceIsNotBelievedWhileTheProbeOfAResolverThatDidValidateHasNoAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		got := goneAt(t, newFake(), func(f *fake) {
+			delete(f.answers, port25+"mx.example.com TLSA")
+			f.answers["signed.test SOA"] = entry{delay: time.Hour}
+		})
+		if got.State != Usable || !got.Kept() {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+func TestWhereNoProbeWasEverAnsweredPresenceAndAbsenceRestOnTheSameWord(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(f *fake)
+		want   State
+	}{
+		"absence with the AD bit":    {func(f *fake) { delete(f.answers, port25+"mx.example.com TLSA") }, Absent},
+		"absence without the AD bit": {func(f *fake) { f.answers["example.com MX"] = insecure("0 .") }, Usable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake().set("signed.test", "SOA", entry{}).set("unsigned.test", "SOA", entry{})
+				if got := goneAt(t, f, c.change); got.State != c.want {
+					t.Errorf("%+v", got)
+				}
+			})
+		})
+	}
+}
+
+// forged sets up a domain whose MX records are not signed, and point at a host
+// of the attacker's with perfect TLSA records.
+func forged(f *fake, domain string) {
+	f.set(domain, "MX", entry{security: Insecure, data: []string{"10 mx.attacker.example."}, ttl: 5 * time.Minute, delay: time.Millisecond}).
+		set("mx.attacker.example", "A", secure("192.0.2.1")).
+		set(port25+"mx.attacker.example", "TLSA", secure(usableTLSA...))
+}
+
+func TestAForgedMXGetsNoDANEFromAResolverThatVouchesForAnything(t *testing.T) {
+	hop := NextHop{Host: "victim.example"}
+	slowProbe := func(f *fake) {
+		f.set("signed.test", "SOA", entry{security: Secure, data: []string{"ns.test. h.test. 1 1 1 1 1"}, delay: time.Second}).
+			set("unsigned.test", "SOA", entry{security: Insecure, data: []string{"ns.test. h.test. 1 1 1 1 1"}, delay: time.Second})
+	}
+	for name, lie := range map[string]func(t *testing.T, f *fake, c *Checker){
+		"from the start, the first lookup beside the first probe": func(t *testing.T, f *fake, c *Checker) {
+			f.change(func(f *fake) { f.liar = true })
+			c.Verdict()
+		},
+		"a new one, the first lookup beside its first probe": func(t *testing.T, f *fake, c *Checker) {
+			c.Probe(t.Context())
+			f.change(func(f *fake) { f.liar = true; f.generation++ })
+		},
+		"while it runs": func(t *testing.T, f *fake, c *Checker) {
+			c.Probe(t.Context())
+			if got := c.Check(t.Context(), hop); got.State != UnsignedMX {
+				t.Fatalf("at first: %+v", got)
+			}
+			f.change(func(f *fake) { f.liar = true })
+			time.Sleep(5 * time.Minute)
+			if v := c.Verdict().Verdict; v != Validates {
+				t.Fatalf("it is known already: %v", v)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
+				forged(f, hop.Host)
+				slowProbe(f)
+				c := checker(f)
+				lie(t, f, c)
+				for range 20 {
+					if got := c.Check(t.Context(), hop); got.State != NotValidating {
+						t.Fatalf("%+v", got)
+					}
+					time.Sleep(20 * time.Minute)
+				}
+			})
+		})
+	}
+}
+
+// TestWhatAProbeOfJustBeforeLetInFallsWithTheNextOne has the resolver begin to
+// lie right after a probe, which then is believed once.
+func TestWhatAProbeOfJustBeforeLetInFallsWithTheNextOne(t *testing.T) {
+	for name, next := range map[string]func(c *Checker){
+		"at the renewal":            func(c *Checker) { time.Sleep(6 * time.Minute) },
+		"at once, when one is made": func(c *Checker) { c.Probe(context.Background()) },
+		"an hour later":             func(c *Checker) { time.Sleep(time.Hour) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
+				forged(f, "victim.example")
+				c := checker(f)
+				c.Probe(t.Context())
+				f.change(func(f *fake) { f.liar = true })
+				time.Sleep(probeRetry / 2)
+				hop := NextHop{Host: "victim.example"}
+				if got := c.Check(t.Context(), hop); got.State != Usable {
+					t.Fatalf("each new domain costs a probe: %+v", got)
+				}
+				next(c)
+				if got := c.Check(t.Context(), hop); got.State != NotValidating {
+					t.Errorf("%+v", got)
+				}
+			})
+		})
+	}
+}
+
+func TestACheckThatIsCutShortBeforeTheProbeHasAnAnswerIsUndecided(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(e entry) entry { e.delay = 4900 * time.Millisecond; return e }
+		f := newFake()
+		f.set("victim.example", "MX", slow(insecure("10 mx.attacker.example."))).
+			set("mx.attacker.example", "A", slow(secure("192.0.2.1"))).
+			set(port25+"mx.attacker.example", "TLSA", slow(secure(usableTLSA...)))
+		c := checker(f)
+		c.Probe(t.Context())
+		time.Sleep(5 * time.Minute)
+		f.change(func(f *fake) {
+			f.liar = true
+			f.answers["unsigned.test SOA"] = slow(f.answers["unsigned.test SOA"])
+		})
+		hop := NextHop{Host: "victim.example"}
+		for _, want := range []State{Undecided, NotValidating, NotValidating} {
+			if got := c.Check(t.Context(), hop); got.State != want {
+				t.Errorf("%+v, want %v", got, want)
+			}
+			time.Sleep(failKeep)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestNewDANEDomainsShareAProbeAndARenewalCostsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		c := checker(f)
+		for i := range 50 {
+			domain := fmt.Sprintf("d%d.example", i)
+			daneDomain(f, domain)
+			if got := c.Check(t.Context(), NextHop{Host: domain}); got.State != Usable {
+				t.Fatalf("%+v", got)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := f.count("signed.test", "SOA"); n != 1 {
+			t.Errorf("%d probes for fifty domains", n)
+		}
+		// One of unsigned hosts beside its signed one is no exception.
+		daneDomain(f, "mixed.example")
+		f.set("mixed.example", "MX", secure("10 mx.mixed.example.", "20 out.example.net.")).set("out.example.net", "A", insecure("192.0.2.9"))
+		c.Check(t.Context(), NextHop{Host: "mixed.example"})
+		c.Probe(t.Context())
+		before, checks := f.count("signed.test", "SOA"), f.count("mixed.example", "MX")
+		for range 120 {
+			began := time.Now()
+			c.Check(t.Context(), NextHop{Host: "mixed.example"})
+			if time.Since(began) != 0 {
+				t.Errorf("a lookup waited for %v", time.Since(began))
+			}
+			time.Sleep(30 * time.Second)
+		}
+		if n := f.count("mixed.example", "MX") - checks; n < 10 {
+			t.Errorf("only %d renewals", n)
+		}
+		if n := f.count("signed.test", "SOA") - before; n > int(time.Hour/probeEvery) {
+			t.Errorf("%d probes in an hour", n)
+		}
+	})
+}
+
+// TestAnOutageDoesNotMakeANextHopForgetThatItHadDANE has the resolver away for
+// longer than a finding lives, and then back without validation.
+func TestAnOutageDoesNotMakeANextHopForgetThatItHadDANE(t *testing.T) {
+	for name, back := range map[string]func(f *fake){
+		"it does not validate": func(f *fake) { f.blind = true },
+		"the same, and the probe is not answered": func(f *fake) {
+			f.blind = true
+			f.answers["signed.test SOA"], f.answers["unsigned.test SOA"] = entry{}, entry{}
+		},
+		"it is not believed":        func(f *fake) { f.untrusted = true; f.generation++ },
+		"it vouches for anything":   func(f *fake) { f.liar = true },
+		"and denies the TLSA":       func(f *fake) { f.liar = true; f.answers[port25+"mx.example.com TLSA"] = insecure() },
+		"it validates, as it did":   func(*fake) {},
+		"another one that does not": func(f *fake) { f.blind = true; f.generation++ },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
+				daneDomain(f, "example.com")
+				c := checker(f)
+				c.Probe(t.Context())
+				hop := NextHop{Host: "example.com"}
+				if got := c.Check(t.Context(), hop); got.State != Usable {
+					t.Fatalf("at first: %+v", got)
+				}
+				mx := f.answers["example.com MX"]
+				f.set("example.com", "MX", entry{})
+				for range 10 {
+					time.Sleep(6 * time.Minute)
+					if got := c.Check(t.Context(), hop); got.State != Undecided {
+						t.Fatalf("in the outage: %+v", got)
+					}
+				}
+				f.set("example.com", "MX", mx)
+				f.change(back)
+				for range 10 {
+					time.Sleep(time.Minute)
+					if got := c.Check(t.Context(), hop); got.State != Usable {
+						t.Fatalf("afterwards: %+v", got)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestTheLogSaysOnceAVerdictThatANextHopKeepsItsState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		f := newFake()
+		domains := 2 * keptBurst
+		for i := range domains {
+			daneDomain(f, fmt.Sprintf("d%d.example", i))
+		}
+		c := New(Options{Resolver: f, Log: slog.New(slog.NewTextHandler(&log, nil)), Probe: ProbeNames{Signed: []string{"signed.test"}, Unsigned: []string{"unsigned.test"}}})
+		c.Probe(t.Context())
+		ask := func(n int) {
+			for i := range n {
+				c.Check(t.Context(), NextHop{Host: fmt.Sprintf("d%d.example", i)})
+			}
+			synctest.Wait()
+		}
+		lines := func() int { return strings.Count(log.String(), `msg="next-hop keeps its DANE state`) }
+		ask(domains)
+		f.change(func(f *fake) { f.blind = true; f.generation++ })
+		time.Sleep(time.Hour) // the findings are over
+		c.Probe(t.Context())
+		ask(domains)
+		if n := lines(); n != keptBurst || !strings.Contains(log.String(), "domain=d7.example") || !strings.Contains(log.String(), "next=") {
+			t.Errorf("%d lines:\n%s", n, &log)
+		}
+		if n := c.Stats().Kept; n != domains {
+			t.Errorf("%d are counted", n)
+		}
+		log.Reset()
+		for range 60 {
+			time.Sleep(time.Minute)
+			ask(5)
+		}
+		if n := lines(); n > 0 {
+			t.Errorf("%d lines that were there before:\n%s", n, &log)
+		}
+		f.change(func(f *fake) { f.untrusted = true; f.generation++ })
+		for range 10 {
+			time.Sleep(time.Minute)
+			ask(5)
+		}
+		if n := lines(); n != 5 {
+			t.Errorf("%d lines for another verdict:\n%s", n, &log)
+		}
+		f.change(func(f *fake) { f.untrusted, f.blind = false, false; f.generation++ })
+		time.Sleep(time.Hour)
+		c.Probe(t.Context())
+		ask(domains)
+		if n := c.Stats().Kept; n != 0 {
+			t.Errorf("%d are counted when it validates again", n)
+		}
 	})
 }
 
@@ -271,6 +596,17 @@ func TestAProbeThatBeganBeforeDoesNotSpeakForTheResolver(t *testing.T) {
 		f.change(func(f *fake) { f.blind = true })
 		if got := c.Check(t.Context(), NextHop{Host: "example.com"}); !got.State.binds() {
 			t.Errorf("the state became %+v", got)
+		}
+	})
+}
+
+func TestAProbeThatHasDecidedDoesNotWaitLongForOneSlowName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Options{Resolver: newFake().set("slow.test", "SOA", entry{delay: time.Hour}),
+			Probe: ProbeNames{Signed: []string{"signed.test"}, Unsigned: []string{"slow.test", "unsigned.test"}}})
+		began := time.Now()
+		if p := c.Probe(t.Context()); p.Verdict != Validates || time.Since(began) > settleTime {
+			t.Errorf("%v after %v", p.Verdict, time.Since(began))
 		}
 	})
 }

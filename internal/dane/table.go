@@ -13,7 +13,8 @@ import (
 // asked for in the last part of its life is renewed meanwhile, so that nobody
 // waits for a key in use.
 type table[K comparable, V perishable] struct {
-	renew func(ctx context.Context, k K, old V) V
+	renew    func(ctx context.Context, k K, old V) V
+	survived func(panicked any)
 
 	mu   sync.Mutex
 	held *simplelru.LRU[K, *slot[V]]
@@ -29,6 +30,7 @@ func (a mxAnswer) end() time.Time { return a.until }
 type slot[V perishable] struct {
 	value V
 	since time.Time
+	ended bool     // the value's life is over before its time
 	call  *call[V] // the renewal at work; nil if none is
 }
 
@@ -38,14 +40,15 @@ type call[V any] struct {
 	value V
 }
 
-// newTable returns an empty table for up to size keys. renew has checkTime for its work; old is
-// the value that was held last, alive or not.
-func newTable[K comparable, V perishable](size int, renew func(ctx context.Context, k K, old V) V) *table[K, V] {
+// newTable returns an empty table for up to size keys. renew
+// has checkTime for its work; old is the value that was held last, alive or
+// not. A panic in it is given to survived.
+func newTable[K comparable, V perishable](size int, renew func(ctx context.Context, k K, old V) V, survived func(any)) *table[K, V] {
 	held, err := simplelru.NewLRU[K, *slot[V]](size, nil)
 	if err != nil {
 		panic(err) // of a size that is not positive
 	}
-	return &table[K, V]{renew: renew, held: held}
+	return &table[K, V]{renew: renew, survived: survived, held: held}
 }
 
 // get returns the value of k, or the error of ctx if that ends first.
@@ -74,7 +77,7 @@ func (t *table[K, V]) start(ctx context.Context, k K) (V, *call[V]) {
 	}
 	now := time.Now()
 	end := s.value.end()
-	alive := now.Before(end)
+	alive := now.Before(end) && !s.ended
 	if !alive || end.Sub(now) < end.Sub(s.since)/renewPart {
 		t.renewing(ctx, k, s)
 	}
@@ -96,16 +99,54 @@ func (t *table[K, V]) renewing(ctx context.Context, k K, s *slot[V]) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTime)
 	go func() {
 		defer cancel()
+		renewed := false
+		defer func() {
+			if v := recover(); v != nil {
+				t.survived(v)
+			}
+			t.settle(s, c, renewed)
+		}()
 		c.value = t.renew(ctx, k, old)
-		t.mu.Lock()
-		s.value, s.since, s.call = c.value, time.Now(), nil
+		renewed = true
+	}()
+}
+
+// settle ends a renewal. Those who wait get its value, the zero one if it broke
+// off; then the slot keeps what it has.
+func (t *table[K, V]) settle(s *slot[V], c *call[V], renewed bool) {
+	t.mu.Lock()
+	s.call = nil
+	if renewed {
+		s.value, s.since, s.ended = c.value, time.Now(), false
 		if s.value.end().IsZero() { // not to be kept
 			var none V
 			s.value = none
 		}
-		t.mu.Unlock()
-		close(c.done)
-	}()
+	}
+	t.mu.Unlock()
+	close(c.done)
+}
+
+// end has the values for which f is true replaced the next time that they are
+// asked for. What they were is still there for their renewal.
+func (t *table[K, V]) end(f func(V) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.held.Values() {
+		s.ended = s.ended || f(s.value)
+	}
+}
+
+// each calls f with every key and its value; not with one that is to be
+// replaced before its time. f must be quick, and is not to use the table.
+func (t *table[K, V]) each(f func(K, V)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range t.held.Keys() {
+		if s, ok := t.held.Peek(k); ok && !s.ended {
+			f(k, s.value)
+		}
+	}
 }
 
 // length returns the number of keys.

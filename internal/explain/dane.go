@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/miekg/dns"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
@@ -35,7 +37,32 @@ type DANE struct {
 	Hosts     []DANEHost `json:"hosts,omitempty"`
 	Beyond    int        `json:"hosts_not_looked_at,omitempty"`
 
+	// Held is what the daemon holds, and answers from; nil: it asks anew.
+	Held *control.DANE `json:"held,omitempty"`
+
+	hop     string // as control.DANE has it
 	finding dane.Finding
+	asked   bool // a map asks for it under the policy that counts
+}
+
+// counts returns the finding that the maps answer from.
+func (d *DANE) counts() dane.Finding {
+	if d.Held != nil {
+		return dane.Finding{State: d.Held.State, Why: d.Held.Why, Until: d.Held.Until}
+	}
+	return d.finding
+}
+
+// take takes over what is held of the next-hop, if it still counts.
+func (d *DANE) take(h *control.Held, now time.Time) {
+	if h == nil || d.hop == "" {
+		return
+	}
+	for i := range h.DANE {
+		if x := &h.DANE[i]; x.NextHop == d.hop && now.Before(x.Until) {
+			d.Held = x
+		}
+	}
 }
 
 // A DANEHost is a host of the next-hop.
@@ -72,6 +99,7 @@ func lookAtDANE(ctx context.Context, hop tlsmap.NextHop, s Sources) *DANE {
 	if !ok {
 		d.finding = dane.Finding{Why: tlsmap.UnknownPort}
 	} else {
+		d.hop = n.String()
 		r := s.NextHops.Look(ctx, n)
 		d.finding = dane.Finding{State: r.State, Why: r.Why}
 		d.report(r)
@@ -162,10 +190,15 @@ func (r *Report) daneWords(t *text) {
 		t.row("", fmt.Sprintf("and %d hosts more", d.Beyond))
 	}
 	t.row("so", because(d.finding.State, d.Why))
+	if h := d.Held; h != nil {
+		t.row("held", fmt.Sprintf("for %s yet, by the daemon, which answers from it: %s", span(h.Until.Sub(r.now)), because(h.State, h.Why)))
+	}
 	switch {
-	case r.policyState != tlsmap.PolicyEnforced:
+	case !d.asked && r.policyState == tlsmap.PolicyEnforced:
+		t.row("for mail", "not asked for: no map has DANE")
+	case !d.asked:
 		t.row("for mail", "not asked for: where no policy is enforced, the MTA does DANE by itself")
-	case d.finding.State == dane.Usable:
+	case d.counts().State == dane.Usable:
 		t.row("for mail", "maps with DANE reply dane-only: hosts without usable TLSA records are skipped, and whether the policy lists a host does not count")
 	}
 }

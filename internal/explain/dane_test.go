@@ -5,6 +5,11 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 const digest = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
@@ -136,6 +141,90 @@ func TestWhereNoPolicyIsEnforcedTheSectionSaysThatMailDoesNotNeedIt(t *testing.T
 	}
 	if text := textOf(t, r); !strings.Contains(text, "for mail     not asked for: where no policy is enforced, the MTA does DANE by itself") {
 		t.Error(text)
+	}
+}
+
+func TestWhereAMapEnforcesTestingPoliciesTheSectionDoesNotSayThatMailDoesNotNeedIt(t *testing.T) {
+	w := daneDomain()
+	w.maps = append(tlsmap.Builtin(), tlsmap.Map{Name: "strict", Format: tlsmap.FormatPostfix, DANE: true, Enforce: true, Servername: true, Testing: true})
+	w.text = strings.ReplaceAll(enforced, "enforce", "testing")
+	w.held.Entry.Policy = w.text
+	r := w.gather(t, "a.test")
+	if got := replyOf(t, r, "strict"); got.Reply != "OK dane-only" {
+		t.Errorf("%+v", got)
+	}
+	if text := textOf(t, r); strings.Contains(text, "not asked for") || !strings.Contains(text, "for mail     maps with DANE reply dane-only") {
+		t.Error(text)
+	}
+}
+
+func TestTheNextThingToTryTakesDANEIntoAccount(t *testing.T) {
+	heldDANE := func(state dane.State, kept bool) func(*world) {
+		return func(w *world) {
+			w.held.DANE = []control.DANE{{NextHop: "[a.test]:587", State: dane.NoMail, Until: now.Add(time.Hour)},
+				{NextHop: "a.test", State: state, Why: "so it was", Until: now.Add(20 * time.Second), Kept: kept}}
+		}
+	}
+	unlisted := func(w *world) {
+		w.text = strings.ReplaceAll(enforced, "mx1.a.test", "other.test")
+		w.held.Entry.Policy = w.text
+	}
+	for _, test := range []struct {
+		name, key   string
+		change      func(*world)
+		reply, next string // of map postfix-dane
+		not         string // is not in next
+	}{
+		{"a TLSA lookup that fails", "a.test", func(w *world) {
+			w.signed["_25._tcp.mx1.a.test TLSA"], w.signed["a.test MX"] = nil, []string{"10 mx1.a.test."}
+		}, "OK dane-only", "mail waits until it succeeds (RFC 7672, 2.2.2). It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec _25._tcp.mx1.a.test TLSA", "Nothing to do"},
+		{"an MX lookup that fails", "a.test", func(w *world) { w.signed["a.test MX"] = nil }, "TEMP", "Try: dig a.test MX", "Nothing to do"},
+		{"a service without a port", "[mx1.a.test]:what", func(*world) {}, "TEMP", "Write the port as a number", "Nothing to do"},
+		{"DANE at hosts that the policy does not list", "a.test", unlisted, "OK dane-only", "with a map with DANE all is well. Its policy does not list mx1.a.test, mx2.a.test", "-exempt"},
+		{"no DANE and hosts that the policy does not list", "a.test", func(w *world) { unlisted(w); w.signed = nil; w.mx = []string{"10 mx1.a.test."} }, "OK secure", "-exempt", "DANE"},
+		{"the daemon holds another state", "a.test", heldDANE(dane.Absent, false), "OK secure", "Nothing to do", ""},
+		{"the daemon holds a failure", "a.test", heldDANE(dane.Undecided, false), "TEMP", "mail goes again in 20s at the latest", "Nothing to do"},
+		{"the daemon keeps a state", "a.test", func(w *world) { heldDANE(dane.Usable, true)(w); w.signed = nil }, "OK dane-only", "Have that validate", "Nothing to do"},
+		{"the daemon holds another next-hop", "[mx1.a.test]", heldDANE(dane.Undecided, false), "OK dane-only", "Nothing to do", ""},
+		{"what was held is over", "a.test", func(w *world) { heldDANE(dane.Undecided, false)(w); w.held.DANE[1].Until = now }, "OK dane-only", "", "at the latest"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := daneDomain()
+			w.text = strings.ReplaceAll(enforced, "mx: mx1.a.test", "mx: *.a.test")
+			w.held.Entry.Policy = w.text
+			test.change(w)
+			r := w.gather(t, test.key)
+			if got := replyOf(t, r, "postfix-dane"); !strings.HasPrefix(got.Reply, test.reply) {
+				t.Errorf("%+v, want %s", got, test.reply)
+			}
+			if !strings.Contains(r.Next, test.next) || test.not != "" && strings.Contains(r.Next, test.not) {
+				t.Errorf("next: %s", r.Next)
+			}
+		})
+	}
+}
+
+func TestTheStateThatTheDaemonHoldsIsShownBesideTheLiveOne(t *testing.T) {
+	w := daneDomain()
+	w.held.DANE = []control.DANE{{NextHop: "a.test", State: dane.LookupFailed, Why: "so it was", Until: now.Add(20 * time.Second)}}
+	text := textOf(t, w.gather(t, "a.test"))
+	for _, want := range []string{
+		"  so           DANE protects the domain: 1 of 2 hosts have usable TLSA records\n",
+		"  held         for 20s yet, by the daemon, which answers from it: a lookup fails, and only the MTA can tell: so it was\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	// The status page has nothing else to go by.
+	table, err := tlsmap.NewTable(tlsmap.Builtin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range FromHeld(&w.held, table, now).Maps {
+		if m.Map == "postfix-dane" && m.Reply != "OK dane-only" {
+			t.Errorf("%+v", m)
+		}
 	}
 }
 

@@ -37,6 +37,7 @@ type world struct {
 	heldIs error
 	from   string
 	exempt bool
+	maps   []tlsmap.Map        // nil: those built in
 	signed map[string][]string // "name type": records that come authenticated; nil ones fail
 }
 
@@ -129,7 +130,11 @@ func (w *world) Fetch(_ context.Context, domain string) (*policy.Fetched, error)
 
 func (w *world) gather(t *testing.T, key string) *Report {
 	t.Helper()
-	table, err := tlsmap.NewTable(tlsmap.Builtin())
+	maps := w.maps
+	if maps == nil {
+		maps = tlsmap.Builtin()
+	}
+	table, err := tlsmap.NewTable(maps)
 	if err != nil {
 		t.Fatal(err)
 	}

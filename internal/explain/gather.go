@@ -203,7 +203,9 @@ func (r *Report) decide(s Sources) {
 		}
 	}
 	r.policyState = state
-	known := tlsmap.Known{Domain: r.Domain, Policy: state, Ready: ready, DANE: r.DANE.finding, MX: r.mxSet, MXErr: r.mxErr}
+	r.DANE.asked = s.Table.AsksForDANE(state)
+	r.DANE.take(r.Cache.Held, r.now)
+	known := tlsmap.Known{Domain: r.Domain, Policy: state, Ready: ready, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
 	for _, m := range s.Table.Replies(known) {
 		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would}
 		if r.exempt(s) {

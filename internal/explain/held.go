@@ -35,7 +35,7 @@ func FromHeld(h *control.Held, table *tlsmap.Table, now time.Time) *HeldReport {
 	out := &HeldReport{Domain: printable(h.Domain), Next: "This page asks nobody. Each step, live: sts-tlsmap -explain " + printable(h.Domain)}
 	r := &Report{
 		Domain: h.Domain, now: now, Cache: &Cache{From: Daemon, Held: h},
-		MX: &MX{}, DANE: &DANE{finding: dane.Finding{Why: errNotAsked.Error()}}, mxErr: errNotAsked,
+		MX: &MX{}, DANE: &DANE{hop: dane.NextHop{Host: h.Domain}.String(), finding: dane.Finding{Why: errNotAsked.Error()}}, mxErr: errNotAsked,
 	}
 	t := new(text)
 	heldWords(t, h, now)

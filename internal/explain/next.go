@@ -3,6 +3,7 @@ package explain
 import (
 	"fmt"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -68,9 +69,12 @@ func (r *Report) nextOfHeld() string {
 	return r.nextOfMail("Nothing to do: the policy held is the one published.")
 }
 
-// nextOfMail looks at the hosts that mail would go to, and says well if
-// nothing is wrong with them.
+// nextOfMail looks at what would become of mail, and says well if nothing is
+// wrong.
 func (r *Report) nextOfMail(well string) string {
+	if next := r.nextOfDANE(); next != "" {
+		return next
+	}
 	unlisted := r.unlisted()
 	switch {
 	case r.policy.Mode != policy.ModeEnforce:
@@ -79,9 +83,61 @@ func (r *Report) nextOfMail(well string) string {
 		return fmt.Sprintf("The MX hosts cannot be looked up, and mail to %s waits. Try: dig %s MX", r.Domain, r.Domain)
 	case len(unlisted) == 0:
 		return well
+	case r.protectedByDANE():
+		return fmt.Sprintf("DANE protects the domain, and with a map with DANE all is well. Its policy does not list %s, where other maps let no mail go: "+
+			"the domain should correct its policy or its MX records.", joinSome(unlisted, 5))
 	case len(unlisted) == len(r.MX.Hosts):
 		return fmt.Sprintf("No MX host is listed by the policy: mail to %s waits. The domain must correct its policy or its MX records. "+
 			"To send without protection meanwhile, sts-tlsmap -exempt %s -for 4h.", r.Domain, r.Domain)
 	}
 	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. The domain should correct its policy or its MX records.", joinSome(unlisted, 5))
+}
+
+// protectedByDANE says whether the maps with DANE leave the next-hop to it, and
+// mail can be delivered.
+func (r *Report) protectedByDANE() bool { return r.DANE.asked && r.DANE.counts().State == dane.Usable }
+
+// nextOfDANE says what to do where the maps with DANE let mail wait; nothing if
+// they do not.
+func (r *Report) nextOfDANE() string {
+	d := r.DANE
+	if !d.asked {
+		return ""
+	}
+	f := d.counts()
+	switch {
+	case d.hop == "":
+		return "The next-hop names a service that is not known here, and with a map with DANE its mail waits. Write the port as a number: [host]:587"
+	case d.Held != nil && d.Held.Kept:
+		return fmt.Sprintf("The domain had DANE, and nothing vouches for what the DNS says of it now: with a map with DANE its mail waits, "+
+			"if the relay asks the same resolver. Have that validate: %s", d.Resolver)
+	case f.State == dane.Undecided && d.finding.State != dane.Undecided, f.State == dane.LookupFailed && d.finding.State != dane.LookupFailed:
+		return fmt.Sprintf("A DANE lookup failed a moment ago, and works now: with a map with DANE mail goes again in %s at the latest.", span(d.Held.Until.Sub(r.now)))
+	case f.State == dane.Undecided:
+		return fmt.Sprintf("Whether DANE protects the domain cannot be found out (%s), and with a map with DANE its mail waits. Try: dig %s", printable(f.Why), d.question(r.Domain))
+	case f.State == dane.LookupFailed:
+		return fmt.Sprintf("A DANE lookup fails, and with a map with DANE mail waits until it succeeds (RFC 7672, 2.2.2). "+
+			"It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec %s", d.question(r.Domain))
+	}
+	return ""
+}
+
+// question returns the first question that got no answer, as dig takes it.
+func (d *DANE) question(domain string) string {
+	if d.MX != nil && d.MX.failed() {
+		return domain + " MX"
+	}
+	for _, h := range d.Hosts {
+		for _, l := range h.Lookups {
+			if l.failed() {
+				return printable(l.Name) + " " + l.Type
+			}
+		}
+	}
+	return domain + " MX"
+}
+
+// failed says whether there was no answer.
+func (l *Lookup) failed() bool {
+	return l.Security == dane.Bogus.String() || l.Security == dane.Indeterminate.String()
 }

@@ -2,7 +2,7 @@
 // condition in which it goes on answering and an operator has to act, each
 // with its name, what is wrong and what to do next. The log, the metrics, the
 // alert rules and -check all take it from here. It watches nothing by itself:
-// the keeper and the cache notice, and this package puts it into words.
+// the keeper, the cache and the DANE checks notice, and this package puts it into words.
 //
 // Left out: what keeps the daemon from starting, which is the error it ends
 // with; and what is wrong with one domain, which is in the log and in -explain.
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 )
 
@@ -26,11 +27,13 @@ const (
 	Refresher = "refresher" // policies are refreshed late
 	Writes    = "writes"    // the cache cannot be written to
 	Salvage   = "salvage"   // the cache was damaged, and what could be read of it saved
+
+	Validation = "validation" // next-hops keep their DANE state although the resolver is not known to validate
 )
 
 // Conditions are all of them.
 func Conditions() []string {
-	return []string{Discovery, Roots, Resolver, Clock, Refresher, Writes, Salvage}
+	return []string{Discovery, Roots, Resolver, Clock, Refresher, Writes, Salvage, Validation}
 }
 
 // A Trouble is a condition that holds.
@@ -53,6 +56,7 @@ type Signs struct {
 	Now    time.Time
 	Keeper keeper.Stats
 	Cache  cache.Stats
+	DANE   dane.Stats
 	Roots  error // why the authorities could not be read the last time; nil if they could
 }
 
@@ -78,6 +82,7 @@ func (s *Signs) Troubles() []Trouble {
 			What: "the cache cannot be written to; new policies are kept in memory",
 			Next: "see whether the disk is full, and who owns the folder of the cache; it is tried again until it works"}},
 		{s.Cache.Salvage != nil || s.Cache.Rebuild != nil, s.salvage()},
+		{s.DANE.Kept > 0 && s.DANE.Verdict != dane.Validates, s.validation()},
 	} {
 		if t.holds {
 			list = append(list, t.Trouble)
@@ -122,6 +127,13 @@ func (s *Signs) salvage() Trouble {
 		What: fmt.Sprintf("the cache was damaged (%v): %d policies were saved, %d were damaged, %d lost%s",
 			oneLine(r.Why), r.Recovered, r.Damaged, r.Lost, where),
 		Next: "look at the disk and the memory of this machine; lost policies are found anew by the next lookup; this ends with a restart"}
+}
+
+func (s *Signs) validation() Trouble {
+	return Trouble{Condition: Validation, told: true,
+		What: fmt.Sprintf("%d next-hops keep the DANE that they had, since nothing vouches for what the DNS says of them now: %s", s.DANE.Kept, s.DANE.Verdict),
+		Next: "run a resolver on this machine that validates: until then mail to them waits, if the relay asks the same resolver; " +
+			"a restart of the daemon forgets that they had DANE"}
 }
 
 // oneLine is an error of several lines in one.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 )
 
@@ -20,13 +21,14 @@ var noon = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 
 // broken are signs of each condition, and of nothing else.
 var broken = map[string]Signs{
-	Discovery: {Keeper: keeper.Stats{FetchDead: true}},
-	Roots:     {Keeper: keeper.Stats{FetchDead: true, Untrusted: true}},
-	Resolver:  {Keeper: keeper.Stats{DNSDead: true}},
-	Clock:     {Cache: cache.Stats{Newest: noon.Add(2 * clockSlack)}},
-	Refresher: {Keeper: keeper.Stats{LateSeconds: int64(lateAfter / time.Second)}},
-	Writes:    {Keeper: keeper.Stats{Failing: true}},
-	Salvage:   {Cache: cache.Stats{Salvage: &cache.Report{Why: errors.Join(errors.New("zeroes"), errors.New("everywhere")), Recovered: 7, Lost: 2}}},
+	Discovery:  {Keeper: keeper.Stats{FetchDead: true}},
+	Roots:      {Keeper: keeper.Stats{FetchDead: true, Untrusted: true}},
+	Resolver:   {Keeper: keeper.Stats{DNSDead: true}},
+	Clock:      {Cache: cache.Stats{Newest: noon.Add(2 * clockSlack)}},
+	Refresher:  {Keeper: keeper.Stats{LateSeconds: int64(lateAfter / time.Second)}},
+	Writes:     {Keeper: keeper.Stats{Failing: true}},
+	Validation: {DANE: dane.Stats{Kept: 7, Verdict: dane.NoAD}},
+	Salvage:    {Cache: cache.Stats{Salvage: &cache.Report{Why: errors.Join(errors.New("zeroes"), errors.New("everywhere")), Recovered: 7, Lost: 2}}},
 }
 
 func TestEachConditionIsToldByItsSignsAndSaysWhatToDo(t *testing.T) {
@@ -45,7 +47,8 @@ func TestEachConditionIsToldByItsSignsAndSaysWhatToDo(t *testing.T) {
 }
 
 func TestNothingIsWrongWithADaemonThatWorks(t *testing.T) {
-	s := Signs{Now: noon, Cache: cache.Stats{Newest: noon.Add(clockSlack)}, Keeper: keeper.Stats{LateSeconds: 3599, Fetches: 7, FetchFailures: 7}}
+	s := Signs{Now: noon, Cache: cache.Stats{Newest: noon.Add(clockSlack)}, Keeper: keeper.Stats{LateSeconds: 3599, Fetches: 7, FetchFailures: 7},
+		DANE: dane.Stats{Kept: 7, Verdict: dane.Validates}} // which they lose at their next renewal
 	if got := s.Troubles(); len(got) != 0 {
 		t.Errorf("%+v", got)
 	}

@@ -98,7 +98,9 @@ func collectDANE(o out, s dane.Stats) {
 	for state, n := range s.Findings {
 		o.counter(daneFindings, n, dane.State(state).String())
 	}
+	o.counter(panics, s.Panics, "dane")
 	o.gauge(daneHeld, float64(s.Held))
+	o.gauge(daneKept, float64(s.Kept))
 	o.gauge(mxHeld, float64(s.MXSets))
 	o.gauge(daneChecking, float64(s.Checking))
 	o.oneOf(verdict, s.Verdict.Name(),

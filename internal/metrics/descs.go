@@ -53,6 +53,7 @@ var (
 
 	daneFindings = desc("dane_findings_total", "What checks of next-hops found, by state.", "state")
 	daneHeld     = desc("dane_next_hops", "Next-hops whose DANE state is held.")
+	daneKept     = desc("dane_kept_next_hops", "Next-hops that keep the DANE they had, although nothing vouches for it now.")
 	mxHeld       = desc("mx_domains", "Domains whose MX hosts are held, for Exim.")
 	daneChecking = desc("dane_checks_in_progress", "Next-hops being checked.")
 	verdict      = desc("resolver_verdict", "1 for what the last probe of the resolver says of its validation.", "verdict")
@@ -71,6 +72,6 @@ var descs = []*prometheus.Desc{
 	sampled, age, lifeLeft,
 	tableEntries, tableBytes, negatives, discovering, queue, lateWrites, failedWrites, notKept,
 	rechecks, dropped, panics, lateness,
-	daneFindings, daneHeld, mxHeld, daneChecking, verdict,
+	daneFindings, daneHeld, daneKept, mxHeld, daneChecking, verdict,
 	connections, accepted, closed, requests,
 }

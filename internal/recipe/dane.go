@@ -15,7 +15,7 @@ const resolvConfSize = 64 << 10
 // would stop the mail, so that the map must be one without DANE.
 func (a *advice) dane() bool {
 	level := strings.ToLower(a.p.Settings["smtp_tls_security_level"])
-	if level != "dane" && level != "dane-only" {
+	if !daneLevel(level) {
 		a.note("this Postfix does no DANE. It goes with smtp_tls_security_level = dane, smtp_dns_support_level = dnssec and a " +
 			"validating resolver; then run this again, since another map is the right one.")
 		return false
@@ -23,13 +23,13 @@ func (a *advice) dane() bool {
 	// The checks of Postfix's own smtp_tls_policy.c, in its order, and what
 	// libc does.
 	var obstacles []string
-	if a.p.Settings["smtp_dns_support_level"] != "dnssec" {
+	if !a.is("smtp_dns_support_level", "dnssec") {
 		obstacles = append(obstacles, "smtp_dns_support_level is not dnssec. Set: smtp_dns_support_level = dnssec")
 	}
 	if !hasWord(a.p.Settings["smtp_host_lookup"], "dns") {
 		obstacles = append(obstacles, "smtp_host_lookup has no dns. Set: smtp_host_lookup = dns")
 	}
-	if a.p.Settings["ignore_mx_lookup_error"] == "yes" {
+	if a.is("ignore_mx_lookup_error", "yes") {
 		obstacles = append(obstacles, "ignore_mx_lookup_error = yes makes it impossible")
 	}
 	for _, option := range []string{"res_defnames", "res_dnsrch"} {
@@ -44,6 +44,11 @@ func (a *advice) dane() bool {
 		a.warn("smtp_tls_security_level = %s, but there is no DANE: %s. Until then the map above is one without DANE; run this again afterwards.", level, o)
 	}
 	return len(obstacles) == 0
+}
+
+// daneLevel reports whether a security level is one of those with DANE.
+func daneLevel(level string) bool {
+	return strings.EqualFold(level, "dane") || strings.EqualFold(level, "dane-only")
 }
 
 // adBit returns why libc keeps the resolver's AD bit from Postfix, empty if it

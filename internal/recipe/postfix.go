@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"strings"
 )
 
@@ -20,9 +21,10 @@ var caFiles = []string{
 // advice gathers a recipe for one Postfix.
 type advice struct {
 	Recipe
-	p    Postconf
-	root fs.FS
-	d    Daemon
+	p        Postconf
+	root     fs.FS
+	d        Daemon
+	usesDANE bool // and may: what main.cf says of it
 }
 
 // Postfix returns the lines of main.cf for that Postfix, and the warnings.
@@ -40,7 +42,8 @@ func Postfix(p Postconf, root fs.FS, d Daemon) (Recipe, error) {
 	if err != nil {
 		return Recipe{}, err
 	}
-	name, err := a.mapName(a.dane())
+	a.usesDANE = a.dane()
+	name, err := a.mapName(a.usesDANE)
 	if err != nil {
 		return Recipe{}, err
 	}
@@ -60,6 +63,10 @@ func (a *advice) set(name, value, why string) {
 	inEffect := a.p.Settings[name] == value
 	a.Settings = append(a.Settings, Setting{Name: name, Value: value, Why: why, InEffect: inEffect})
 }
+
+// is reports whether a setting has that value, in any case: so Postfix reads
+// "yes" and "no", and the names of levels.
+func (a *advice) is(name, value string) bool { return strings.EqualFold(a.p.Settings[name], value) }
 
 func (a *advice) warn(format string, args ...any) {
 	a.Warnings = append(a.Warnings, fmt.Sprintf(format, args...))
@@ -192,7 +199,7 @@ func (a *advice) authorities() {
 	}
 	if file != "" {
 		a.warn("smtp_tls_CAfile = %s is not there: no certificate verifies, and mail to domains with an enforced policy waits.", file)
-	} else if a.p.Settings["smtp_tls_CApath"] != "" || a.p.Settings["tls_append_default_CA"] == "yes" {
+	} else if a.seesFolder() || a.is("tls_append_default_CA", "yes") {
 		return
 	}
 	for _, known := range caFiles {
@@ -205,14 +212,28 @@ func (a *advice) authorities() {
 		"with an enforced policy waits. Install the package ca-certificates and run this again.")
 }
 
-func (a *advice) exists(path string) bool {
-	st, err := fs.Stat(a.root, strings.TrimPrefix(path, "/"))
+// seesFolder reports whether smtp(8) can use the folder of smtp_tls_CApath,
+// which it looks into when it is in its chroot already (postconf(5)). Debian
+// copies it there, but only where systemd starts Postfix.
+func (a *advice) seesFolder() bool {
+	folder := a.p.Settings["smtp_tls_CApath"]
+	if folder == "" || !a.chrooted() {
+		return folder != ""
+	}
+	st, err := fs.Stat(a.root, strings.TrimPrefix(path.Join("/", a.p.Settings["queue_directory"], folder), "/"))
+	return err == nil && st.IsDir()
+}
+
+// exists reports whether there is a file. The name may go up by "..", which an
+// fs.FS does not take.
+func (a *advice) exists(name string) bool {
+	st, err := fs.Stat(a.root, strings.TrimPrefix(path.Clean("/"+name), "/"))
 	return err == nil && !st.IsDir()
 }
 
 // tlsRequired warns of RFC 8689 as Postfix does it since 3.10.
 func (a *advice) tlsRequired() {
-	if a.p.Settings["tls_required_enable"] == "yes" {
+	if a.is("tls_required_enable", "yes") {
 		a.warn("tls_required_enable = yes: any sender switches the policy lookup off for a message with the header " +
 			"\"TLS-Required: no\". To keep the domains' policies in force: tls_required_enable = no")
 	}
@@ -221,12 +242,12 @@ func (a *advice) tlsRequired() {
 // mxPatterns warns where a certificate of another host than the one connected
 // to is good enough.
 func (a *advice) mxPatterns() {
-	setting, known := a.p.Settings["smtp_tls_enforce_sts_mx_patterns"]
+	_, known := a.p.Settings["smtp_tls_enforce_sts_mx_patterns"]
 	switch {
 	case !known:
 		a.note("Postfix before 3.10.5 takes a certificate for any host that the policy lists, on whichever host DNS names, " +
 			"and \"*.example.net\" also for names two labels deep. Later versions compare as RFC 8461, 4.1 demands.")
-	case setting == "no":
+	case a.is("smtp_tls_enforce_sts_mx_patterns", "no"):
 		a.warn("smtp_tls_enforce_sts_mx_patterns = no: a certificate for any host that the policy lists is good on whichever host " +
 			"DNS names. Take the line out, or: smtp_tls_enforce_sts_mx_patterns = yes")
 	}
@@ -235,12 +256,12 @@ func (a *advice) mxPatterns() {
 // mxLookups warns where the mail does not go to the MX hosts that a policy
 // is about.
 func (a *advice) mxLookups() {
-	if a.p.Settings["disable_dns_lookups"] == "yes" {
+	if a.is("disable_dns_lookups", "yes") {
 		a.warn("disable_dns_lookups = yes: Postfix asks for no MX records, and connects to a host named as the domain, " +
 			"which the policy need not list.")
 	}
 	// For plain maps as well: the A record of the domain is not its MX host.
-	if a.p.Settings["ignore_mx_lookup_error"] == "yes" {
+	if a.is("ignore_mx_lookup_error", "yes") {
 		a.warn("ignore_mx_lookup_error = yes: when the MX lookup fails, Postfix connects to the domain's own address, " +
 			"and has no DANE. Set: ignore_mx_lookup_error = no")
 	}
@@ -257,6 +278,11 @@ var watched = map[string]bool{
 // overrides warns of options in master.cf that main.cf cannot change.
 func (a *advice) overrides() {
 	for _, o := range a.p.Overrides {
+		if o.Name == "smtp_tls_security_level" && daneLevel(o.Value) && !a.usesDANE {
+			a.warn("master.cf sets \"-o %s=%s\" for %s, and the map above is one without DANE: for that service an enforced MTA-STS policy "+
+				"overrides DANE, which RFC 8461, 2 forbids. Give it a map with DANE there too, with the option for smtp_tls_policy_maps.", o.Name, o.Value, o.Service)
+			continue
+		}
 		if watched[o.Name] {
 			a.warn("master.cf sets \"-o %s=%s\" for %s: what is said here about main.cf does not hold for that service.", o.Name, o.Value, o.Service)
 		}

@@ -42,6 +42,57 @@ func TestEachSettingThatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 	}
 }
 
+func TestPostfixReadsYesAndNoAndTheNamesOfLevelsInAnyCaseAndSoDoWe(t *testing.T) {
+	for setting, want := range map[string]string{
+		"tls_required_enable = Yes":             "tls_required_enable = no",
+		"smtp_tls_enforce_sts_mx_patterns = NO": "smtp_tls_enforce_sts_mx_patterns = yes",
+		"ignore_mx_lookup_error = YES":          "ignore_mx_lookup_error = no",
+		"disable_dns_lookups = yEs":             "disable_dns_lookups",
+		"smtp_dns_support_level = DNSSEC":       "",
+		"smtp_tls_security_level = DANE":        "",
+		"tls_append_default_CA = YES":           "",
+	} {
+		name, value, _ := strings.Cut(setting, " = ")
+		k := newKitchen(Version{3, 10, 5}).withDANE()
+		k.p.Settings[name] = value
+		if name == "tls_append_default_CA" {
+			k.p.Settings["smtp_tls_CAfile"] = ""
+		}
+		r := k.cook(t)
+		if want == "" && len(r.Warnings) > 0 || want != "" && !r.warns(want) {
+			t.Errorf("%s: warnings %q, want %q", setting, r.Warnings, want)
+		}
+		impossible := name == "ignore_mx_lookup_error"
+		if got := r.value("smtp_tls_policy_maps"); strings.Contains(got, "dane") == impossible {
+			t.Errorf("%s: the map is %s", setting, got)
+		}
+		if name == "tls_append_default_CA" && r.value("smtp_tls_CAfile") != "" {
+			t.Errorf("%s: a file is set all the same", setting)
+		}
+	}
+}
+
+func TestDANEInMasterCFAloneIsOverriddenAndTheRecipeSaysSo(t *testing.T) {
+	k := newKitchen(Version{3, 10, 5})
+	k.p.Overrides = []Override{{"relay/unix", "smtp_tls_security_level", "dane"}}
+	if r := k.cook(t); len(r.Warnings) != 1 || !r.warns("for relay/unix") || !r.warns("overrides DANE") {
+		t.Errorf("warnings %q", r.Warnings)
+	}
+	k = newKitchen(Version{3, 10, 5}).withDANE()
+	k.p.Overrides = []Override{{"relay/unix", "smtp_tls_security_level", "dane-only"}}
+	if r := k.cook(t); len(r.Warnings) != 1 || r.warns("overrides DANE") {
+		t.Errorf("with a map with DANE: warnings %q", r.Warnings)
+	}
+}
+
+func TestACAFileMayBeNamedByAWayUp(t *testing.T) {
+	k := newKitchen(Version{3, 10, 5})
+	k.p.Settings["smtp_tls_CAfile"] = "/etc/postfix/.." + strings.TrimPrefix(k.p.Settings["smtp_tls_CAfile"], "/etc")
+	if r := k.cook(t); len(r.Warnings) != 0 {
+		t.Errorf("warnings %q", r.Warnings)
+	}
+}
+
 func TestWhatMakesDANEImpossibleIsWarnedOfAndTheMapIsOneWithoutDANE(t *testing.T) {
 	resolvConf := func(text string) func(*kitchen) {
 		return func(k *kitchen) { k.root["etc/resolv.conf"] = &fstest.MapFile{Data: []byte(text)} }
@@ -171,16 +222,20 @@ func TestACAFileIsFoundWhereNoneIsSet(t *testing.T) {
 		file, path, ok string
 		have           []string
 		want           string
+		chroot         bool
 	}{
-		{"Debian", "", "", "no", []string{debianCA}, "/" + debianCA},
-		{"Fedora", "", "", "no", []string{"etc/pki/tls/certs/ca-bundle.crt"}, "/etc/pki/tls/certs/ca-bundle.crt"},
-		{"one is set", "/x.pem", "", "no", []string{"x.pem", debianCA}, ""},
-		{"the one that is set is not there", "/x.pem", "", "no", []string{debianCA}, "/" + debianCA},
-		{"a folder is set", "", "/etc/ssl/certs", "no", []string{debianCA}, ""},
-		{"OpenSSL's own are used", "", "", "yes", []string{debianCA}, ""},
+		{"Debian", "", "", "no", []string{debianCA}, "/" + debianCA, false},
+		{"Fedora", "", "", "no", []string{"etc/pki/tls/certs/ca-bundle.crt"}, "/etc/pki/tls/certs/ca-bundle.crt", false},
+		{"one is set", "/x.pem", "", "no", []string{"x.pem", debianCA}, "", false},
+		{"the one that is set is not there", "/x.pem", "", "no", []string{debianCA}, "/" + debianCA, false},
+		{"a folder is set", "", "/etc/ssl/certs", "no", []string{debianCA}, "", false},
+		{"a folder that is not in the chroot", "", "/etc/ssl/certs", "no", []string{debianCA}, "/" + debianCA, true},
+		{"a folder that is in the chroot", "", "/etc/ssl/certs", "no", []string{debianCA, "var/spool/postfix/etc/ssl/certs/x.0"}, "", true},
+		{"OpenSSL's own are used", "", "", "yes", []string{debianCA}, "", false},
 	} {
 		k := newKitchen(Version{3, 7, 0})
 		k.p.Settings["smtp_tls_CAfile"], k.p.Settings["smtp_tls_CApath"], k.p.Settings["tls_append_default_CA"] = tt.file, tt.path, tt.ok
+		k.p.Clients = []Client{{"smtp/unix", tt.chroot}}
 		k.root = fstest.MapFS{}
 		for _, name := range tt.have {
 			k.root[name] = &fstest.MapFile{}

@@ -25,6 +25,11 @@ type Answer struct {
 	// the server that gave it is trusted to validate; otherwise false.
 	Authenticated bool
 
+	// AfterServFail says that a server that is trusted to validate said
+	// SERVFAIL, and the answer, or a part of it, is another one's: the data may
+	// be bogus, and the other one does not tell.
+	AfterServFail bool
+
 	// TTL is how long the answer may be kept: the least of the CNAMEs and
 	// the records, or the negative TTL of RFC 2308. Zero if unknown.
 	TTL time.Duration

@@ -19,6 +19,8 @@ type step struct {
 	ttl     time.Duration
 	more    bool // name is still to be asked for
 	auth    bool // set by the one who knows the server
+
+	afterServFail bool // of another server, which is trusted; likewise
 }
 
 // readStep reads what msg says about the question for qtype at name: complete
@@ -160,5 +162,6 @@ func (a *Answer) extend(st *step) error {
 	a.TTL = min(a.TTL, st.ttl)
 	// What is true of the whole must be true of each part of the chain.
 	a.Authenticated = a.Authenticated && st.auth
+	a.AfterServFail = a.AfterServFail || st.afterServFail
 	return nil
 }

@@ -21,6 +21,7 @@ func (r *Resolver) ask(ctx context.Context, name string, qtype uint16) (*step, e
 	list := r.servers()
 	order := list.order(time.Now())
 	answered := make([]bool, len(order))
+	servFail := false
 	var worst *Error
 	for range list.attempts {
 		for i, s := range order {
@@ -31,6 +32,7 @@ func (r *Resolver) ask(ctx context.Context, name string, qtype uint16) (*step, e
 			if err == nil {
 				s.heard()
 				st.auth = st.auth && list.trustAD
+				st.afterServFail = servFail && list.trustAD
 				return st, nil
 			}
 			err.Server = s.addr.String()
@@ -44,6 +46,7 @@ func (r *Resolver) ask(ctx context.Context, name string, qtype uint16) (*step, e
 			default:
 				s.heard()
 				answered[i] = true
+				servFail = servFail || err.Kind == KindServFail
 			}
 		}
 	}

@@ -434,3 +434,40 @@ func TestNamesThatCannotBeAskedFor(t *testing.T) {
 		}
 	}
 }
+
+func TestAnAnswerSaysThatAServerAskedBeforeSaidSERVFAIL(t *testing.T) {
+	says := func(rcode int, records ...string) *fake {
+		return (&fake{udp: func(q *dns.Msg) [][]byte {
+			b, err := reply(q, rcode, records...).Pack()
+			if err != nil {
+				panic(err)
+			}
+			return [][]byte{b}
+		}}).start(t, "127.0.0.1", 0)
+	}
+	refuses, fails, has := says(dns.RcodeRefused), says(dns.RcodeServerFailure), says(dns.RcodeSuccess, "bogus.example. 60 IN MX 10 mx.example.")
+	no := false
+	for name, c := range map[string]struct {
+		servers []*fake
+		trust   *bool
+		want    bool
+	}{
+		"SERVFAIL, then an answer":               {[]*fake{fails, has}, nil, true},
+		"an answer at once":                      {[]*fake{has, fails}, nil, false},
+		"REFUSED, then an answer":                {[]*fake{refuses, has}, nil, false},
+		"of one that is not trusted to validate": {[]*fake{fails, has}, &no, false},
+	} {
+		var list []string
+		for _, s := range c.servers {
+			list = append(list, s.addr.String())
+		}
+		r, err := New(Config{Servers: list, TrustAD: c.trust})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := r.Query(t.Context(), "bogus.example", dns.TypeMX)
+		if err != nil || len(a.Records) != 1 || a.AfterServFail != c.want {
+			t.Errorf("%s: %+v, %v", name, a, err)
+		}
+	}
+}

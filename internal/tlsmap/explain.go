@@ -2,6 +2,7 @@ package tlsmap
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
@@ -40,6 +41,12 @@ func (t *Table) Replies(k Known) []MapReply {
 		replies = append(replies, r)
 	}
 	return replies
+}
+
+// AsksForDANE reports whether any of the maps asks for the DANE of a next-hop
+// when the policy is in that state.
+func (t *Table) AsksForDANE(p PolicyState) bool {
+	return slices.ContainsFunc(t.maps, func(m Map) bool { return m.DANE && m.applies(p) })
 }
 
 // explain returns the map's reply if it is no rehearsal, and why.

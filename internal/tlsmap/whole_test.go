@@ -2,6 +2,7 @@ package tlsmap
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +36,7 @@ func newDNSWorld() *dnsWorld {
 		"enforce.example MX":            "10 mx.enforce.example.",
 		"mx.enforce.example A":          "192.0.2.2",
 		"testing.example MX":            "10 mx.testing.example.",
+		"victim.unsigned.example MX":    "10 mx.dane.example.", // forged: its TLSA records are fine
 		"signed.test SOA":               "a. b. 1 1 1 1 1",
 		"unsigned.example SOA":          "a. b. 1 1 1 1 1",
 	}}
@@ -103,11 +105,12 @@ func (w *dnsWorld) questions() int {
 	return n
 }
 
-// wholeServer is a Server over a real Checker that asks w. dane.example and
-// enforce.example have enforced policies.
+// wholeServer is a Server over a real Checker that asks w. dane.example,
+// enforce.example and victim.unsigned.example have enforced policies.
 func wholeServer(t *testing.T, w *dnsWorld) *Server {
 	f := newFake()
 	f.held["dane.example"] = f.held["enforce.example"]
+	f.held["victim.unsigned.example"] = f.held["enforce.example"]
 	c := dane.New(dane.Options{Resolver: w, Probe: dane.ProbeNames{Signed: []string{"signed.test"}, Unsigned: []string{"unsigned.example"}}})
 	return NewServer(testMaps(t), Options{Policies: f, NextHops: c, Timeout: 20 * time.Second})
 }
@@ -212,6 +215,51 @@ func TestAResolverThatIsSlowAtTheStartWeakensNoReply(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 	})
+}
+
+// TestAResolverThatIsSlowAtTheStartAndAnswersWeakensNoReply has the first
+// lookups wait beside the first probe.
+func TestAResolverThatIsSlowAtTheStartAndAnswersWeakensNoReply(t *testing.T) {
+	for _, slow := range []time.Duration{100 * time.Millisecond, time.Second, 3 * time.Second, 4900 * time.Millisecond, 6 * time.Second, 14 * time.Second} {
+		for _, liar := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%v, lies: %v", slow, liar), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newDNSWorld()
+					w.slow, w.liar = slow, liar
+					s := wholeServer(t, w)
+					last := map[string]string{}
+					for range 10 {
+						var asking sync.WaitGroup
+						replies := make(map[string]string)
+						var mu sync.Mutex
+						for _, key := range []string{"dane.example", "victim.unsigned.example"} {
+							asking.Go(func() {
+								reply := ask(s, "postfix-dane", key)
+								mu.Lock()
+								defer mu.Unlock()
+								replies[key] = reply
+							})
+						}
+						asking.Wait()
+						for key, weak := range map[string]string{"dane.example": "OK secure", "victim.unsigned.example": "OK dane-only"} {
+							if got := replies[key]; strings.HasPrefix(got, weak) && !(liar && key == "dane.example") {
+								t.Errorf("%s: %q", key, got)
+							}
+						}
+						last = replies
+						time.Sleep(time.Minute)
+					}
+					if got := last["victim.unsigned.example"]; slow < 14*time.Second && !strings.HasPrefix(got, "OK secure match=") {
+						t.Errorf("in the end: %q", got)
+					}
+					if got := last["dane.example"]; slow < 5*time.Second && !liar && got != "OK dane-only" {
+						t.Errorf("in the end: %q", got)
+					}
+					time.Sleep(time.Hour)
+				})
+			})
+		}
+	}
 }
 
 func TestAResolverWhoseADBitIsNotBelievedMakesDANEMapsAnswerAsPlainOnes(t *testing.T) {

@@ -64,7 +64,7 @@ var rows = []row{
 	},
 	{
 		name:  "DNS questions",
-		what:  "questions to the resolver for a repeated lookup on map postfix-dane, within recheck and the records' TTL: of a domain with DANE under an enforced policy, and of one without a policy; a question for MX or TLSA where no policy is enforced is an error",
+		what:  "questions to the resolver for a repeated lookup on map postfix-dane, within recheck and the records' TTL: of a domain with DANE under an enforced policy, of one without a policy, and of one whose policy is in mode testing; a question for MX or TLSA where no policy is enforced is an error",
 		bound: 0,
 		run:   dnsQuestions,
 	},

@@ -86,6 +86,10 @@ func Test(t *testing.T, root, mapName string) {
 	for _, s := range stories {
 		t.Run(s.name, func(t *testing.T) { s.tell(t, w) })
 	}
+	if dane {
+		t.Run("the maps answer by their names of another policy server", func(t *testing.T) { asksByAliases(t, w) })
+	}
+	t.Run("the lines that -recipe prints are all that Postfix needs", func(t *testing.T) { followsRecipe(t, w) })
 }
 
 // enterLab starts the lab, its hosts in that network, and returns what Postfix is to be told about it.

@@ -14,7 +14,7 @@ import (
 // mail to hosts at 127.0.0.0/8.
 const hostNet = "198.18.0.0/16"
 
-// systemRoots is where Debian's GnuTLS finds the authorities that it trusts.
+// systemRoots is where Debian has the authorities, and its GnuTLS looks for them.
 const systemRoots = "/etc/ssl/certs/ca-certificates.crt"
 
 // shipped is packaging/exim, from the folder of a package of tests.

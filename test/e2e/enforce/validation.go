@@ -14,6 +14,7 @@ import (
 // started anew and a resolver that validates.
 var daneStories = []story{
 	{"Postfix believes the resolver without trust-ad, too", believesWithoutTrustAD},
+	{"another resolver, not on this machine, makes no reply weaker", movesResolver},
 	{"a resolver that stops validating makes no reply weaker", stopsValidating},
 	{"mail waits while the resolver is not there, and no reply is weaker", startsWithoutResolver},
 }
@@ -38,6 +39,59 @@ func believesWithoutTrustAD(t *testing.T, w *world) {
 	check(t, m, m.Outcome(t), deferred(noMatch), d.Mail...)
 }
 
+// elsewhere is the address of a resolver on another machine.
+const elsewhere = "192.0.2.53"
+
+// movesResolver tells of a daemon whose resolv.conf comes to name a resolver on
+// another machine, whose AD bit is not believed. Postfix still asks the one that
+// validates: domains that had DANE keep it, and their mail goes.
+func movesResolver(t *testing.T, w *world) {
+	held, failing := w.signed.domain(t, "match.signed.example"), w.signed.domain(t, "tlsa-fails.signed.example")
+	for _, d := range []*testlab.Domain{held, failing} {
+		if reply := w.reply(t, d.Name); reply != replyDANE {
+			t.Fatalf("the map's reply for %s is %q", d.Name, reply)
+		}
+	}
+	t.Run("moved", func(t *testing.T) {
+		stage.SetResolvConf(t, "nameserver "+elsewhere+"\n")
+		ctx, cancel := context.WithTimeout(t.Context(), heldTime)
+		defer cancel()
+		err := stage.Await(ctx, func() bool {
+			for _, d := range []*testlab.Domain{held, failing} {
+				if reply := w.reply(t, d.Name); reply != replyDANE {
+					t.Fatalf("the map's reply for %s is %q, and was %q", d.Name, reply, replyDANE)
+				}
+			}
+			return w.keeps(t, failing, "is not believed")
+		})
+		if err != nil {
+			t.Fatalf("the daemon did not look again at %s", failing.Name)
+		}
+		m := w.mta.Send(t, held.Name)
+		check(t, m, m.Outcome(t), verified(held.Mail[0]), held.Mail...)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), heldTime)
+	defer cancel()
+	validates := func() bool { // as the last that the log has of it
+		log := w.daemon.Log(t)
+		return strings.LastIndex(log, "the resolver validates") > strings.LastIndex(log, "is not believed")
+	}
+	if err := stage.Await(ctx, validates); err != nil {
+		t.Error("the daemon does not find that the resolver is the one of before")
+	}
+}
+
+// keeps says whether the log has it that the domain keeps its DANE, for a
+// verdict with those words.
+func (w *world) keeps(t *testing.T, d *testlab.Domain, verdict string) bool {
+	for line := range strings.Lines(w.daemon.Log(t)) {
+		if strings.Contains(line, "keeps its DANE state") && strings.Contains(line, "domain="+d.Name+" ") && strings.Contains(line, verdict) {
+			return true
+		}
+	}
+	return false
+}
+
 // stopsValidating tells of a resolver that from one moment to the next takes
 // everything as it comes. Domains that had DANE keep it: Postfix, too, finds
 // that nothing is signed any more, and waits.
@@ -59,7 +113,7 @@ func stopsValidating(t *testing.T, w *world) {
 		if reply := w.reply(t, failing.Name); reply != replyDANE {
 			t.Fatalf("the map's reply for %s is %q, and was %q", failing.Name, reply, replyDANE)
 		}
-		return strings.Contains(w.daemon.Log(t), "keeps its DANE state")
+		return w.keeps(t, failing, "does not validate")
 	})
 	if err != nil {
 		t.Fatalf("the daemon did not look again at %s", failing.Name)

@@ -181,15 +181,7 @@ func (e *Exim) Expand(t *testing.T, lines string) string {
 // one of its modes and no configuration, and returns what it printed.
 func (e *Exim) Program(t *testing.T, args ...string) string {
 	t.Helper()
-	text, err := os.ReadFile(binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.root.Write(t, "/usr/sbin/sts-tlsmap", string(text))
-	if err := os.Chmod(e.root.Path("/usr/sbin/sts-tlsmap"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return e.must(t, e.root.command("/usr/sbin/sts-tlsmap", args...))
+	return e.must(t, e.root.program(t, args...))
 }
 
 // Name is "Exim" and the version.

@@ -147,6 +147,20 @@ func useResolver(path string) error {
 // resolver's AD bit.
 const resolvConf = "nameserver " + Resolver + "\noptions trust-ad\n"
 
+// SetResolvConf has the daemon, which reads the stage's, find another
+// resolv.conf. Postfix has one of its own. It is as before when the test ends.
+func SetResolvConf(t *testing.T, text string) {
+	t.Helper()
+	write := func(text string) {
+		// The file that is mounted there cannot be replaced, only changed.
+		if err := os.WriteFile("/etc/resolv.conf", []byte(text), 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+	write(text)
+	t.Cleanup(func() { write(resolvConf) })
+}
+
 func writeString(f *os.File, s string) error {
 	_, err := f.WriteString(s)
 	return err

@@ -2,8 +2,10 @@ package stage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -76,7 +78,62 @@ func (p *Postfix) TrustAD(t *testing.T, trust bool) {
 		text = "nameserver " + Resolver + "\n"
 	}
 	p.writeResolvConf(t, text)
-	p.run(t, "postfix", "stop") // reload would leave an smtp(8) that is at work
+	p.restart(t)
+}
+
+// Program runs the program on Postfix' machine, and returns what it printed.
+func (p *Postfix) Program(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := p.root.program(t, args...).Output()
+	if err != nil {
+		t.Fatalf("sts-tlsmap %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out)
+}
+
+// Write writes a file on Postfix' machine.
+func (p *Postfix) Write(t *testing.T, path, text string) {
+	t.Helper()
+	p.root.Write(t, path, text)
+}
+
+// Unset takes settings out of main.cf, as an editor would. They are in force
+// until Configure.
+func (p *Postfix) Unset(t *testing.T, names ...string) {
+	t.Helper()
+	p.run(t, "postconf", append([]string{"-X"}, names...)...)
+}
+
+// Configure adds text to the end of main.cf, and starts Postfix anew.
+func (p *Postfix) Configure(t *testing.T, text string) {
+	t.Helper()
+	f, err := os.OpenFile(p.root.Path("/etc/postfix/main.cf"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(writeString(f, "\n"+text), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	p.restart(t)
+}
+
+// Postmap asks a table for a key, as postmap -q does; empty: there is nothing.
+func (p *Postfix) Postmap(t *testing.T, key, table string) string {
+	t.Helper()
+	out, err := p.root.command("/usr/sbin/postmap", "-q", key, table).CombinedOutput()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 1 && len(out) == 0 {
+		return ""
+	} else if err != nil {
+		t.Fatalf("postmap -q %s %s: %v\n%s", key, table, err, out)
+	}
+	return strings.TrimSuffix(string(out), "\n")
+}
+
+// restart takes settings up for certain: reload would leave an smtp(8) that is
+// at work.
+func (p *Postfix) restart(t *testing.T) {
+	t.Helper()
+	p.run(t, "postfix", "stop")
 	p.run(t, "postfix", "start")
 }
 

@@ -3,6 +3,7 @@ package stage
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -82,4 +83,20 @@ func (r Root) Write(t *testing.T, inside, text string) {
 	if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// program is the program under test inside the root, where it sees the machine
+// of the MTA.
+func (r Root) program(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	const path = "/usr/sbin/sts-tlsmap"
+	text, err := os.ReadFile(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Write(t, path, string(text))
+	if err := os.Chmod(r.Path(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return r.command(path, args...)
 }

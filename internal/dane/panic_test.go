@@ -1,0 +1,144 @@
+package dane
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+)
+
+// A bomb is a resolver that panics at some types of questions.
+type bomb struct {
+	*fake
+	armed map[uint16]bool
+}
+
+func (b *bomb) Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error) {
+	a, err := b.fake.Query(ctx, name, qtype)
+	blow := false
+	b.change(func(*fake) { blow = b.armed[qtype] })
+	if blow {
+		panic("a mistake in the DNS library")
+	}
+	return a, err
+}
+
+func (b *bomb) arm(types ...uint16) {
+	b.change(func(*fake) {
+		b.armed = map[uint16]bool{}
+		for _, qtype := range types {
+			b.armed[qtype] = true
+		}
+	})
+}
+
+// mined returns a Checker that asks a bomb for a domain with DANE.
+func mined(log *bytes.Buffer) (*bomb, *Checker) {
+	b := &bomb{fake: newFake()}
+	daneDomain(b.fake, "example.com")
+	return b, New(Options{Resolver: b, Log: slog.New(slog.NewTextHandler(log, nil)),
+		Probe: ProbeNames{Signed: []string{"signed.test"}, Unsigned: []string{"unsigned.test"}}})
+}
+
+func TestAPanicInACheckIsSurvivedAndWhoWaitsDefers(t *testing.T) {
+	for name, qtype := range map[string]uint16{"in the MX lookup": dns.TypeMX, "at a host": dns.TypeA, "in the TLSA lookup": dns.TypeTLSA} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				b, c := mined(&log)
+				c.Probe(t.Context())
+				b.arm(qtype)
+				hop := NextHop{Host: "example.com"}
+				if got := c.Check(t.Context(), hop); got.State != Undecided {
+					t.Errorf("%+v", got)
+				}
+				if n := c.Stats().Panics; n != 1 {
+					t.Errorf("%d panics counted", n)
+				}
+				if s := log.String(); !strings.Contains(s, "bug: a panic was survived") || !strings.Contains(s, "a mistake in the DNS library") || !strings.Contains(s, "panic_test.go") {
+					t.Errorf("the log does not say where:\n%s", s)
+				}
+				b.arm()
+				time.Sleep(failKeep)
+				if got := c.Check(t.Context(), hop); got.State != Usable {
+					t.Errorf("afterwards: %+v", got)
+				}
+			})
+		})
+	}
+}
+
+func TestAPanicInARenewalTakesNothingAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, c := mined(new(bytes.Buffer))
+		c.Probe(t.Context())
+		hop := NextHop{Host: "example.com"}
+		c.Check(t.Context(), hop)
+		b.arm(dns.TypeMX)
+		time.Sleep(280 * time.Second) // of five minutes
+		for range 3 {
+			if got := c.Check(t.Context(), hop); got.State != Usable {
+				t.Errorf("while the finding lives: %+v", got)
+			}
+			synctest.Wait()
+		}
+		time.Sleep(time.Minute)
+		if got := c.Check(t.Context(), hop); got.State != Undecided {
+			t.Errorf("afterwards: %+v", got)
+		}
+		// It had DANE: that is not forgotten.
+		b.arm()
+		b.change(func(f *fake) { f.blind = true })
+		if got := c.Check(t.Context(), hop); got.State != Usable || !got.Kept() {
+			t.Errorf("with a resolver that does not validate any more: %+v", got)
+		}
+	})
+}
+
+func TestAPanicInTheLookupOfMXHostsIsAnError(t *testing.T) {
+	b, c := mined(new(bytes.Buffer))
+	b.arm(dns.TypeMX)
+	if set, err := c.MX(t.Context(), "example.com"); set != nil || err == nil {
+		t.Errorf("%v, %v", set, err)
+	}
+	b.arm()
+	if set, err := c.MX(t.Context(), "example.com"); err != nil || len(set.Hosts) != 1 {
+		t.Errorf("afterwards: %v, %v", set, err)
+	}
+}
+
+func TestAPanicInAProbeIsAProbeWithoutAnAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, c := mined(new(bytes.Buffer))
+		b.arm(dns.TypeSOA)
+		if p := c.Probe(t.Context()); p.Verdict != NoVerdict || p.When.IsZero() || len(p.Lookups) != 2 || p.Lookups[0].Err == nil {
+			t.Errorf("%+v", p)
+		}
+		b.arm()
+		if p := c.Probe(t.Context()); p.Verdict != Validates {
+			t.Errorf("afterwards: %+v", p)
+		}
+	})
+}
+
+func TestManyPanicsAreFewLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		b, c := mined(&log)
+		b.arm(dns.TypeMX)
+		for range 1000 {
+			c.Check(t.Context(), NextHop{Host: "example.com"})
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n, lines := c.Stats().Panics, strings.Count(log.String(), "bug: a panic"); n != 1000 || lines > 11 {
+			t.Errorf("%d panics, %d lines", n, lines)
+		}
+	})
+}
