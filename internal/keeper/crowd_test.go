@@ -308,6 +308,31 @@ func TestTheRefresherNeedsNoneOfTheLookupsPlaces(t *testing.T) {
 	})
 }
 
+func TestTarpitsBesideAPolicyHostDoNotKeepTheRefresherFromIt(t *testing.T) {
+	var refreshed atomic.Int64
+	inInternet(t, func(o *Options) {
+		o.Observe = func(e Event) {
+			if e.Step == StepFetch && e.Domain == "honest.example" && e.Result == policy.ResultOK {
+				refreshed.Add(1)
+			}
+		}
+	}, func(t *testing.T, s *site, n *internet) {
+		n.publish("honest.example", "2a00::2", server{})
+		s.mustHold(t, "honest.example")
+		for i := range 2 * hostFetches {
+			d := fmt.Sprintf("t%d.example", i)
+			n.publish(d, "2a00::1", server{tarpit: true}) // the same /64
+			go func() { _, _ = s.lookup(t, d) }()
+		}
+		synctest.Wait()
+		s.fetch.hurry("honest.example")
+		synctest.Wait()
+		if refreshed.Load() != 1 {
+			t.Error("the policy was not fetched again")
+		}
+	})
+}
+
 func TestAFloodOfUnknownDomainsBeyondTheBoundIsAnsweredAtOnce(t *testing.T) {
 	const slots, flood = 4, 2000
 	const most = maxFlights * slots

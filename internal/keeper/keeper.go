@@ -128,9 +128,11 @@ type Keeper struct {
 
 	flights  flights
 	dnsSlots chan struct{} // discoveries in their DNS part
-	// The gates share the places at each address of policy hosts. At that of
-	// the lookups one waits, and there are so many places for all of them; the
-	// refresher has slots of its own, and comes again where no place is free.
+	// At the lookups' gate to policy hosts one waits, and there are so many
+	// places for all of them; the refresher has slots of its own, and comes again
+	// where no place is free. They share no places: strangers whose policy hosts
+	// are beside one that is held, and never answer, must not be able to keep the
+	// refresher from it until the policy runs out.
 	lookupGate, refreshGate policy.Gate
 
 	recheckC chan string // domains whose TXT record a lookup wants looked at
@@ -179,8 +181,8 @@ func New(o Options) *Keeper {
 
 		learning: rate.NewLimiter(rate.Limit(o.CheckRate), 1),
 	}
-	hosts := policy.NewAddressLimiter(hostFetches)
-	k.lookupGate, k.refreshGate = hosts.Waiting(o.LookupConcurrency), hosts.NonWaiting()
+	k.lookupGate = policy.NewAddressLimiter(hostFetches).Waiting(o.LookupConcurrency)
+	k.refreshGate = policy.NewAddressLimiter(hostFetches).NonWaiting()
 	k.life, k.end = context.WithCancel(context.Background())
 	k.writer.committed = k.published
 	k.writer.becameLate = k.publish

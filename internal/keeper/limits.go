@@ -52,7 +52,8 @@ const (
 	firstBackoff = 5 * time.Minute
 	maxBackoff   = time.Hour
 
-	// hostFetches is how many fetches there are at once at one address.
+	// hostFetches is how many fetches there are at once at one address, for lookups
+	// and again for the refresher.
 	hostFetches = 8
 	// maxFlights is how many discoveries for lookups there are at once for each
 	// of [lookup] concurrency, those that wait for a turn included. One more is

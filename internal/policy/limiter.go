@@ -48,7 +48,7 @@ func NewAddressLimiter(max int) *AddressLimiter {
 }
 
 // NonWaiting returns the gate that answers ErrBusy where no place at the
-// address is free. It counts the same places at an address as the other gate.
+// address is free.
 func (l *AddressLimiter) NonWaiting() Gate { return nonWaiting{l} }
 
 // Waiting returns the gate at which one waits for a place, until the context
