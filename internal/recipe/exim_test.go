@@ -72,7 +72,7 @@ func (k *eximKitchen) install() (transport map[string]string) {
 		Instance{askRouter, map[string]string{"driver": "redirect", "set": "r_sts_tlsmap = ${readsocket{x}{y}{30s:cache=yes}}"}},
 		Instance{hostsRouter, map[string]string{"driver": "manualroute", "transport": ourTransport}})
 	transport = map[string]string{"driver": "smtp", "hosts_require_tls": "*", "tls_verify_hosts": "*", "tls_verify_cert_hostnames": "*",
-		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "retry_include_ip_address": "false"}
+		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "retry_include_ip_address": "false", "multi_domain": "false", "hosts_nopass_tls": "*"}
 	k.c.Transports = append(k.c.Transports, Instance{ourTransport, transport})
 	return transport
 }
@@ -219,10 +219,12 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		"no named list": {func(t *testing.T, k *eximKitchen) {
 			k.c.Text = strings.Replace(k.c.Text, "domainlist relay_to_domains", "domainlist others", 1)
 		}, "no domainlist relay_to_domains"},
-		"no authorities":   {func(t *testing.T, k *eximKitchen) { delete(k.root, debianCA) }, "certificate authorities"},
-		"TLS not required": {func(t *testing.T, k *eximKitchen) { k.install()["hosts_require_tls"] = "" }, "hosts_require_tls"},
-		"TLS avoided":      {func(t *testing.T, k *eximKitchen) { k.install()["hosts_avoid_tls"] = "*" }, "hosts_avoid_tls"},
-		"nothing verified": {func(t *testing.T, k *eximKitchen) { k.install()["tls_verify_certificates"] = "" }, "tls_verify_certificates"},
+		"no authorities":                   {func(t *testing.T, k *eximKitchen) { delete(k.root, debianCA) }, "certificate authorities"},
+		"TLS not required":                 {func(t *testing.T, k *eximKitchen) { k.install()["hosts_require_tls"] = "" }, "hosts_require_tls"},
+		"several domains on a connection":  {func(t *testing.T, k *eximKitchen) { k.install()["multi_domain"] = "true" }, "multi_domain"},
+		"several messages on a connection": {func(t *testing.T, k *eximKitchen) { k.install()["hosts_nopass_tls"] = "" }, "hosts_nopass_tls"},
+		"TLS avoided":                      {func(t *testing.T, k *eximKitchen) { k.install()["hosts_avoid_tls"] = "*" }, "hosts_avoid_tls"},
+		"nothing verified":                 {func(t *testing.T, k *eximKitchen) { k.install()["tls_verify_certificates"] = "" }, "tls_verify_certificates"},
 		"Exim too hasty": {func(t *testing.T, k *eximKitchen) {
 			k.install()
 			k.d.LookupTimeout = 40 * time.Second

@@ -117,6 +117,7 @@ type probe struct {
 
 	honest             *testlab.Domain
 	bad, plainAtShared *testlab.Domain
+	batched, kept      disguise
 	reply              atomic.Pointer[impostorsReply] // nil: the daemon's, counted
 	asked              atomic.Int64
 }
@@ -164,6 +165,7 @@ func (w *world) newProbe(t *testing.T) *probe {
 		add(d, toIt)
 	}
 	p.plainAtShared = w.lab.Domain("probe-shared.test", testlab.With{Mail: p.bad.Mail, NoPolicy: true})
+	p.batched, p.kept = w.newDisguise(t, "probe-batch"), w.newDisguise(t, "probe-kept")
 	p.listen(t)
 	return p
 }
@@ -201,7 +203,7 @@ func (p *probe) try(t *testing.T, w *world, recipe fs.FS) []string {
 		return []string{"Exim does not take it: " + strings.ReplaceAll(err.Error(), "\n", " ")}
 	}
 	v.exim = e
-	for _, step := range []func(*testing.T, *world) []string{p.table, p.silence, p.nonsense, p.shared, p.patience} {
+	for _, step := range []func(*testing.T, *world) []string{p.table, p.silence, p.nonsense, p.shared, p.aliases, p.patience} {
 		if found := step(t, &v); len(found) > 0 {
 			return found
 		}

@@ -25,6 +25,8 @@ var eximStories = []story{
 	{"a reply that is cut off or makes no sense lets nothing through", brokenReplies},
 	{"no domain harms another at a host that they share", sharesHost},
 	{"an unverified connection is not used for an enforced domain", sharesNoConnection},
+	{"a message to two domains shares no connection with a host that an alias leads to", sharesNoBatch},
+	{"no connection is kept for another domain at a host that an alias leads to", keepsNoConnection},
 	{"options of the site's own transport are taken along", ownOptions},
 	{"a single configuration file does the same", singleFile},
 	{"a smart host is held to its own policy", smartHosts},
