@@ -62,6 +62,10 @@ const (
 	defaultTime   = 30 * time.Second
 )
 
+// anyInterface is the interface of our transport, where the site has none of
+// its own.
+const anyInterface = "<; 0.0.0.0 ; ::0"
+
 // timeMargin is what Exim waits longer than the daemon does, so that the answer
 // is there when the daemon gives up.
 const timeMargin = 10 * time.Second
@@ -161,6 +165,9 @@ func (a *eximAdvice) macros(server string) string {
 	wait := max(a.d.LookupTimeout+timeMargin, defaultTime)
 	text := strings.Replace(exim.Macros, "STS_TLSMAP_SERVER = "+defaultServer, "STS_TLSMAP_SERVER = "+server, 1)
 	text = strings.Replace(text, "STS_TLSMAP_TIMEOUT = 30s", "STS_TLSMAP_TIMEOUT = "+eximTime(wait), 1)
+	if interfaces := a.ownInterface(); interfaces != "" {
+		text = strings.Replace(text, "STS_TLSMAP_INTERFACE = "+anyInterface, "STS_TLSMAP_INTERFACE = "+interfaces, 1)
+	}
 	host, port := a.smartHost()
 	if host == "" {
 		return text
@@ -218,7 +225,7 @@ func (a *eximAdvice) parts(macros string) {
 		a.note("when the files are there: update-exim4.conf, and systemctl reload exim4")
 	}
 	a.Parts = []Part{{where[0], macros}, {where[1], exim.Routers}, {where[2], exim.Transport}}
-	if own := a.ownTransport(); own != "" {
+	if own := a.ownOptionsText(); own != "" {
 		a.Parts = append(a.Parts, Part{ownOptions + ", what your own transport does besides:", own})
 	}
 }
@@ -233,22 +240,50 @@ func (a *eximAdvice) isSplit() bool {
 var carried = []struct{ name, value string }{
 	{"dkim_domain", ""}, {"dkim_selector", ""}, {"dkim_private_key", ""}, {"dkim_canon", ""}, {"dkim_hash", "sha256"},
 	{"dkim_identity", ""}, {"dkim_sign_headers", ""}, {"dkim_strict", ""}, {"dkim_timestamps", ""},
-	{"helo_data", "$primary_hostname"}, {"interface", ""}, {"headers_add", ""}, {"headers_remove", ""}, {"headers_rewrite", ""},
+	{"helo_data", "$primary_hostname"}, {"headers_add", ""}, {"headers_remove", ""}, {"headers_rewrite", ""},
 	{"return_path", ""}, {"message_linelength_limit", "998"}, {"tls_certificate", ""}, {"tls_privatekey", ""},
 	{"port", "smtp"}, {"hosts_try_auth", ""}, {"hosts_require_auth", ""}, {"authenticated_sender", ""},
 }
 
-// ownTransport returns the options of the site's own transport.
-func (a *eximAdvice) ownTransport() string {
-	r := a.remoteRouter()
-	if r == nil {
-		return ""
+// remoteTransport returns the site's own transport to other hosts, or nil.
+func (a *eximAdvice) remoteTransport() *Instance {
+	if r := a.remoteRouter(); r != nil {
+		return find(a.c.Transports, r.Options["transport"])
 	}
-	t := find(a.c.Transports, r.Options["transport"])
+	return nil
+}
+
+// ownInterface returns the interfaces that the site's own transport sends
+// from; "" if it leaves that to the system.
+func (a *eximAdvice) ownInterface() string {
+	if t := a.remoteTransport(); t != nil {
+		return t.Options["interface"]
+	}
+	return ""
+}
+
+// sameRetryKeys reports whether Exim remembers the hosts that fail in the one
+// transport for the other one as well. Its key has the host's name, with
+// retry_include_ip_address its address, the port, and the interface if one is
+// set.
+func sameRetryKeys(a, b Instance) bool {
+	return a.Options["interface"] == b.Options["interface"] &&
+		(a.Options["retry_include_ip_address"] == "false") == (b.Options["retry_include_ip_address"] == "false")
+}
+
+// ownOptionsText returns what the site's own transport does besides.
+func (a *eximAdvice) ownOptionsText() string {
+	t := a.remoteTransport()
 	if t == nil {
 		return ""
 	}
 	var b strings.Builder
+	if t.Options["interface"] != "" && t.Options["retry_include_ip_address"] != "false" {
+		b.WriteString("  retry_include_ip_address = false\n")
+		a.note("transport %s has interface = %s, and ours is to have the same: only with retry_include_ip_address = false, "+
+			"as below, does Exim not hold against all mail to a host what fails there for one enforced domain. The price: a host "+
+			"with one address that cannot be reached is put off as a whole.", t.Name, t.Options["interface"])
+	}
 	for _, o := range carried {
 		if v := t.Options[o.name]; v != o.value && (o.name != "port" || v != "25") { // smtp is 25
 			fmt.Fprintf(&b, "  %s = %s\n", o.name, v)

@@ -72,7 +72,7 @@ func (k *eximKitchen) install() (transport map[string]string) {
 		Instance{askRouter, map[string]string{"driver": "redirect", "set": "r_sts_tlsmap = ${readsocket{x}{y}{30s:cache=yes}}"}},
 		Instance{hostsRouter, map[string]string{"driver": "manualroute", "transport": ourTransport}})
 	transport = map[string]string{"driver": "smtp", "hosts_require_tls": "*", "tls_verify_hosts": "*", "tls_verify_cert_hostnames": "*",
-		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "retry_include_ip_address": "false", "multi_domain": "false", "hosts_nopass_tls": "*"}
+		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "interface": anyInterface, "multi_domain": "false", "hosts_nopass_tls": "*"}
 	k.c.Transports = append(k.c.Transports, Instance{ourTransport, transport})
 	return transport
 }
@@ -186,6 +186,38 @@ func TestWhatTheOwnTransportDoesIsTakenAlong(t *testing.T) {
 	}
 }
 
+// Exim's key for a host that fails has the interface and, if it is asked to,
+// the address: one of the two has to differ.
+func TestHostsThatFailAreRememberedApartFromTheOwnTransports(t *testing.T) {
+	for _, c := range []struct {
+		ownInterface, ownIncludes string
+		wantInterface, wantOwn    string
+	}{
+		{"", "true", anyInterface, ""},
+		{"", "false", anyInterface, ""},
+		{"192.0.2.5", "true", "192.0.2.5", "  retry_include_ip_address = false\n"},
+		{"192.0.2.5", "false", "192.0.2.5", ""},
+	} {
+		k := newEximKitchen(t, "trixie")
+		own := find(k.c.Transports, "remote_smtp").Options
+		own["interface"], own["retry_include_ip_address"] = c.ownInterface, c.ownIncludes
+		r, err := Exim(k.c, k.root, k.d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line := "\nSTS_TLSMAP_INTERFACE = " + c.wantInterface + "\n"; !strings.Contains(r.Parts[0].Text, line) {
+			t.Errorf("%+v: no %q in %s", c, line, r.Parts[0].Text)
+		}
+		options := ""
+		if len(r.Parts) > 3 {
+			options = r.Parts[3].Text
+		}
+		if options != c.wantOwn || len(r.Warnings) > 0 {
+			t.Errorf("%+v: %q, warnings %q", c, options, r.Warnings)
+		}
+	}
+}
+
 func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil func(t *testing.T, k *eximKitchen)
@@ -219,12 +251,17 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		"no named list": {func(t *testing.T, k *eximKitchen) {
 			k.c.Text = strings.Replace(k.c.Text, "domainlist relay_to_domains", "domainlist others", 1)
 		}, "no domainlist relay_to_domains"},
-		"no authorities":                   {func(t *testing.T, k *eximKitchen) { delete(k.root, debianCA) }, "certificate authorities"},
-		"TLS not required":                 {func(t *testing.T, k *eximKitchen) { k.install()["hosts_require_tls"] = "" }, "hosts_require_tls"},
-		"several domains on a connection":  {func(t *testing.T, k *eximKitchen) { k.install()["multi_domain"] = "true" }, "multi_domain"},
-		"several messages on a connection": {func(t *testing.T, k *eximKitchen) { k.install()["hosts_nopass_tls"] = "" }, "hosts_nopass_tls"},
-		"TLS avoided":                      {func(t *testing.T, k *eximKitchen) { k.install()["hosts_avoid_tls"] = "*" }, "hosts_avoid_tls"},
-		"nothing verified":                 {func(t *testing.T, k *eximKitchen) { k.install()["tls_verify_certificates"] = "" }, "tls_verify_certificates"},
+		"no authorities":                     {func(t *testing.T, k *eximKitchen) { delete(k.root, debianCA) }, "certificate authorities"},
+		"TLS not required":                   {func(t *testing.T, k *eximKitchen) { k.install()["hosts_require_tls"] = "" }, "hosts_require_tls"},
+		"several domains on a connection":    {func(t *testing.T, k *eximKitchen) { k.install()["multi_domain"] = "true" }, "multi_domain"},
+		"several messages on a connection":   {func(t *testing.T, k *eximKitchen) { k.install()["hosts_nopass_tls"] = "" }, "hosts_nopass_tls"},
+		"TLS avoided":                        {func(t *testing.T, k *eximKitchen) { k.install()["hosts_avoid_tls"] = "*" }, "hosts_avoid_tls"},
+		"hosts that fail remembered for all": {func(t *testing.T, k *eximKitchen) { k.install()["interface"] = "" }, "stops all mail"},
+		"the own interface installed": {func(t *testing.T, k *eximKitchen) {
+			k.install()["interface"] = "192.0.2.5"
+			find(k.c.Transports, "remote_smtp").Options["interface"] = "192.0.2.5"
+		}, "stops all mail"},
+		"nothing verified": {func(t *testing.T, k *eximKitchen) { k.install()["tls_verify_certificates"] = "" }, "tls_verify_certificates"},
 		"Exim too hasty": {func(t *testing.T, k *eximKitchen) {
 			k.install()
 			k.d.LookupTimeout = 40 * time.Second

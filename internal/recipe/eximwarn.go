@@ -54,11 +54,15 @@ func (a *eximAdvice) installed() {
 	for _, want := range [][2]string{
 		{"hosts_require_tls", "*"}, {"tls_verify_hosts", "*"}, {"tls_verify_cert_hostnames", "*"}, {"tls_sni", "$host"},
 		{"hosts_try_dane", "*"}, {"hosts_avoid_tls", ""}, {"hosts_verify_avoid_tls", ""}, {"hosts_override", "false"}, {"hosts", ""},
-		{"fallback_hosts", ""}, {"retry_include_ip_address", "false"}, {"multi_domain", "false"}, {"hosts_nopass_tls", "*"},
+		{"fallback_hosts", ""}, {"multi_domain", "false"}, {"hosts_nopass_tls", "*"},
 	} {
 		if got, ok := t.Options[want[0]]; ok && got != want[1] {
 			a.warn("transport %s has %s = %s, not %q: see docs/exim.md for what that undoes.", ourTransport, want[0], got, want[1])
 		}
+	}
+	if own := a.remoteTransport(); own != nil && sameRetryKeys(*t, *own) {
+		a.warn("transport %s has interface and retry_include_ip_address as transport %s has them: what fails for one enforced domain at a host "+
+			"stops all mail to it. Use the STS_TLSMAP_INTERFACE and the options below.", ourTransport, own.Name)
 	}
 	if v := t.Options["tls_verify_certificates"]; v != "system" && !strings.HasPrefix(v, "/") {
 		a.warn("transport %s has tls_verify_certificates = %s: no certificate is verified by that.", ourTransport, v)

@@ -25,6 +25,8 @@ var eximStories = []story{
 	{"a reply that is cut off or makes no sense lets nothing through", brokenReplies},
 	{"no domain harms another at a host that they share", sharesHost},
 	{"an unverified connection is not used for an enforced domain", sharesNoConnection},
+	{"an IPv6 address that cannot be reached holds up no mail", unreachableIPv6},
+	{"one dead address of a host holds up no mail", deadAddress},
 	{"a message to two domains shares no connection with a host that an alias leads to", sharesNoBatch},
 	{"no connection is kept for another domain at a host that an alias leads to", keepsNoConnection},
 	{"options of the site's own transport are taken along", ownOptions},
