@@ -69,7 +69,7 @@ func (k *eximKitchen) router(t *testing.T, name string) map[string]string {
 func (k *eximKitchen) install() (transport map[string]string) {
 	at := slices.IndexFunc(k.c.Routers, func(r Instance) bool { return r.Name == "dnslookup" })
 	k.c.Routers = slices.Insert(k.c.Routers, at,
-		Instance{askRouter, map[string]string{"driver": "redirect", "set": "r_sts_tlsmap = ${readsocket{x}{y}{30s:cache=yes}}"}},
+		Instance{askRouter, map[string]string{"driver": "redirect", "address_data": "${readsocket{x}{y}{30s:cache=yes}}"}},
 		Instance{hostsRouter, map[string]string{"driver": "manualroute", "transport": ourTransport}})
 	transport = map[string]string{"driver": "smtp", "hosts_require_tls": "*", "tls_verify_hosts": "*", "tls_verify_cert_hostnames": "*",
 		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "interface": anyInterface, "multi_domain": "false", "hosts_nopass_tls": "*"}
@@ -265,7 +265,12 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		"Exim too hasty": {func(t *testing.T, k *eximKitchen) {
 			k.install()
 			k.d.LookupTimeout = 40 * time.Second
-		}, "Exim waits for 30 s"},
+		}, "Exim waits for 30s"},
+		"Exim too hasty, in minutes": {func(t *testing.T, k *eximKitchen) {
+			k.install()
+			k.router(t, askRouter)["address_data"] = "${readsocket{x}{y}{1m:cache=yes}}"
+			k.d.LookupTimeout = time.Minute
+		}, "Exim waits for 1m0s"},
 		"a rehearsal": {func(t *testing.T, k *eximKitchen) { k.d.Maps[0].Enforce = false }, "rehearsal"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -3,7 +3,6 @@ package recipe
 import (
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -75,13 +74,13 @@ func (a *eximAdvice) installed() {
 		}
 	}
 	if r := find(a.c.Routers, askRouter); r != nil {
-		m := regexp.MustCompile(`\{(\d+)s:cache=yes\}`).FindStringSubmatch(r.Options["set"])
+		m := regexp.MustCompile(`\{([0-9wdhms]+):cache=yes\}`).FindStringSubmatch(r.Options["address_data"])
 		if m == nil {
 			return
 		}
-		if s, err := strconv.Atoi(m[1]); err == nil && time.Duration(s)*time.Second <= a.d.LookupTimeout {
-			a.warn("Exim waits for %d s, and the daemon for up to %s ([lookup] timeout): a domain that is slow to discover makes mail wait "+
-				"that would go. Use the STS_TLSMAP_TIMEOUT below.", s, a.d.LookupTimeout)
+		if wait := parseEximTime(m[1]); wait <= a.d.LookupTimeout {
+			a.warn("Exim waits for %s, and the daemon for up to %s ([lookup] timeout): a domain that is slow to discover makes mail wait "+
+				"that would go. Use the STS_TLSMAP_TIMEOUT below.", wait, a.d.LookupTimeout)
 		}
 	}
 }

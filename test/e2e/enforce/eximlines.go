@@ -54,11 +54,15 @@ func brokenLines(t *testing.T, w *world) {
 	}
 	for _, name := range recipeFiles {
 		text := string(whole[name].Data)
+		before, after := "", text
 		for _, line := range logicalLines(text) {
+			head, tail, _ := strings.Cut(after, line) // and not in text: two routers have lines in common
+			before, after = before+head, line+tail
 			if strings.HasPrefix(line, "STS_TLSMAP_TIMEOUT") {
 				continue // without it Exim waits for ever, which takes long to see
 			}
-			p.mustMatter(t, w, whole, name, line, strings.Replace(text, line, "", 1))
+			p.mustMatter(t, w, whole, name, line, before+tail)
+			before, after = before+line, tail
 		}
 	}
 	for _, part := range recipeParts {
@@ -196,7 +200,7 @@ func (p *probe) try(t *testing.T, w *world, recipe fs.FS) []string {
 	v := *w
 	e, err := w.tryExim(t, stage.EximOptions{
 		Shipped: recipe,
-		Single:  fmt.Sprintf(single, "", ""),
+		Single:  withOwnData(fmt.Sprintf(single, "", "")),
 		Files:   map[string]string{ownFile: "  helo_data = " + ownHelo + "\n"},
 	})
 	if err != nil {

@@ -22,6 +22,7 @@ var eximStories = []story{
 	{"mail waits for a daemon that takes its time", waitsForSlowDiscovery},
 	{"mail waits while the daemon does not answer", waitsForPausedDaemon},
 	{"what is routed stays protected when the daemon is killed", killedAfterRouting},
+	{"mail waits when the question cannot be put together", questionFails},
 	{"a reply that is cut off or makes no sense lets nothing through", brokenReplies},
 	{"no domain harms another at a host that they share", sharesHost},
 	{"an unverified connection is not used for an enforced domain", sharesNoConnection},
