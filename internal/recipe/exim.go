@@ -79,6 +79,8 @@ type eximAdvice struct {
 	c    EximConf
 	root fs.FS
 	d    Daemon
+
+	smart smartHost
 }
 
 // Exim returns the parts for that Exim and its layout, and the warnings. root
@@ -101,11 +103,13 @@ func Exim(c EximConf, root fs.FS, d Daemon) (EximRecipe, error) {
 	if err != nil {
 		return EximRecipe{}, err
 	}
+	a.smart = a.findSmartHost()
 	a.Title = fmt.Sprintf("For this Exim %s, which reads %s. Nothing has been changed.", c.Version, c.File)
 	a.parts(a.macros(server))
 	a.lists()
 	a.earlierRouters()
 	a.installed()
+	a.cutthrough()
 	a.retryRule()
 	a.authorities()
 	a.dane()
@@ -168,43 +172,41 @@ func (a *eximAdvice) macros(server string) string {
 	if interfaces := a.ownInterface(); interfaces != "" {
 		text = strings.Replace(text, "STS_TLSMAP_INTERFACE = "+anyInterface, "STS_TLSMAP_INTERFACE = "+interfaces, 1)
 	}
-	host, port := a.smartHost()
-	if host == "" {
+	return a.domains(text)
+}
+
+// What the shipped macros say about which domains to ask for.
+const (
+	allDomains = "STS_TLSMAP_DOMAINS = ! +local_domains : ! +relay_to_domains"
+	ownKey     = "STS_TLSMAP_KEY = $domain"
+)
+
+// domains sets the macros for a relay that sends nothing to the hosts of its
+// domain: to a smart host, or nowhere.
+func (a *eximAdvice) domains(text string) string {
+	s := a.smart
+	switch {
+	case a.isLocal():
+		a.warn("this machine is set up for local delivery only (dc_eximconfig_configtype='local'): it sends no mail, and there is nothing to protect.")
+		return strings.Replace(text, allDomains, "STS_TLSMAP_DOMAINS = :", 1)
+	case s.router == "":
 		return text
+	case s.host == "":
+		a.warn("router %s sends what no other takes to \"%s\", which is not one host's name: it cannot be protected as a smart host. "+
+			"Make TLS and its verification a must on its transport: hosts_require_tls = * and tls_verify_hosts = *", s.router, s.text)
+		return strings.Replace(text, allDomains, "STS_TLSMAP_DOMAINS = :", 1)
 	}
-	a.note("all mail goes to the smart host %s: its name is the policy domain (RFC 8461, 3.4), and it alone is asked for.", host)
-	if port != "" {
-		a.note("its port and what it takes to log in there belong into %s: port = %s", ownOptions, port)
+	a.note("all mail goes to the smart host %s: its name is the policy domain (RFC 8461, 3.4), and it alone is asked for.", s.host)
+	if s.port != "" {
+		a.note("its port and what it takes to log in there belong into %s: port = %s", ownOptions, s.port)
 	}
-	text = strings.Replace(text, "STS_TLSMAP_DOMAINS = ! +local_domains : ! +relay_to_domains", "STS_TLSMAP_DOMAINS = ! +local_domains", 1)
-	return strings.Replace(text, "STS_TLSMAP_KEY = $domain", "STS_TLSMAP_KEY = ["+host+"]", 1)
+	text = strings.Replace(text, allDomains, "STS_TLSMAP_DOMAINS = ! +local_domains", 1)
+	return strings.Replace(text, ownKey, "STS_TLSMAP_KEY = "+s.key(), 1)
 }
 
 // eximTime is a duration in Exim's form, in whole seconds, rounded up.
 func eximTime(d time.Duration) string {
 	return fmt.Sprintf("%ds", (d+time.Second-1)/time.Second)
-}
-
-// smartHost returns the host that a router sends everything to, if one does.
-func (a *eximAdvice) smartHost() (host, port string) {
-	for _, r := range a.c.Routers {
-		list, ok := strings.CutPrefix(r.Options["route_list"], "*")
-		if r.Options["driver"] != "manualroute" || !ok || r.Name == hostsRouter {
-			continue
-		}
-		hosts := strings.Fields(list)
-		if len(hosts) == 0 {
-			continue
-		}
-		host, port, _ = strings.Cut(hosts[0], "::")
-		if strings.ContainsAny(host, ":;$") {
-			a.warn("router %s sends everything to %s, which is not one host's name: it cannot be protected as a smart host. "+
-				"Make TLS and its verification a must on that transport: hosts_require_tls = * and tls_verify_hosts = *", r.Name, hosts[0])
-			return "", ""
-		}
-		return host, port
-	}
-	return "", ""
 }
 
 // parts says what goes where in this layout.
@@ -230,9 +232,17 @@ func (a *eximAdvice) parts(macros string) {
 	}
 }
 
-func (a *eximAdvice) isSplit() bool {
+func (a *eximAdvice) isSplit() bool { return a.debianHas("dc_use_split_config", "true") }
+
+// isLocal reports whether Debian's Exim is to send no mail to other hosts.
+func (a *eximAdvice) isLocal() bool {
+	return a.c.File == debianConf && a.debianHas("dc_eximconfig_configtype", "local")
+}
+
+// debianHas reports whether a line of Debian's set-up begins with that value.
+func (a *eximAdvice) debianHas(name, value string) bool {
 	text, err := fs.ReadFile(a.root, strings.TrimPrefix(debianSetup, "/"))
-	return err == nil && regexp.MustCompile(`(?m)^dc_use_split_config=['"]?true`).Match(text)
+	return err == nil && regexp.MustCompile(`(?m)^`+name+`=['"]?`+value+`\b`).Match(text)
 }
 
 // carried are the options of a transport that ours is to have as well, with
@@ -285,12 +295,16 @@ func (a *eximAdvice) ownOptionsText() string {
 			"with one address that cannot be reached is put off as a whole.", t.Name, t.Options["interface"])
 	}
 	for _, o := range carried {
-		if v := t.Options[o.name]; v != o.value && (o.name != "port" || v != "25") { // smtp is 25
+		v := t.Options[o.name]
+		if o.name == "port" && (v == "25" || a.smart.port != "") {
+			continue // 25 is smtp, and a port in the router wins
+		}
+		if v != o.value {
 			fmt.Fprintf(&b, "  %s = %s\n", o.name, v)
 		}
 	}
-	if _, port := a.smartHost(); port != "" {
-		fmt.Fprintf(&b, "  port = %s\n", port)
+	if a.smart.port != "" {
+		fmt.Fprintf(&b, "  port = %s\n", a.smart.port)
 	}
 	return b.String()
 }
@@ -300,6 +314,9 @@ func (a *eximAdvice) ownOptionsText() string {
 func (a *eximAdvice) remoteRouter() *Instance {
 	for _, r := range slices.Backward(a.c.Routers) {
 		driver := r.Options["driver"]
+		if a.unused(r) {
+			continue
+		}
 		if (driver == "dnslookup" || driver == "manualroute") && r.Name != hostsRouter && a.sends(r) {
 			return &r
 		}

@@ -167,9 +167,71 @@ func TestASmartHostIsThePolicyDomain(t *testing.T) {
 	if own := r.Parts[len(r.Parts)-1]; !strings.Contains(own.Text, "  port = 587\n") {
 		t.Errorf("%+v", own)
 	}
-	dnslookup["route_list"] = "* a.example:b.example"
-	if r, err = Exim(k.c, k.root, k.d); err != nil || !strings.Contains(strings.Join(r.Warnings, ""), "not one host's name") {
-		t.Errorf("%q, %v", r.Warnings, err)
+}
+
+// What a relay without a smart host that can be protected gets, is nothing:
+// its mail is not to wait for the policies of domains whose hosts it does not
+// send to.
+func TestTheLastRouterToOtherHostsNamesTheSmartHost(t *testing.T) {
+	const nothing = "STS_TLSMAP_DOMAINS = :\n"
+	for _, c := range []struct {
+		option, value, want string
+	}{
+		{"route_list", "* smtp.provider.example", "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_list", "!+local_domains smtp.provider.example byname", "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_list", `* "smtp.provider.example::587"`, "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_list", "*\tprovider.example/MX", "STS_TLSMAP_KEY = provider.example\n"},
+		{"route_data", "smtp.provider.example", "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_data", "smtp.provider.example::587 byname", "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_data", "${lookup{$sender}lsearch{/etc/smart}}", nothing},
+		{"route_list", "*.partner.example mail.partner.example", nothing},
+		{"route_list", "* a.example:b.example byname", nothing},
+		{"route_list", "* a.example; *.x.example b.example", nothing},
+		{"route_list", "* 192.0.2.1", nothing},
+		{"route_list", "* a.example/lmtp", nothing},
+		{"route_list", "*", nothing},
+	} {
+		k := newEximKitchen(t, "trixie")
+		r := k.router(t, "dnslookup")
+		clear(r)
+		r["driver"], r["transport"], r[c.option] = "manualroute", "remote_smtp", c.value
+		recipe, err := Exim(k.c, k.root, k.d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := recipe.Parts[0].Text; !strings.Contains(text, "\n"+c.want) {
+			t.Errorf("%s = %s: no %q in %s", c.option, c.value, c.want, text)
+		}
+		if got := len(recipe.Warnings); got > 1 || got > 0 != (c.want == nothing) {
+			t.Errorf("%s = %s: %q", c.option, c.value, recipe.Warnings)
+		}
+	}
+}
+
+func TestARouteForSomeDomainsIsNoSmartHost(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	k.c.Routers = slices.Insert(k.c.Routers, 0, Instance{"partner", map[string]string{
+		"driver": "manualroute", "transport": "remote_smtp", "route_list": "*.partner.example mail.partner.example"}})
+	r, err := Exim(k.c, k.root, k.d)
+	if err != nil || r.Parts[0].Text != exim.Macros || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "router partner comes first") {
+		t.Errorf("%s, %q, %v", r.Parts[0].Text, r.Warnings, err)
+	}
+	k.c.Routers[0].Options["route_list"] = "* smtp.provider.example"
+	r, err = Exim(k.c, k.root, k.d)
+	if err != nil || !strings.Contains(r.Parts[0].Text, "STS_TLSMAP_KEY = [smtp.provider.example]") {
+		t.Errorf("%s, %v", r.Parts[0].Text, err)
+	}
+}
+
+func TestThePortOfASmartHostIsWrittenOnce(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	r := k.router(t, "dnslookup")
+	clear(r)
+	r["driver"], r["transport"], r["route_list"] = "manualroute", "remote_smtp", "* smtp.provider.example::587"
+	find(k.c.Transports, "remote_smtp").Options["port"] = "2525"
+	recipe, err := Exim(k.c, k.root, k.d)
+	if err != nil || recipe.Parts[3].Text != "  port = 587\n" {
+		t.Errorf("%+v, %v", recipe.Parts[3], err)
 	}
 }
 
@@ -271,6 +333,13 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 			k.router(t, askRouter)["address_data"] = "${readsocket{x}{y}{1m:cache=yes}}"
 			k.d.LookupTimeout = time.Minute
 		}, "Exim waits for 1m0s"},
+		"mail that is sent on while it comes in": {func(t *testing.T, k *eximKitchen) {
+			k.c.Text += "\nwarn control = cutthrough_delivery\n"
+		}, "cutthrough_delivery"},
+		"local delivery only": {func(t *testing.T, k *eximKitchen) {
+			k.root["etc/exim4/update-exim4.conf.conf"] = &fstest.MapFile{Data: []byte("dc_eximconfig_configtype='local'\ndc_use_split_config='true'\n")}
+			k.c.Routers = slices.DeleteFunc(k.c.Routers, func(r Instance) bool { return strings.HasPrefix(r.Name, "dnslookup") })
+		}, "local delivery only"},
 		"a rehearsal": {func(t *testing.T, k *eximKitchen) { k.d.Maps[0].Enforce = false }, "rehearsal"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,6 +22,11 @@ const hubbedHosts = "/etc/exim4/hubbed_hosts"
 
 func (a *eximAdvice) exists(path string) bool { return (&advice{root: a.root}).exists(path) }
 
+// unused reports whether a router is Debian's for a file that is not there.
+func (a *eximAdvice) unused(r Instance) bool {
+	return r.Name == "hubbed_hosts" && !a.exists(hubbedHosts)
+}
+
 // earlierRouters warns of routers that take domains before ours do.
 func (a *eximAdvice) earlierRouters() {
 	ours := slices.IndexFunc(a.c.Routers, func(r Instance) bool { return r.Name == askRouter })
@@ -30,8 +35,8 @@ func (a *eximAdvice) earlierRouters() {
 		if ours >= 0 && i >= ours || last != nil && ours < 0 && r.Name == last.Name {
 			break
 		}
-		if r.Name == "hubbed_hosts" && !a.exists(hubbedHosts) {
-			continue // Debian's, for a file that is not there
+		if a.unused(r) || r.Name == a.smart.router {
+			continue
 		}
 		if driver := r.Options["driver"]; driver == "ipliteral" || !a.sends(r) || r.Name == "dnslookup_relay_to_domains" {
 			continue // an address literal has no policy, and a domain that we are an MX of is left to us
@@ -39,7 +44,7 @@ func (a *eximAdvice) earlierRouters() {
 		a.warn("router %s comes first and sends mail to other hosts: for what it takes (domains = %s) no policy is asked for. "+
 			"That is right for hosts of your own only.", r.Name, first(r.Options["domains"], "all"))
 	}
-	if last == nil {
+	if last == nil && !a.isLocal() {
 		a.warn("no router that sends mail to other hosts was found: put ours where such mail passes.")
 	}
 }
@@ -82,6 +87,15 @@ func (a *eximAdvice) installed() {
 			a.warn("Exim waits for %s, and the daemon for up to %s ([lookup] timeout): a domain that is slow to discover makes mail wait "+
 				"that would go. Use the STS_TLSMAP_TIMEOUT below.", wait, a.d.LookupTimeout)
 		}
+	}
+}
+
+// cutthrough warns of the control that sends a message on while it comes in:
+// its recipients share a connection if their hosts have one address.
+func (a *eximAdvice) cutthrough() {
+	if regexp.MustCompile(`(?m)^[^#]*\bcutthrough_delivery\b`).MatchString(a.c.Text) {
+		a.warn("control = cutthrough_delivery adds recipients to a connection by the host's address alone: a domain whose policy lists another " +
+			"name there, under which the host was not verified, gets its mail over it. Use it for +relay_to_domains only.")
 	}
 }
 

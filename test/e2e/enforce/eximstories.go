@@ -37,6 +37,8 @@ var eximStories = []story{
 	{"a single configuration file does the same", singleFile},
 	{"a smart host is held to its own policy", smartHosts},
 	{"-recipe prints what is shipped, and warns of nothing", printsRecipe},
+	{"the lines that -recipe prints protect Debian's one template", unsplit},
+	{"-recipe has nothing asked for where nothing can be protected", recipeForNoMail},
 	{"a lookup takes little time", costs},
 	{"no line of the recipe can be left out", brokenLines},
 }
