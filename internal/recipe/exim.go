@@ -111,6 +111,7 @@ func Exim(c EximConf, root fs.FS, d Daemon) (EximRecipe, error) {
 	a.installed()
 	a.cutthrough()
 	a.retryRule()
+	a.tlsRule()
 	a.authorities()
 	a.dane()
 	a.note("to see the answer for a domain: sts-tlsmap -query DOMAIN -map exim; and what Exim makes of it: exim -bt someone@DOMAIN")

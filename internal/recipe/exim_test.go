@@ -356,6 +356,20 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 	}
 }
 
+func TestTheRetryRuleForFailingTLSIsNamedWhereItLacks(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	for _, c := range []struct {
+		text string
+		want bool
+	}{{k.c.Text, true}, {k.c.Text + "\n* tls_required F,4d,1s\n", false}} {
+		k.c.Text = c.text
+		r, err := Exim(k.c, k.root, k.d)
+		if err != nil || strings.Contains(strings.Join(r.Notes, "\n"), "tls_required") != c.want {
+			t.Errorf("%q, %v", r.Notes, err)
+		}
+	}
+}
+
 func TestAnEximThatCannotAskGetsNoRecipe(t *testing.T) {
 	for want, spoil := range map[string]func(k *eximKitchen){
 		"4.96 and later": func(k *eximKitchen) { k.c.Version = Version{4, 94, 2} },

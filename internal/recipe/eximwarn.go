@@ -117,6 +117,15 @@ func (a *eximAdvice) retryRule() {
 	}
 }
 
+// tlsRule tells of what keeps one domain from putting off the enforced mail of
+// others, where the retry rules do not have it.
+func (a *eximAdvice) tlsRule() {
+	if !regexp.MustCompile(`(?m)^\s*\*\s+tls_required\s`).MatchString(a.c.Text) {
+		a.note("a domain that lists an alias of another one's host, and fails there, has Exim put off all enforced mail to that host. " +
+			"To have it tried again at once, write, first after \"begin retry\": * tls_required F,4d,1s")
+	}
+}
+
 // parseEximTime reads a time interval of Exim's: "4d", "1h30m".
 func parseEximTime(s string) (d time.Duration) {
 	units := map[byte]time.Duration{'w': 7 * 24 * time.Hour, 'd': 24 * time.Hour, 'h': time.Hour, 'm': time.Minute, 's': time.Second}

@@ -125,6 +125,7 @@ type probe struct {
 	honest             *testlab.Domain
 	bad, plainAtShared *testlab.Domain
 	batched, kept      disguise
+	loop               *testlab.Domain
 	reply              atomic.Pointer[impostorsReply] // nil: the daemon's, counted
 	asked              atomic.Int64
 }
@@ -173,6 +174,7 @@ func (w *world) newProbe(t *testing.T) *probe {
 	}
 	p.plainAtShared = w.lab.Domain("probe-shared.test", testlab.With{Mail: p.bad.Mail, NoPolicy: true})
 	p.batched, p.kept = w.newDisguise(t, "probe-batch"), w.newDisguise(t, "probe-kept")
+	p.loop = w.newLoop(t, "probe-here.test")
 	p.listen(t)
 	return p
 }
@@ -210,7 +212,7 @@ func (p *probe) try(t *testing.T, w *world, recipe fs.FS) []string {
 		return []string{"Exim does not take it: " + strings.ReplaceAll(err.Error(), "\n", " ")}
 	}
 	v.exim = e
-	for _, step := range []func(*testing.T, *world) []string{p.table, p.silence, p.nonsense, p.shared, p.aliases, p.patience} {
+	for _, step := range []func(*testing.T, *world) []string{p.table, p.silence, p.nonsense, p.shared, p.aliases, p.looped, p.patience} {
 		if found := step(t, &v); len(found) > 0 {
 			return found
 		}

@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -34,3 +35,34 @@ func questionFails(t *testing.T, w *world) {
 	m := v.exim.Send(t, d.Name)
 	check(t, m, m.Outcome(t), deferred("failed in sts_tlsmap_ask router"), d.Mail...)
 }
+
+// newLoop makes a domain whose host has an address of this machine.
+func (w *world) newLoop(t *testing.T, name string) *testlab.Domain {
+	t.Helper()
+	const here = "203.0.113.9"
+	stage.AddAddress(t, here+"/32")
+	d := w.lab.Domain(name, testlab.With{})
+	w.lab.Set(fmt.Sprintf("%s. 300 IN A %s", d.Mail[0].Name, here))
+	return d
+}
+
+// loops returns what goes wrong with mail to such a domain: it waits for the
+// domain to mend its records. Frozen mail would wait for a person.
+func (w *world) loops(t *testing.T, d *testlab.Domain) []string {
+	t.Helper()
+	m := w.exim.Send(t, d.Name)
+	o := m.Outcome(t)
+	found := differences(m, o, deferred("remote host address is the local host"), d.Mail...)
+	if log := strings.Join(w.exim.Log(t), "\n"); strings.Contains(log, o.QueueID+" Frozen") {
+		found = append(found, "mail is frozen")
+	}
+	return found
+}
+
+func leadsHere(t *testing.T, w *world) {
+	v := w.withExim(t, stage.EximOptions{Debian: map[string]string{"dc_local_interfaces": ""}})
+	report(t, v.loops(t, v.newLoop(t, "leads-here.test")))
+}
+
+// looped is a step of a probe.
+func (p *probe) looped(t *testing.T, v *world) []string { return v.loops(t, p.loop) }

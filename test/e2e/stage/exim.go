@@ -346,6 +346,14 @@ func eximOutcomes(log []string, recipient string) []Outcome {
 	return found
 }
 
+// AddAddress gives this machine an address, which Exim knows for its own.
+func AddAddress(t *testing.T, address string) {
+	t.Helper()
+	if out, err := exec.Command("ip", "addr", "replace", address, "dev", "lo").CombinedOutput(); err != nil {
+		t.Fatalf("ip addr replace %s: %v: %s", address, err, out)
+	}
+}
+
 // AddNetwork has every address of a network be one of this machine, without
 // giving it to an interface: Exim takes no mail to hosts at 127.0.0.0/8, nor to
 // those at an interface's own address.
