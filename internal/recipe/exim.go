@@ -92,7 +92,7 @@ func Exim(c EximConf, root fs.FS, d Daemon) (EximRecipe, error) {
 	if !slices.Contains(c.Support, "GnuTLS") && !slices.Contains(c.Support, "OpenSSL") {
 		return EximRecipe{}, errors.New("this Exim was built without TLS: mail to enforced domains could not be sent at all")
 	}
-	if c.Readsocket != readsocketWorks {
+	if strings.HasPrefix(c.Readsocket, "Failed: ") || c.Readsocket == "" {
 		return EximRecipe{}, fmt.Errorf("this Exim does not let ${readsocket be used, so that it cannot ask: it says %q", oneLine(c.Readsocket))
 	}
 	a := &eximAdvice{c: c, root: root, d: d}
@@ -143,26 +143,44 @@ func (a *eximAdvice) checkMap() error {
 	return fmt.Errorf("the daemon has no map %s", eximMap)
 }
 
-// server returns how Exim reaches the daemon: over loopback where it can.
-func (a *eximAdvice) server() (string, error) {
+// eximServer returns how Exim reaches the daemon, over loopback where it can,
+// and whether that crosses a network; "" if there is no way.
+func eximServer(listen []string) (server string, crosses bool) {
 	var remote, local string
-	for _, e := range a.d.Listen {
+	for _, e := range listen {
 		if address, ok := strings.CutPrefix(e, "inet:"); ok {
 			if at, loopback := localAddress(address); loopback {
-				return "inet:" + at, nil
+				return "inet:" + at, false
 			}
 			remote = first(remote, e)
 		} else if path, ok := strings.CutPrefix(e, "unix:"); ok {
 			local = first(local, path)
 		}
 	}
-	if local == "" && remote != "" {
-		a.warn("%s is no loopback address: replies cross a network where they can be forged, and with them the protection.", remote)
+	return first(local, remote), local == "" && remote != ""
+}
+
+// server returns how Exim reaches the daemon, and warns of what is in the way.
+func (a *eximAdvice) server() (string, error) {
+	at, crosses := eximServer(a.d.Listen)
+	if at == "" {
+		return "", errors.New("the daemon has no endpoint that Exim can ask: set listen")
 	}
-	if at := first(local, remote); at != "" {
-		return at, nil
+	if crosses {
+		a.warn("%s is no loopback address: replies cross a network where they can be forged, and with them the protection.", at)
 	}
-	return "", errors.New("the daemon has no endpoint that Exim can ask: set listen")
+	switch a.c.Readsocket {
+	case readsocketAnswer:
+	case readsocketWorks:
+		a.warn("Exim asked at %s, and nobody answered: as long as that is so, all mail to other hosts waits. Start the daemon.", at)
+	default:
+		a.warn("Exim asked at %s, and the answer is not the daemon's: \"%s\". All mail to other hosts would wait.", at, a.c.Readsocket)
+	}
+	if socket, err := fs.Stat(a.root, strings.TrimPrefix(at, "/")); at[0] == '/' && err == nil && socket.Mode().Perm()&0o002 == 0 {
+		a.warn("%s has mode %04o: Exim's own user, which verifies recipients, must be able to write to it (its group, or mode 0666), or mail is refused for now.",
+			at, socket.Mode().Perm())
+	}
+	return at, nil
 }
 
 // macros returns the macros with what the daemon's configuration asks for.

@@ -25,7 +25,7 @@ func readExim(t *testing.T, release string) EximConf {
 		}
 		out[i] = string(b)
 	}
-	c, err := ParseExim(out[0], out[1], out[2], out[3], out[4], "allowed\n")
+	c, err := ParseExim(out[0], out[1], out[2], out[3], out[4], "9:NOTFOUND ,\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,6 +336,16 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		"mail that is sent on while it comes in": {func(t *testing.T, k *eximKitchen) {
 			k.c.Text += "\nwarn control = cutthrough_delivery\n"
 		}, "cutthrough_delivery"},
+		"a daemon that is down": {func(t *testing.T, k *eximKitchen) {
+			k.c.Readsocket = readsocketWorks
+		}, "nobody answered"},
+		"somebody else at its place": {func(t *testing.T, k *eximKitchen) {
+			k.c.Readsocket = "220 mail.example ESMTP"
+		}, "not the daemon's"},
+		"a socket that Exim's user cannot write to": {func(t *testing.T, k *eximKitchen) {
+			k.d.Listen = k.d.Listen[:1]
+			k.root["run/x.sock"] = &fstest.MapFile{Mode: 0o660}
+		}, "mode 0660"},
 		"local delivery only": {func(t *testing.T, k *eximKitchen) {
 			k.root["etc/exim4/update-exim4.conf.conf"] = &fstest.MapFile{Data: []byte("dc_eximconfig_configtype='local'\ndc_use_split_config='true'\n")}
 			k.c.Routers = slices.DeleteFunc(k.c.Routers, func(r Instance) bool { return strings.HasPrefix(r.Name, "dnslookup") })
@@ -404,7 +414,7 @@ case "$1 $2" in
 "-be "*) echo allowed;;
 esac
 `)
-	c, err := ReadExim(context.Background(), path)
+	c, err := ReadExim(context.Background(), path, Daemon{Listen: []string{"unix:/run/x.sock"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -416,6 +426,9 @@ esac
 	text, err := os.ReadFile(asked)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), "${readsocket{/run/x.sock}{14:exim localhost,}") {
+		t.Errorf("Exim was not had ask the daemon: %s", text)
 	}
 	for line := range strings.Lines(string(text)) {
 		if option, _, _ := strings.Cut(line, " "); !slices.Contains([]string{"-bV", "-bV\n", "-bP", "-brt", "-be"}, option) {

@@ -42,6 +42,7 @@ var eximStories = []story{
 	{"-recipe prints what is shipped, and warns of nothing", printsRecipe},
 	{"the lines that -recipe prints protect Debian's one template", unsplit},
 	{"-recipe has nothing asked for where nothing can be protected", recipeForNoMail},
+	{"-recipe sees that Exim gets no answer", recipeSeesDaemon},
 	{"a lookup takes little time", costs},
 	{"no line of the recipe can be left out", brokenLines},
 }

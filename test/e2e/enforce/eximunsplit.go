@@ -91,3 +91,13 @@ func recipeForNoMail(t *testing.T, w *world) {
 		}
 	}
 }
+
+// recipeSeesDaemon tells of a machine whose daemon is down.
+func recipeSeesDaemon(t *testing.T, w *world) {
+	w.daemon.Kill(t)
+	intro, _ := recipeText(t, w.exim)
+	w.daemon.Start(t)
+	if intro = strings.ReplaceAll(intro, "\n#  ", ""); strings.Count(intro, "WARNING") != 1 || !strings.Contains(intro, "nobody answered") {
+		t.Error(intro)
+	}
+}
