@@ -43,6 +43,7 @@ var eximStories = []story{
 	{"the lines that -recipe prints protect Debian's one template", unsplit},
 	{"-recipe has nothing asked for where nothing can be protected", recipeForNoMail},
 	{"-recipe sees that Exim gets no answer", recipeSeesDaemon},
+	{"a resolver that stops validating leaves the policy to be enforced", losesDANE},
 	{"a lookup takes little time", costs},
 	{"no line of the recipe can be left out", brokenLines},
 }
