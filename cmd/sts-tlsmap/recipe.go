@@ -55,7 +55,7 @@ func eximRecipe(ctx context.Context, d recipe.Daemon) (string, error) {
 	if err != nil {
 		return "", hint(err, "run this on the machine that has it, with that machine's configuration of sts-tlsmap")
 	}
-	c, err := recipe.ReadExim(ctx, path)
+	c, err := recipe.ReadExim(ctx, path, d)
 	if err != nil {
 		return "", hint(err, "run this as root, and see what it says: %s -bP config", path)
 	}

@@ -62,6 +62,10 @@ const (
 	defaultTime   = 30 * time.Second
 )
 
+// anyInterface is the interface of our transport, where the site has none of
+// its own.
+const anyInterface = "<; 0.0.0.0 ; ::0"
+
 // timeMargin is what Exim waits longer than the daemon does, so that the answer
 // is there when the daemon gives up.
 const timeMargin = 10 * time.Second
@@ -75,6 +79,8 @@ type eximAdvice struct {
 	c    EximConf
 	root fs.FS
 	d    Daemon
+
+	smart smartHost
 }
 
 // Exim returns the parts for that Exim and its layout, and the warnings. root
@@ -86,7 +92,7 @@ func Exim(c EximConf, root fs.FS, d Daemon) (EximRecipe, error) {
 	if !slices.Contains(c.Support, "GnuTLS") && !slices.Contains(c.Support, "OpenSSL") {
 		return EximRecipe{}, errors.New("this Exim was built without TLS: mail to enforced domains could not be sent at all")
 	}
-	if c.Readsocket != readsocketWorks {
+	if strings.HasPrefix(c.Readsocket, "Failed: ") || c.Readsocket == "" {
 		return EximRecipe{}, fmt.Errorf("this Exim does not let ${readsocket be used, so that it cannot ask: it says %q", oneLine(c.Readsocket))
 	}
 	a := &eximAdvice{c: c, root: root, d: d}
@@ -97,12 +103,15 @@ func Exim(c EximConf, root fs.FS, d Daemon) (EximRecipe, error) {
 	if err != nil {
 		return EximRecipe{}, err
 	}
+	a.smart = a.findSmartHost()
 	a.Title = fmt.Sprintf("For this Exim %s, which reads %s. Nothing has been changed.", c.Version, c.File)
 	a.parts(a.macros(server))
 	a.lists()
 	a.earlierRouters()
 	a.installed()
+	a.cutthrough()
 	a.retryRule()
+	a.tlsRule()
 	a.authorities()
 	a.dane()
 	a.note("to see the answer for a domain: sts-tlsmap -query DOMAIN -map exim; and what Exim makes of it: exim -bt someone@DOMAIN")
@@ -134,26 +143,44 @@ func (a *eximAdvice) checkMap() error {
 	return fmt.Errorf("the daemon has no map %s", eximMap)
 }
 
-// server returns how Exim reaches the daemon: over loopback where it can.
-func (a *eximAdvice) server() (string, error) {
+// eximServer returns how Exim reaches the daemon, over loopback where it can,
+// and whether that crosses a network; "" if there is no way.
+func eximServer(listen []string) (server string, crosses bool) {
 	var remote, local string
-	for _, e := range a.d.Listen {
+	for _, e := range listen {
 		if address, ok := strings.CutPrefix(e, "inet:"); ok {
 			if at, loopback := localAddress(address); loopback {
-				return "inet:" + at, nil
+				return "inet:" + at, false
 			}
 			remote = first(remote, e)
 		} else if path, ok := strings.CutPrefix(e, "unix:"); ok {
 			local = first(local, path)
 		}
 	}
-	if local == "" && remote != "" {
-		a.warn("%s is no loopback address: replies cross a network where they can be forged, and with them the protection.", remote)
+	return first(local, remote), local == "" && remote != ""
+}
+
+// server returns how Exim reaches the daemon, and warns of what is in the way.
+func (a *eximAdvice) server() (string, error) {
+	at, crosses := eximServer(a.d.Listen)
+	if at == "" {
+		return "", errors.New("the daemon has no endpoint that Exim can ask: set listen")
 	}
-	if at := first(local, remote); at != "" {
-		return at, nil
+	if crosses {
+		a.warn("%s is no loopback address: replies cross a network where they can be forged, and with them the protection.", at)
 	}
-	return "", errors.New("the daemon has no endpoint that Exim can ask: set listen")
+	switch a.c.Readsocket {
+	case readsocketAnswer:
+	case readsocketWorks:
+		a.warn("Exim asked at %s, and nobody answered: as long as that is so, all mail to other hosts waits. Start the daemon.", at)
+	default:
+		a.warn("Exim asked at %s, and the answer is not the daemon's: \"%s\". All mail to other hosts would wait.", at, a.c.Readsocket)
+	}
+	if socket, err := fs.Stat(a.root, strings.TrimPrefix(at, "/")); at[0] == '/' && err == nil && socket.Mode().Perm()&0o002 == 0 {
+		a.warn("%s has mode %04o: Exim's own user, which verifies recipients, must be able to write to it (its group, or mode 0666), or mail is refused for now.",
+			at, socket.Mode().Perm())
+	}
+	return at, nil
 }
 
 // macros returns the macros with what the daemon's configuration asks for.
@@ -161,43 +188,44 @@ func (a *eximAdvice) macros(server string) string {
 	wait := max(a.d.LookupTimeout+timeMargin, defaultTime)
 	text := strings.Replace(exim.Macros, "STS_TLSMAP_SERVER = "+defaultServer, "STS_TLSMAP_SERVER = "+server, 1)
 	text = strings.Replace(text, "STS_TLSMAP_TIMEOUT = 30s", "STS_TLSMAP_TIMEOUT = "+eximTime(wait), 1)
-	host, port := a.smartHost()
-	if host == "" {
+	if interfaces := a.ownInterface(); interfaces != "" {
+		text = strings.Replace(text, "STS_TLSMAP_INTERFACE = "+anyInterface, "STS_TLSMAP_INTERFACE = "+interfaces, 1)
+	}
+	return a.domains(text)
+}
+
+// What the shipped macros say about which domains to ask for.
+const (
+	allDomains = "STS_TLSMAP_DOMAINS = ! +local_domains : ! +relay_to_domains"
+	ownKey     = "STS_TLSMAP_KEY = $domain"
+)
+
+// domains sets the macros for a relay that sends nothing to the hosts of its
+// domain: to a smart host, or nowhere.
+func (a *eximAdvice) domains(text string) string {
+	s := a.smart
+	switch {
+	case a.isLocal():
+		a.warn("this machine is set up for local delivery only (dc_eximconfig_configtype='local'): it sends no mail, and there is nothing to protect.")
+		return strings.Replace(text, allDomains, "STS_TLSMAP_DOMAINS = :", 1)
+	case s.router == "":
 		return text
+	case s.host == "":
+		a.warn("router %s sends what no other takes to \"%s\", which is not one host's name: it cannot be protected as a smart host. "+
+			"Make TLS and its verification a must on its transport: hosts_require_tls = * and tls_verify_hosts = *", s.router, s.text)
+		return strings.Replace(text, allDomains, "STS_TLSMAP_DOMAINS = :", 1)
 	}
-	a.note("all mail goes to the smart host %s: its name is the policy domain (RFC 8461, 3.4), and it alone is asked for.", host)
-	if port != "" {
-		a.note("its port and what it takes to log in there belong into %s: port = %s", ownOptions, port)
+	a.note("all mail goes to the smart host %s: its name is the policy domain (RFC 8461, 3.4), and it alone is asked for.", s.host)
+	if s.port != "" {
+		a.note("its port and what it takes to log in there belong into %s: port = %s", ownOptions, s.port)
 	}
-	text = strings.Replace(text, "STS_TLSMAP_DOMAINS = ! +local_domains : ! +relay_to_domains", "STS_TLSMAP_DOMAINS = ! +local_domains", 1)
-	return strings.Replace(text, "STS_TLSMAP_KEY = $domain", "STS_TLSMAP_KEY = ["+host+"]", 1)
+	text = strings.Replace(text, allDomains, "STS_TLSMAP_DOMAINS = ! +local_domains", 1)
+	return strings.Replace(text, ownKey, "STS_TLSMAP_KEY = "+s.key(), 1)
 }
 
 // eximTime is a duration in Exim's form, in whole seconds, rounded up.
 func eximTime(d time.Duration) string {
 	return fmt.Sprintf("%ds", (d+time.Second-1)/time.Second)
-}
-
-// smartHost returns the host that a router sends everything to, if one does.
-func (a *eximAdvice) smartHost() (host, port string) {
-	for _, r := range a.c.Routers {
-		list, ok := strings.CutPrefix(r.Options["route_list"], "*")
-		if r.Options["driver"] != "manualroute" || !ok || r.Name == hostsRouter {
-			continue
-		}
-		hosts := strings.Fields(list)
-		if len(hosts) == 0 {
-			continue
-		}
-		host, port, _ = strings.Cut(hosts[0], "::")
-		if strings.ContainsAny(host, ":;$") {
-			a.warn("router %s sends everything to %s, which is not one host's name: it cannot be protected as a smart host. "+
-				"Make TLS and its verification a must on that transport: hosts_require_tls = * and tls_verify_hosts = *", r.Name, hosts[0])
-			return "", ""
-		}
-		return host, port
-	}
-	return "", ""
 }
 
 // parts says what goes where in this layout.
@@ -218,14 +246,22 @@ func (a *eximAdvice) parts(macros string) {
 		a.note("when the files are there: update-exim4.conf, and systemctl reload exim4")
 	}
 	a.Parts = []Part{{where[0], macros}, {where[1], exim.Routers}, {where[2], exim.Transport}}
-	if own := a.ownTransport(); own != "" {
+	if own := a.ownOptionsText(); own != "" {
 		a.Parts = append(a.Parts, Part{ownOptions + ", what your own transport does besides:", own})
 	}
 }
 
-func (a *eximAdvice) isSplit() bool {
+func (a *eximAdvice) isSplit() bool { return a.debianHas("dc_use_split_config", "true") }
+
+// isLocal reports whether Debian's Exim is to send no mail to other hosts.
+func (a *eximAdvice) isLocal() bool {
+	return a.c.File == debianConf && a.debianHas("dc_eximconfig_configtype", "local")
+}
+
+// debianHas reports whether a line of Debian's set-up begins with that value.
+func (a *eximAdvice) debianHas(name, value string) bool {
 	text, err := fs.ReadFile(a.root, strings.TrimPrefix(debianSetup, "/"))
-	return err == nil && regexp.MustCompile(`(?m)^dc_use_split_config=['"]?true`).Match(text)
+	return err == nil && regexp.MustCompile(`(?m)^`+name+`=['"]?`+value+`\b`).Match(text)
 }
 
 // carried are the options of a transport that ours is to have as well, with
@@ -233,29 +269,61 @@ func (a *eximAdvice) isSplit() bool {
 var carried = []struct{ name, value string }{
 	{"dkim_domain", ""}, {"dkim_selector", ""}, {"dkim_private_key", ""}, {"dkim_canon", ""}, {"dkim_hash", "sha256"},
 	{"dkim_identity", ""}, {"dkim_sign_headers", ""}, {"dkim_strict", ""}, {"dkim_timestamps", ""},
-	{"helo_data", "$primary_hostname"}, {"interface", ""}, {"headers_add", ""}, {"headers_remove", ""}, {"headers_rewrite", ""},
+	{"helo_data", "$primary_hostname"}, {"headers_add", ""}, {"headers_remove", ""}, {"headers_rewrite", ""},
 	{"return_path", ""}, {"message_linelength_limit", "998"}, {"tls_certificate", ""}, {"tls_privatekey", ""},
 	{"port", "smtp"}, {"hosts_try_auth", ""}, {"hosts_require_auth", ""}, {"authenticated_sender", ""},
 }
 
-// ownTransport returns the options of the site's own transport.
-func (a *eximAdvice) ownTransport() string {
-	r := a.remoteRouter()
-	if r == nil {
-		return ""
+// remoteTransport returns the site's own transport to other hosts, or nil.
+func (a *eximAdvice) remoteTransport() *Instance {
+	if r := a.remoteRouter(); r != nil {
+		return find(a.c.Transports, r.Options["transport"])
 	}
-	t := find(a.c.Transports, r.Options["transport"])
+	return nil
+}
+
+// ownInterface returns the interfaces that the site's own transport sends
+// from; "" if it leaves that to the system.
+func (a *eximAdvice) ownInterface() string {
+	if t := a.remoteTransport(); t != nil {
+		return t.Options["interface"]
+	}
+	return ""
+}
+
+// sameRetryKeys reports whether Exim remembers the hosts that fail in the one
+// transport for the other one as well. Its key has the host's name, with
+// retry_include_ip_address its address, the port, and the interface if one is
+// set.
+func sameRetryKeys(a, b Instance) bool {
+	return a.Options["interface"] == b.Options["interface"] &&
+		(a.Options["retry_include_ip_address"] == "false") == (b.Options["retry_include_ip_address"] == "false")
+}
+
+// ownOptionsText returns what the site's own transport does besides.
+func (a *eximAdvice) ownOptionsText() string {
+	t := a.remoteTransport()
 	if t == nil {
 		return ""
 	}
 	var b strings.Builder
+	if t.Options["interface"] != "" && t.Options["retry_include_ip_address"] != "false" {
+		b.WriteString("  retry_include_ip_address = false\n")
+		a.note("transport %s has interface = %s, and ours is to have the same: only with retry_include_ip_address = false, "+
+			"as below, does Exim not hold against all mail to a host what fails there for one enforced domain. The price: a host "+
+			"with one address that cannot be reached is put off as a whole.", t.Name, t.Options["interface"])
+	}
 	for _, o := range carried {
-		if v := t.Options[o.name]; v != o.value && (o.name != "port" || v != "25") { // smtp is 25
+		v := t.Options[o.name]
+		if o.name == "port" && (v == "25" || a.smart.port != "") {
+			continue // 25 is smtp, and a port in the router wins
+		}
+		if v != o.value {
 			fmt.Fprintf(&b, "  %s = %s\n", o.name, v)
 		}
 	}
-	if _, port := a.smartHost(); port != "" {
-		fmt.Fprintf(&b, "  port = %s\n", port)
+	if a.smart.port != "" {
+		fmt.Fprintf(&b, "  port = %s\n", a.smart.port)
 	}
 	return b.String()
 }
@@ -265,6 +333,9 @@ func (a *eximAdvice) ownTransport() string {
 func (a *eximAdvice) remoteRouter() *Instance {
 	for _, r := range slices.Backward(a.c.Routers) {
 		driver := r.Options["driver"]
+		if a.unused(r) {
+			continue
+		}
 		if (driver == "dnslookup" || driver == "manualroute") && r.Name != hostsRouter && a.sends(r) {
 			return &r
 		}

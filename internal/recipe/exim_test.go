@@ -25,7 +25,7 @@ func readExim(t *testing.T, release string) EximConf {
 		}
 		out[i] = string(b)
 	}
-	c, err := ParseExim(out[0], out[1], out[2], out[3], out[4], "allowed\n")
+	c, err := ParseExim(out[0], out[1], out[2], out[3], out[4], "9:NOTFOUND ,\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,10 +69,10 @@ func (k *eximKitchen) router(t *testing.T, name string) map[string]string {
 func (k *eximKitchen) install() (transport map[string]string) {
 	at := slices.IndexFunc(k.c.Routers, func(r Instance) bool { return r.Name == "dnslookup" })
 	k.c.Routers = slices.Insert(k.c.Routers, at,
-		Instance{askRouter, map[string]string{"driver": "redirect", "set": "r_sts_tlsmap = ${readsocket{x}{y}{30s:cache=yes}}"}},
+		Instance{askRouter, map[string]string{"driver": "redirect", "address_data": "${readsocket{x}{y}{30s:cache=yes}}"}},
 		Instance{hostsRouter, map[string]string{"driver": "manualroute", "transport": ourTransport}})
 	transport = map[string]string{"driver": "smtp", "hosts_require_tls": "*", "tls_verify_hosts": "*", "tls_verify_cert_hostnames": "*",
-		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "retry_include_ip_address": "false"}
+		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "interface": anyInterface, "multi_domain": "false", "hosts_nopass_tls": "*"}
 	k.c.Transports = append(k.c.Transports, Instance{ourTransport, transport})
 	return transport
 }
@@ -167,9 +167,71 @@ func TestASmartHostIsThePolicyDomain(t *testing.T) {
 	if own := r.Parts[len(r.Parts)-1]; !strings.Contains(own.Text, "  port = 587\n") {
 		t.Errorf("%+v", own)
 	}
-	dnslookup["route_list"] = "* a.example:b.example"
-	if r, err = Exim(k.c, k.root, k.d); err != nil || !strings.Contains(strings.Join(r.Warnings, ""), "not one host's name") {
-		t.Errorf("%q, %v", r.Warnings, err)
+}
+
+// What a relay without a smart host that can be protected gets, is nothing:
+// its mail is not to wait for the policies of domains whose hosts it does not
+// send to.
+func TestTheLastRouterToOtherHostsNamesTheSmartHost(t *testing.T) {
+	const nothing = "STS_TLSMAP_DOMAINS = :\n"
+	for _, c := range []struct {
+		option, value, want string
+	}{
+		{"route_list", "* smtp.provider.example", "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_list", "!+local_domains smtp.provider.example byname", "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_list", `* "smtp.provider.example::587"`, "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_list", "*\tprovider.example/MX", "STS_TLSMAP_KEY = provider.example\n"},
+		{"route_data", "smtp.provider.example", "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_data", "smtp.provider.example::587 byname", "STS_TLSMAP_KEY = [smtp.provider.example]\n"},
+		{"route_data", "${lookup{$sender}lsearch{/etc/smart}}", nothing},
+		{"route_list", "*.partner.example mail.partner.example", nothing},
+		{"route_list", "* a.example:b.example byname", nothing},
+		{"route_list", "* a.example; *.x.example b.example", nothing},
+		{"route_list", "* 192.0.2.1", nothing},
+		{"route_list", "* a.example/lmtp", nothing},
+		{"route_list", "*", nothing},
+	} {
+		k := newEximKitchen(t, "trixie")
+		r := k.router(t, "dnslookup")
+		clear(r)
+		r["driver"], r["transport"], r[c.option] = "manualroute", "remote_smtp", c.value
+		recipe, err := Exim(k.c, k.root, k.d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := recipe.Parts[0].Text; !strings.Contains(text, "\n"+c.want) {
+			t.Errorf("%s = %s: no %q in %s", c.option, c.value, c.want, text)
+		}
+		if got := len(recipe.Warnings); got > 1 || got > 0 != (c.want == nothing) {
+			t.Errorf("%s = %s: %q", c.option, c.value, recipe.Warnings)
+		}
+	}
+}
+
+func TestARouteForSomeDomainsIsNoSmartHost(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	k.c.Routers = slices.Insert(k.c.Routers, 0, Instance{"partner", map[string]string{
+		"driver": "manualroute", "transport": "remote_smtp", "route_list": "*.partner.example mail.partner.example"}})
+	r, err := Exim(k.c, k.root, k.d)
+	if err != nil || r.Parts[0].Text != exim.Macros || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "router partner comes first") {
+		t.Errorf("%s, %q, %v", r.Parts[0].Text, r.Warnings, err)
+	}
+	k.c.Routers[0].Options["route_list"] = "* smtp.provider.example"
+	r, err = Exim(k.c, k.root, k.d)
+	if err != nil || !strings.Contains(r.Parts[0].Text, "STS_TLSMAP_KEY = [smtp.provider.example]") {
+		t.Errorf("%s, %v", r.Parts[0].Text, err)
+	}
+}
+
+func TestThePortOfASmartHostIsWrittenOnce(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	r := k.router(t, "dnslookup")
+	clear(r)
+	r["driver"], r["transport"], r["route_list"] = "manualroute", "remote_smtp", "* smtp.provider.example::587"
+	find(k.c.Transports, "remote_smtp").Options["port"] = "2525"
+	recipe, err := Exim(k.c, k.root, k.d)
+	if err != nil || recipe.Parts[3].Text != "  port = 587\n" {
+		t.Errorf("%+v, %v", recipe.Parts[3], err)
 	}
 }
 
@@ -183,6 +245,38 @@ func TestWhatTheOwnTransportDoesIsTakenAlong(t *testing.T) {
 	}
 	if last := r.Parts[len(r.Parts)-1]; last.Text != "  dkim_domain = relay.example\n" {
 		t.Errorf("%+v", last)
+	}
+}
+
+// Exim's key for a host that fails has the interface and, if it is asked to,
+// the address: one of the two has to differ.
+func TestHostsThatFailAreRememberedApartFromTheOwnTransports(t *testing.T) {
+	for _, c := range []struct {
+		ownInterface, ownIncludes string
+		wantInterface, wantOwn    string
+	}{
+		{"", "true", anyInterface, ""},
+		{"", "false", anyInterface, ""},
+		{"192.0.2.5", "true", "192.0.2.5", "  retry_include_ip_address = false\n"},
+		{"192.0.2.5", "false", "192.0.2.5", ""},
+	} {
+		k := newEximKitchen(t, "trixie")
+		own := find(k.c.Transports, "remote_smtp").Options
+		own["interface"], own["retry_include_ip_address"] = c.ownInterface, c.ownIncludes
+		r, err := Exim(k.c, k.root, k.d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line := "\nSTS_TLSMAP_INTERFACE = " + c.wantInterface + "\n"; !strings.Contains(r.Parts[0].Text, line) {
+			t.Errorf("%+v: no %q in %s", c, line, r.Parts[0].Text)
+		}
+		options := ""
+		if len(r.Parts) > 3 {
+			options = r.Parts[3].Text
+		}
+		if options != c.wantOwn || len(r.Warnings) > 0 {
+			t.Errorf("%+v: %q, warnings %q", c, options, r.Warnings)
+		}
 	}
 }
 
@@ -219,14 +313,43 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		"no named list": {func(t *testing.T, k *eximKitchen) {
 			k.c.Text = strings.Replace(k.c.Text, "domainlist relay_to_domains", "domainlist others", 1)
 		}, "no domainlist relay_to_domains"},
-		"no authorities":   {func(t *testing.T, k *eximKitchen) { delete(k.root, debianCA) }, "certificate authorities"},
-		"TLS not required": {func(t *testing.T, k *eximKitchen) { k.install()["hosts_require_tls"] = "" }, "hosts_require_tls"},
-		"TLS avoided":      {func(t *testing.T, k *eximKitchen) { k.install()["hosts_avoid_tls"] = "*" }, "hosts_avoid_tls"},
+		"no authorities":                     {func(t *testing.T, k *eximKitchen) { delete(k.root, debianCA) }, "certificate authorities"},
+		"TLS not required":                   {func(t *testing.T, k *eximKitchen) { k.install()["hosts_require_tls"] = "" }, "hosts_require_tls"},
+		"several domains on a connection":    {func(t *testing.T, k *eximKitchen) { k.install()["multi_domain"] = "true" }, "multi_domain"},
+		"several messages on a connection":   {func(t *testing.T, k *eximKitchen) { k.install()["hosts_nopass_tls"] = "" }, "hosts_nopass_tls"},
+		"TLS avoided":                        {func(t *testing.T, k *eximKitchen) { k.install()["hosts_avoid_tls"] = "*" }, "hosts_avoid_tls"},
+		"hosts that fail remembered for all": {func(t *testing.T, k *eximKitchen) { k.install()["interface"] = "" }, "stops all mail"},
+		"the own interface installed": {func(t *testing.T, k *eximKitchen) {
+			k.install()["interface"] = "192.0.2.5"
+			find(k.c.Transports, "remote_smtp").Options["interface"] = "192.0.2.5"
+		}, "stops all mail"},
 		"nothing verified": {func(t *testing.T, k *eximKitchen) { k.install()["tls_verify_certificates"] = "" }, "tls_verify_certificates"},
 		"Exim too hasty": {func(t *testing.T, k *eximKitchen) {
 			k.install()
 			k.d.LookupTimeout = 40 * time.Second
-		}, "Exim waits for 30 s"},
+		}, "Exim waits for 30s"},
+		"Exim too hasty, in minutes": {func(t *testing.T, k *eximKitchen) {
+			k.install()
+			k.router(t, askRouter)["address_data"] = "${readsocket{x}{y}{1m:cache=yes}}"
+			k.d.LookupTimeout = time.Minute
+		}, "Exim waits for 1m0s"},
+		"mail that is sent on while it comes in": {func(t *testing.T, k *eximKitchen) {
+			k.c.Text += "\nwarn control = cutthrough_delivery\n"
+		}, "cutthrough_delivery"},
+		"a daemon that is down": {func(t *testing.T, k *eximKitchen) {
+			k.c.Readsocket = readsocketWorks
+		}, "nobody answered"},
+		"somebody else at its place": {func(t *testing.T, k *eximKitchen) {
+			k.c.Readsocket = "220 mail.example ESMTP"
+		}, "not the daemon's"},
+		"a socket that Exim's user cannot write to": {func(t *testing.T, k *eximKitchen) {
+			k.d.Listen = k.d.Listen[:1]
+			k.root["run/x.sock"] = &fstest.MapFile{Mode: 0o660}
+		}, "mode 0660"},
+		"local delivery only": {func(t *testing.T, k *eximKitchen) {
+			k.root["etc/exim4/update-exim4.conf.conf"] = &fstest.MapFile{Data: []byte("dc_eximconfig_configtype='local'\ndc_use_split_config='true'\n")}
+			k.c.Routers = slices.DeleteFunc(k.c.Routers, func(r Instance) bool { return strings.HasPrefix(r.Name, "dnslookup") })
+		}, "local delivery only"},
 		"a rehearsal": {func(t *testing.T, k *eximKitchen) { k.d.Maps[0].Enforce = false }, "rehearsal"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -240,6 +363,20 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 				t.Errorf("warnings %q, want one with %q", r.Warnings, c.want)
 			}
 		})
+	}
+}
+
+func TestTheRetryRuleForFailingTLSIsNamedWhereItLacks(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	for _, c := range []struct {
+		text string
+		want bool
+	}{{k.c.Text, true}, {k.c.Text + "\n* tls_required F,4d,1s\n", false}} {
+		k.c.Text = c.text
+		r, err := Exim(k.c, k.root, k.d)
+		if err != nil || strings.Contains(strings.Join(r.Notes, "\n"), "tls_required") != c.want {
+			t.Errorf("%q, %v", r.Notes, err)
+		}
 	}
 }
 
@@ -277,7 +414,7 @@ case "$1 $2" in
 "-be "*) echo allowed;;
 esac
 `)
-	c, err := ReadExim(context.Background(), path)
+	c, err := ReadExim(context.Background(), path, Daemon{Listen: []string{"unix:/run/x.sock"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,6 +426,9 @@ esac
 	text, err := os.ReadFile(asked)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), "${readsocket{/run/x.sock}{14:exim localhost,}") {
+		t.Errorf("Exim was not had ask the daemon: %s", text)
 	}
 	for line := range strings.Lines(string(text)) {
 		if option, _, _ := strings.Cut(line, " "); !slices.Contains([]string{"-bV", "-bV\n", "-bP", "-brt", "-be"}, option) {

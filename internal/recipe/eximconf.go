@@ -18,7 +18,7 @@ type EximConf struct {
 	Routers    []Instance // in order
 	Transports []Instance
 	RetryRule  string // for a domain that no rule names; empty: there is none
-	Readsocket string // what ${readsocket gives where nobody listens: readsocketWorks
+	Readsocket string // what ${readsocket gets from the daemon, or readsocketWorks
 }
 
 // An Instance is a router or a transport with its options.
@@ -27,17 +27,24 @@ type Instance struct {
 	Options map[string]string // a switch is "true" or "false"
 }
 
-// readsocketWorks is what the reader has ${readsocket fall back to.
-const readsocketWorks = "allowed"
+// What the daemon answers to the question that the reader has ${readsocket ask,
+// and what that falls back to: Exim may ask, and nobody answers.
+const (
+	readsocketAnswer = "9:NOTFOUND ,"
+	readsocketWorks  = "allowed"
+)
 
-// The questions, which change nothing. Nobody listens on port 1.
-var eximQuestions = [][]string{
-	{"-bV"},
-	{"-bP", "routers"},
-	{"-bP", "transports"},
-	{"-bP", "config"},
-	{"-brt", "sts-tlsmap.invalid"},
-	{"-be", "${readsocket{inet:127.0.0.1:1}{x}{1s}{}{" + readsocketWorks + "}}"},
+// eximQuestions are the questions, which change nothing. The last one is put to
+// the daemon, about a name of one label, for which it looks up nothing.
+func eximQuestions(server string) [6][]string {
+	return [6][]string{
+		{"-bV"},
+		{"-bP", "routers"},
+		{"-bP", "transports"},
+		{"-bP", "config"},
+		{"-brt", "sts-tlsmap.invalid"},
+		{"-be", "${readsocket{" + server + "}{14:" + eximMap + " localhost,}{5s}{}{" + readsocketWorks + "}}"},
+	}
 }
 
 var (
@@ -58,10 +65,15 @@ func FindExim() (string, error) {
 }
 
 // ReadExim asks the Exim at path, and parses what it says. It must be run by
-// root: Exim shows its configuration to nobody else.
-func ReadExim(ctx context.Context, path string) (EximConf, error) {
+// root: Exim shows its configuration to nobody else. It is also had ask the
+// daemon.
+func ReadExim(ctx context.Context, path string, d Daemon) (EximConf, error) {
+	server, _ := eximServer(d.Listen)
+	if server == "" {
+		server = "inet:127.0.0.1:1" // where nobody listens
+	}
 	var out [6]string
-	for i, args := range eximQuestions {
+	for i, args := range eximQuestions(server) {
 		b, err := run(ctx, path, args...)
 		if err != nil {
 			return EximConf{}, fmt.Errorf("reading Exim's configuration: %w", err)

@@ -3,7 +3,6 @@ package recipe
 import (
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -23,6 +22,11 @@ const hubbedHosts = "/etc/exim4/hubbed_hosts"
 
 func (a *eximAdvice) exists(path string) bool { return (&advice{root: a.root}).exists(path) }
 
+// unused reports whether a router is Debian's for a file that is not there.
+func (a *eximAdvice) unused(r Instance) bool {
+	return r.Name == "hubbed_hosts" && !a.exists(hubbedHosts)
+}
+
 // earlierRouters warns of routers that take domains before ours do.
 func (a *eximAdvice) earlierRouters() {
 	ours := slices.IndexFunc(a.c.Routers, func(r Instance) bool { return r.Name == askRouter })
@@ -31,8 +35,8 @@ func (a *eximAdvice) earlierRouters() {
 		if ours >= 0 && i >= ours || last != nil && ours < 0 && r.Name == last.Name {
 			break
 		}
-		if r.Name == "hubbed_hosts" && !a.exists(hubbedHosts) {
-			continue // Debian's, for a file that is not there
+		if a.unused(r) || r.Name == a.smart.router {
+			continue
 		}
 		if driver := r.Options["driver"]; driver == "ipliteral" || !a.sends(r) || r.Name == "dnslookup_relay_to_domains" {
 			continue // an address literal has no policy, and a domain that we are an MX of is left to us
@@ -40,7 +44,7 @@ func (a *eximAdvice) earlierRouters() {
 		a.warn("router %s comes first and sends mail to other hosts: for what it takes (domains = %s) no policy is asked for. "+
 			"That is right for hosts of your own only.", r.Name, first(r.Options["domains"], "all"))
 	}
-	if last == nil {
+	if last == nil && !a.isLocal() {
 		a.warn("no router that sends mail to other hosts was found: put ours where such mail passes.")
 	}
 }
@@ -54,11 +58,15 @@ func (a *eximAdvice) installed() {
 	for _, want := range [][2]string{
 		{"hosts_require_tls", "*"}, {"tls_verify_hosts", "*"}, {"tls_verify_cert_hostnames", "*"}, {"tls_sni", "$host"},
 		{"hosts_try_dane", "*"}, {"hosts_avoid_tls", ""}, {"hosts_verify_avoid_tls", ""}, {"hosts_override", "false"}, {"hosts", ""},
-		{"fallback_hosts", ""}, {"retry_include_ip_address", "false"},
+		{"fallback_hosts", ""}, {"multi_domain", "false"}, {"hosts_nopass_tls", "*"},
 	} {
 		if got, ok := t.Options[want[0]]; ok && got != want[1] {
 			a.warn("transport %s has %s = %s, not %q: see docs/exim.md for what that undoes.", ourTransport, want[0], got, want[1])
 		}
+	}
+	if own := a.remoteTransport(); own != nil && sameRetryKeys(*t, *own) {
+		a.warn("transport %s has interface and retry_include_ip_address as transport %s has them: what fails for one enforced domain at a host "+
+			"stops all mail to it. Use the STS_TLSMAP_INTERFACE and the options below.", ourTransport, own.Name)
 	}
 	if v := t.Options["tls_verify_certificates"]; v != "system" && !strings.HasPrefix(v, "/") {
 		a.warn("transport %s has tls_verify_certificates = %s: no certificate is verified by that.", ourTransport, v)
@@ -71,14 +79,23 @@ func (a *eximAdvice) installed() {
 		}
 	}
 	if r := find(a.c.Routers, askRouter); r != nil {
-		m := regexp.MustCompile(`\{(\d+)s:cache=yes\}`).FindStringSubmatch(r.Options["set"])
+		m := regexp.MustCompile(`\{([0-9wdhms]+):cache=yes\}`).FindStringSubmatch(r.Options["address_data"])
 		if m == nil {
 			return
 		}
-		if s, err := strconv.Atoi(m[1]); err == nil && time.Duration(s)*time.Second <= a.d.LookupTimeout {
-			a.warn("Exim waits for %d s, and the daemon for up to %s ([lookup] timeout): a domain that is slow to discover makes mail wait "+
-				"that would go. Use the STS_TLSMAP_TIMEOUT below.", s, a.d.LookupTimeout)
+		if wait := parseEximTime(m[1]); wait <= a.d.LookupTimeout {
+			a.warn("Exim waits for %s, and the daemon for up to %s ([lookup] timeout): a domain that is slow to discover makes mail wait "+
+				"that would go. Use the STS_TLSMAP_TIMEOUT below.", wait, a.d.LookupTimeout)
 		}
+	}
+}
+
+// cutthrough warns of the control that sends a message on while it comes in:
+// its recipients share a connection if their hosts have one address.
+func (a *eximAdvice) cutthrough() {
+	if regexp.MustCompile(`(?m)^[^#]*\bcutthrough_delivery\b`).MatchString(a.c.Text) {
+		a.warn("control = cutthrough_delivery adds recipients to a connection by the host's address alone: a domain whose policy lists another " +
+			"name there, under which the host was not verified, gets its mail over it. Use it for +relay_to_domains only.")
 	}
 }
 
@@ -97,6 +114,15 @@ func (a *eximAdvice) retryRule() {
 	}
 	if longest < shortestRetry {
 		a.warn("the retry rule (%s) gives up after %s: mail comes back before a domain has mended its policy or its hosts. Four days are usual.", a.c.RetryRule, longest)
+	}
+}
+
+// tlsRule tells of what keeps one domain from putting off the enforced mail of
+// others, where the retry rules do not have it.
+func (a *eximAdvice) tlsRule() {
+	if !regexp.MustCompile(`(?m)^\s*\*\s+tls_required\s`).MatchString(a.c.Text) {
+		a.note("a domain that lists an alias of another one's host, and fails there, has Exim put off all enforced mail to that host. " +
+			"To have it tried again at once, write, first after \"begin retry\": * tls_required F,4d,1s")
 	}
 }
 

@@ -1,0 +1,29 @@
+package enforce
+
+import (
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+// losesDANE tells of a resolver that from one moment to the next takes
+// everything as it comes. Exim then sees no DANE, and what is left is the
+// policy: nobody gets mail without a certificate that it asks for, also where
+// only DANE vouched for the host.
+func losesDANE(t *testing.T, w *world) {
+	v := w.withExim(t, stage.EximOptions{}) // which remembers no host that failed
+	only, both := w.signed.domain(t, "match.signed.example"), w.signed.domain(t, "mismatch.signed.example")
+	m := v.exim.Send(t, only.Name)
+	check(t, m, m.Outcome(t), verified(only.Mail[0]), only.Mail...)
+
+	w.signed.resolver.Restart(t, true)
+	defer w.signed.resolver.Restart(t, false)
+	m = v.exim.Send(t, only.Name)
+	o := m.Outcome(t)
+	check(t, m, o, deferred(badCert), only.Mail...)
+	n := v.exim.Send(t, both.Name)
+	check(t, n, n.Outcome(t), verified(both.Mail[0]), both.Mail...)
+
+	w.signed.resolver.Restart(t, false)
+	check(t, m, m.Retry(t, o), verified(only.Mail[0]), only.Mail...)
+}

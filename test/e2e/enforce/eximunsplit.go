@@ -1,0 +1,103 @@
+package enforce
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
+)
+
+// partRule is the line above each part that -recipe exim prints.
+var partRule = regexp.MustCompile(`(?m)^# -{60,}\n`)
+
+// recipeText returns what -recipe exim prints for each place, by the line that
+// names it, and what comes before.
+func recipeText(t *testing.T, e *stage.Exim) (intro string, parts map[string]string) {
+	t.Helper()
+	sections := partRule.Split(e.Program(t, "-recipe", "exim"), -1)
+	parts = make(map[string]string)
+	for _, s := range sections[1:] {
+		where, text, ok := strings.Cut(s, "\n\n")
+		if !ok {
+			t.Fatalf("a part of the recipe has no text: %q", s)
+		}
+		parts[strings.TrimPrefix(where, "# ")] = text
+	}
+	return sections[0], parts
+}
+
+// unsplit tells of Debian's other layout, one template, to which the lines that
+// -recipe prints are added where it says.
+func unsplit(t *testing.T, w *world) {
+	settings := map[string]string{"dc_use_split_config": "false", "dc_relay_domains": backupDomain}
+	bare := w.withExim(t, stage.EximOptions{Shipped: shippedFiles(t, true), Debian: settings})
+	_, parts := recipeText(t, bare.exim)
+
+	template := bare.exim.Read(t, "/etc/exim4/exim4.conf.template")
+	insert := func(where, before, after string) {
+		text := ""
+		for place, part := range parts {
+			if strings.HasPrefix(place, where) {
+				text = part
+			}
+		}
+		if text == "" || !strings.Contains(template, before+after) {
+			t.Fatalf("%q in the recipe has %q, or the template no %q", where, text, before+after)
+		}
+		template = strings.Replace(template, before+after, before+text+after, 1)
+	}
+	insert("In /etc/exim4/exim4.conf.template", "", "\n### router/200_exim4-config_primary\n")
+	insert("In the same file, after", "\nbegin transports\n", "")
+
+	v := w.withExim(t, stage.EximOptions{
+		Shipped: shippedFiles(t, true),
+		Debian:  settings,
+		Files: map[string]string{
+			"/etc/exim4/exim4.conf.template":    template,
+			"/etc/exim4/exim4.conf.localmacros": parts["/etc/exim4/exim4.conf.localmacros:"],
+		},
+	})
+	for _, r := range slices.Concat(rows, eximRows, daneRows) {
+		if slices.Contains(singleRows, r.domain) {
+			d := w.played[r.domain]
+			if d == nil {
+				d = w.domain(t, r)
+			}
+			m := v.exim.Send(t, r.domain)
+			check(t, m, m.Outcome(t), v.fateOf(r, d), d.Mail...)
+		}
+	}
+}
+
+// recipeForNoMail tells of machines that send no mail to the hosts of its
+// domain, and cannot be protected: their mail is not to wait.
+func recipeForNoMail(t *testing.T, w *world) {
+	for _, c := range []struct {
+		settings map[string]string
+		warning  string
+	}{
+		{map[string]string{"dc_eximconfig_configtype": "local"}, "local delivery only"},
+		{map[string]string{"dc_eximconfig_configtype": "smarthost", "dc_smarthost": "a.example;b.example"}, "not one host's name"},
+	} {
+		v := w.withExim(t, stage.EximOptions{Debian: c.settings})
+		intro, parts := recipeText(t, v.exim)
+		if intro = strings.ReplaceAll(intro, "\n#  ", ""); strings.Count(intro, "WARNING") != 1 || !strings.Contains(intro, c.warning) {
+			t.Errorf("%v: %s", c.settings, intro)
+		}
+		if macros := parts["/etc/exim4/conf.d/main/10_sts-tlsmap:"]; !strings.Contains(macros, "STS_TLSMAP_DOMAINS = :\n") {
+			t.Errorf("%v: %s", c.settings, macros)
+		}
+	}
+}
+
+// recipeSeesDaemon tells of a machine whose daemon is down.
+func recipeSeesDaemon(t *testing.T, w *world) {
+	w.daemon.Kill(t)
+	intro, _ := recipeText(t, w.exim)
+	w.daemon.Start(t)
+	if intro = strings.ReplaceAll(intro, "\n#  ", ""); strings.Count(intro, "WARNING") != 1 || !strings.Contains(intro, "nobody answered") {
+		t.Error(intro)
+	}
+}
