@@ -31,10 +31,15 @@ import (
 const (
 	// MaxConnections is how many clients are served at once; more wait.
 	MaxConnections = 32
+	// ownConnections is how many more may be root's and the daemon's user's.
+	ownConnections = 8
+	// maxWaiting is how many clients may wait; one more is hung up on.
+	maxWaiting = 64
 	// MaxDomains is how many domains one request may name.
 	MaxDomains = 1000
 
 	maxListings    = 4         // at once; a page of records is in memory for each
+	ownListings    = 2         // and more of root's and the daemon's user's
 	pageSize       = 64        // records read from the store at once
 	maxHeader      = 16 << 10  // bytes of a request's header
 	maxBody        = 512 << 10 // bytes of a request's body: MaxDomains names
