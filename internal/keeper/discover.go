@@ -108,7 +108,7 @@ func (k *Keeper) discover(domain string, fl *flight) {
 		return // the daemon ends; nothing was learned
 	}
 	result := policy.ResultOf(err)
-	k.health.note(domain, result, time.Now())
+	k.health.note(domain, err, time.Now())
 	event := Event{Step: StepDiscovery, Domain: domain, Result: result, Err: err, Took: time.Since(begun)}
 	if err != nil {
 		k.remember(domain, held, err)
