@@ -189,7 +189,9 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	for _, l := range s.listeners.socketmap {
 		go s.guard(func() error { return s.sockets.Serve(l) })
 	}
-	go s.guard(func() error { return s.control.Serve(s.listeners.control) })
+	if l := s.listeners.control; l != nil {
+		go s.guard(func() error { return s.control.Serve(l) })
+	}
 	for _, l := range s.listeners.metrics {
 		go s.guard(func() error { return s.metrics.Serve(l) })
 	}
@@ -235,11 +237,15 @@ func (s *service) announce() {
 		servers = append(servers, a.String())
 	}
 	stats := s.store.Stats()
-	s.log.Info("ready", "version", version, "listen", s.listeners.names(), "control", s.listeners.control.Addr().String(),
+	s.log.Info("ready", "version", version, "listen", s.listeners.names(), "control", s.listeners.controlName(),
 		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", servers, "trust_ad", s.out.resolver.TrustsAD(),
 		"metrics", s.listeners.metricsNames())
 	for _, w := range warnings(s.cfg, s.out.resolver) {
 		s.log.Warn(w)
+	}
+	if s.listeners.control == nil {
+		s.log.Warn("systemd passed no control socket: -cache, -exempt and the other modes cannot ask this daemon",
+			"next", "systemctl unmask sts-tlsmap-control.socket, and restart")
 	}
 	if s.cfg.SetsDANE() {
 		s.out.checker.Verdict() // begins the probe, whose result is logged; otherwise the first lookup does

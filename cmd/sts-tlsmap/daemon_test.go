@@ -62,6 +62,56 @@ func TestSocketsThatSystemdPassesReplaceTheConfiguredOnes(t *testing.T) {
 	}
 }
 
+// TestTheDaemonOpensNoSocketInThePlaceOfAMaskedOne passes some of the sockets
+// only, as systemd does when the others are masked.
+func TestTheDaemonOpensNoSocketInThePlaceOfAMaskedOne(t *testing.T) {
+	lab := testlab.New(t)
+	lab.Domain("one.test", testlab.With{})
+	for _, c := range []struct {
+		name, passed string
+		file         func(dir string) passed
+		metrics      string // of the configuration
+	}{
+		{"TCP alone", "socketmap", func(string) passed { return listenTCP(t) }, ""},
+		{"the chroot's alone", "socketmap-postfix", func(dir string) passed { return listenUnix(t, dir, "map.sock") }, ""},
+		{"and metrics of the file", "socketmap", func(string) passed { return listenTCP(t) }, "inet:127.0.0.1:0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir, file := writeConfig(t, lab)
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Neither could be listened at: the daemon would not start.
+			text = bytes.Replace(text, []byte("inet:127.0.0.1:0"), []byte("unix:/nowhere/map.sock"), 1)
+			text = bytes.Replace(text, []byte("unix:control.sock"), []byte("unix:/nowhere/control.sock"), 1)
+			text = append(fmt.Appendf(nil, "metrics = %q\n", c.metrics), text...)
+			if err := os.WriteFile(file, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l := c.file(dir)
+			p := startProgram(t, dir, []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=" + c.passed, "HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file, l.file)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			e := socketmap.Endpoint{Network: "tcp", Address: l.addr}
+			if strings.HasPrefix(l.addr, "/") {
+				e.Network = "unix"
+			}
+			if reply, err := socketmap.Query(ctx, e, "postfix", "one.test"); err != nil || !strings.HasPrefix(reply, "OK secure") {
+				t.Errorf("got %q, %v", reply, err)
+			}
+			p.stop(t)
+			log := p.stderr.String()
+			if !strings.Contains(log, `level=WARN msg="systemd passed no control socket`) {
+				t.Errorf("the log does not say that there is no control socket:\n%s", log)
+			}
+			if strings.Contains(log, "metrics=[inet:127.0.0.1:") != (c.metrics != "") {
+				t.Errorf("the metrics:\n%s", log)
+			}
+		})
+	}
+}
+
 // writeConfig writes the configuration of the scripts into a folder.
 func writeConfig(t *testing.T, lab *testlab.T) (dir, file string) {
 	t.Helper()

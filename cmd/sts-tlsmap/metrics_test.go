@@ -116,8 +116,8 @@ func TestAMetricsSocketThatSystemdPassesIsServed(t *testing.T) {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	inet := listenTCP(t)
-	p := startProgram(t, dir, []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=metrics"}, "-config", file, inet.file)
+	inet, lookups := listenTCP(t), listenTCP(t)
+	p := startProgram(t, dir, []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=metrics:socketmap"}, "-config", file, inet.file, lookups.file)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if got := scrape(ctx, t, "tcp", inet.addr); !strings.Contains(got, "sts_tlsmap_build_info{") {
