@@ -240,7 +240,7 @@ func (s *service) announce() {
 	s.log.Info("ready", "version", version, "listen", s.listeners.names(), "control", s.listeners.controlName(),
 		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", servers, "trust_ad", s.out.resolver.TrustsAD(),
 		"metrics", s.listeners.metricsNames())
-	for _, w := range warnings(s.cfg, s.out.resolver) {
+	for _, w := range warnings(s.cfg, s.out.resolver, s.listeners.opened()) {
 		s.log.Warn(w)
 	}
 	if s.listeners.control == nil {
@@ -301,6 +301,7 @@ func (s *service) health() control.Health {
 	return control.Health{
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: s.listeners.names(), Cache: s.cfg.Cache.Path, Metrics: strings.Join(s.listeners.metricsNames(), " "),
+		Control: s.listeners.controlName(), Overridden: s.listeners.overridden(),
 		Troubles: s.monitor.Troubles(),
 	}
 }

@@ -62,6 +62,55 @@ func TestSocketsThatSystemdPassesReplaceTheConfiguredOnes(t *testing.T) {
 	}
 }
 
+// TestKeysThatSystemdsSocketsReplaceAreNamed has an administrator write a key
+// that does nothing, and pass a socket that everybody can reach.
+func TestKeysThatSystemdsSocketsReplaceAreNamed(t *testing.T) {
+	lab := testlab.New(t)
+	dir, file := writeConfig(t, lab)
+	open, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inet := passedTCP(t, open)
+	unixControl := listenUnix(t, dir, "control.sock")
+	env := []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=socketmap:control"}
+	p := startProgram(t, dir, env, "-config", file, inet.file, unixControl.file)
+	check := func(change string) string {
+		t.Helper()
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = bytes.Replace(text, []byte("inet:127.0.0.1:0"), []byte(change), 1)
+		other := filepath.Join(dir, "other.toml")
+		if err := os.WriteFile(other, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		exe, err := exec.LookPath("sts-tlsmap")
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(exe, "-check", "-config", other).CombinedOutput()
+		if err != nil {
+			t.Errorf("-check: %v\n%s", err, out)
+		}
+		return string(out)
+	}
+	ignored := "listen: inet:127.0.0.1:8642 of the file does not count, for systemd holds the sockets: inet:" + open.Addr().String()
+	if out := check("inet:127.0.0.1:8642"); !strings.Contains(out, "warning: "+ignored) || !strings.Contains(out, "systemctl edit sts-tlsmap.socket") {
+		t.Errorf("-check:\n%s", out)
+	}
+	// The address of the file is loopback; the one that is open is not.
+	reached := "listen: inet:" + open.Addr().String() + " can be reached from the network"
+	if out := check("inet:127.0.0.1:8461"); !strings.Contains(out, "warning: "+reached) || strings.Contains(out, "does not count") {
+		t.Errorf("-check:\n%s", out)
+	}
+	p.stop(t)
+	if log := p.stderr.String(); !strings.Contains(log, reached) || !strings.Contains(log, "listen: inet:127.0.0.1:0 of the file does not count") {
+		t.Errorf("at the start:\n%s", log)
+	}
+}
+
 // TestTheDaemonOpensNoSocketInThePlaceOfAMaskedOne passes some of the sockets
 // only, as systemd does when the others are masked.
 func TestTheDaemonOpensNoSocketInThePlaceOfAMaskedOne(t *testing.T) {
@@ -230,6 +279,11 @@ func listenTCP(t *testing.T) passed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return passedTCP(t, l)
+}
+
+func passedTCP(t *testing.T, l net.Listener) passed {
+	t.Helper()
 	defer l.Close()
 	f, err := l.(*net.TCPListener).File()
 	if err != nil {
@@ -377,13 +431,16 @@ func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {
 func TestAReloadNamesWhatNeedsARestart(t *testing.T) {
 	was, is := config.Default(), config.Default()
 	is.LogLevel, is.Exempt.Domains = slog.LevelDebug, []string{"a.test"}
-	if got := needRestart(was, is); len(got) != 0 {
+	if got := needRestart(was, is, nil); len(got) != 0 {
 		t.Errorf("got %v", got)
 	}
 	is.Listen = nil
 	is.Cache.MaxSize++
 	is.Maps[0].Enforce = false
-	if got := strings.Join(needRestart(was, is), " "); got != "listen cache maps" {
+	if got := strings.Join(needRestart(was, is, nil), " "); got != "listen cache maps" {
 		t.Errorf("got %s", got)
+	}
+	if got := strings.Join(needRestart(was, is, []string{keyListen, keyControl}), " "); got != "cache maps" {
+		t.Errorf("with systemd's sockets: got %s", got)
 	}
 }

@@ -24,12 +24,21 @@ const (
 	nameMetrics   = "metrics"
 )
 
+// Keys of the configuration in whose place systemd's sockets are.
+const (
+	keyListen  = "listen"
+	keyControl = "control"
+	keyMetrics = "metrics"
+)
+
 // listeners are the open sockets.
 type listeners struct {
 	socketmap []net.Listener
 	control   net.Listener   // nil: systemd was told to pass none
 	metrics   []net.Listener // none: not served but on the control socket
 	passed    bool           // by systemd, at least one of them
+
+	metricsPassed bool // and those of the metrics
 }
 
 // names returns the socketmap's endpoints as they are, in Postfix's syntax.
@@ -56,6 +65,19 @@ func (l *listeners) controlName() string {
 		return ""
 	}
 	return l.control.Addr().String()
+}
+
+// overridden are the keys of the configuration that do not count, since systemd
+// passed sockets.
+func (l *listeners) overridden() []string {
+	if !l.passed {
+		return nil
+	}
+	keys := []string{keyListen, keyControl}
+	if l.metricsPassed {
+		keys = append(keys, keyMetrics)
+	}
+	return keys
 }
 
 func endpointOf(a net.Addr) socketmap.Endpoint {
@@ -91,7 +113,7 @@ func (s *service) listen() error {
 		}
 	case len(l.socketmap) == 0:
 		return errors.Join(hint(errors.New("systemd passed no socket for lookups"),
-			"start or unmask one of them: systemctl start sts-tlsmap.socket"), l.close())
+			"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap"), l.close())
 	}
 	if len(l.metrics) == 0 && s.cfg.Metrics.Network != "" {
 		opened, err := s.listenAt(s.cfg.Metrics)
@@ -131,7 +153,7 @@ func passedListeners() (listeners, error) {
 	if err != nil {
 		return l, fmt.Errorf("sockets passed by systemd: %w", err)
 	}
-	l.passed = len(byName) > 0
+	l.passed, l.metricsPassed = len(byName) > 0, len(byName[nameMetrics]) > 0
 	for _, name := range slices.Sorted(maps.Keys(byName)) { // "socketmap" is the first listener
 		list := byName[name]
 		switch {

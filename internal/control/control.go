@@ -69,6 +69,11 @@ type Health struct {
 	Listeners []string  `json:"listeners"` // the socketmap's, as "inet:127.0.0.1:8461"
 	Cache     string    `json:"cache"`
 	Metrics   string    `json:"metrics,omitempty"` // where they are served beside here, as "inet:127.0.0.1:9461"
+	Control   string    `json:"control"`           // the path of this socket
+
+	// Overridden are the keys of the file that do not count, since systemd has
+	// passed sockets.
+	Overridden []string `json:"overridden,omitempty"`
 
 	Troubles []health.Trouble `json:"troubles"` // what is wrong; empty: nothing
 }
