@@ -18,9 +18,6 @@ import (
 // probeWait is how long -check waits for the probe of the resolver.
 const probeWait = 5 * time.Second
 
-// askWait is how long -check waits for the daemon.
-const askWait = 5 * time.Second
-
 // check is -check: everything about the configuration that can be known
 // without starting the daemon, and what a daemon that runs says is wrong with
 // it. The only questions sent out are those that tell whether the resolver
@@ -41,7 +38,7 @@ func (a *app) check() (int, error) {
 	if _, _, err := newMaps(cfg); err != nil {
 		return 0, err
 	}
-	h, healthErr := askHealth(cfg)
+	h, healthErr := checkedPeer(cfg)
 	open := openedBy(cfg)
 	if healthErr == nil {
 		open = openedNow(&h).after(cfg)
@@ -78,9 +75,10 @@ func (a *app) checkDNSSEC(cfg *config.Config, checker *dane.Checker) {
 	}
 }
 
-// askHealth asks the daemon at the control socket of the file. One that systemd
-// gave another socket is found at the usual one, if it has read that file.
-func askHealth(cfg *config.Config) (control.Health, error) {
+// checkedPeer asks the daemon at the control socket of the file. One that
+// systemd gave another socket is found at the usual one, if it has read that
+// file.
+func checkedPeer(cfg *config.Config) (control.Health, error) {
 	h, err := healthAt(cfg.Control.Address)
 	usual := config.Default().Control.Address
 	if !errors.Is(err, control.ErrNoDaemon) || cfg.Control.Address == usual {
@@ -93,11 +91,9 @@ func askHealth(cfg *config.Config) (control.Health, error) {
 }
 
 func healthAt(path string) (control.Health, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), askWait)
-	defer cancel()
 	client := control.NewClient(path)
 	defer client.Close()
-	return client.Health(ctx)
+	return askHealth(context.Background(), client)
 }
 
 // openedNow are the sockets that a daemon has told of.

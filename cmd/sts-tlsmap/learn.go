@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
@@ -41,7 +40,7 @@ type learning struct {
 
 // learn is -learn: policies of another node are taken over first, and then
 // the other domains are discovered.
-func (a *app) learn(ctx context.Context, cfg *config.Config) (int, error) {
+func (a *app) learn(ctx context.Context) (int, error) {
 	in, name := io.Reader(os.Stdin), "standard input"
 	if path := a.flags.args[0]; path != "-" {
 		f, err := os.Open(path)
@@ -51,12 +50,10 @@ func (a *app) learn(ctx context.Context, cfg *config.Config) (int, error) {
 		defer f.Close()
 		in, name = f, path
 	}
-	client := control.NewClient(cfg.Control.Address)
-	defer client.Close()
-	if _, err := client.Health(ctx); err != nil {
-		return 0, daemonError(err, cfg) // before a long list is read
+	if err := a.peer.needed(); err != nil {
+		return 0, err // before a long list is read
 	}
-	l := &learning{a: a, ctx: ctx, client: client, seen: make(map[string]bool), bar: progress{w: a.stderr, shown: a.isTerminal()}}
+	l := &learning{a: a, ctx: ctx, client: a.peer.client, seen: make(map[string]bool), bar: progress{w: a.stderr, shown: a.isTerminal()}}
 	err := l.read(in, name)
 	if err == nil {
 		err = l.discover()
@@ -65,7 +62,7 @@ func (a *app) learn(ctx context.Context, cfg *config.Config) (int, error) {
 	l.summary()
 	switch {
 	case err != nil:
-		return 0, daemonError(err, cfg)
+		return 0, a.peer.hinted(err)
 	case l.bad > 0, l.failed > 0 && l.taken+l.found+l.held+l.none == 0:
 		return exitFailed, nil
 	case l.taken+l.found+l.held == 0:

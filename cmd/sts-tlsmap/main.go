@@ -32,6 +32,7 @@ type app struct {
 	flags  *flags
 	stdout io.Writer
 	stderr *os.File
+	peer   *peer // of the modes that ask a daemon or read what one has left
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -72,6 +73,8 @@ func (a *app) mode() (int, error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	a.peer = findPeer(ctx, cfg)
+	defer a.peer.client.Close()
 	switch a.flags.mode {
 	case modeCache:
 		return a.cache(ctx, cfg)
@@ -80,13 +83,13 @@ func (a *app) mode() (int, error) {
 	case modeExplain:
 		return a.explain(ctx, cfg)
 	case modeRefresh:
-		return a.refresh(ctx, cfg)
+		return a.refresh(ctx)
 	case modeForget:
-		return a.forget(ctx, cfg)
+		return a.forget(ctx)
 	case modeLearn:
-		return a.learn(ctx, cfg)
+		return a.learn(ctx)
 	case modeExempt:
-		return a.exempt(ctx, cfg)
+		return a.exempt(ctx)
 	case modeRecipe:
 		return a.recipe(ctx, cfg)
 	}

@@ -36,6 +36,7 @@ func TestCommandLine(t *testing.T) {
 			"signal":   signalCommand,
 			"exits":    exitsCommand,
 			"damage":   damageCommand,
+			"unserved": unservedCommand,
 		},
 	})
 }
@@ -247,6 +248,22 @@ func exitsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if fmt.Sprint(code) != args[0] {
 		ts.Fatalf("it exited with %d, not %s", code, args[0])
 	}
+}
+
+// unservedCommand listens at a unix socket, or a TCP port that is put into
+// $unserved, and answers nobody, as systemd does for a daemon that cannot start.
+func unservedCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: unserved PATH|tcp")
+	}
+	network, address := "unix", ts.MkAbs(args[0])
+	if args[0] == "tcp" {
+		network, address = "tcp", "127.0.0.1:0"
+	}
+	l, err := net.Listen(network, address)
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	ts.Setenv("unserved", l.Addr().String())
 }
 
 // damageCommand overwrites a file from its middle on.
