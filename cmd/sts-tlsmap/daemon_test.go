@@ -422,9 +422,46 @@ func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.HasPrefix(string(line), "level=INFO msg=hello ") != journal {
+		if strings.HasPrefix(string(line), "<6>level=INFO msg=hello ") != journal || bytes.HasPrefix(line, []byte("<")) != journal {
 			t.Errorf("%q: got %q", stream, line)
 		}
+	}
+}
+
+func TestEveryLineInTheJournalHasThePriorityOfItsLevel(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", sys.Dev, sys.Ino))
+	log := newLogger(f, slog.LevelDebug).With("a", 1).WithGroup("g")
+	log.Debug("d")
+	log.Info("i")
+	log.Warn("w")
+	log.Error("two\nlines", "k", 2)
+	(&app{flags: &flags{}, stderr: f}).fail(hint(fmt.Errorf("one\ntwo"), "three"))
+	(&app{flags: &flags{mode: modeCache}, stderr: f}).fail(fmt.Errorf("for people"))
+	got, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `<7>level=DEBUG msg=d a=1
+<6>level=INFO msg=i a=1
+<4>level=WARN msg=w a=1
+<3>level=ERROR msg="two\nlines" a=1 g.k=2
+<3>sts-tlsmap: one
+<3>sts-tlsmap: two
+<3>sts-tlsmap: hint: three
+sts-tlsmap: for people
+`
+	if string(got) != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
@@ -112,17 +113,24 @@ func hint(err error, format string, args ...any) error {
 
 // fail prints an error, and the hint that comes with it.
 func (a *app) fail(err error) int {
+	lines := strings.Split(err.Error(), "\n")
 	var errs config.Errors
 	if errors.As(err, &errs) {
+		lines = lines[:0]
 		for _, e := range errs {
-			fmt.Fprintf(a.stderr, "sts-tlsmap: %v\n", e)
+			lines = append(lines, e.Error())
 		}
-	} else {
-		fmt.Fprintf(a.stderr, "sts-tlsmap: %v\n", err)
 	}
 	var h *hinted
 	if errors.As(err, &h) {
-		fmt.Fprintf(a.stderr, "sts-tlsmap: hint: %s\n", h.hint)
+		lines = append(lines, "hint: "+h.hint)
+	}
+	prefix := ""
+	if a.flags != nil && a.flags.mode == modeDaemon && isJournal(a.stderr, os.Getenv("JOURNAL_STREAM")) {
+		prefix = prefixError
+	}
+	for _, line := range lines {
+		fmt.Fprintf(a.stderr, "%ssts-tlsmap: %s\n", prefix, line)
 	}
 	return exitFailed
 }
