@@ -224,16 +224,29 @@ func (r *relay) watchdog(t *testing.T) {
 }
 
 // postfixLater has dpkg believe that Postfix was unpacked, where the socket in
-// its chroot is not there.
+// its chroot is not there: its unit was never started, or is active with a
+// socket whose folder went with a Postfix that was purged.
 func (r *relay) postfixLater(t *testing.T) {
-	r.run(t, "systemctl", "stop", "sts-tlsmap-postfix.socket")
-	if r.has(socket) {
-		t.Fatalf("%s is there although its unit was stopped", socket)
-	}
-	r.run(t, "dpkg-trigger", "--by-package=postfix", "--no-await", "/usr/sbin/postfix")
-	r.run(t, "dpkg", "--configure", "--pending")
-	if out := r.run(t, "sh", "-c", "cd "+queueDir+" && exec postmap -q "+honest+" "+chroot); out != secured+"\n" {
-		t.Errorf("through the chroot's socket: %q", out)
+	for _, c := range []struct {
+		what  string
+		state string // of the unit
+		do    []string
+	}{
+		{"a new Postfix", "inactive", []string{"systemctl", "stop", "sts-tlsmap-postfix.socket"}},
+		{"a Postfix purged and installed again", "active", []string{"rm", "-rf", queueDir + "/sts-tlsmap"}},
+	} {
+		r.run(t, c.do[0], c.do[1:]...)
+		if state := r.property(t, "sts-tlsmap-postfix.socket", "ActiveState"); r.has(socket) || state != c.state {
+			t.Fatalf("%s: the unit is %s, %s is there: %v", c.what, state, socket, r.has(socket))
+		}
+		r.run(t, "dpkg-trigger", "--by-package=postfix", "--no-await", "/usr/sbin/postfix")
+		r.run(t, "dpkg", "--configure", "--pending")
+		if out := r.run(t, "sh", "-c", "cd "+queueDir+" && exec postmap -q "+honest+" "+chroot); out != secured+"\n" {
+			t.Errorf("%s: through the chroot's socket: %q", c.what, out)
+		}
+		if state := r.property(t, "sts-tlsmap.service", "ActiveState"); state != "active" {
+			t.Errorf("%s: the service is %s", c.what, state)
+		}
 	}
 }
 
