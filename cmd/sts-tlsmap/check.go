@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -46,8 +45,8 @@ func (a *app) check() (int, error) {
 	for _, w := range warnings(cfg, out.resolver, open) {
 		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: %s\n", w)
 	}
-	if dir := filepath.Dir(cfg.Cache.Path); !isDir(dir) {
-		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: cache.path: there is no folder %s: the daemon will not start before it is there\n", dir)
+	if w := cacheWarning(cfg, os.DirFS("/"), mayWrite); w != "" {
+		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: %s\n", w)
 	}
 	a.checkDNSSEC(cfg, out.checker)
 	a.checkDaemon(&h, healthErr)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
@@ -161,22 +162,31 @@ func (g gated) Fetch(ctx context.Context, domain string) (*policy.Fetched, error
 
 // openCache opens the cache, or says why it cannot be and what to do.
 func openCache(cfg *config.Config, log *slog.Logger) (*cache.Store, error) {
-	dir := filepath.Dir(cfg.Cache.Path)
-	if !isDir(dir) {
+	if dir := filepath.Dir(cfg.Cache.Path); !isDir(dir) {
 		return nil, hint(fmt.Errorf("the cache cannot be opened: there is no folder %s", dir),
 			"make it, owned by the daemon's user, or set path in [cache]")
 	}
 	store, err := cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: log})
+	if err != nil {
+		return nil, cacheError(err, cfg)
+	}
+	return store, nil
+}
+
+// cacheError adds the hint that fits an error of opening the cache.
+func cacheError(err error, cfg *config.Config) error {
+	dir := filepath.Dir(cfg.Cache.Path)
+	err = fmt.Errorf("the cache cannot be opened: %w", err)
 	var locked *cache.LockedError
 	switch {
-	case err == nil:
-		return store, nil
 	case errors.As(err, &locked):
-		return nil, hint(fmt.Errorf("the cache cannot be opened: %w", err), "stop that daemon, or give this one a cache of its own: path in [cache]")
+		return hint(err, "stop that daemon, or give this one a cache of its own: path in [cache]")
+	case errors.Is(err, unix.EROFS):
+		return hint(err, "%s", letWrite(dir))
 	case errors.Is(err, fs.ErrPermission):
-		return nil, hint(fmt.Errorf("the cache cannot be opened: %w", err), "the folder %s and what is in it must belong to the daemon's user (uid %d)", dir, os.Geteuid())
+		return hint(err, "the folder %s and what is in it must belong to the daemon's user (uid %d)", dir, os.Geteuid())
 	}
-	return nil, hint(fmt.Errorf("the cache cannot be opened: %w", err), "see that the disk is there and has room, or set path in [cache]")
+	return hint(err, "see that the disk is there and has room, or set path in [cache]")
 }
 
 // run serves until a signal says to end, or until something fails that must
