@@ -311,7 +311,7 @@ func (s *service) health() control.Health {
 	return control.Health{
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: s.listeners.names(), Cache: s.cfg.Cache.Path, Metrics: strings.Join(s.listeners.metricsNames(), " "),
-		Control: s.listeners.controlName(), Overridden: s.listeners.overridden(),
+		Control: s.listeners.controlName(), Overridden: s.listeners.overridden(), Lost: s.maps.RehearsalsLost(),
 		Troubles: s.monitor.Troubles(),
 	}
 }

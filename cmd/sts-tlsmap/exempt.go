@@ -145,14 +145,21 @@ func (a *app) cacheNotes(ctx context.Context) error {
 	if a.peer.err != nil {
 		return nil // rehearsals are in the daemon's memory only
 	}
+	return a.rehearsals(ctx)
+}
+
+// rehearsals are what maps with enforce = false would have replied. Of what
+// would have been deferred each is named, and of the rest the number.
+func (a *app) rehearsals(ctx context.Context) error {
+	since, lost := a.peer.health.Started.UTC().Format(time.RFC3339), a.peer.health.Lost
 	deferred, others := 0, 0
-	err = a.peer.client.Rehearsed(ctx, func(r control.Rehearsed) error {
+	err := a.peer.client.Rehearsed(ctx, func(r control.Rehearsed) error {
 		if !r.Deferred {
 			others++
 			return nil
 		}
 		if deferred++; deferred == 1 {
-			fmt.Fprintln(a.stdout, "\nA rehearsal would have deferred mail for:")
+			fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have deferred mail for:\n", since)
 		}
 		fmt.Fprintf(a.stdout, "%s in map %s, %d lookups, the last %s: %s\n",
 			printable(r.Domain), r.Map, r.Count, r.Last.Format(time.RFC3339), printable(r.Reply))
@@ -161,8 +168,19 @@ func (a *app) cacheNotes(ctx context.Context) error {
 	if err != nil {
 		return a.peer.hinted(err)
 	}
+	if lost.Deferred > 0 {
+		fmt.Fprintf(a.stdout, "and for more: no more are remembered, and %d fell out of memory; the log goes on\n", lost.Deferred)
+	}
 	if others > 0 {
-		fmt.Fprintf(a.stdout, "\nA rehearsal would have enforced the policies of %d domains; see each with -explain.\n", others)
+		more := ""
+		if lost.Others > 0 {
+			more = " and more"
+		}
+		fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have enforced the policies of %d domains%s; see each with -explain.\n",
+			since, others, more)
+	}
+	if deferred+others > 0 {
+		fmt.Fprintln(a.stdout, "Not seen here: hosts that could not prove their names. See the MTA's own log: sts-tlsmap(8), REHEARSALS.")
 	}
 	return nil
 }

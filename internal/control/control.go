@@ -25,6 +25,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // Limits of the control socket.
@@ -74,6 +75,9 @@ type Health struct {
 	// Overridden are the keys of the file that do not count, since systemd has
 	// passed sockets.
 	Overridden []string `json:"overridden,omitempty"`
+
+	// Lost is what rehearsals have lost of what they would have replied.
+	Lost tlsmap.RehearsalsLost `json:"rehearsals_lost"`
 
 	Troubles []health.Trouble `json:"troubles"` // what is wrong; empty: nothing
 }
