@@ -8,8 +8,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
@@ -93,6 +95,11 @@ func TestMetricsAreServedOnTheControlSocketAndWhereTheyAreConfigured(t *testing.
 			if !strings.Contains(got, "\n"+want+"\n") {
 				t.Errorf("%s: missing %s", network, want)
 			}
+		}
+		_, started, _ := strings.Cut(got, "\nsts_tlsmap_start_time_seconds ")
+		started, _, _ = strings.Cut(started, "\n")
+		if at, err := strconv.ParseFloat(started, 64); err != nil || time.Since(time.UnixMilli(int64(at*1000))).Abs() > patience {
+			t.Errorf("%s: it started at %q", network, started)
 		}
 		if strings.Contains(got, "one.test") {
 			t.Errorf("%s: a domain is in the metrics", network)

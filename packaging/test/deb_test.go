@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -74,6 +75,10 @@ func (r *relay) metrics(t *testing.T) {
 	}
 	r.run(t, "systemctl", "enable", unit)
 	r.run(t, "systemctl", "restart", "sts-tlsmap")
+	// Every kind of attempt is made, and counted.
+	r.run(t, "sts-tlsmap", "-forget", honest)
+	r.run(t, "sts-tlsmap", "-query", honest)
+	r.run(t, "sts-tlsmap", "-refresh", honest)
 	client := http.Client{Timeout: time.Minute}
 	for path, want := range map[string]string{"/metrics": "sts_tlsmap_build_info", "/": "Policies by mode"} {
 		answer, err := client.Get("http://127.0.0.1:9461" + path)
@@ -84,6 +89,29 @@ func (r *relay) metrics(t *testing.T) {
 		answer.Body.Close()
 		if err != nil || !strings.Contains(string(body), want) {
 			t.Errorf("%s: %s, %v, without %q", path, answer.Status, err, want)
+		}
+		if path == "/metrics" {
+			wantDashboard(t, string(body))
+		}
+	}
+}
+
+// wantDashboard compares a scrape of the daemon in its sandbox, which hides some
+// of what metrics are made from, with what the dashboard shows.
+func wantDashboard(t *testing.T, scraped string) {
+	t.Helper()
+	dashboard, err := os.ReadFile("../grafana/sts-tlsmap.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`\b(?:sts_tlsmap|process|go)_[a-z_]+`).FindAllString(string(dashboard), -1)
+	slices.Sort(names)
+	if names = slices.Compact(names); len(names) < 30 {
+		t.Fatalf("the dashboard shows %q", names)
+	}
+	for _, name := range names {
+		if !regexp.MustCompile(`(?m)^` + name + `[ {]`).MatchString(scraped) {
+			t.Errorf("the dashboard shows %s, which the packaged daemon does not have", name)
 		}
 	}
 }
