@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
@@ -101,11 +103,17 @@ type Checker struct {
 	found    *table[NextHop, Finding]
 	mx       *table[string, mxAnswer]
 	counts   [NotValidating + 1]atomic.Uint64 // findings made, by state
+
+	lostLines, keptLines *rate.Limiter
+	linesDropped         atomic.Uint64
 }
 
 // New returns a Checker that has asked nothing yet.
 func New(o Options) *Checker {
-	c := &Checker{resolver: o.Resolver, log: o.Log, slots: make(chan struct{}, maxChecks)}
+	c := &Checker{
+		resolver: o.Resolver, log: o.Log, slots: make(chan struct{}, maxChecks),
+		lostLines: rate.NewLimiter(logsPerSecond, logBurst), keptLines: rate.NewLimiter(logsPerSecond, logBurst),
+	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -184,21 +192,34 @@ func (c *Checker) noWeaker(n NextHop, old, f Finding, v Verdict) Finding {
 	if v == Validates || !old.State.binds() || f.State.binds() || f.State == Undecided {
 		return f
 	}
-	c.log.Error("next-hop keeps its DANE state: its answers are no longer authenticated", "domain", n.Host, "resolver", v.String())
+	if c.mayLog(c.keptLines) {
+		c.log.Error("next-hop keeps its DANE state: its answers are no longer authenticated", "domain", n.Host, "resolver", v.String())
+	}
 	return Finding{State: old.State, Until: time.Now().Add(failKeep), told: old.told,
 		Why: "it had DANE while answers were authenticated, and now nothing is known: " + v.String()}
 }
 
 // logLost says which hosts of a next-hop an MTA that insists on DANE skips,
-// the first few by name. It is false if there are none.
+// the first few by name. It is false if that has not been said: there are none,
+// or there is no room in the log.
 func (c *Checker) logLost(n NextHop, r *Report) bool {
 	lost := r.lost()
-	if len(lost) == 0 {
+	if len(lost) == 0 || !c.mayLog(c.lostLines) {
 		return false
 	}
 	c.log.Warn("mail goes to the hosts with TLSA records only", "domain", n.Host,
 		"skipped", len(lost), "hosts", lost[:min(len(lost), loggedHosts)])
 	return true
+}
+
+// mayLog says whether there is room in the log for one more line about a
+// next-hop.
+func (c *Checker) mayLog(limit *rate.Limiter) bool {
+	if limit.Allow() {
+		return true
+	}
+	c.linesDropped.Add(1)
+	return false
 }
 
 // inTurn waits for one of the slots and checks.

@@ -11,6 +11,11 @@ const (
 	maxChecks   = 256 // next-hops that are checked at once; each asks at most hostsAtOnce questions at once
 	loggedHosts = 8   // named in one line of the log
 
+	// logsPerSecond and logBurst bound each of the two kinds of lines about single
+	// next-hops, of which there may be as many as somebody likes.
+	logsPerSecond = 5
+	logBurst      = 50
+
 	maxFindings = 10_000  // findings held, some hundred bytes each
 	maxMXSets   = 4_096   // MX answers held
 	maxMXBytes  = 4 << 10 // of names in one of them; larger ones are asked for anew

@@ -7,11 +7,13 @@ type Stats struct {
 	MXSets   int                       // domains whose MX hosts are held
 	Checking int                       // next-hops being checked
 	Verdict  Verdict                   // of the last probe
+
+	LogLinesDropped uint64 // about single next-hops, for their number
 }
 
 // Stats returns the numbers. It asks nothing, and begins no probe.
 func (c *Checker) Stats() Stats {
-	s := Stats{Held: c.found.length(), MXSets: c.mx.length(), Checking: len(c.slots), Verdict: NotBelieved}
+	s := Stats{LogLinesDropped: c.linesDropped.Load(), Held: c.found.length(), MXSets: c.mx.length(), Checking: len(c.slots), Verdict: NotBelieved}
 	for i := range c.counts {
 		s.Findings[i] = c.counts[i].Load()
 	}

@@ -98,6 +98,7 @@ func collectDANE(o out, s dane.Stats) {
 	for state, n := range s.Findings {
 		o.counter(daneFindings, n, dane.State(state).String())
 	}
+	o.counter(dropped, s.LogLinesDropped, "dane-log-line")
 	o.gauge(daneHeld, float64(s.Held))
 	o.gauge(mxHeld, float64(s.MXSets))
 	o.gauge(daneChecking, float64(s.Checking))
