@@ -16,6 +16,7 @@ import (
 func (s *service) reload(file string) {
 	s.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 	defer s.notify(daemon.SdNotifyReady)
+	s.monitor.Look()
 
 	cfg, err := config.Load(file)
 	if err == nil {
