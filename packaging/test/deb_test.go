@@ -24,7 +24,9 @@ func TestTheDebOnTrixie(t *testing.T) { testDeb(t, "booted-trixie") }
 // testDeb is the life of a package on one machine. Each step stands on those
 // before it.
 func testDeb(t *testing.T, root string) {
-	newRelay(t, root).live(t, []step{
+	r := newRelay(t, root)
+	defer r.report(t)
+	r.live(t, []step{
 		{"it installs, and the daemon runs as its own user", (*relay).install},
 		{"an administrator's configuration is taken by a restart", (*relay).configure},
 		{"Postfix asks over TCP and inside its chroot", (*relay).ask},
@@ -289,8 +291,21 @@ func (r *relay) figures(t *testing.T) {
 	if err != nil || got != "OK "+secured {
 		t.Fatalf("the lookup that starts the daemon: %q, %v", got, err)
 	}
-	t.Logf("first answer, the daemon's start by its socket included: %v", took.Round(time.Millisecond))
-	t.Logf("resident memory at rest: %s (anonymous: %s)", r.daemonStatus(t, "VmRSS"), r.daemonStatus(t, "RssAnon"))
+	r.measure("time to first answer, start by socket", "%v", took.Round(time.Millisecond))
+	r.measure("resident memory at rest", "%s, of it anonymous %s", r.daemonStatus(t, "VmRSS"), r.daemonStatus(t, "RssAnon"))
+	out := r.run(t, "systemd-analyze", "security", "--offline=yes", "--no-pager", "/usr/lib/systemd/system/sts-tlsmap.service")
+	score := regexp.MustCompile(`exposure level for \S+: (\S+)`).FindStringSubmatch(out)
+	if score == nil {
+		t.Fatalf("systemd-analyze security: %s", out)
+	}
+	r.measure("systemd-analyze security", "%s", score[1])
+	for _, suffix := range []string{".deb", ".rpm"} {
+		st, err := os.Stat(packageFile(t, newer, suffix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.measure("size of the "+suffix, "%.2f MiB", float64(st.Size())/(1<<20))
+	}
 	var kib int
 	if _, err := fmt.Sscan(r.daemonStatus(t, "VmRSS"), &kib); err != nil || kib > 64<<10 {
 		t.Errorf("resident memory: %d KiB (%v)", kib, err)
