@@ -37,7 +37,7 @@ func (a *app) check() (int, error) {
 	if _, _, err := newMaps(cfg); err != nil {
 		return 0, err
 	}
-	h, healthErr := checkedPeer(cfg)
+	h, healthErr := a.checkedPeer(cfg)
 	open := openedBy(cfg)
 	if healthErr == nil {
 		open = openedNow(&h).after(cfg)
@@ -77,22 +77,22 @@ func (a *app) checkDNSSEC(cfg *config.Config, checker *dane.Checker) {
 // checkedPeer asks the daemon at the control socket of the file. One that
 // systemd gave another socket is found at the usual one, if it has read that
 // file.
-func checkedPeer(cfg *config.Config) (control.Health, error) {
-	h, err := healthAt(cfg.Control.Address)
+func (a *app) checkedPeer(cfg *config.Config) (control.Health, error) {
+	h, err := a.healthAt(cfg.Control.Address)
 	usual := config.Default().Control.Address
 	if !errors.Is(err, control.ErrNoDaemon) || cfg.Control.Address == usual {
 		return h, err
 	}
-	if other, e := healthAt(usual); e == nil && other.Config == cfg.File && slices.Contains(other.Overridden, keyControl) {
+	if other, e := a.healthAt(usual); e == nil && other.Config == cfg.File && slices.Contains(other.Overridden, keyControl) {
 		return other, nil
 	}
 	return h, err
 }
 
-func healthAt(path string) (control.Health, error) {
+func (a *app) healthAt(path string) (control.Health, error) {
 	client := control.NewClient(path)
 	defer client.Close()
-	return askHealth(context.Background(), client)
+	return a.askHealth(context.Background(), client)
 }
 
 // openedNow are the sockets that a daemon has told of.

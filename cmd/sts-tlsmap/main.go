@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 )
@@ -34,6 +35,8 @@ type app struct {
 	stdout io.Writer
 	stderr *os.File
 	peer   *peer // of the modes that ask a daemon or read what one has left
+
+	askWait time.Duration // shorter in tests
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -45,7 +48,7 @@ func run(args []string, stdout io.Writer, stderr *os.File) int {
 		fmt.Fprint(stdout, usage)
 		return exitDone
 	}
-	a := &app{flags: f, stdout: stdout, stderr: stderr}
+	a := &app{flags: f, stdout: stdout, stderr: stderr, askWait: askWait}
 	if err != nil {
 		return a.fail(err)
 	}
@@ -74,7 +77,7 @@ func (a *app) mode() (int, error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a.peer = findPeer(ctx, cfg)
+	a.peer = a.findPeer(ctx, cfg)
 	defer a.peer.client.Close()
 	switch a.flags.mode {
 	case modeCache:

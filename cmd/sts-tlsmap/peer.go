@@ -26,14 +26,14 @@ type peer struct {
 }
 
 // findPeer asks who is at the control socket.
-func findPeer(ctx context.Context, cfg *config.Config) *peer {
+func (a *app) findPeer(ctx context.Context, cfg *config.Config) *peer {
 	p := &peer{cfg: cfg, client: control.NewClient(cfg.Control.Address)}
-	p.health, p.err = askHealth(ctx, p.client)
+	p.health, p.err = a.askHealth(ctx, p.client)
 	return p
 }
 
-func askHealth(ctx context.Context, client *control.Client) (control.Health, error) {
-	ctx, cancel := context.WithTimeout(ctx, askWait)
+func (a *app) askHealth(ctx context.Context, client *control.Client) (control.Health, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.askWait)
 	defer cancel()
 	return client.Health(ctx)
 }

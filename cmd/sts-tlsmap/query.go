@@ -18,9 +18,9 @@ func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	wait := cfg.Lookup.Timeout + askWait
+	wait := cfg.Lookup.Timeout + a.askWait
 	if errors.Is(a.peer.err, control.ErrNoAnswer) {
-		wait = askWait // lookups may be answered all the same, but not for sure
+		wait = a.askWait // lookups may be answered all the same, but not for sure
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()

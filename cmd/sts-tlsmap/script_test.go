@@ -255,20 +255,15 @@ func exitsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// unservedCommand listens at a unix socket, or a TCP port that is put into
-// $unserved, and answers nobody, as systemd does for a daemon that cannot start.
+// unservedCommand listens at a unix socket and answers nobody, as systemd does
+// for a daemon that cannot start.
 func unservedCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
-		ts.Fatalf("usage: unserved PATH|tcp")
+		ts.Fatalf("usage: unserved PATH")
 	}
-	network, address := "unix", ts.MkAbs(args[0])
-	if args[0] == "tcp" {
-		network, address = "tcp", "127.0.0.1:0"
-	}
-	l, err := net.Listen(network, address)
+	l, err := net.Listen("unix", ts.MkAbs(args[0]))
 	ts.Check(err)
 	ts.Defer(func() { l.Close() })
-	ts.Setenv("unserved", l.Addr().String())
 }
 
 // aheadCommand makes a cache that was written when the clock was a day ahead.
