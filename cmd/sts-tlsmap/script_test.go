@@ -31,7 +31,7 @@ func TestCommandLine(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:      "testdata",
 		Setup:    setUpScript,
-		Deadline: time.Now().Add(6 * patience), // of what a script starts
+		Deadline: time.Now().Add(20 * patience), // of all scripts: with the race detector on a busy machine they take minutes
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"lab":      labCommand,
 			"notified": notifiedCommand,
