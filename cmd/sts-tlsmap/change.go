@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"golang.org/x/sys/unix"
@@ -18,10 +17,10 @@ const everything = "all"
 const batch = 500
 
 // refresh is -refresh.
-func (a *app) refresh(ctx context.Context, cfg *config.Config) (int, error) {
+func (a *app) refresh(ctx context.Context) (int, error) {
 	code, failed := exitDone, 0
-	err := a.each(ctx, cfg, func(client *control.Client, domains []string, step func()) error {
-		return client.Refresh(ctx, domains, func(r control.Refreshed) error {
+	err := a.each(ctx, func(domains []string, step func()) error {
+		return a.peer.client.Refresh(ctx, domains, func(r control.Refreshed) error {
 			step()
 			c := refreshedCode(r)
 			if c == exitFailed {
@@ -74,10 +73,10 @@ func refreshedWords(r control.Refreshed) string {
 }
 
 // forget is -forget.
-func (a *app) forget(ctx context.Context, cfg *config.Config) (int, error) {
+func (a *app) forget(ctx context.Context) (int, error) {
 	code, found := exitDone, 0
-	err := a.each(ctx, cfg, func(client *control.Client, domains []string, step func()) error {
-		return client.Forget(ctx, domains, func(f control.Forgotten) error {
+	err := a.each(ctx, func(domains []string, step func()) error {
+		return a.peer.client.Forget(ctx, domains, func(f control.Forgotten) error {
 			step()
 			switch {
 			case f.Err != "":
@@ -108,17 +107,18 @@ func (a *app) all() bool { return len(a.flags.args) == 1 && a.flags.args[0] == e
 
 // each calls do with the domains that the arguments stand for, some at a
 // time; do calls step for each. On a terminal the progress is shown.
-func (a *app) each(ctx context.Context, cfg *config.Config, do func(c *control.Client, domains []string, step func()) error) error {
-	client := control.NewClient(cfg.Control.Address)
-	defer client.Close()
+func (a *app) each(ctx context.Context, do func(domains []string, step func()) error) error {
 	var domains []string
 	if a.all() {
-		err := client.List(ctx, true, func(e control.Entry) error {
+		if err := a.peer.needed(); err != nil {
+			return err
+		}
+		err := a.peer.client.List(ctx, true, func(e control.Entry) error {
 			domains = append(domains, e.Domain)
 			return nil
 		})
 		if err != nil {
-			return daemonError(err, cfg)
+			return a.peer.hinted(err)
 		}
 		if len(domains) == 0 {
 			fmt.Fprintln(a.stderr, "sts-tlsmap: the cache is empty")
@@ -135,15 +135,18 @@ func (a *app) each(ctx context.Context, cfg *config.Config, do func(c *control.C
 			domains = append(domains, domain)
 		}
 	}
+	if err := a.peer.needed(); err != nil {
+		return err
+	}
 	done, total, terminal := 0, len(domains), a.all() && a.isTerminal()
 	for start := 0; start < total; start += batch {
-		err := do(client, domains[start:min(start+batch, total)], func() {
+		err := do(domains[start:min(start+batch, total)], func() {
 			if done++; terminal {
 				fmt.Fprintf(a.stderr, "\r%d of %d ", done, total)
 			}
 		})
 		if err != nil {
-			return daemonError(err, cfg)
+			return a.peer.hinted(err)
 		}
 	}
 	if terminal && total > 0 {

@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
@@ -15,9 +16,6 @@ import (
 
 // probeWait is how long -check waits for the probe of the resolver.
 const probeWait = 5 * time.Second
-
-// askWait is how long -check waits for the daemon.
-const askWait = 5 * time.Second
 
 // check is -check: everything about the configuration that can be known
 // without starting the daemon, and what a daemon that runs says is wrong with
@@ -39,14 +37,19 @@ func (a *app) check() (int, error) {
 	if _, _, err := newMaps(cfg); err != nil {
 		return 0, err
 	}
-	for _, w := range warnings(cfg, out.resolver) {
+	h, healthErr := a.checkedPeer(cfg)
+	open := openedBy(cfg)
+	if healthErr == nil {
+		open = openedNow(&h).after(cfg)
+	}
+	for _, w := range warnings(cfg, out.resolver, open) {
 		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: %s\n", w)
 	}
-	if dir := filepath.Dir(cfg.Cache.Path); !isDir(dir) {
-		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: cache.path: there is no folder %s: the daemon will not start before it is there\n", dir)
+	if w := cacheWarning(cfg, os.DirFS("/"), mayWrite); w != "" {
+		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: %s\n", w)
 	}
 	a.checkDNSSEC(cfg, out.checker)
-	a.checkDaemon(cfg)
+	a.checkDaemon(&h, healthErr)
 	name := cfg.File
 	if name == "" {
 		name = config.DefaultPath + " (absent: the defaults)"
@@ -71,15 +74,36 @@ func (a *app) checkDNSSEC(cfg *config.Config, checker *dane.Checker) {
 	}
 }
 
+// checkedPeer asks the daemon at the control socket of the file. One that
+// systemd gave another socket is found at the usual one, if it has read that
+// file.
+func (a *app) checkedPeer(cfg *config.Config) (control.Health, error) {
+	h, err := a.healthAt(cfg.Control.Address)
+	usual := config.Default().Control.Address
+	if !errors.Is(err, control.ErrNoDaemon) || cfg.Control.Address == usual {
+		return h, err
+	}
+	if other, e := a.healthAt(usual); e == nil && other.Config == cfg.File && slices.Contains(other.Overridden, keyControl) {
+		return other, nil
+	}
+	return h, err
+}
+
+func (a *app) healthAt(path string) (control.Health, error) {
+	client := control.NewClient(path)
+	defer client.Close()
+	return a.askHealth(context.Background(), client)
+}
+
+// openedNow are the sockets that a daemon has told of.
+func openedNow(h *control.Health) opened {
+	return opened{listen: h.Listeners, metrics: strings.Fields(h.Metrics), control: h.Control, overridden: h.Overridden}
+}
+
 // checkDaemon says what is wrong with the daemon, where it runs and lets itself
 // be asked. It is a warning: the configuration may be good all the same, and a
 // reload must not fail for it.
-func (a *app) checkDaemon(cfg *config.Config) {
-	ctx, cancel := context.WithTimeout(context.Background(), askWait)
-	defer cancel()
-	client := control.NewClient(cfg.Control.Address)
-	defer client.Close()
-	h, err := client.Health(ctx)
+func (a *app) checkDaemon(h *control.Health, err error) {
 	switch {
 	case errors.Is(err, control.ErrNoDaemon):
 		return

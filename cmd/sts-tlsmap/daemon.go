@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
@@ -147,22 +148,31 @@ func isReady(ready []byte) bool {
 
 // openCache opens the cache, or says why it cannot be and what to do.
 func openCache(cfg *config.Config, log *slog.Logger) (*cache.Store, error) {
-	dir := filepath.Dir(cfg.Cache.Path)
-	if !isDir(dir) {
+	if dir := filepath.Dir(cfg.Cache.Path); !isDir(dir) {
 		return nil, hint(fmt.Errorf("the cache cannot be opened: there is no folder %s", dir),
 			"make it, owned by the daemon's user, or set path in [cache]")
 	}
 	store, err := cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: log})
+	if err != nil {
+		return nil, cacheError(err, cfg)
+	}
+	return store, nil
+}
+
+// cacheError adds the hint that fits an error of opening the cache.
+func cacheError(err error, cfg *config.Config) error {
+	dir := filepath.Dir(cfg.Cache.Path)
+	err = fmt.Errorf("the cache cannot be opened: %w", err)
 	var locked *cache.LockedError
 	switch {
-	case err == nil:
-		return store, nil
 	case errors.As(err, &locked):
-		return nil, hint(fmt.Errorf("the cache cannot be opened: %w", err), "stop that daemon, or give this one a cache of its own: path in [cache]")
+		return hint(err, "stop that daemon, or give this one a cache of its own: path in [cache]")
+	case errors.Is(err, unix.EROFS):
+		return hint(err, "%s", letWrite(dir))
 	case errors.Is(err, fs.ErrPermission):
-		return nil, hint(fmt.Errorf("the cache cannot be opened: %w", err), "the folder %s and what is in it must belong to the daemon's user (uid %d)", dir, os.Geteuid())
+		return hint(err, "the folder %s and what is in it must belong to the daemon's user (uid %d)", dir, os.Geteuid())
 	}
-	return nil, hint(fmt.Errorf("the cache cannot be opened: %w", err), "see that the disk is there and has room, or set path in [cache]")
+	return hint(err, "see that the disk is there and has room, or set path in [cache]")
 }
 
 // run serves until a signal says to end, or until something fails that must
@@ -175,7 +185,9 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	for _, l := range s.listeners.socketmap {
 		go s.guard(func() error { return s.sockets.Serve(l) })
 	}
-	go s.guard(func() error { return s.control.Serve(s.listeners.control) })
+	if l := s.listeners.control; l != nil {
+		go s.guard(func() error { return s.control.Serve(l) })
+	}
 	for _, l := range s.listeners.metrics {
 		go s.guard(func() error { return s.metrics.Serve(l) })
 	}
@@ -222,11 +234,15 @@ func (s *service) announce() {
 		servers = append(servers, a.String())
 	}
 	stats := s.store.Stats()
-	s.log.Info("ready", "version", version, "listen", s.listeners.names(), "control", s.listeners.control.Addr().String(),
+	s.log.Info("ready", "version", version, "listen", s.listeners.names(), "control", s.listeners.controlName(),
 		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", servers, "trust_ad", s.out.resolver.TrustsAD(),
 		"metrics", s.listeners.metricsNames())
-	for _, w := range warnings(s.cfg, s.out.resolver) {
+	for _, w := range warnings(s.cfg, s.out.resolver, s.listeners.opened()) {
 		s.log.Warn(w)
+	}
+	if s.listeners.control == nil {
+		s.log.Warn("systemd passed no control socket: -cache, -exempt and the other modes cannot ask this daemon",
+			"next", "systemctl unmask sts-tlsmap-control.socket, and restart")
 	}
 	if s.cfg.SetsDANE() {
 		s.out.checker.Verdict() // begins the probe, whose result is logged; otherwise the first lookup does
@@ -282,6 +298,7 @@ func (s *service) health() control.Health {
 	return control.Health{
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: s.listeners.names(), Cache: s.cfg.Cache.Path, Metrics: strings.Join(s.listeners.metricsNames(), " "),
+		Control: s.listeners.controlName(), Overridden: s.listeners.overridden(), Lost: s.maps.RehearsalsLost(),
 		Troubles: s.monitor.Troubles(),
 	}
 }

@@ -62,6 +62,105 @@ func TestSocketsThatSystemdPassesReplaceTheConfiguredOnes(t *testing.T) {
 	}
 }
 
+// TestKeysThatSystemdsSocketsReplaceAreNamed has an administrator write a key
+// that does nothing, and pass a socket that everybody can reach.
+func TestKeysThatSystemdsSocketsReplaceAreNamed(t *testing.T) {
+	lab := testlab.New(t)
+	dir, file := writeConfig(t, lab)
+	open, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inet := passedTCP(t, open)
+	unixControl := listenUnix(t, dir, "control.sock")
+	env := []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=socketmap:control"}
+	p := startProgram(t, dir, env, "-config", file, inet.file, unixControl.file)
+	check := func(change string) string {
+		t.Helper()
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = bytes.Replace(text, []byte("inet:127.0.0.1:0"), []byte(change), 1)
+		other := filepath.Join(dir, "other.toml")
+		if err := os.WriteFile(other, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		exe, err := exec.LookPath("sts-tlsmap")
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(exe, "-check", "-config", other).CombinedOutput()
+		if err != nil {
+			t.Errorf("-check: %v\n%s", err, out)
+		}
+		return string(out)
+	}
+	ignored := "listen: inet:127.0.0.1:8642 of the file does not count, for systemd holds the sockets: inet:" + open.Addr().String()
+	if out := check("inet:127.0.0.1:8642"); !strings.Contains(out, "warning: "+ignored) || !strings.Contains(out, "systemctl edit sts-tlsmap.socket") {
+		t.Errorf("-check:\n%s", out)
+	}
+	// The address of the file is loopback; the one that is open is not.
+	reached := "listen: inet:" + open.Addr().String() + " can be reached from the network"
+	if out := check("inet:127.0.0.1:8461"); !strings.Contains(out, "warning: "+reached) || strings.Contains(out, "does not count") {
+		t.Errorf("-check:\n%s", out)
+	}
+	p.stop(t)
+	if log := p.stderr.String(); !strings.Contains(log, reached) || !strings.Contains(log, "listen: inet:127.0.0.1:0 of the file does not count") {
+		t.Errorf("at the start:\n%s", log)
+	}
+}
+
+// TestTheDaemonOpensNoSocketInThePlaceOfAMaskedOne passes some of the sockets
+// only, as systemd does when the others are masked.
+func TestTheDaemonOpensNoSocketInThePlaceOfAMaskedOne(t *testing.T) {
+	lab := testlab.New(t)
+	lab.Domain("one.test", testlab.With{})
+	for _, c := range []struct {
+		name, passed string
+		file         func(dir string) passed
+		metrics      string // of the configuration
+	}{
+		{"TCP alone", "socketmap", func(string) passed { return listenTCP(t) }, ""},
+		{"the chroot's alone", "socketmap-postfix", func(dir string) passed { return listenUnix(t, dir, "map.sock") }, ""},
+		{"and metrics of the file", "socketmap", func(string) passed { return listenTCP(t) }, "inet:127.0.0.1:0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir, file := writeConfig(t, lab)
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Neither could be listened at: the daemon would not start.
+			text = bytes.Replace(text, []byte("inet:127.0.0.1:0"), []byte("unix:/nowhere/map.sock"), 1)
+			text = bytes.Replace(text, []byte("unix:control.sock"), []byte("unix:/nowhere/control.sock"), 1)
+			text = append(fmt.Appendf(nil, "metrics = %q\n", c.metrics), text...)
+			if err := os.WriteFile(file, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l := c.file(dir)
+			p := startProgram(t, dir, []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=" + c.passed, "HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file, l.file)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			e := socketmap.Endpoint{Network: "tcp", Address: l.addr}
+			if strings.HasPrefix(l.addr, "/") {
+				e.Network = "unix"
+			}
+			if reply, err := socketmap.Query(ctx, e, "postfix", "one.test"); err != nil || !strings.HasPrefix(reply, "OK secure") {
+				t.Errorf("got %q, %v", reply, err)
+			}
+			p.stop(t)
+			log := p.stderr.String()
+			if !strings.Contains(log, `level=WARN msg="systemd passed no control socket`) {
+				t.Errorf("the log does not say that there is no control socket:\n%s", log)
+			}
+			if strings.Contains(log, "metrics=[inet:127.0.0.1:") != (c.metrics != "") {
+				t.Errorf("the metrics:\n%s", log)
+			}
+		})
+	}
+}
+
 // writeConfig writes the configuration of the scripts into a folder.
 func writeConfig(t *testing.T, lab *testlab.T) (dir, file string) {
 	t.Helper()
@@ -180,6 +279,11 @@ func listenTCP(t *testing.T) passed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return passedTCP(t, l)
+}
+
+func passedTCP(t *testing.T, l net.Listener) passed {
+	t.Helper()
 	defer l.Close()
 	f, err := l.(*net.TCPListener).File()
 	if err != nil {
@@ -318,22 +422,62 @@ func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.HasPrefix(string(line), "level=INFO msg=hello ") != journal {
+		if strings.HasPrefix(string(line), "<6>level=INFO msg=hello ") != journal || bytes.HasPrefix(line, []byte("<")) != journal {
 			t.Errorf("%q: got %q", stream, line)
 		}
+	}
+}
+
+func TestEveryLineInTheJournalHasThePriorityOfItsLevel(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", sys.Dev, sys.Ino))
+	log := newLogger(f, slog.LevelDebug).With("a", 1).WithGroup("g")
+	log.Debug("d")
+	log.Info("i")
+	log.Warn("w")
+	log.Error("two\nlines", "k", 2)
+	(&app{flags: &flags{}, stderr: f}).fail(hint(fmt.Errorf("one\ntwo"), "three"))
+	(&app{flags: &flags{mode: modeCache}, stderr: f}).fail(fmt.Errorf("for people"))
+	got, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `<7>level=DEBUG msg=d a=1
+<6>level=INFO msg=i a=1
+<4>level=WARN msg=w a=1
+<3>level=ERROR msg="two\nlines" a=1 g.k=2
+<3>sts-tlsmap: one
+<3>sts-tlsmap: two
+<3>sts-tlsmap: hint: three
+sts-tlsmap: for people
+`
+	if string(got) != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 
 func TestAReloadNamesWhatNeedsARestart(t *testing.T) {
 	was, is := config.Default(), config.Default()
 	is.LogLevel, is.Exempt.Domains = slog.LevelDebug, []string{"a.test"}
-	if got := needRestart(was, is); len(got) != 0 {
+	if got := needRestart(was, is, nil); len(got) != 0 {
 		t.Errorf("got %v", got)
 	}
 	is.Listen = nil
 	is.Cache.MaxSize++
 	is.Maps[0].Enforce = false
-	if got := strings.Join(needRestart(was, is), " "); got != "listen cache maps" {
+	if got := strings.Join(needRestart(was, is, nil), " "); got != "listen cache maps" {
 		t.Errorf("got %s", got)
+	}
+	if got := strings.Join(needRestart(was, is, []string{keyListen, keyControl}), " "); got != "cache maps" {
+		t.Errorf("with systemd's sockets: got %s", got)
 	}
 }

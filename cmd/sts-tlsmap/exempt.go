@@ -15,11 +15,10 @@ import (
 )
 
 // exempt is -exempt: it lists what is exempt for a time, or exempts a domain.
-func (a *app) exempt(ctx context.Context, cfg *config.Config) (int, error) {
-	client := control.NewClient(cfg.Control.Address)
-	defer client.Close()
+func (a *app) exempt(ctx context.Context) (int, error) {
 	if len(a.flags.args) == 0 {
-		list, err := exemptions(ctx, client, cfg)
+		a.sayAbsent()
+		list, err := a.exemptions(ctx)
 		if err != nil {
 			return 0, err
 		}
@@ -37,9 +36,12 @@ func (a *app) exempt(ctx context.Context, cfg *config.Config) (int, error) {
 	if !ok {
 		return 0, hint(fmt.Errorf("-for %q is no duration", a.flags.exemptFor), "write -for 4h, 90m or 2d; -for 0 ends the exemption")
 	}
-	x, err := client.Exempt(ctx, domain, long)
+	if err := a.peer.needed(); err != nil {
+		return 0, err
+	}
+	x, err := a.peer.client.Exempt(ctx, domain, long)
 	if err != nil {
-		return 0, daemonError(err, cfg)
+		return 0, a.peer.hinted(err)
 	}
 	switch {
 	case long > 0:
@@ -71,24 +73,27 @@ func exemptDomain(arg string) (string, error) {
 
 // exemptions are those set at run time: from the daemon where it runs, else
 // from the file. No file is an empty one.
-func exemptions(ctx context.Context, client *control.Client, cfg *config.Config) ([]control.Exemption, error) {
-	var list []control.Exemption
-	err := client.Exemptions(ctx, func(x control.Exemption) error {
-		list = append(list, x)
-		return nil
-	})
-	if !errors.Is(err, control.ErrNoDaemon) {
+func (a *app) exemptions(ctx context.Context) ([]control.Exemption, error) {
+	if !a.peer.absent() {
+		if err := a.peer.needed(); err != nil {
+			return nil, err
+		}
+		var list []control.Exemption
+		err := a.peer.client.Exemptions(ctx, func(x control.Exemption) error {
+			list = append(list, x)
+			return nil
+		})
 		if err != nil {
-			err = daemonError(err, cfg)
+			err = a.peer.hinted(err)
 		}
 		return list, err
 	}
-	store, err := cache.OpenReadOnly(cfg.Cache.Path)
+	store, err := cache.OpenReadOnly(a.peer.cfg.Cache.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fileError(err, cfg)
+		return nil, a.peer.fileHinted(err)
 	}
 	defer store.Close()
 	return exemptionsInFile(store)
@@ -128,10 +133,8 @@ func (a *app) printExempt(list []control.Exemption) {
 
 // cacheNotes are what a listing of the cache says below its table: what is
 // exempt for a time, and what rehearsals would have deferred.
-func (a *app) cacheNotes(ctx context.Context, cfg *config.Config) error {
-	client := control.NewClient(cfg.Control.Address)
-	defer client.Close()
-	list, err := exemptions(ctx, client, cfg)
+func (a *app) cacheNotes(ctx context.Context) error {
+	list, err := a.exemptions(ctx)
 	if err != nil {
 		return err
 	}
@@ -139,24 +142,45 @@ func (a *app) cacheNotes(ctx context.Context, cfg *config.Config) error {
 		fmt.Fprintln(a.stdout)
 		a.printExempt(list)
 	}
+	if a.peer.err != nil {
+		return nil // rehearsals are in the daemon's memory only
+	}
+	return a.rehearsals(ctx)
+}
+
+// rehearsals are what maps with enforce = false would have replied. Of what
+// would have been deferred each is named, and of the rest the number.
+func (a *app) rehearsals(ctx context.Context) error {
+	since, lost := a.peer.health.Started.UTC().Format(time.RFC3339), a.peer.health.Lost
 	deferred, others := 0, 0
-	err = client.Rehearsed(ctx, func(r control.Rehearsed) error {
+	err := a.peer.client.Rehearsed(ctx, func(r control.Rehearsed) error {
 		if !r.Deferred {
 			others++
 			return nil
 		}
 		if deferred++; deferred == 1 {
-			fmt.Fprintln(a.stdout, "\nA rehearsal would have deferred mail for:")
+			fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have deferred mail for:\n", since)
 		}
 		fmt.Fprintf(a.stdout, "%s in map %s, %d lookups, the last %s: %s\n",
 			printable(r.Domain), r.Map, r.Count, r.Last.Format(time.RFC3339), printable(r.Reply))
 		return nil
 	})
-	if err != nil && !errors.Is(err, control.ErrNoDaemon) {
-		return daemonError(err, cfg)
+	if err != nil {
+		return a.peer.hinted(err)
+	}
+	if lost.Deferred > 0 {
+		fmt.Fprintf(a.stdout, "and for more: no more are remembered, and %d fell out of memory; the log goes on\n", lost.Deferred)
 	}
 	if others > 0 {
-		fmt.Fprintf(a.stdout, "\nA rehearsal would have enforced the policies of %d domains; see each with -explain.\n", others)
+		more := ""
+		if lost.Others > 0 {
+			more = " and more"
+		}
+		fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have enforced the policies of %d domains%s; see each with -explain.\n",
+			since, others, more)
+	}
+	if deferred+others > 0 {
+		fmt.Fprintln(a.stdout, "Not seen here: hosts that could not prove their names. See the MTA's own log: sts-tlsmap(8), REHEARSALS.")
 	}
 	return nil
 }

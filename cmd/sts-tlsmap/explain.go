@@ -30,7 +30,7 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 		NextHops: out.checker,
 		Table:    table,
 		Exempt:   exempt.IsExempt,
-		Held:     heldFrom(cfg),
+		Held:     a.held,
 		Now:      time.Now,
 	})
 	if a.flags.json {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
@@ -32,6 +31,8 @@ type learning struct {
 
 	policies []control.Entry // to be taken over, not sent yet
 	bytes    int             // of them
+	position int             // bytes of the file that were read
+	answers  int             // of the daemon
 	domains  []control.Entry // to be discovered
 	seen     map[string]bool
 	bar      progress
@@ -41,8 +42,8 @@ type learning struct {
 
 // learn is -learn: policies of another node are taken over first, and then
 // the other domains are discovered.
-func (a *app) learn(ctx context.Context, cfg *config.Config) (int, error) {
-	in, name := io.Reader(os.Stdin), "standard input"
+func (a *app) learn(ctx context.Context) (int, error) {
+	in, name, size := io.Reader(os.Stdin), "standard input", 0
 	if path := a.flags.args[0]; path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
@@ -50,13 +51,15 @@ func (a *app) learn(ctx context.Context, cfg *config.Config) (int, error) {
 		}
 		defer f.Close()
 		in, name = f, path
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+			size = int(st.Size())
+		}
 	}
-	client := control.NewClient(cfg.Control.Address)
-	defer client.Close()
-	if _, err := client.Health(ctx); err != nil {
-		return 0, daemonError(err, cfg) // before a long list is read
+	if err := a.peer.needed(); err != nil {
+		return 0, err // before a long list is read
 	}
-	l := &learning{a: a, ctx: ctx, client: client, seen: make(map[string]bool), bar: progress{w: a.stderr, shown: a.isTerminal()}}
+	l := &learning{a: a, ctx: ctx, client: a.peer.client, seen: make(map[string]bool), bar: progress{w: a.stderr, shown: a.isTerminal()}}
+	l.bar.begin(size)
 	err := l.read(in, name)
 	if err == nil {
 		err = l.discover()
@@ -64,8 +67,10 @@ func (a *app) learn(ctx context.Context, cfg *config.Config) (int, error) {
 	l.bar.end()
 	l.summary()
 	switch {
+	case err != nil && l.answers > 0:
+		return 0, hint(err, "run the same again when the daemon answers: it goes on where this one ended, since what was learned is held")
 	case err != nil:
-		return 0, daemonError(err, cfg)
+		return 0, a.peer.hinted(err)
 	case l.bad > 0, l.failed > 0 && l.taken+l.found+l.held+l.none == 0:
 		return exitFailed, nil
 	case l.taken+l.found+l.held == 0:
@@ -80,6 +85,7 @@ func (l *learning) read(in io.Reader, name string) error {
 	lines := bufio.NewScanner(in)
 	lines.Buffer(nil, maxLearnLine)
 	for n := 1; lines.Scan(); n++ {
+		l.position += len(lines.Bytes()) + 1
 		err := l.line(bytes.TrimSpace(lines.Bytes()))
 		if err != nil {
 			if l.bad++; l.bad <= maxLearnErrors {
@@ -139,14 +145,22 @@ func (l *learning) take() error {
 	if len(entries) == 0 {
 		return nil
 	}
-	return l.client.Learn(l.ctx, entries, l.learned)
+	return l.client.Learn(l.ctx, entries, func(r control.Learned) error {
+		// How many there are is not known before the end of the file.
+		l.bar.at(l.position, fmt.Sprintf("%d policies of another node", l.answers+1))
+		return l.learned(r)
+	})
 }
 
 // discover has the domains gathered discovered, at the daemon's pace.
 func (l *learning) discover() error {
 	l.bar.begin(len(l.domains))
 	for start := 0; start < len(l.domains); start += batch {
-		if err := l.client.Learn(l.ctx, l.domains[start:min(start+batch, len(l.domains))], l.learned); err != nil {
+		err := l.client.Learn(l.ctx, l.domains[start:min(start+batch, len(l.domains))], func(r control.Learned) error {
+			l.bar.step()
+			return l.learned(r)
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -155,7 +169,7 @@ func (l *learning) discover() error {
 
 // learned counts what came of a domain, and names it if it failed.
 func (l *learning) learned(r control.Learned) error {
-	l.bar.step()
+	l.answers++
 	switch {
 	case r.Taken:
 		l.taken++
@@ -195,7 +209,7 @@ type progress struct {
 
 	begun       time.Time
 	drawn       time.Time
-	done, total int
+	done, total int // total is zero where it is not known
 	onScreen    bool
 }
 
@@ -208,20 +222,35 @@ const (
 func (p *progress) begin(total int) { p.begun, p.done, p.total = time.Now(), 0, total }
 
 // step notes that one more is done.
-func (p *progress) step() {
-	p.done++
-	if now := time.Now(); p.shown && p.total > 0 && (now.Sub(p.drawn) >= barEvery || p.done == p.total) {
-		p.drawn, p.onScreen = now, true
-		fmt.Fprintf(p.w, "\r\x1b[K%s", p.words(now))
+func (p *progress) step() { p.at(p.done+1, fmt.Sprintf("%d of %d", p.done+1, p.total)) }
+
+// at notes that so much is done, in words too.
+func (p *progress) at(done int, words string) {
+	p.done = done
+	now := time.Now()
+	if !p.shown || p.begun.IsZero() || now.Sub(p.drawn) < barEvery && (p.total == 0 || p.done != p.total) {
+		return
 	}
+	p.drawn, p.onScreen = now, true
+	fmt.Fprintf(p.w, "\r\x1b[K%s%s%s", p.filled(), words, p.left(now))
 }
 
-// words are the bar: how far it is, and how long the rest will take.
-func (p *progress) words(now time.Time) string {
-	full := barWidth * p.done / p.total
-	left := time.Duration(float64(now.Sub(p.begun)) / float64(p.done) * float64(p.total-p.done)).Round(time.Second)
-	return fmt.Sprintf("[%s%s] %d of %d, %s left",
-		strings.Repeat("#", full), strings.Repeat(".", barWidth-full), p.done, p.total, left)
+// filled is the bar itself, where the end is known.
+func (p *progress) filled() string {
+	if p.total == 0 {
+		return ""
+	}
+	full := min(barWidth, barWidth*p.done/p.total)
+	return fmt.Sprintf("[%s%s] ", strings.Repeat("#", full), strings.Repeat(".", barWidth-full))
+}
+
+// left says how long the rest will take.
+func (p *progress) left(now time.Time) string {
+	if p.total == 0 || p.done == 0 {
+		return ""
+	}
+	rest := max(0, p.total-p.done)
+	return fmt.Sprintf(", %s left", time.Duration(float64(now.Sub(p.begun))/float64(p.done)*float64(rest)).Round(time.Second))
 }
 
 // clear makes room for a line of another kind.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
@@ -23,11 +24,21 @@ const (
 	nameMetrics   = "metrics"
 )
 
+// Keys of the configuration in whose place systemd's sockets are.
+const (
+	keyListen  = "listen"
+	keyControl = "control"
+	keyMetrics = "metrics"
+)
+
 // listeners are the open sockets.
 type listeners struct {
 	socketmap []net.Listener
-	control   net.Listener
+	control   net.Listener   // nil: systemd was told to pass none
 	metrics   []net.Listener // none: not served but on the control socket
+	passed    bool           // by systemd, at least one of them
+
+	metricsPassed bool // and those of the metrics
 }
 
 // names returns the socketmap's endpoints as they are, in Postfix's syntax.
@@ -48,6 +59,27 @@ func (l *listeners) metricsNames() []string {
 	return names
 }
 
+// controlName returns the path of the control socket; empty: there is none.
+func (l *listeners) controlName() string {
+	if l.control == nil {
+		return ""
+	}
+	return l.control.Addr().String()
+}
+
+// overridden are the keys of the configuration that do not count, since systemd
+// passed sockets.
+func (l *listeners) overridden() []string {
+	if !l.passed {
+		return nil
+	}
+	keys := []string{keyListen, keyControl}
+	if l.metricsPassed {
+		keys = append(keys, keyMetrics)
+	}
+	return keys
+}
+
 func endpointOf(a net.Addr) socketmap.Endpoint {
 	return socketmap.Endpoint{Network: a.Network(), Address: a.String()}
 }
@@ -64,44 +96,54 @@ func (l *listeners) close() error {
 }
 
 // listen opens the sockets of the configuration, or takes those that systemd
-// passed in their place.
+// passed. Where it passed any, the others are masked or stopped, and none is
+// opened in their place: the file system may be read-only for this process, and
+// a socket of its own would end with it. The metrics are another matter: their
+// socket unit is off unless somebody wants it, and the key may be used instead.
 func (s *service) listen() error {
-	passed, err := passedListeners()
-	if err != nil {
+	var err error
+	if s.listeners, err = passedListeners(); err != nil {
 		return err
 	}
 	l := &s.listeners
-	l.socketmap, l.control, l.metrics = passed.socketmap, passed.control, passed.metrics
-	if len(l.socketmap) == 0 {
-		for _, e := range s.cfg.Listen {
-			endpoint, err := socketmap.ParseEndpoint(e.String())
-			if err != nil {
-				return errors.Join(err, l.close())
-			}
-			opened, err := socketmap.Listen(endpoint, s.cfg.Socket.Mode)
-			if err != nil {
-				return errors.Join(err, l.close())
-			}
-			l.socketmap = append(l.socketmap, opened)
-		}
-	}
-	if l.control == nil {
-		if l.control, err = control.Listen(s.cfg.Control.Address); err != nil {
+	switch {
+	case !l.passed:
+		if err := s.listenItself(); err != nil {
 			return errors.Join(err, l.close())
 		}
+	case len(l.socketmap) == 0:
+		return errors.Join(hint(errors.New("systemd passed no socket for lookups"),
+			"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap"), l.close())
 	}
 	if len(l.metrics) == 0 && s.cfg.Metrics.Network != "" {
-		endpoint, err := socketmap.ParseEndpoint(s.cfg.Metrics.String())
-		if err != nil {
-			return errors.Join(err, l.close())
-		}
-		opened, err := socketmap.Listen(endpoint, s.cfg.Socket.Mode)
+		opened, err := s.listenAt(s.cfg.Metrics)
 		if err != nil {
 			return errors.Join(fmt.Errorf("metrics: %w", err), l.close())
 		}
 		l.metrics = append(l.metrics, opened)
 	}
 	return nil
+}
+
+// listenItself opens what lookups and the control need.
+func (s *service) listenItself() (err error) {
+	for _, e := range s.cfg.Listen {
+		opened, err := s.listenAt(e)
+		if err != nil {
+			return err
+		}
+		s.listeners.socketmap = append(s.listeners.socketmap, opened)
+	}
+	s.listeners.control, err = control.Listen(s.cfg.Control.Address)
+	return err
+}
+
+func (s *service) listenAt(e config.Endpoint) (net.Listener, error) {
+	endpoint, err := socketmap.ParseEndpoint(e.String())
+	if err != nil {
+		return nil, err
+	}
+	return socketmap.Listen(endpoint, s.cfg.Socket.Mode)
 }
 
 // passedListeners returns what systemd passed, by name (sd_listen_fds(3)).
@@ -111,6 +153,7 @@ func passedListeners() (listeners, error) {
 	if err != nil {
 		return l, fmt.Errorf("sockets passed by systemd: %w", err)
 	}
+	l.passed, l.metricsPassed = len(byName) > 0, len(byName[nameMetrics]) > 0
 	for _, name := range slices.Sorted(maps.Keys(byName)) { // "socketmap" is the first listener
 		list := byName[name]
 		switch {

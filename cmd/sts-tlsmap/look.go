@@ -24,42 +24,18 @@ func canonical(arg string) (string, error) {
 	return string(hop.Domain), nil
 }
 
-// daemonError adds the hint that fits an error of the control socket.
-func daemonError(err error, cfg *config.Config) error {
-	switch {
-	case errors.Is(err, control.ErrNoDaemon):
-		return hint(err, "start it: systemctl start sts-tlsmap; or name its configuration with -config FILE")
-	case errors.Is(err, control.ErrNotAllowed):
-		return hint(err, "run this as root; to read, it is enough to be in the group of %s (%s)", cfg.Control.Address, control.Group)
-	}
-	return err
-}
-
-// fileError adds the hint that fits an error of the cache file.
-func fileError(err error, cfg *config.Config) error {
-	var locked *cache.LockedError
-	switch {
-	case errors.As(err, &locked):
-		return hint(err, "a daemon runs with this cache, and not at %s: name its configuration with -config FILE", cfg.Control)
-	case errors.Is(err, fs.ErrPermission):
-		return hint(err, "run this as root or the daemon's user, or start the daemon")
-	}
-	return err
-}
-
-// heldFrom finds what is held of a domain: through the daemon where it runs,
-// else in the file. No file is an empty one.
-func heldFrom(cfg *config.Config) func(ctx context.Context, domain string) (control.Held, string, error) {
-	return func(ctx context.Context, domain string) (control.Held, string, error) {
-		client := control.NewClient(cfg.Control.Address)
-		defer client.Close()
-		h, err := client.Held(ctx, domain)
-		if !errors.Is(err, control.ErrNoDaemon) {
-			return h, explain.Daemon, err
-		}
-		h, err = heldInFile(cfg, domain)
+// held finds what is held of a domain: through the daemon where it runs, else
+// in the file. No file is an empty one.
+func (a *app) held(ctx context.Context, domain string) (h control.Held, from string, err error) {
+	if a.peer.absent() {
+		h, err = heldInFile(a.peer.cfg, domain)
 		return h, explain.File, err
 	}
+	if a.peer.err != nil {
+		return h, explain.Daemon, a.peer.err
+	}
+	h, err = a.peer.client.Held(ctx, domain)
+	return h, explain.Daemon, err
 }
 
 func heldInFile(cfg *config.Config, domain string) (control.Held, error) {
@@ -98,23 +74,23 @@ func (a *app) cache(ctx context.Context, cfg *config.Config) (int, error) {
 	if len(a.flags.args) == 0 {
 		return a.list(ctx, cfg)
 	}
+	a.sayAbsent()
 	code := exitDone
-	held := heldFrom(cfg)
 	for i, arg := range a.flags.args {
 		domain, err := canonical(arg)
 		if err != nil {
 			return 0, err
 		}
-		h, from, err := held(ctx, domain)
+		h, from, err := a.held(ctx, domain)
 		switch {
 		case errors.Is(err, control.ErrNothingHeld):
 			fmt.Fprintf(a.stderr, "sts-tlsmap: %s: nothing is held\n", domain)
 			code = exitNotFound
 			continue
 		case err != nil && from == explain.File:
-			return 0, fileError(err, cfg)
+			return 0, a.peer.fileHinted(err)
 		case err != nil:
-			return 0, daemonError(err, cfg)
+			return 0, a.peer.hinted(err)
 		case h.Entry == nil && h.Damaged == "":
 			code = exitNotFound
 		}
@@ -136,17 +112,21 @@ func (a *app) cache(ctx context.Context, cfg *config.Config) (int, error) {
 // list is -cache without a domain.
 func (a *app) list(ctx context.Context, cfg *config.Config) (int, error) {
 	listing := explain.NewListing(a.stdout, a.flags.json, time.Now())
-	client := control.NewClient(cfg.Control.Address)
-	defer client.Close()
-	err := client.List(ctx, !a.flags.json, listing.Add)
-	if errors.Is(err, control.ErrNoDaemon) {
-		err = fileError(listFile(ctx, cfg, listing), cfg)
+	a.sayAbsent()
+	var err error
+	switch {
+	case a.peer.absent():
+		err = a.peer.fileHinted(listFile(ctx, cfg, listing))
 		if errors.Is(err, fs.ErrNotExist) {
 			return 0, hint(fmt.Errorf("the daemon is not running, and there is no cache at %s", cfg.Cache.Path),
 				"start it: systemctl start sts-tlsmap; or name its configuration with -config FILE")
 		}
-	} else if err != nil {
-		err = daemonError(err, cfg)
+	case a.peer.err != nil:
+		err = a.peer.needed()
+	default:
+		if err = a.peer.client.List(ctx, !a.flags.json, listing.Add); err != nil {
+			err = a.peer.hinted(err)
+		}
 	}
 	if e := listing.Close(); err == nil {
 		err = e
@@ -155,7 +135,7 @@ func (a *app) list(ctx context.Context, cfg *config.Config) (int, error) {
 		fmt.Fprintln(a.stderr, "sts-tlsmap: the cache is empty")
 	}
 	if err == nil && !a.flags.json {
-		err = a.cacheNotes(ctx, cfg)
+		err = a.cacheNotes(ctx)
 	}
 	return exitDone, err
 }

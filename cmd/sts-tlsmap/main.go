@@ -12,7 +12,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 )
@@ -32,6 +34,9 @@ type app struct {
 	flags  *flags
 	stdout io.Writer
 	stderr *os.File
+	peer   *peer // of the modes that ask a daemon or read what one has left
+
+	askWait time.Duration // shorter in tests
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -43,7 +48,7 @@ func run(args []string, stdout io.Writer, stderr *os.File) int {
 		fmt.Fprint(stdout, usage)
 		return exitDone
 	}
-	a := &app{flags: f, stdout: stdout, stderr: stderr}
+	a := &app{flags: f, stdout: stdout, stderr: stderr, askWait: askWait}
 	if err != nil {
 		return a.fail(err)
 	}
@@ -72,6 +77,8 @@ func (a *app) mode() (int, error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	a.peer = a.findPeer(ctx, cfg)
+	defer a.peer.client.Close()
 	switch a.flags.mode {
 	case modeCache:
 		return a.cache(ctx, cfg)
@@ -80,13 +87,13 @@ func (a *app) mode() (int, error) {
 	case modeExplain:
 		return a.explain(ctx, cfg)
 	case modeRefresh:
-		return a.refresh(ctx, cfg)
+		return a.refresh(ctx)
 	case modeForget:
-		return a.forget(ctx, cfg)
+		return a.forget(ctx)
 	case modeLearn:
-		return a.learn(ctx, cfg)
+		return a.learn(ctx)
 	case modeExempt:
-		return a.exempt(ctx, cfg)
+		return a.exempt(ctx)
 	case modeRecipe:
 		return a.recipe(ctx, cfg)
 	}
@@ -109,17 +116,24 @@ func hint(err error, format string, args ...any) error {
 
 // fail prints an error, and the hint that comes with it.
 func (a *app) fail(err error) int {
+	lines := strings.Split(err.Error(), "\n")
 	var errs config.Errors
 	if errors.As(err, &errs) {
+		lines = lines[:0]
 		for _, e := range errs {
-			fmt.Fprintf(a.stderr, "sts-tlsmap: %v\n", e)
+			lines = append(lines, e.Error())
 		}
-	} else {
-		fmt.Fprintf(a.stderr, "sts-tlsmap: %v\n", err)
 	}
 	var h *hinted
 	if errors.As(err, &h) {
-		fmt.Fprintf(a.stderr, "sts-tlsmap: hint: %s\n", h.hint)
+		lines = append(lines, "hint: "+h.hint)
+	}
+	prefix := ""
+	if a.flags != nil && a.flags.mode == modeDaemon && isJournal(a.stderr, os.Getenv("JOURNAL_STREAM")) {
+		prefix = prefixError
+	}
+	for _, line := range lines {
+		fmt.Fprintf(a.stderr, "%ssts-tlsmap: %s\n", prefix, line)
 	}
 	return exitFailed
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -52,6 +53,46 @@ func TestEveryFlagIsWhereFlagsAreListedAndNoOther(t *testing.T) {
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
 			t.Errorf("%s lists %q\nthe program has %q", c.name, got, want)
+		}
+	}
+}
+
+// A flag's value that the program knows by heart is offered by the shells, and
+// named where the flag is described.
+func TestTheValuesOfFlagsAreWhereTheyAreListedAndNoOthers(t *testing.T) {
+	var builtIn []string
+	for _, m := range config.Default().Maps {
+		if !strings.HasPrefix(m.Name, "QUERY") { // for those who come from elsewhere
+			builtIn = append(builtIn, m.Name)
+		}
+	}
+	mtas := slices.Sorted(maps.Keys(recipes))
+	slices.Sort(builtIn)
+	bash, zsh, fish := packaged(t, "completion/sts-tlsmap.bash"), packaged(t, "completion/_sts-tlsmap"), packaged(t, "completion/sts-tlsmap.fish")
+	man := packaged(t, "man/sts-tlsmap.8")
+	for _, c := range []struct {
+		name, text, mention string
+		want                []string
+	}{
+		{"-help", usage, `(?m)^  -recipe (\S+)`, mtas},
+		{"bash", bash, `-recipe\)\n.*compgen -W '([^']*)'`, mtas},
+		{"zsh", zsh, `-recipe\[.*\]:relay:\((.*?)\)`, mtas},
+		{"fish", fish, `-o recipe -x -a '([^']*)'`, mtas},
+		{"sts-tlsmap(8), SYNOPSIS", man, `(?m)^\.Fl recipe Cm (.+)$`, mtas},
+		{"sts-tlsmap(8), Modes", man, `(?m)^\.It Fl recipe Cm (.+)$`, mtas},
+		{"bash", bash, `-map\)\n.*compgen -W '([^']*)'`, builtIn},
+		{"zsh", zsh, `-map\[.*\]:map:\((.*?)\)`, builtIn},
+		{"fish", fish, `-o map -x -a '([^']*)'`, builtIn},
+	} {
+		m := regexp.MustCompile(c.mention).FindStringSubmatch(c.text)
+		if m == nil {
+			t.Errorf("%s does not have %s", c.name, c.mention)
+			continue
+		}
+		got := strings.FieldsFunc(m[1], func(r rune) bool { return r == ' ' || r == '|' })
+		slices.Sort(got)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s lists %q\nthe program has %q", c.name, got, c.want)
 		}
 	}
 }

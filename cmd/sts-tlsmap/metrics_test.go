@@ -8,8 +8,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
@@ -94,6 +96,11 @@ func TestMetricsAreServedOnTheControlSocketAndWhereTheyAreConfigured(t *testing.
 				t.Errorf("%s: missing %s", network, want)
 			}
 		}
+		_, started, _ := strings.Cut(got, "\nsts_tlsmap_start_time_seconds ")
+		started, _, _ = strings.Cut(started, "\n")
+		if at, err := strconv.ParseFloat(started, 64); err != nil || time.Since(time.UnixMilli(int64(at*1000))).Abs() > patience {
+			t.Errorf("%s: it started at %q", network, started)
+		}
 		if strings.Contains(got, "one.test") {
 			t.Errorf("%s: a domain is in the metrics", network)
 		}
@@ -116,8 +123,8 @@ func TestAMetricsSocketThatSystemdPassesIsServed(t *testing.T) {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	inet := listenTCP(t)
-	p := startProgram(t, dir, []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=metrics"}, "-config", file, inet.file)
+	inet, lookups := listenTCP(t), listenTCP(t)
+	p := startProgram(t, dir, []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=metrics:socketmap"}, "-config", file, inet.file, lookups.file)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if got := scrape(ctx, t, "tcp", inet.addr); !strings.Contains(got, "sts_tlsmap_build_info{") {

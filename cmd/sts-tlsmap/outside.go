@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 	"net/netip"
 
@@ -55,30 +54,6 @@ func mapsOf(cfg *config.Config) []tlsmap.Map {
 		maps[i] = tlsmap.Map(m)
 	}
 	return maps
-}
-
-// warnings are what is allowed and seldom meant.
-func warnings(cfg *config.Config, r *resolver.Resolver) []string {
-	var list []string
-	for _, e := range cfg.Listen {
-		if !e.Loopback() {
-			list = append(list, fmt.Sprintf("listen: %s can be reached from the network: whoever asks there has domains looked up; "+
-				"use a loopback address or a firewall", e))
-		}
-	}
-	if cfg.Metrics.Network != "" && !cfg.Metrics.Loopback() {
-		list = append(list, fmt.Sprintf("metrics: %s can be reached from the network: whoever asks there sees how much mail goes out, "+
-			"and what is wrong; use a loopback address or a firewall", cfg.Metrics))
-	}
-	if r.TrustsAD() {
-		for _, s := range r.Servers() {
-			if !isLoopback(s) {
-				list = append(list, fmt.Sprintf("the AD bit of the resolver %s is trusted across a network, where it can be forged; "+
-					"run a validating resolver on this machine, or set trust_ad = false in [dns]", s))
-			}
-		}
-	}
-	return list
 }
 
 func isLoopback(a netip.AddrPort) bool { return a.Addr().Unmap().IsLoopback() }

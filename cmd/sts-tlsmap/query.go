@@ -14,11 +14,20 @@ import (
 // query is -query: it asks the running daemon at its first listener, as the
 // MTA would, and prints what postmap -q prints: the value, or nothing.
 func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
-	endpoint, err := firstListener(ctx, cfg)
+	endpoint, err := socketmap.ParseEndpoint(a.peer.listeners()[0])
 	if err != nil {
 		return 0, err
 	}
+	wait := cfg.Lookup.Timeout + a.askWait
+	if errors.Is(a.peer.err, control.ErrNoAnswer) {
+		wait = a.askWait // lookups may be answered all the same, but not for sure
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
 	reply, err := socketmap.Query(ctx, endpoint, a.flags.mapName, a.flags.args[0])
+	if errors.Is(err, context.DeadlineExceeded) {
+		return 0, a.peer.hinted(fmt.Errorf("%w at %s in %s", control.ErrNoAnswer, endpoint, wait))
+	}
 	if err != nil {
 		return 0, err // it says what to do
 	}
@@ -35,18 +44,6 @@ func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
 		return 0, hint(fmt.Errorf("the daemon replies %s: %s", word, printable(rest)), "see why: sts-tlsmap -explain %s", a.flags.args[0])
 	}
 	return 0, errors.New("what answers at " + endpoint.String() + " is no sts-tlsmap")
-}
-
-// firstListener asks the daemon where it listens, since systemd may have
-// passed it other sockets than the configuration says; without an answer, the
-// configuration has to do.
-func firstListener(ctx context.Context, cfg *config.Config) (socketmap.Endpoint, error) {
-	client := control.NewClient(cfg.Control.Address)
-	defer client.Close()
-	if h, err := client.Health(ctx); err == nil && len(h.Listeners) > 0 {
-		return socketmap.ParseEndpoint(h.Listeners[0])
-	}
-	return socketmap.ParseEndpoint(cfg.Listen[0].String())
 }
 
 // printable keeps what a terminal would obey out of a reply.

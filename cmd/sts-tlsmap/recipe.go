@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/recipe"
 )
 
@@ -26,7 +25,7 @@ func (a *app) recipe(ctx context.Context, cfg *config.Config) (int, error) {
 	if !ok {
 		return 0, hint(fmt.Errorf("there is no recipe for %q", printable(mta)), "known are: %s", strings.Join(slices.Sorted(maps.Keys(recipes)), ", "))
 	}
-	text, err := cook(ctx, recipeDaemon(ctx, cfg))
+	text, err := cook(ctx, a.recipeDaemon(cfg))
 	if err != nil {
 		return 0, err
 	}
@@ -66,20 +65,9 @@ func eximRecipe(ctx context.Context, d recipe.Daemon) (string, error) {
 	return r.String(), nil
 }
 
-// recipeDaemon is what an MTA meets: the running daemon's listeners, since
-// systemd may have passed it others than the configuration says; without a
-// daemon, those of the configuration.
-func recipeDaemon(ctx context.Context, cfg *config.Config) recipe.Daemon {
-	d := recipe.Daemon{LookupTimeout: cfg.Lookup.Timeout}
-	client := control.NewClient(cfg.Control.Address)
-	defer client.Close()
-	if h, err := client.Health(ctx); err == nil && len(h.Listeners) > 0 {
-		d.Listen = h.Listeners
-	} else {
-		for _, e := range cfg.Listen {
-			d.Listen = append(d.Listen, e.String())
-		}
-	}
+// recipeDaemon is what an MTA meets.
+func (a *app) recipeDaemon(cfg *config.Config) recipe.Daemon {
+	d := recipe.Daemon{LookupTimeout: cfg.Lookup.Timeout, Listen: a.peer.listeners()}
 	for _, m := range cfg.Maps {
 		d.Maps = append(d.Maps, recipe.Map(m))
 	}

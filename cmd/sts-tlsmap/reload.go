@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -15,6 +16,7 @@ import (
 func (s *service) reload(file string) {
 	s.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 	defer s.notify(daemon.SdNotifyReady)
+	s.monitor.Look()
 
 	cfg, err := config.Load(file)
 	if err == nil {
@@ -34,16 +36,20 @@ func (s *service) reload(file string) {
 		return
 	}
 	s.level.Set(cfg.LogLevel)
-	late := needRestart(s.cfg, cfg)
+	late := needRestart(s.cfg, cfg, s.listeners.overridden())
 	s.log.Info("configuration read again", "file", cfg.File, "exempt", len(cfg.Exempt.Domains))
+	for _, w := range ignored(cfg, s.listeners.opened()) {
+		s.log.Warn(w)
+	}
 	if len(late) > 0 {
 		s.log.Warn("changed settings that count after a restart only", "changed", strings.Join(late, " "), "next", "systemctl restart sts-tlsmap")
 	}
 }
 
 // needRestart names the parts of the configuration that differ and cannot be
-// changed while the daemon runs.
-func needRestart(was, is *config.Config) []string {
+// changed while the daemon runs. A restart does not help those in whose place
+// systemd's sockets are.
+func needRestart(was, is *config.Config, overridden []string) []string {
 	var names []string
 	a, b := reflect.ValueOf(*was), reflect.ValueOf(*is)
 	for i := range a.NumField() {
@@ -52,8 +58,9 @@ func needRestart(was, is *config.Config) []string {
 		case "File", "Exempt", "LogLevel":
 			continue
 		}
-		if !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
-			names = append(names, strings.ToLower(name))
+		name = strings.ToLower(name)
+		if !slices.Contains(overridden, name) && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
+			names = append(names, name)
 		}
 	}
 	return names

@@ -14,6 +14,8 @@ import (
 	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
@@ -29,13 +31,15 @@ func TestCommandLine(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:      "testdata",
 		Setup:    setUpScript,
-		Deadline: time.Now().Add(6 * patience), // of what a script starts
+		Deadline: time.Now().Add(20 * patience), // of all scripts: with the race detector on a busy machine they take minutes
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"lab":      labCommand,
 			"notified": notifiedCommand,
 			"signal":   signalCommand,
 			"exits":    exitsCommand,
 			"damage":   damageCommand,
+			"unserved": unservedCommand,
+			"ahead":    aheadCommand,
 		},
 	})
 }
@@ -189,6 +193,8 @@ func addDomain(lab *testlab.Lab, name string, options []string) (*testlab.Domain
 			w.PolicyCert = policyCerts[value]
 		case "nopolicy":
 			w.NoPolicy = true
+		case "big": // near the limit of 64 KiB
+			w.Policy = testlab.PolicyText("enforce", 24*time.Hour, "mx1."+name) + strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 600)
 		default:
 			return nil, fmt.Errorf("option %s is not known", o)
 		}
@@ -247,6 +253,32 @@ func exitsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if fmt.Sprint(code) != args[0] {
 		ts.Fatalf("it exited with %d, not %s", code, args[0])
 	}
+}
+
+// unservedCommand listens at a unix socket and answers nobody, as systemd does
+// for a daemon that cannot start.
+func unservedCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: unserved PATH")
+	}
+	l, err := net.Listen("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+}
+
+// aheadCommand makes a cache that was written when the clock was a day ahead.
+func aheadCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: ahead FILE")
+	}
+	store, err := cache.Open(ts.MkAbs(args[0]), cache.Options{})
+	ts.Check(err)
+	tomorrow := time.Now().Add(24 * time.Hour)
+	_, err = store.Write([]cache.Op{{Put: &cache.Record{
+		Domain: "ahead.test", Mode: policy.ModeEnforce, ID: "1", Text: []byte(testlab.PolicyText("enforce", 7*24*time.Hour, "mx.ahead.test")),
+		Fetched: tomorrow, Checked: tomorrow, Used: tomorrow, Expires: tomorrow.Add(7 * 24 * time.Hour), Due: tomorrow.Add(time.Hour),
+	}}})
+	ts.Check(errors.Join(err, store.Close()))
 }
 
 // damageCommand overwrites a file from its middle on.

@@ -15,7 +15,7 @@ import (
 // sources are where the metrics come from.
 func (s *service) sources() metrics.Sources {
 	return metrics.Sources{
-		Version: version, Commit: commit,
+		Version: version, Commit: commit, Started: s.started,
 		Keeper: s.keeper.Stats, Cache: s.store.Stats, Maps: s.maps.Stats, Sockets: s.sockets.Stats,
 		DANE: s.out.checker.Stats, Troubles: s.monitor.Troubles, List: s.keeper.List, Log: s.log,
 	}

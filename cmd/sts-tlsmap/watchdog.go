@@ -4,24 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
 
-const (
-	// beatsPerPeriod is how often the watchdog is told in its period that all
-	// is well: two beats may be lost.
-	beatsPerPeriod = 3
-	// probeKey is an address, which is answered without a packet sent.
-	probeKey = "[192.0.2.1]"
-	// probeDomain cannot exist (RFC 6761, 6.4) and is not held.
-	probeDomain = "watchdog.invalid"
-)
+// beatsPerPeriod is how often the watchdog is told in its period that all is
+// well: two beats may be lost.
+const beatsPerPeriod = 3
+
+// probeMap is the map that the watchdog asks in. It is always there.
+const probeMap = "postfix"
 
 // watch tells systemd's watchdog that lookups are answered (WatchdogSec=,
 // sd_watchdog_enabled(3)), until ctx ends. Without one it returns at once.
@@ -79,19 +77,39 @@ func beat(ctx context.Context, interval time.Duration, probe func(context.Contex
 	}
 }
 
-// probe goes the way of a lookup as far as that goes without a packet: in
-// through the first listener, as an MTA, and to the store.
+// probe asks every listener in turn, as an MTA does, for the name that the
+// keeper answers at the end of a lookup's way, after its table and the store.
+//
+// A unix socket may be out of reach for this process alone: its folder is gone
+// with a Postfix that was purged, or its mode lets only Postfix in. That is no
+// reason for a restart, which would not help. Where all are so, the maps are
+// asked in their place.
 func (s *service) probe(ctx context.Context) error {
-	reply, err := socketmap.Query(ctx, endpointOf(s.listeners.socketmap[0].Addr()), "postfix", probeKey)
-	if err != nil {
-		return err
+	reached := false
+	for _, l := range s.listeners.socketmap {
+		e := endpointOf(l.Addr())
+		reply, err := socketmap.Query(ctx, e, probeMap, keeper.ProbeDomain)
+		if e.Network == "unix" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {
+			s.log.Debug("the watchdog cannot ask a listener", "err", err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := isProbeReply(reply); err != nil {
+			return fmt.Errorf("%s: %w", e, err)
+		}
+		reached = true
 	}
+	if reached {
+		return nil
+	}
+	return isProbeReply(string(s.maps.AppendReply(ctx, nil, []byte(probeMap), []byte(keeper.ProbeDomain))))
+}
+
+func isProbeReply(reply string) error {
 	if !strings.HasPrefix(reply, "NOTFOUND") {
-		return fmt.Errorf("the reply for %s is %q", probeKey, reply)
-	}
-	// An error of the store is dealt with elsewhere; that it returns is the point.
-	if _, err := s.keeper.Get(probeDomain); err != nil && !errors.Is(err, cache.ErrNotFound) {
-		s.log.Debug("the store answers with an error", "err", err)
+		return fmt.Errorf("the reply for %s is %q", keeper.ProbeDomain, reply)
 	}
 	return nil
 }

@@ -20,6 +20,9 @@ import (
 var (
 	// ErrNoDaemon: nobody listens on the control socket.
 	ErrNoDaemon = errors.New("the daemon is not running")
+	// ErrNoAnswer: somebody listens, and does not answer in time. So it is
+	// where systemd holds the socket of a daemon that cannot start.
+	ErrNoAnswer = errors.New("the daemon does not answer")
 	// ErrNotAllowed: the socket cannot be opened, or the daemon refuses.
 	ErrNotAllowed = errors.New("not allowed")
 	// ErrNothingHeld: the daemon holds nothing of the domain.
@@ -27,24 +30,28 @@ var (
 )
 
 const (
-	dialTimeout = 5 * time.Second
-	maxLine     = 4 << 20 // bytes of a line: a policy of 64 KiB in JSON, every byte escaped
+	dialTimeout   = 5 * time.Second
+	answerTimeout = 30 * time.Second // for an answer to begin
+	maxLine       = 4 << 20          // bytes of a line: a policy of 64 KiB in JSON, every byte escaped
 )
 
 // A Client asks the daemon at a control socket.
 type Client struct {
-	path string
-	http http.Client
+	path      string
+	http      http.Client
+	transport *http.Transport
 }
 
 // NewClient returns a client of the socket at path. It connects when asked.
 func NewClient(path string) *Client {
-	return &Client{path: path, http: http.Client{Transport: &http.Transport{
+	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", path)
 		},
-		DisableCompression: true,
-	}}}
+		DisableCompression:    true,
+		ResponseHeaderTimeout: answerTimeout,
+	}
+	return &Client{path: path, http: http.Client{Transport: transport}, transport: transport}
 }
 
 // Close drops the connections that are kept.
@@ -138,6 +145,10 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w to open %s", ErrNotAllowed, c.path)
 	case err != nil:
+		var late net.Error
+		if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &late) && late.Timeout() {
+			return nil, fmt.Errorf("%w at %s", ErrNoAnswer, c.path)
+		}
 		return nil, fmt.Errorf("ask the daemon: %w", err)
 	case res.StatusCode == http.StatusOK:
 		return res, nil

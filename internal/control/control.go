@@ -26,16 +26,22 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // Limits of the control socket.
 const (
 	// MaxConnections is how many clients are served at once; more wait.
 	MaxConnections = 32
+	// ownConnections is how many more may be root's and the daemon's user's.
+	ownConnections = 8
+	// maxWaiting is how many clients may wait; one more is hung up on.
+	maxWaiting = 64
 	// MaxDomains is how many domains one request may name.
 	MaxDomains = 1000
 
 	maxListings    = 4         // at once; a page of records is in memory for each
+	ownListings    = 2         // and more of root's and the daemon's user's
 	pageSize       = 64        // records read from the store at once
 	maxHeader      = 16 << 10  // bytes of a request's header
 	maxBody        = 512 << 10 // bytes of a request's body: MaxDomains names
@@ -65,6 +71,14 @@ type Health struct {
 	Listeners []string  `json:"listeners"` // the socketmap's, as "inet:127.0.0.1:8461"
 	Cache     string    `json:"cache"`
 	Metrics   string    `json:"metrics,omitempty"` // where they are served beside here, as "inet:127.0.0.1:9461"
+	Control   string    `json:"control"`           // the path of this socket
+
+	// Overridden are the keys of the file that do not count, since systemd has
+	// passed sockets.
+	Overridden []string `json:"overridden,omitempty"`
+
+	// Lost is what rehearsals have lost of what they would have replied.
+	Lost tlsmap.RehearsalsLost `json:"rehearsals_lost"`
 
 	Troubles []health.Trouble `json:"troubles"` // what is wrong; empty: nothing
 }

@@ -202,7 +202,7 @@ func TestAClientThatStopsReadingIsDroppedAndHoldsUpNobody(t *testing.T) {
 	k.add(4000, []byte(strings.Repeat("x", 8<<10))) // far more than socket buffers hold
 	c, s, path := serve(t, k, func(s *Server) { s.writeTimeout = 300 * time.Millisecond })
 
-	for range maxListings {
+	for range maxListings + ownListings { // this test runs as the daemon's user
 		conn, err := net.Dial("unix", path)
 		if err != nil {
 			t.Fatal(err)
@@ -225,13 +225,13 @@ func TestAClientThatStopsReadingIsDroppedAndHoldsUpNobody(t *testing.T) {
 	deadline := time.After(patience)
 	for range maxListings { // the places come free without any client's doing
 		select {
-		case s.listings <- struct{}{}:
+		case s.listings.all <- struct{}{}:
 		case <-deadline:
 			t.Fatal("a client that does not read keeps its place")
 		}
 	}
 	for range maxListings {
-		<-s.listings
+		<-s.listings.all
 	}
 	if err := c.List(t.Context(), true, func(Entry) error { return nil }); err != nil {
 		t.Error(err)
@@ -449,7 +449,7 @@ func TestConnectionsBeyondTheBoundWaitAndIdleOnesEnd(t *testing.T) {
 		s.http.IdleTimeout = 200 * time.Millisecond
 		s.http.ReadHeaderTimeout = 200 * time.Millisecond
 	})
-	for range MaxConnections { // silent ones
+	for range MaxConnections + ownConnections { // silent ones
 		conn, err := net.Dial("unix", path)
 		if err != nil {
 			t.Fatal(err)

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
-	"sync"
 )
 
 // lines writes an answer of several lines of JSON.
@@ -74,49 +72,4 @@ func answer(w http.ResponseWriter, status int, v any) {
 // refuse answers with an error.
 func refuse(w http.ResponseWriter, status int, format string, args ...any) {
 	answer(w, status, failure{Err: fmt.Sprintf(format, args...)})
-}
-
-// limited accepts so many connections at once and keeps their type, which
-// netutil.LimitListener hides: the credentials are asked from it.
-type limited struct {
-	net.Listener
-	slots chan struct{}
-	done  chan struct{}
-	once  sync.Once
-}
-
-type limitedConn struct {
-	*net.UnixConn
-	release func()
-}
-
-func (l *limited) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	release := sync.OnceFunc(func() { <-l.slots })
-	uc, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		release()
-		return nil, fmt.Errorf("%s is no unix socket", l.Addr())
-	}
-	return &limitedConn{UnixConn: uc, release: release}, nil
-}
-
-func (l *limited) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return l.Listener.Close()
-}
-
-func (c *limitedConn) Close() error {
-	defer c.release()
-	return c.UnixConn.Close()
 }

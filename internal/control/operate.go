@@ -147,15 +147,13 @@ func (s *Server) rehearsals(w http.ResponseWriter, _ *http.Request) {
 
 // readBody reads the JSON body of a request, so many bytes at most.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64, into any) error {
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(requestTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	// What is left set would end the request when it passes.
-	_ = control.SetReadDeadline(time.Time{})
 	if err == nil {
+		unhurried(w)
 		err = json.Unmarshal(body, into)
 	}
 	if err != nil {
+		hangUpAfter(w)
 		return fmt.Errorf("the request cannot be read: %w", err)
 	}
 	return nil

@@ -40,7 +40,7 @@ type Options struct {
 type Server struct {
 	o        Options
 	http     http.Server
-	listings chan struct{}
+	listings places
 	own      uint32 // the daemon's uid
 
 	writeTimeout time.Duration // shorter in tests
@@ -61,7 +61,7 @@ func NewServer(o Options) *Server {
 		o.Rehearsed = func(string) []Rehearsed { return nil }
 	}
 	s := &Server{
-		o: o, listings: make(chan struct{}, maxListings), own: uint32(os.Geteuid()), writeTimeout: writeTimeout,
+		o: o, listings: newPlaces(maxListings, ownListings), own: uint32(os.Geteuid()), writeTimeout: writeTimeout,
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/health", s.health)
@@ -78,8 +78,9 @@ func NewServer(o Options) *Server {
 	mux.HandleFunc("POST /v1/learn", s.writers(s.learn))
 	mux.HandleFunc("GET /v1/rehearsal", s.rehearsals)
 	s.http = http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.bound(w); mux.ServeHTTP(w, r) }),
+		Handler:           s.bounded(mux),
 		ReadHeaderTimeout: requestTimeout,
+		ReadTimeout:       requestTimeout, // the body's too; what takes longer says so: see unhurried
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
@@ -90,7 +91,7 @@ func NewServer(o Options) *Server {
 
 // Serve answers on l until Shutdown, and then returns nil. It closes l.
 func (s *Server) Serve(l net.Listener) error {
-	err := s.http.Serve(&limited{Listener: l, slots: make(chan struct{}, MaxConnections), done: make(chan struct{})})
+	err := s.http.Serve(newLimited(l, func(c net.Conn) bool { return peerOf(c).mayWrite(s.own) }))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -104,6 +105,33 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return s.http.Close()
 	}
 	return nil
+}
+
+// bounded gives a request its times. One that reads has no body: nobody would
+// read it, and its client would be waited for.
+func (s *Server) bounded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.bound(w)
+		if r.Method != http.MethodPost && r.ContentLength != 0 {
+			hangUpAfter(w)
+			refuse(w, http.StatusBadRequest, "a request with %s has no body", r.Method)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// hangUpAfter has the connection closed after the answer. Without it, net/http
+// waits for the rest of the body before it answers.
+func hangUpAfter(w http.ResponseWriter) {
+	w.Header().Set("Connection", "close")
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now())
+}
+
+// unhurried lets the answer to a request that has arrived as a whole take its
+// time: the deadline for its arrival would end it.
+func unhurried(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 }
 
 // bound gives the client so long to take what is written next.
@@ -169,13 +197,14 @@ func (s *Server) Held(domain string) (Held, error) {
 // list answers with the whole cache. Each page is read from the store before
 // any of it is written, so that a client that does not read holds up nothing.
 func (s *Server) list(w http.ResponseWriter, r *http.Request) {
-	select {
-	case s.listings <- struct{}{}:
-		defer func() { <-s.listings }()
-	default:
+	p, _ := r.Context().Value(peerKey{}).(peer)
+	leave, ok := s.listings.take(p.mayWrite(s.own))
+	if !ok {
 		refuse(w, http.StatusServiceUnavailable, "%d listings of the cache are under way; try again when one is done", maxListings)
 		return
 	}
+	defer leave()
+	unhurried(w)
 	summary := r.URL.Query().Has("summary")
 	out := s.lines(w)
 	after := r.URL.Query().Get("after")
@@ -211,8 +240,10 @@ func (s *Server) writers(h http.HandlerFunc) http.HandlerFunc {
 		p, _ := r.Context().Value(peerKey{}).(peer)
 		switch {
 		case p.err != nil:
+			hangUpAfter(w)
 			refuse(w, http.StatusForbidden, "the kernel does not say who asks: %v", p.err)
 		case !p.mayWrite(s.own):
+			hangUpAfter(w)
 			refuse(w, http.StatusForbidden, "only root and the daemon's user (uid %d) may do this, not uid %d", s.own, p.uid)
 		default:
 			h(w, r)
@@ -283,6 +314,9 @@ func forEach[T any](s *Server, w http.ResponseWriter, r *http.Request, items []T
 	defer cancel() // before the wait: a client that is gone waits for nobody
 
 	out := s.lines(w)
+	if out.flush() != nil { // the client learns that it was heard before the first is done
+		return
+	}
 	for range items {
 		select {
 		case res := <-results:

@@ -148,14 +148,19 @@ type Checker struct {
 	mx       *table[string, mxAnswer]
 	counts   [NotValidating + 1]atomic.Uint64 // findings made, by state
 	panics   atomic.Uint64
-	keptLog  *rate.Limiter
 	panicLog *rate.Limiter
+
+	lostLines, keptLines *rate.Limiter
+	linesDropped         atomic.Uint64
 }
 
 // New returns a Checker that has asked nothing yet.
 func New(o Options) *Checker {
-	c := &Checker{resolver: o.Resolver, log: o.Log, slots: make(chan struct{}, maxChecks),
-		keptLog: rate.NewLimiter(keptPerSecond, keptBurst), panicLog: rate.NewLimiter(rate.Every(panicEvery), 1)}
+	c := &Checker{
+		resolver: o.Resolver, log: o.Log, slots: make(chan struct{}, maxChecks),
+		lostLines: rate.NewLimiter(logsPerSecond, logBurst), keptLines: rate.NewLimiter(logsPerSecond, logBurst),
+		panicLog: rate.NewLimiter(rate.Every(panicEvery), 1),
+	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -321,7 +326,7 @@ func (c *Checker) noWeaker(n NextHop, old, f Finding, v Verdict) Finding {
 
 // logKept says that a next-hop keeps its state.
 func (c *Checker) logKept(n NextHop, v Verdict) {
-	if !c.keptLog.Allow() {
+	if !c.mayLog(c.keptLines) {
 		return // the metric has the number
 	}
 	c.log.Error("next-hop keeps its DANE state: its answers are no longer authenticated", "domain", n.Host, "resolver", v.String(),
@@ -346,15 +351,26 @@ func (c *Checker) survived(what string, panicked any) {
 }
 
 // logLost says which hosts of a next-hop an MTA that insists on DANE skips,
-// the first few by name. It is false if there are none.
+// the first few by name. It is false if that has not been said: there are none,
+// or there is no room in the log.
 func (c *Checker) logLost(n NextHop, r *Report) bool {
 	lost := r.lost()
-	if len(lost) == 0 {
+	if len(lost) == 0 || !c.mayLog(c.lostLines) {
 		return false
 	}
 	c.log.Warn("mail goes to the hosts with TLSA records only", "domain", n.Host,
 		"skipped", len(lost), "hosts", lost[:min(len(lost), loggedHosts)])
 	return true
+}
+
+// mayLog says whether there is room in the log for one more line about a
+// next-hop.
+func (c *Checker) mayLog(limit *rate.Limiter) bool {
+	if limit.Allow() {
+		return true
+	}
+	c.linesDropped.Add(1)
+	return false
 }
 
 // inTurn waits for one of the slots and checks.

@@ -242,3 +242,39 @@ func TestTheLogSaysOnceWhichHostsAreLost(t *testing.T) {
 		}
 	})
 }
+
+func TestNextHopsCannotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		c := New(Options{Resolver: newFake(), Log: slog.New(slog.NewTextHandler(&log, nil))})
+		lost := &Report{Hosts: []*Host{{MXHost: MXHost{Name: "bare.test"}, State: HostNoTLSA}}}
+		if len(lost.lost()) != 1 {
+			t.Fatalf("the report has lost %v", lost.lost())
+		}
+		hostile := func(n int) (said int) {
+			for i := range n {
+				hop := NextHop{Host: fmt.Sprintf("d%d.test", i)}
+				if c.logLost(hop, lost) {
+					said++
+				}
+				c.noWeaker(hop, Finding{State: Usable}, Finding{State: Absent}, NoVerdict)
+			}
+			return said
+		}
+		if said := hostile(10 * logBurst); said != logBurst {
+			t.Errorf("%d are taken for told, want %d: the others are told later", said, logBurst)
+		}
+		for _, words := range []string{"hosts with TLSA records only", "keeps its DANE state"} {
+			if n := strings.Count(log.String(), words); n != logBurst {
+				t.Errorf("%q: %d lines, want %d", words, n, logBurst)
+			}
+		}
+		if n := c.Stats().LogLinesDropped; n != 2*9*logBurst {
+			t.Errorf("%d dropped lines are counted", n)
+		}
+		time.Sleep(time.Second)
+		if said := hostile(10 * logBurst); said != logsPerSecond {
+			t.Errorf("a second later %d more, want %d", said, logsPerSecond)
+		}
+	})
+}

@@ -1,10 +1,6 @@
 package dane
 
-import (
-	"time"
-
-	"golang.org/x/time/rate"
-)
+import "time"
 
 // The limits of the checks. They stand together so that they can be read
 // together.
@@ -15,10 +11,12 @@ const (
 	maxChecks   = 256 // next-hops that are checked at once; each asks at most hostsAtOnce questions at once
 	loggedHosts = 8   // named in one line of the log
 
-	keptPerSecond = rate.Limit(1) // lines in the log about next-hops that keep their DANE
-	keptBurst     = 20            // of them at once
-
 	panicEvery = time.Second // between two lines in the log about panics
+
+	// logsPerSecond and logBurst bound each of the two kinds of lines about single
+	// next-hops, of which there may be as many as somebody likes.
+	logsPerSecond = 5
+	logBurst      = 50
 
 	maxFindings = 10_000  // findings held, some hundred bytes each
 	maxMXSets   = 4_096   // MX answers held

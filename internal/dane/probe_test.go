@@ -529,7 +529,7 @@ func TestTheLogSaysOnceAVerdictThatANextHopKeepsItsState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		f := newFake()
-		domains := 2 * keptBurst
+		domains := 2 * logBurst
 		for i := range domains {
 			daneDomain(f, fmt.Sprintf("d%d.example", i))
 		}
@@ -547,7 +547,7 @@ func TestTheLogSaysOnceAVerdictThatANextHopKeepsItsState(t *testing.T) {
 		time.Sleep(time.Hour) // the findings are over
 		c.Probe(t.Context())
 		ask(domains)
-		if n := lines(); n != keptBurst || !strings.Contains(log.String(), "domain=d7.example") || !strings.Contains(log.String(), "next=") {
+		if n := lines(); n != logBurst || !strings.Contains(log.String(), "domain=d7.example") || !strings.Contains(log.String(), "next=") {
 			t.Errorf("%d lines:\n%s", n, &log)
 		}
 		if n := c.Stats().Kept; n != domains {

@@ -9,11 +9,13 @@ type Stats struct {
 	Panics   uint64                    // survived
 	Checking int                       // next-hops being checked
 	Verdict  Verdict                   // of the last probe of the resolver as it is configured now
+
+	LogLinesDropped uint64 // about single next-hops, for their number
 }
 
 // Stats returns the numbers. It asks nothing, and begins no probe.
 func (c *Checker) Stats() Stats {
-	s := Stats{Held: c.found.length(), MXSets: c.mx.length(), Checking: len(c.slots), Panics: c.panics.Load(), Verdict: NotBelieved}
+	s := Stats{LogLinesDropped: c.linesDropped.Load(), Held: c.found.length(), MXSets: c.mx.length(), Checking: len(c.slots), Panics: c.panics.Load(), Verdict: NotBelieved}
 	c.found.each(func(_ NextHop, f Finding) {
 		if f.Kept() {
 			s.Kept++

@@ -71,7 +71,7 @@ func TestTheMonitorLogsWhatBeginsAndWhatEndsOnce(t *testing.T) {
 	}, func() error { return rootsErr }, slog.New(slog.NewTextHandler(&log, nil)))
 	rest := func() {
 		for range 5 {
-			m.look()
+			m.Look()
 		}
 	}
 

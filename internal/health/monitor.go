@@ -18,7 +18,9 @@ type Monitor struct {
 
 	mu       sync.Mutex
 	rootsErr error
-	holding  map[string]bool
+
+	looking sync.Mutex // held by a look
+	holding map[string]bool
 }
 
 // NewMonitor returns a Monitor. signs is asked often and must be quick; roots
@@ -41,7 +43,7 @@ func (m *Monitor) Run(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		m.look()
+		m.Look()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -50,9 +52,12 @@ func (m *Monitor) Run(ctx context.Context) {
 	}
 }
 
-// look logs the conditions that are news: one line when one begins, unless
-// those who noticed have written it, and one when it ends.
-func (m *Monitor) look() {
+// Look logs the conditions that are news: one line when one begins, unless
+// those who noticed have written it, and one when it ends. Run does it now and
+// then; at a reload somebody wants to know at once.
+func (m *Monitor) Look() {
+	m.looking.Lock()
+	defer m.looking.Unlock()
 	err := m.roots()
 	m.mu.Lock()
 	m.rootsErr = err

@@ -115,7 +115,7 @@ func (k *Keeper) discover(domain string, fl *flight) {
 	if result == policy.ResultBusy {
 		k.counters.overloads.Add(1)
 	}
-	k.health.note(domain, result, time.Now())
+	k.health.note(domain, err, time.Now())
 	event := Event{Step: StepDiscovery, Domain: domain, Result: result, Err: err, Took: time.Since(begun)}
 	if err != nil {
 		k.remember(domain, held, err)

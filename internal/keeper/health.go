@@ -2,6 +2,8 @@ package keeper
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,63 +20,136 @@ type health struct {
 
 // A vital is one of the things that must work.
 type vital struct {
-	firstFailure time.Time           // since the last success; zero: none
-	domains      map[string]struct{} // that failed since, troubleDomains at most
+	firstFailure time.Time // since the last success; zero: none
+	lastFailure  time.Time
+	failed       []failed // the domains that failed last, troubleDomains at most, the latest at the end
 	last         policy.Result
 	trouble      bool
 }
 
-func (v *vital) good() { v.firstFailure, v.domains = time.Time{}, nil }
-
-func (v *vital) bad(domain string, result policy.Result, now time.Time) {
-	v.last = result
-	if v.firstFailure.IsZero() {
-		v.firstFailure, v.domains = now, make(map[string]struct{})
-	}
-	if len(v.domains) < troubleDomains {
-		v.domains[domain] = struct{}{}
-	}
+// failed is a domain that failed.
+type failed struct {
+	domain    string
+	untrusted bool // its certificate was from no authority that is trusted
 }
 
-// look returns whether there is trouble, and whether that is news.
+func (v *vital) good() { v.firstFailure, v.failed = time.Time{}, nil }
+
+func (v *vital) bad(f failed, result policy.Result, now time.Time) {
+	v.last, v.lastFailure = result, now
+	if v.firstFailure.IsZero() {
+		v.firstFailure = now
+	}
+	v.failed = slices.DeleteFunc(v.failed, func(o failed) bool { return o.domain == f.domain })
+	if len(v.failed) == troubleDomains {
+		v.failed = slices.Delete(v.failed, 0, 1)
+	}
+	v.failed = append(v.failed, f)
+}
+
+// look returns whether there is trouble, and whether that is news. It begins
+// when failures have gone on for a while and go on now: a few domains that are
+// broken, tried once before a quiet hour, are no sign. It ends with a success,
+// and not because nothing is tried any more.
 func (v *vital) look(now time.Time) (trouble, changed bool) {
-	trouble = len(v.domains) >= troubleDomains && now.Sub(v.firstFailure) >= troubleAfter
+	switch {
+	case v.firstFailure.IsZero():
+		trouble = false
+	case v.trouble:
+		trouble = true
+	default:
+		trouble = len(v.failed) >= troubleDomains &&
+			v.lastFailure.Sub(v.firstFailure) >= troubleAfter && now.Sub(v.lastFailure) < troubleAfter
+	}
 	changed = trouble != v.trouble
 	v.trouble = trouble
 	return trouble, changed
 }
 
-// noteRecord takes the result of a TXT lookup. A proof that there is no
-// record is a success: the DNS works.
-func (h *health) noteRecord(domain string, result policy.Result, now time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if result == policy.ResultDNS {
-		h.dns.bad(domain, result, now)
-	} else {
-		h.dns.good()
+// mostUntrusted says whether it is certificates that fail, for most domains.
+func (v *vital) mostUntrusted() bool {
+	n := 0
+	for _, f := range v.failed {
+		if f.untrusted {
+			n++
+		}
 	}
+	return 2*n > len(v.failed)
 }
 
-// noteFetch takes the result of a fetch. A policy that is no good came over a
-// connection that was.
-func (h *health) noteFetch(domain string, result policy.Result, now time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	switch result {
-	case policy.ResultOK, policy.ResultInvalid:
-		h.https.good()
+// A sign is what an attempt says of the thing that was needed for it.
+type sign uint8
+
+const (
+	signNone      sign = iota // nothing
+	signGood                  // it works
+	signBad                   // it may not work
+	signUntrusted             // likewise, and an authority is missing here, or something intercepts TLS
+)
+
+// recordSign is what a TXT lookup says of the DNS. A proof that there is no
+// record is a success, and so is a record that is no good.
+func recordSign(err error) sign {
+	if policy.ResultOf(err) == policy.ResultDNS {
+		return signBad
+	}
+	return signGood
+}
+
+// fetchSign is what a fetch says of the way to policy hosts. An answer that is
+// no good came over a connection that was: its certificate was verified before.
+// A certificate for another name, or an old one, is the host's own mistake, as
+// an address is that nobody may connect to: nothing follows from it.
+func fetchSign(err error) sign {
+	var status *policy.StatusError
+	is := func(targets ...error) bool {
+		return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+	}
+	switch {
+	case err == nil, errors.As(err, &status),
+		is(policy.ErrInvalid, policy.ErrHTTP, policy.ErrMediaType, policy.ErrTooLarge):
+		return signGood
+	case is(policy.ErrCertName, policy.ErrCertExpired, policy.ErrHostAbsent, policy.ErrAddressRefused, policy.ErrBusy):
+		return signNone
+	case is(policy.ErrCertUntrusted):
+		return signUntrusted
+	}
+	switch policy.ResultOf(err) {
 	case policy.ResultFetch, policy.ResultWebPKI:
-		h.https.bad(domain, result, now)
+		return signBad
+	}
+	return signNone
+}
+
+func (v *vital) take(s sign, domain string, result policy.Result, now time.Time) {
+	switch s {
+	case signGood:
+		v.good()
+	case signBad, signUntrusted:
+		v.bad(failed{domain, s == signUntrusted}, result, now)
 	}
 }
 
-// note takes the result of a whole discovery.
-func (h *health) note(domain string, result policy.Result, now time.Time) {
-	if result != policy.ResultBusy {
-		h.noteRecord(domain, result, now)
+// noteRecord takes what came of a TXT lookup.
+func (h *health) noteRecord(domain string, err error, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.dns.take(recordSign(err), domain, policy.ResultOf(err), now)
+}
+
+// noteFetch takes what came of a fetch.
+func (h *health) noteFetch(domain string, err error, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.https.take(fetchSign(err), domain, policy.ResultOf(err), now)
+}
+
+// note takes what came of a whole discovery.
+func (h *health) note(domain string, err error, now time.Time) {
+	if policy.ResultOf(err) != policy.ResultBusy {
+		h.noteRecord(domain, err, now)
 	}
-	h.noteFetch(domain, result, now)
+	h.noteFetch(domain, err, now)
 }
 
 // troubles returns which of the two does not work, and whether the HTTPS fails
@@ -82,7 +157,7 @@ func (h *health) note(domain string, result policy.Result, now time.Time) {
 func (h *health) troubles() (dns, https, untrusted bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.dns.trouble, h.https.trouble, h.https.trouble && h.https.last == policy.ResultWebPKI
+	return h.dns.trouble, h.https.trouble, h.https.trouble && h.https.mostUntrusted()
 }
 
 // upkeep does what is to be done now and then.

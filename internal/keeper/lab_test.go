@@ -32,6 +32,7 @@ type fakeHost struct {
 	id, text   string
 	recordErr  policy.Result // "" is none
 	fetchErr   policy.Result
+	cause      error // of fetchErr; nil: as the test wants it
 	ttl        time.Duration
 	takes      time.Duration   // a fetch
 	gate       <-chan struct{} // a fetch waits until it is closed
@@ -142,6 +143,9 @@ func (n *fakeNet) FetchThrough(ctx context.Context, domain string, gate policy.G
 		case <-ctx.Done():
 			return fail(policy.ResultFetch, ctx.Err())
 		}
+	}
+	if h.fetchErr != "" && h.cause != nil {
+		return fail(h.fetchErr, h.cause)
 	}
 	if h.fetchErr != "" {
 		return fail(h.fetchErr, errors.New("as the test wants it"))

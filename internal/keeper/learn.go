@@ -31,6 +31,9 @@ type Foreign struct {
 	Expires time.Time
 }
 
+// errProbeDomain keeps a policy from the name that must have none.
+var errProbeDomain = errors.New(ProbeDomain + " is the daemon's own name and has no policy")
+
 // takenSettles is when the refresher is to fetch a policy that was taken over.
 // The taking over has ended by then: until it has, the refresher would leave
 // the domain alone for a minute.
@@ -39,6 +42,9 @@ const takenSettles = time.Second
 // Learn discovers a domain's policy, at a pace of its own, unless one is held
 // or it is known that there is none. It waits until that is done or ctx ends.
 func (k *Keeper) Learn(ctx context.Context, domain string) (Learned, error) {
+	if domain == ProbeDomain {
+		return Learned{}, errProbeDomain
+	}
 	if r, held := k.look(domain, time.Now()); held == holdLive {
 		return Learned{Domain: domain, Result: policy.ResultOK, Mode: r.Mode.String(), Held: true}, nil
 	}
@@ -101,6 +107,8 @@ func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
 func (f *Foreign) check(now time.Time) (*policy.Policy, error) {
 	p, err := policy.Parse(f.Text)
 	switch {
+	case f.Domain == ProbeDomain:
+		return nil, errProbeDomain
 	case err != nil:
 		return nil, fmt.Errorf("the policy of %s is no policy: %w", f.Domain, err)
 	case f.Fetched.After(now.Add(clockSlack)):

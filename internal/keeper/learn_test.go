@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -146,6 +147,28 @@ func TestLearningIsPacedAndAsksForNothingThatIsKnown(t *testing.T) {
 		}
 		if n, _ := s.net.asked("none.test"); n != 1 || time.Since(begun) > 0 {
 			t.Errorf("%d TXT lookups, %v", n, time.Since(begun))
+		}
+	})
+}
+
+func TestNobodyGivesTheWatchdogsNameAPolicy(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced(ProbeDomain, 30*day)
+		if _, err := s.Learn(t.Context(), ProbeDomain); err == nil {
+			t.Error("it was discovered")
+		}
+		now := time.Now()
+		_, err := s.Take(t.Context(), Foreign{
+			Domain: ProbeDomain, ID: "1", Text: []byte(policyText("enforce", day, "mx.test")), Fetched: now, Expires: now.Add(time.Hour),
+		})
+		if err == nil {
+			t.Error("it was taken over")
+		}
+		if _, err := s.lookup(t, ProbeDomain); !errors.Is(err, ErrNoPolicy) {
+			t.Errorf("got %v", err)
+		}
+		if records, fetches := s.net.asked(ProbeDomain); records+fetches > 0 {
+			t.Errorf("%d packets were sent", records+fetches)
 		}
 	})
 }

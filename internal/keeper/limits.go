@@ -126,7 +126,8 @@ const (
 
 	// upkeepEvery is how often the state is looked after.
 	upkeepEvery = time.Minute
-	// troubleAfter is how long nothing may succeed before it is an error.
+	// troubleAfter is how long nothing may succeed before it is an error, and how
+	// long ago the last failure may be then.
 	troubleAfter = 5 * time.Minute
 	// troubleDomains is for how many different domains something must have
 	// failed before the fault is taken to be ours.

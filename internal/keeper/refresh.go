@@ -122,7 +122,7 @@ func (k *Keeper) seeRecord(ctx context.Context, r *cache.Record) (policy.Record,
 		k.counters.checkFailures.Add(1)
 	}
 	result := policy.ResultOf(err)
-	k.health.noteRecord(r.Domain, result, time.Now())
+	k.health.noteRecord(r.Domain, err, time.Now())
 	k.o.Observe(Event{Step: StepCheck, Domain: r.Domain, Result: result, Err: err, Took: time.Since(begun), Mode: r.Mode})
 	return record, err
 }
@@ -209,7 +209,7 @@ func (k *Keeper) refetch(ctx context.Context, gate policy.Gate, r *cache.Record,
 	}
 	result := policy.ResultOf(err)
 	k.counters.fetches.Add(1)
-	k.health.noteFetch(r.Domain, result, now)
+	k.health.noteFetch(r.Domain, err, now)
 	event := Event{Step: StepFetch, Domain: r.Domain, Result: result, Err: err, Took: now.Sub(begun)}
 	t := k.timing()
 	if recordErr == nil {

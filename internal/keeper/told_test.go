@@ -51,7 +51,7 @@ func TestADeadResolverIsToldApartFromCertificatesThatNobodyTrusts(t *testing.T) 
 	}{
 		{"resolver", fakeHost{recordErr: policy.ResultDNS}, true, false, false, "no TXT lookup has succeeded"},
 		{"port 443", fakeHost{id: "1", fetchErr: policy.ResultFetch}, false, true, false, "no policy fetch has succeeded"},
-		{"roots", fakeHost{id: "1", fetchErr: policy.ResultWebPKI}, false, true, true, "no policy fetch has succeeded"},
+		{"roots", fakeHost{id: "1", fetchErr: policy.ResultWebPKI, cause: policy.ErrCertUntrusted}, false, true, true, "no policy fetch has succeeded"},
 	} {
 		inSite(t, nil, func(t *testing.T, s *site) {
 			for i := range 10 {

@@ -99,6 +99,7 @@ func collectDANE(o out, s dane.Stats) {
 		o.counter(daneFindings, n, dane.State(state).String())
 	}
 	o.counter(panics, s.Panics, "dane")
+	o.counter(dropped, s.LogLinesDropped, "dane-log-line")
 	o.gauge(daneHeld, float64(s.Held))
 	o.gauge(daneKept, float64(s.Kept))
 	o.gauge(mxHeld, float64(s.MXSets))

@@ -14,6 +14,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // from the network.
 var (
 	buildInfo = desc("build_info", "Always 1; the labels say what runs.", "version", "commit", "goversion")
+	startTime = desc("start_time_seconds", "When the daemon started, in Unix time.")
 	trouble   = desc("trouble", "1 while a condition holds in which an operator has to act; -check says what to do.", "condition")
 
 	lookups        = desc("lookups_total", "Lookups by map and result; rehearsed ones were answered notfound.", "map", "result")
@@ -66,7 +67,7 @@ var (
 
 // descs are all of them.
 var descs = []*prometheus.Desc{
-	buildInfo, trouble,
+	buildInfo, startTime, trouble,
 	lookups, lookupDuration, unknownMaps, negativeHits, lookupTimeouts, overloads,
 	policies, usedBytes, fileBytes, maxBytes, newest, damaged, unreadable, rebuilds, salvagedLost, storeErrors,
 	sampled, age, lifeLeft,

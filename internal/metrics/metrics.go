@@ -29,6 +29,7 @@ import (
 // Sources are where the numbers come from. Each is called at every scrape.
 type Sources struct {
 	Version, Commit string
+	Started         time.Time
 
 	Keeper   func() keeper.Stats
 	Cache    func() cache.Stats
@@ -121,6 +122,9 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	o := out(ch)
 	o.gauge(buildInfo, 1, c.Version, c.Commit, runtime.Version())
+	// The process's own needs the machine's start from /proc/stat, which the
+	// packages' unit hides.
+	o.gauge(startTime, float64(c.Started.UnixMilli())/1000)
 	c.collectTroubles(o)
 	maps := c.Maps()
 	o.counter(unknownMaps, maps.UnknownMap)

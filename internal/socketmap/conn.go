@@ -227,6 +227,9 @@ func (c *conn) write(b []byte, now time.Duration) error {
 // fill reads once, and waits for it as long as the limits allow.
 func (c *conn) fill() error {
 	c.makeRoom()
+	if c.server.closing.Load() && c.endBy() == 0 {
+		return c.fillLast()
+	}
 	due, late := c.idleAt+c.server.limits.idle, errIdle
 	if c.w > c.r || c.scan.skipping { // a request has begun
 		if c.startedBy == 0 {
@@ -250,7 +253,7 @@ func (c *conn) fill() error {
 			return io.ErrNoProgress
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
-		case c.server.closing.Load():
+		case c.server.closing.Load() && c.server.now() >= c.endBy():
 			return c.fillLast()
 		case c.server.now() >= due:
 			return late
@@ -259,6 +262,15 @@ func (c *conn) fill() error {
 			return err
 		}
 	}
+}
+
+// endBy is until when the connection may wait for a request once the server is
+// closing, on the server's clock: not at all, but for one that has never asked.
+func (c *conn) endBy() time.Duration {
+	if c.requests.Load() > 0 {
+		return 0
+	}
+	return c.server.closedAt + c.server.limits.newcomer
 }
 
 // fillLast takes what has arrived and does not wait: the server is closing.
@@ -306,15 +318,15 @@ func (c *conn) makeRoom() {
 	c.r, c.w = 0, len(left)
 }
 
-// setReadDeadline sets the read deadline to a time of the server's clock. A
-// server that is closing has set it to the past, and it stays there.
+// setReadDeadline sets the read deadline to a time of the server's clock, or to
+// the end that a server that is closing has set.
 func (c *conn) setReadDeadline(at time.Duration) error {
 	c.readBy = at
 	if err := c.nc.SetReadDeadline(c.server.epoch.Add(at)); err != nil {
 		return err
 	}
 	if c.server.closing.Load() {
-		return c.nc.SetReadDeadline(c.server.epoch)
+		return c.nc.SetReadDeadline(c.server.epoch.Add(min(at, c.endBy())))
 	}
 	return nil
 }

@@ -33,6 +33,10 @@ const (
 	// DrainTimeout is the time to give to Shutdown.
 	DrainTimeout = 10 * time.Second
 
+	// newcomerGrace is how long a connection that has not asked yet may still do
+	// so when the server shuts down.
+	newcomerGrace = time.Second
+
 	// QueryTimeout ends a Query whose context has no earlier end. Postfix
 	// waits as long for its replies.
 	QueryTimeout = 100 * time.Second
@@ -91,6 +95,7 @@ const (
 type limits struct {
 	started, idle, write time.Duration
 	hold, cancelGrace    time.Duration
+	newcomer             time.Duration
 }
 
 func defaultLimits() limits {
@@ -100,5 +105,6 @@ func defaultLimits() limits {
 		write:       WriteTimeout,
 		hold:        maxHold,
 		cancelGrace: cancelGrace,
+		newcomer:    newcomerGrace,
 	}
 }

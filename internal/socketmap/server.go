@@ -23,11 +23,13 @@ type Server struct {
 	ctx    context.Context // of all handlers; ends when Shutdown gives up waiting
 	cancel context.CancelFunc
 
-	done    chan struct{} // closed when Shutdown is called
-	closing atomic.Bool   // and the listeners are closed: connections end
+	done     chan struct{} // closed when Shutdown is called
+	closing  atomic.Bool   // and the listeners are closed: connections end
+	closedAt time.Duration // since when closing is set; written before it is
 
 	malformedLog, slowLog, panicLog, acceptLog gate
 
+	serving sync.WaitGroup // the calls of Serve: while there are any, connections may be added
 	running sync.WaitGroup // the connections' goroutines
 
 	mu        sync.Mutex // guards what follows; taken when a connection comes or goes, not for a request
@@ -121,6 +123,7 @@ func (s *Server) register(l net.Listener) bool {
 		return false
 	}
 	s.listeners[l] = struct{}{}
+	s.serving.Add(1)
 	return true
 }
 
@@ -128,12 +131,14 @@ func (s *Server) unregister(l net.Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.listeners, l)
+	s.serving.Done()
 }
 
-// admit takes a new connection in, in the place of another if need be.
+// admit takes a new connection in, in the place of another if need be. One that
+// was accepted just before the listener was closed is a newcomer like others.
 func (s *Server) admit(nc net.Conn) {
 	s.mu.Lock()
-	if s.closing.Load() {
+	if s.closing.Load() && s.now() >= s.closedAt+s.limits.newcomer {
 		s.mu.Unlock()
 		nc.Close()
 		return
@@ -180,12 +185,15 @@ func (s *Server) remove(c *conn) {
 
 // Shutdown stops accepting, closes the idle connections, has the requests that
 // were received answered and closes each connection when its last reply is
-// written. When ctx ends first, it cancels the handlers, closes what is left
+// written. A connection that has never asked is given a moment to do so: its
+// client has connected to ask once, as Exim does, and takes being hung up on
+// for a failure. When ctx ends first, it cancels the handlers, closes what is left
 // and returns an error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stopListening()
 	gone := make(chan struct{})
 	go func() {
+		s.serving.Wait()
 		s.running.Wait()
 		close(gone)
 	}()
@@ -225,9 +233,12 @@ func (s *Server) stopListening() {
 	for l := range s.listeners {
 		l.Close() // waits for an accept that is under way
 	}
+	if !s.closing.Load() {
+		s.closedAt = s.now()
+	}
 	s.closing.Store(true)
 	for _, c := range s.conns {
-		c.nc.SetReadDeadline(s.epoch)
+		c.nc.SetReadDeadline(s.epoch.Add(c.endBy()))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"testing"
 	"time"
 )
@@ -32,6 +33,84 @@ func TestShutdownClosesIdleConnectionsAndListeners(t *testing.T) {
 	if n := l.Stats().Open; n != 0 {
 		t.Errorf("%d connections open, want none", n)
 	}
+}
+
+// Exim connects to ask once, and does not connect again.
+func TestShutdownLetsAConnectionAskThatHasNotAskedYet(t *testing.T) {
+	l := startLab(t, echo, func(s *Server) { s.limits.newcomer = testWait })
+	oneShot, kept := l.dial(), l.dial()
+	kept.ask("example.com")
+	until(t, "both are accepted", func() bool { return l.Stats().Open == 2 })
+	ended := make(chan error, 1)
+	go func() { ended <- l.shutdown() }()
+	kept.wantEnd() // at once: it has asked, and connects again
+	oneShot.send(request("postfix", "late.example")[:5])
+	oneShot.send(request("postfix", "late.example")[5:])
+	oneShot.want("OK postfix|late.example")
+	oneShot.wantEnd() // and it is not waited for a second time
+	if err := receive(t, "the shutdown ends", ended); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestShutdownAnswersAConnectionThatWasAcceptedJustBefore(t *testing.T) {
+	l := startLab(t, echo, func(s *Server) { s.limits.newcomer = testWait })
+	client, server := net.Pipe()
+	second := &oneConn{conn: server, closed: make(chan struct{}), accepting: make(chan struct{}), accept: make(chan struct{})}
+	served := make(chan error, 1)
+	go func() { served <- l.Serve(second) }()
+	receive(t, "the second listener accepts", second.accepting)
+	ended := make(chan error, 1)
+	go func() { ended <- l.shutdown() }()
+	until(t, "the shutdown has begun", l.closing.Load)
+	close(second.accept) // the accept returns only now
+	c := newTestClient(t, client)
+	c.send(request("postfix", "late.example"))
+	c.want("OK postfix|late.example")
+	c.wantEnd()
+	if err := receive(t, "the shutdown ends", ended); err != nil {
+		t.Error(err)
+	}
+	if err := receive(t, "Serve returns", served); err != nil {
+		t.Error(err)
+	}
+}
+
+// A oneConn is a listener whose only connection was accepted while it was closed.
+type oneConn struct {
+	net.Listener
+	conn              net.Conn
+	accepting, accept chan struct{}
+	closed            chan struct{}
+	once              sync.Once
+}
+
+func (o *oneConn) Accept() (net.Conn, error) {
+	if c := o.conn; c != nil {
+		o.conn = nil
+		close(o.accepting)
+		<-o.accept
+		return c, nil
+	}
+	<-o.closed
+	return nil, net.ErrClosed
+}
+
+func (o *oneConn) Close() error {
+	o.once.Do(func() { close(o.closed) })
+	return nil
+}
+
+func TestShutdownDoesNotWaitForASilentConnectionWithoutEnd(t *testing.T) {
+	l := startLab(t, echo, func(s *Server) { s.limits.newcomer = 10 * time.Millisecond })
+	silent, begun := l.dial(), l.dial()
+	begun.send("19:postfix exam")
+	until(t, "both are accepted", func() bool { return l.Stats().Open == 2 })
+	if err := l.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	silent.wantEnd()
+	begun.wantEnd()
 }
 
 // A closeNoter says what was so when it was closed.

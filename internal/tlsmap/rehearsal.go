@@ -37,16 +37,27 @@ type rehearsals struct {
 	mu       sync.Mutex
 	deferred *simplelru.LRU[uint64, *Rehearsed]
 	others   *simplelru.LRU[uint64, *Rehearsed]
+	lost     RehearsalsLost
+}
+
+// RehearsalsLost counts what is not remembered any more, for want of room. One
+// that came back counts again when it goes again.
+type RehearsalsLost struct {
+	Deferred uint64 `json:"deferred"`
+	Others   uint64 `json:"others"`
 }
 
 func (r *rehearsals) init() {
 	r.seed = maphash.MakeSeed()
-	for _, l := range []**simplelru.LRU[uint64, *Rehearsed]{&r.deferred, &r.others} {
-		lru, err := simplelru.NewLRU[uint64, *Rehearsed](maxRehearsed, nil)
+	for _, l := range []struct {
+		lru  **simplelru.LRU[uint64, *Rehearsed]
+		lost *uint64
+	}{{&r.deferred, &r.lost.Deferred}, {&r.others, &r.lost.Others}} {
+		lru, err := simplelru.NewLRU(maxRehearsed, func(uint64, *Rehearsed) { *l.lost++ })
 		if err != nil {
 			panic(err) // the size is a positive constant
 		}
-		*l = lru
+		*l.lru = lru
 	}
 }
 
@@ -107,6 +118,13 @@ func (s *Server) Rehearsed(domain string) []Rehearsed {
 		return strings.Compare(a.Map, b.Map)
 	})
 	return list
+}
+
+// RehearsalsLost returns how much of what was rehearsed Rehearsed has lost.
+func (s *Server) RehearsalsLost() RehearsalsLost {
+	s.rehearsed.mu.Lock()
+	defer s.rehearsed.mu.Unlock()
+	return s.rehearsed.lost
 }
 
 // rehearse notes and logs what the map would have replied.

@@ -46,4 +46,7 @@ func TestWhatWasRehearsedIsBoundedAndOKDoesNotPushOutTEMP(t *testing.T) {
 	if len(list) != maxRehearsed+1 || list[0].Domain != "deferred.test" || len(list[1].Reply) != logShown {
 		t.Errorf("%d remembered, the first is %+v", len(list), list[0])
 	}
+	if lost := s.RehearsalsLost(); lost != (RehearsalsLost{Others: maxRehearsed + 1}) {
+		t.Errorf("lost: %+v", lost)
+	}
 }

@@ -132,9 +132,11 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 		dst = append(dst[:start], replyNotFound...)
 		out = rehearsed[out]
 	}
-	s.counters[i].by[out].Add(1)
-	if since := l.held.Since; !since.IsZero() {
-		s.counters[i].slow.add(time.Since(since))
+	if string(l.domain) != keeper.ProbeDomain { // which no mail asks for
+		s.counters[i].by[out].Add(1)
+		if since := l.held.Since; !since.IsZero() {
+			s.counters[i].slow.add(time.Since(since))
+		}
 	}
 	s.lookups.Put(l)
 	return dst
@@ -168,7 +170,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *
 		return m.appendUnconvertible(dst), outcomeTemp
 	case kind != KeyPolicyDomain:
 		return append(dst, replyNotFound...), outcomeNotFound
-	case s.isExempt(hop.Domain):
+	case s.isExempt(hop.Domain) && string(hop.Domain) != keeper.ProbeDomain:
 		return append(dst, replyNotFound...), outcomeExempt
 	}
 

@@ -16,7 +16,7 @@ _sts_tlsmap() {
 		return
 		;;
 	-recipe | --recipe)
-		mapfile -t COMPREPLY < <(compgen -W 'postfix' -- "$current")
+		mapfile -t COMPREPLY < <(compgen -W 'exim postfix' -- "$current")
 		return
 		;;
 	-refresh | --refresh | -forget | --forget)

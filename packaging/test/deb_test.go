@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -23,7 +24,9 @@ func TestTheDebOnTrixie(t *testing.T) { testDeb(t, "booted-trixie") }
 // testDeb is the life of a package on one machine. Each step stands on those
 // before it.
 func testDeb(t *testing.T, root string) {
-	newRelay(t, root).live(t, []step{
+	r := newRelay(t, root)
+	defer r.report(t)
+	r.live(t, []step{
 		{"it installs, and the daemon runs as its own user", (*relay).install},
 		{"an administrator's configuration is taken by a restart", (*relay).configure},
 		{"Postfix asks over TCP and inside its chroot", (*relay).ask},
@@ -74,6 +77,10 @@ func (r *relay) metrics(t *testing.T) {
 	}
 	r.run(t, "systemctl", "enable", unit)
 	r.run(t, "systemctl", "restart", "sts-tlsmap")
+	// Every kind of attempt is made, and counted.
+	r.run(t, "sts-tlsmap", "-forget", honest)
+	r.run(t, "sts-tlsmap", "-query", honest)
+	r.run(t, "sts-tlsmap", "-refresh", honest)
 	client := http.Client{Timeout: time.Minute}
 	for path, want := range map[string]string{"/metrics": "sts_tlsmap_build_info", "/": "Policies by mode"} {
 		answer, err := client.Get("http://127.0.0.1:9461" + path)
@@ -84,6 +91,29 @@ func (r *relay) metrics(t *testing.T) {
 		answer.Body.Close()
 		if err != nil || !strings.Contains(string(body), want) {
 			t.Errorf("%s: %s, %v, without %q", path, answer.Status, err, want)
+		}
+		if path == "/metrics" {
+			wantDashboard(t, string(body))
+		}
+	}
+}
+
+// wantDashboard compares a scrape of the daemon in its sandbox, which hides some
+// of what metrics are made from, with what the dashboard shows.
+func wantDashboard(t *testing.T, scraped string) {
+	t.Helper()
+	dashboard, err := os.ReadFile("../grafana/sts-tlsmap.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`\b(?:sts_tlsmap|process|go)_[a-z_]+`).FindAllString(string(dashboard), -1)
+	slices.Sort(names)
+	if names = slices.Compact(names); len(names) < 30 {
+		t.Fatalf("the dashboard shows %q", names)
+	}
+	for _, name := range names {
+		if !regexp.MustCompile(`(?m)^` + name + `[ {]`).MatchString(scraped) {
+			t.Errorf("the dashboard shows %s, which the packaged daemon does not have", name)
 		}
 	}
 }
@@ -224,16 +254,29 @@ func (r *relay) watchdog(t *testing.T) {
 }
 
 // postfixLater has dpkg believe that Postfix was unpacked, where the socket in
-// its chroot is not there.
+// its chroot is not there: its unit was never started, or is active with a
+// socket whose folder went with a Postfix that was purged.
 func (r *relay) postfixLater(t *testing.T) {
-	r.run(t, "systemctl", "stop", "sts-tlsmap-postfix.socket")
-	if r.has(socket) {
-		t.Fatalf("%s is there although its unit was stopped", socket)
-	}
-	r.run(t, "dpkg-trigger", "--by-package=postfix", "--no-await", "/usr/sbin/postfix")
-	r.run(t, "dpkg", "--configure", "--pending")
-	if out := r.run(t, "sh", "-c", "cd "+queueDir+" && exec postmap -q "+honest+" "+chroot); out != secured+"\n" {
-		t.Errorf("through the chroot's socket: %q", out)
+	for _, c := range []struct {
+		what  string
+		state string // of the unit
+		do    []string
+	}{
+		{"a new Postfix", "inactive", []string{"systemctl", "stop", "sts-tlsmap-postfix.socket"}},
+		{"a Postfix purged and installed again", "active", []string{"rm", "-rf", queueDir + "/sts-tlsmap"}},
+	} {
+		r.run(t, c.do[0], c.do[1:]...)
+		if state := r.property(t, "sts-tlsmap-postfix.socket", "ActiveState"); r.has(socket) || state != c.state {
+			t.Fatalf("%s: the unit is %s, %s is there: %v", c.what, state, socket, r.has(socket))
+		}
+		r.run(t, "dpkg-trigger", "--by-package=postfix", "--no-await", "/usr/sbin/postfix")
+		r.run(t, "dpkg", "--configure", "--pending")
+		if out := r.run(t, "sh", "-c", "cd "+queueDir+" && exec postmap -q "+honest+" "+chroot); out != secured+"\n" {
+			t.Errorf("%s: through the chroot's socket: %q", c.what, out)
+		}
+		if state := r.property(t, "sts-tlsmap.service", "ActiveState"); state != "active" {
+			t.Errorf("%s: the service is %s", c.what, state)
+		}
 	}
 }
 
@@ -248,8 +291,21 @@ func (r *relay) figures(t *testing.T) {
 	if err != nil || got != "OK "+secured {
 		t.Fatalf("the lookup that starts the daemon: %q, %v", got, err)
 	}
-	t.Logf("first answer, the daemon's start by its socket included: %v", took.Round(time.Millisecond))
-	t.Logf("resident memory at rest: %s (anonymous: %s)", r.daemonStatus(t, "VmRSS"), r.daemonStatus(t, "RssAnon"))
+	r.measure("time to first answer, start by socket", "%v", took.Round(time.Millisecond))
+	r.measure("resident memory at rest", "%s, of it anonymous %s", r.daemonStatus(t, "VmRSS"), r.daemonStatus(t, "RssAnon"))
+	out := r.run(t, "systemd-analyze", "security", "--offline=yes", "--no-pager", "/usr/lib/systemd/system/sts-tlsmap.service")
+	score := regexp.MustCompile(`exposure level for \S+: (\S+)`).FindStringSubmatch(out)
+	if score == nil {
+		t.Fatalf("systemd-analyze security: %s", out)
+	}
+	r.measure("systemd-analyze security", "%s", score[1])
+	for _, suffix := range []string{".deb", ".rpm"} {
+		st, err := os.Stat(packageFile(t, newer, suffix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.measure("size of the "+suffix, "%.2f MiB", float64(st.Size())/(1<<20))
+	}
 	var kib int
 	if _, err := fmt.Sscan(r.daemonStatus(t, "VmRSS"), &kib); err != nil || kib > 64<<10 {
 		t.Errorf("resident memory: %d KiB (%v)", kib, err)

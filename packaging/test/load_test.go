@@ -20,6 +20,8 @@ import (
 const (
 	// clients ask at once, every second one through the unix socket.
 	clients = 50
+	// oneShots ask beside them, each time on a connection of their own.
+	oneShots = 10
 	// patience is how long Postfix waits for a reply.
 	patience = 100 * time.Second
 	// lookupsBetween two restarts, every client is back at work.
@@ -31,9 +33,10 @@ const (
 // A question is a lookup and the only right answer.
 type question struct{ key, want string }
 
-// A load is clients that ask without pause until they are told to stop. Each
-// keeps its connection, and connects again once where it is hung up on, as
-// Postfix does; where that is in vain too, the lookup has failed.
+// A load is clients that ask without pause until they are told to stop. Most
+// keep their connection, and connect again once where they are hung up on, as
+// Postfix does; where that is in vain too, the lookup has failed. Some connect
+// for every lookup and do not connect again, as Exim does.
 type load struct {
 	stop     atomic.Bool
 	running  sync.WaitGroup
@@ -56,7 +59,41 @@ func startLoad(questions []question, endpoints ...[2]string) *load {
 			l.client(endpoints[i%len(endpoints)], questions, i)
 		}()
 	}
+	for i := range oneShots {
+		l.running.Go(func() { l.oneShot(endpoints[i%len(endpoints)], questions, i) })
+	}
 	return l
+}
+
+// oneShot asks as Exim's readsocket does.
+func (l *load) oneShot(endpoint [2]string, questions []question, n int) {
+	for ; !l.stop.Load(); n++ {
+		q := questions[n%len(questions)]
+		c := &keptConnection{endpoint: endpoint}
+		began := time.Now()
+		got, err := c.ask(q.key)
+		l.note(q, "once "+endpoint[1], got, err, time.Since(began))
+		if tcp, ok := c.nc.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // thousands a second would leave no port: Exim does not ask so often
+		}
+		c.close()
+	}
+}
+
+// note counts a lookup.
+func (l *load) note(q question, where, got string, err error, took time.Duration) {
+	for old := l.longest.Load(); int64(took) > old && !l.longest.CompareAndSwap(old, int64(took)); old = l.longest.Load() {
+	}
+	if err == nil && got == q.want {
+		l.answered.Add(1)
+		return
+	}
+	if err != nil {
+		got = err.Error()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wrong = append(l.wrong, fmt.Sprintf("%s through %s: %q, want %q", q.key, where, got, q.want))
 }
 
 // await returns after so many more right answers.
@@ -75,8 +112,8 @@ func (l *load) end(t *testing.T, what string) {
 	t.Helper()
 	l.stop.Store(true)
 	l.running.Wait()
-	t.Logf("%s: %d lookups by %d clients, %d connections made anew, the longest lookup took %v, %d lost or wrong",
-		what, l.answered.Load(), clients, l.again.Load(), time.Duration(l.longest.Load()).Round(time.Millisecond), len(l.wrong))
+	t.Logf("%s: %d lookups by %d clients and %d that connect each time, %d connections made anew, the longest lookup took %v, %d lost or wrong",
+		what, l.answered.Load(), clients, oneShots, l.again.Load(), time.Duration(l.longest.Load()).Round(time.Millisecond), len(l.wrong))
 	for i, w := range l.wrong {
 		if i == 10 {
 			break
@@ -100,20 +137,10 @@ func (l *load) client(endpoint [2]string, questions []question, n int) {
 			l.again.Add(1)
 			got, err = c.ask(q.key)
 		}
-		took := time.Since(began)
-		for old := l.longest.Load(); int64(took) > old && !l.longest.CompareAndSwap(old, int64(took)); old = l.longest.Load() {
-		}
-		if err == nil && got == q.want {
-			l.answered.Add(1)
-			continue
-		}
+		l.note(q, endpoint[1], got, err, time.Since(began))
 		if err != nil {
-			got = err.Error()
 			c.close()
 		}
-		l.mu.Lock()
-		l.wrong = append(l.wrong, fmt.Sprintf("%s through %s: %q, want %q", q.key, endpoint[1], got, q.want))
-		l.mu.Unlock()
 	}
 }
 

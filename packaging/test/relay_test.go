@@ -3,7 +3,9 @@
 package test
 
 import (
+	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -43,6 +45,25 @@ type relay struct {
 	*machine
 	lab    *testlab.T
 	before []string // the files before the package came
+
+	measured []figure // for the report
+}
+
+// A figure is a number that the tests have measured.
+type figure struct{ what, value string }
+
+func (r *relay) measure(what, format string, args ...any) {
+	r.measured = append(r.measured, figure{what, fmt.Sprintf(format, args...)})
+}
+
+// report logs the figures in one block, to be quoted.
+func (r *relay) report(t *testing.T) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "figures of %s on %s:\n", t.Name(), runtime.GOARCH)
+	for _, f := range r.measured {
+		fmt.Fprintf(&b, "  %-40s %s\n", f.what, f.value)
+	}
+	t.Log(b.String())
 }
 
 // newRelay boots a root, and starts the internet around it.
@@ -99,6 +120,7 @@ func (r *relay) underLoad(t *testing.T, what string, do func(*load)) {
 	}, r.overTCP(), r.overUnix())
 	do(l)
 	l.end(t, what)
+	r.measure("lookups lost or wrong in "+what, "%d of %d", len(l.wrong), l.answered.Load()+int64(len(l.wrong)))
 }
 
 // files lists what there is on the machine, without what others write there

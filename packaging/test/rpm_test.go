@@ -3,6 +3,7 @@
 package test
 
 import (
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -90,5 +91,16 @@ func (r *relay) rpmRemove(t *testing.T) {
 	}
 	if _, err := (&keptConnection{endpoint: r.overTCP()}).ask(honest); err == nil {
 		t.Error("somebody still answers")
+	}
+	// Nothing else is left, no folder and no link of systemd's.
+	var left []string
+	for _, f := range r.files(t) {
+		kept := strings.HasPrefix(f, filepath.Dir(configFile)) || strings.HasPrefix(f, filepath.Dir(cacheFile)) || strings.HasPrefix(f, "/var/lib/rpm")
+		if !kept && !slices.Contains(r.before, f) {
+			left = append(left, f)
+		}
+	}
+	if len(left) > 0 {
+		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 	}
 }

@@ -20,7 +20,7 @@ import (
 func Sources() metrics.Sources {
 	now := time.Now()
 	return metrics.Sources{
-		Version: "1.2.3", Commit: "abc",
+		Version: "1.2.3", Commit: "abc", Started: now,
 		Keeper: func() keeper.Stats { return keeper.Stats{Pending: 3, LateSeconds: 7, Panics: 1} },
 		Cache: func() cache.Stats {
 			return cache.Stats{ByMode: [4]int64{1, 2, 3, 4}, Newest: now, UsedSize: 5, FileSize: 6, MaxSize: 7,

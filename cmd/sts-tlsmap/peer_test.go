@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+)
+
+// TestNoModeWaitsForADaemonThatDoesNotAnswer has sockets that somebody holds and
+// nobody serves, as systemd does for a daemon that cannot start.
+func TestNoModeWaitsForADaemonThatDoesNotAnswer(t *testing.T) {
+	lab := testlab.New(t)
+	dir, file := writeConfig(t, lab)
+	lookups := listenAt(t, "tcp", "127.0.0.1:0")
+	listenAt(t, "unix", filepath.Join(dir, "control.sock"))
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = bytes.Replace(text, []byte("127.0.0.1:0"), []byte(lookups.Addr().String()), 1)
+	list := filepath.Join(dir, "list")
+	for name, text := range map[string][]byte{file: text, list: []byte("one.test\n")} {
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fillCache(t, filepath.Join(dir, "cache.db"))
+
+	const silence = "sts-tlsmap: the daemon does not answer at "
+	for _, test := range []struct {
+		args           string
+		code           int
+		stdout, stderr string // parts of them
+	}{
+		// Those that read go by the file, and say so.
+		{"-cache", exitDone, "one.test", silence + dir + "/control.sock; what follows is from the file " + dir + "/cache.db"},
+		{"-cache one.test", exitDone, "mx: mx1.one.test", "what follows is from the file"},
+		{"-exempt", exitDone, "two.test exempt until ", "what follows is from the file"},
+		{"-explain one.test", exitDone, "Cache, from the file", ""},
+		// Those that change something fail, and say where to look.
+		{"-exempt one.test -for 4h", exitFailed, "", silence + dir + "/control.sock\nsts-tlsmap: hint: see what keeps it from starting"},
+		{"-forget all", exitFailed, "", silence},
+		{"-forget one.test", exitFailed, "", silence},
+		{"-refresh one.test", exitFailed, "", silence},
+		{"-learn " + list, exitFailed, "", silence},
+		// A lookup has an end too.
+		{"-query one.test", exitFailed, "", silence + "inet:" + lookups.Addr().String()},
+		// The configuration may be good all the same.
+		{"-check", exitDone, "sts-tlsmap.toml: ok", "warning: the daemon could not be asked what is wrong with it: the daemon does not answer"},
+	} {
+		f, err := parseFlags(append(strings.Fields(test.args), "-config", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stderr, err := os.Create(filepath.Join(dir, "stderr"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stderr.Close()
+		var stdout bytes.Buffer
+		a := &app{flags: f, stdout: &stdout, stderr: stderr, askWait: brief}
+		code, err := a.mode()
+		if err != nil {
+			code = a.fail(err)
+		}
+		said, err := os.ReadFile(stderr.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code != test.code || !strings.Contains(stdout.String(), test.stdout) || !strings.Contains(string(said), test.stderr) {
+			t.Errorf("%s: exit %d\n%s\n%s", test.args, code, &stdout, said)
+		}
+	}
+}
+
+// fillCache makes a cache with a policy and an exemption.
+func fillCache(t *testing.T, path string) {
+	t.Helper()
+	store, err := cache.Open(path, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	_, err = store.Write([]cache.Op{{Put: &cache.Record{
+		Domain: "one.test", Mode: policy.ModeEnforce, ID: "1", Text: []byte(testlab.PolicyText("enforce", time.Hour, "mx1.one.test")),
+		Fetched: now, Expires: now.Add(time.Hour), Due: now.Add(time.Hour),
+	}}})
+	if err == nil {
+		err = store.WriteExemptions([]cache.Exemption{{Domain: "two.test", Until: now.Add(time.Hour)}})
+	}
+	if err != nil {
+		t.Fatal(fmt.Errorf("filling the cache: %w", err))
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
