@@ -336,7 +336,7 @@ func (k *Keeper) published(batch []*pending, result cache.WriteResult) {
 	for _, p := range batch {
 		if p.record != nil && refused[p.domain] {
 			k.counters.refused.Add(1)
-			k.inMemoryOnly(p.record)
+			k.writer.whileNewest(p, func() { k.inMemoryOnly(p.record) })
 		}
 	}
 	if k.ownLines.Allow() {
@@ -353,15 +353,18 @@ func (k *Keeper) lineOf(lane cache.Lane) *line {
 	return k.check
 }
 
-// publish replaces what memory has of a domain.
+// publish replaces what memory has of a domain, unless that is newer: an older
+// policy may come to the disk while a newer one is answered that still waits.
 func (k *Keeper) publish(p *pending) {
 	hash := k.hash(p.domain)
 	var e *Entry
 	if p.record != nil {
 		e = k.entryOf(p.record)
 	}
-	k.negative.drop(hash)
-	k.table.replace(hash, p.domain, e)
+	k.writer.whileNewest(p, func() {
+		k.negative.drop(hash)
+		k.table.replace(hash, p.domain, e)
+	})
 }
 
 // survive keeps a panic in one domain's work from ending the daemon: mail
