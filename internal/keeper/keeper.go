@@ -131,7 +131,6 @@ type Keeper struct {
 	dnsSlots  chan struct{} // discoveries in their DNS part
 	httpSlots chan struct{} // discoveries in their HTTPS part
 
-	recheckC chan string // domains whose TXT record a lookup wants looked at
 	check    *line
 	fetch    *line
 	learning *rate.Limiter // discoveries that no mail waits for
@@ -170,7 +169,6 @@ func New(o Options) *Keeper {
 		skipped:   newLately(),
 		dnsSlots:  make(chan struct{}, o.LookupConcurrency),
 		httpSlots: make(chan struct{}, o.LookupConcurrency),
-		recheckC:  make(chan string, recheckQueue),
 
 		ownLines:       rate.NewLimiter(logsPerSecond, logBurst),
 		strangersLines: rate.NewLimiter(logsPerSecond, logBurst),
@@ -199,7 +197,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}()
 
 	var loops sync.WaitGroup
-	for _, loop := range []func(context.Context){k.check.run, k.fetch.run, k.recheckLoop, k.upkeep} {
+	for _, loop := range []func(context.Context){k.check.run, k.fetch.run, k.upkeep} {
 		loops.Go(func() { loop(ctx) })
 	}
 	<-ctx.Done()

@@ -101,7 +101,9 @@ const (
 	idlePoll = time.Minute
 	// shortSlots, unusedSlots and troubledSlots are the eighths of a line's slots
 	// that policies with a max_age below a day, those not in use, and those after
-	// a failed or slow try may hold at once.
+	// a failed or slow try may hold at once; urgentSlots those that are wanted at
+	// once, of whatever kind they are.
+	urgentSlots   = 4
 	shortSlots    = 3
 	unusedSlots   = 2
 	troubledSlots = 2

@@ -33,9 +33,15 @@ func (k *Keeper) held(domain string, now time.Time) (*cache.Record, error) {
 	return &r, nil
 }
 
-// checkDue asks for the TXT record of a domain whose turn it is. What it
-// returns is closed when the result is on disk.
-func (k *Keeper) checkDue(ctx context.Context, domain string, _ bool) <-chan struct{} {
+// checkDue asks for the TXT record of a domain whose turn it is, or of one that
+// a lookup wants looked at. What it returns is closed when the result is on disk.
+func (k *Keeper) checkDue(ctx context.Context, domain string, urgent bool) <-chan struct{} {
+	if urgent {
+		if k.check.limit.Wait(ctx) == nil {
+			k.recheck(ctx, domain)
+		}
+		return nil
+	}
 	now := time.Now()
 	r, err := k.held(domain, now)
 	if err != nil {
@@ -100,7 +106,7 @@ func (k *Keeper) noteCheck(domain string, record policy.Record, err error) <-cha
 	}
 	if err == nil {
 		r.Checked = now
-		if k.isNews(r, record.ID, now) && !k.fetch.hurry(domain) {
+		if k.isNews(r, record.ID, now) && !k.fetchSoon(domain) {
 			r.FetchAt, r.FetchUnusedAt = now, now
 		}
 	}
@@ -291,6 +297,16 @@ func (k *Keeper) noteSuccess(t timing, r *cache.Record, found *policy.Fetched, i
 	return changed
 }
 
+// fetchSoon has a policy fetched before what is due, and says whether there was
+// room for that.
+func (k *Keeper) fetchSoon(domain string) bool {
+	if k.fetch.hurry(domain) {
+		return true
+	}
+	k.counters.urgentDropped.Add(1)
+	return false
+}
+
 // putOff handles a record that is due and cannot be read. It stays due in the
 // store, so it is passed over for a while.
 func (k *Keeper) putOff(domain string, err error) {
@@ -299,7 +315,7 @@ func (k *Keeper) putOff(domain string, err error) {
 	}
 	k.skipped.note(domain, time.Now())
 	k.counters.storeErrors.Add(1)
-	if isDamaged(err) && k.fetch.hurry(domain) {
+	if isDamaged(err) && k.fetchSoon(domain) {
 		return // to be fetched anew
 	}
 	if k.ownLines.Allow() {

@@ -130,16 +130,71 @@ func TestALookupAsksForTheRecordOnceInRecheck(t *testing.T) {
 	})
 }
 
+func TestARecheckNeedsNoSecondSlot(t *testing.T) {
+	inSite(t, func(o *Options) { o.RefreshConcurrency = 1 }, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.id, h.text = "2", policyText("enforce", 30*day, "new.example.com") })
+		settle(6 * time.Minute)
+		s.mustHold(t, "example.com")
+		settle(10 * time.Second)
+		if got := s.mustHold(t, "example.com"); !strings.Contains(got, "new.example.com") {
+			t.Errorf("held %q", got)
+		}
+	})
+}
+
+func TestAllSlotsCanBeHeldAtOnce(t *testing.T) {
+	const slots = 3
+	inSite(t, func(o *Options) { o.RefreshConcurrency = slots }, func(t *testing.T, s *site) {
+		gate := make(chan struct{})
+		for i := range 2 * slots {
+			d := fmt.Sprintf("d%d.example", i)
+			s.net.enforced(d, 30*day)
+			s.mustHold(t, d)
+			s.net.change(d, func(h *fakeHost) { h.recordGate = gate })
+		}
+		settle(day + idlePoll) // checks are due, and wait
+		if n := len(s.check.slots); n != slots {
+			t.Errorf("%d of %d slots are held", n, slots)
+		}
+		close(gate)
+	})
+}
+
+// However many rechecks lookups want, what is due for a check is checked.
+func TestRechecksDoNotKeepTheCheckLineFromWhatIsDue(t *testing.T) {
+	inSite(t, func(o *Options) { o.CheckRate = 1 }, func(t *testing.T, s *site) {
+		const n = 600 // more than twice what can be checked in recheck
+		for i := range n {
+			s.net.enforced(fmt.Sprintf("d%d.example", i), 30*day)
+			s.mustHold(t, fmt.Sprintf("d%d.example", i))
+		}
+		s.net.enforced("quiet.example", 30*day)
+		s.mustHold(t, "quiet.example")
+		for range 26 * 12 { // a day and two hours
+			for i := range n {
+				s.mustHold(t, fmt.Sprintf("d%d.example", i))
+			}
+			settle(5 * time.Minute)
+		}
+		if got, _ := s.net.asked("quiet.example"); got < 2 {
+			t.Error("in a day it was not checked")
+		}
+	})
+}
+
 func TestAFloodOfRechecksIsDroppedAndCounted(t *testing.T) {
 	s := openSite(t, t.TempDir()+"/cache.db", newFakeNet(), nil)
 	if err := s.stop(); err != nil { // nothing drains the queue now
 		t.Fatal(err)
 	}
 	for i := range 3 * recheckQueue {
-		s.wantRecheck(uint64(i)<<8|uint64(i)<<32, []byte("x.example"), 1e9, 300)
+		d := fmt.Sprintf("x%d.example", i)
+		s.wantRecheck(uint64(i)<<8|uint64(i)<<32, []byte(d), 1e9, 300)
 	}
-	if len(s.recheckC) != recheckQueue {
-		t.Errorf("%d wait", len(s.recheckC))
+	if len(s.check.urgent) != recheckQueue {
+		t.Errorf("%d wait", len(s.check.urgent))
 	}
 	if got := s.Stats().RechecksDropped; got != 2*recheckQueue {
 		t.Errorf("%d dropped", got)
