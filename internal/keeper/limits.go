@@ -30,8 +30,10 @@ const (
 	// usedPeriod is how long a bitmap collects before it is rotated.
 	usedPeriod = 24 * time.Hour
 
-	// recheckSlots is how many domains' last rechecks are remembered.
+	// recheckSlots is how many domains' last rechecks are remembered, and
+	// recheckWays in how many of the slots one may stand.
 	recheckSlots = 1 << 16
+	recheckWays  = 4
 	// clockSlack is how far ahead of the clock a policy's fetch may be, and how
 	// far the clock may run away between two looks.
 	clockSlack = time.Minute

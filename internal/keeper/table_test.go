@@ -133,3 +133,27 @@ func TestARecheckIsClaimedOnceInAWhile(t *testing.T) {
 		t.Error("not claimed after it")
 	}
 }
+
+// Domains whose hashes lead to the same slots must not make each other be
+// looked at with every lookup.
+func TestDomainsThatShareSlotsAreRecheckedOnceInAWhileToo(t *testing.T) {
+	const sharers = recheckWays + 2 // more than there is room for
+	r := newRecency()
+	claims := make([]int, sharers)
+	for now := int64(1_000_000); now < 1_003_000; now++ {
+		for i := range claims {
+			if r.claim(uint64(i+1)<<32|7<<8, now, 300) {
+				claims[i]++
+			}
+		}
+	}
+	total := 0
+	for i, n := range claims {
+		if total += n; n > 10 {
+			t.Errorf("domain %d: %d times in ten times the while", i, n)
+		}
+	}
+	if total != 10*recheckWays {
+		t.Errorf("%d claims in all", total)
+	}
+}
