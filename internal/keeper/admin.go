@@ -122,7 +122,6 @@ func (k *Keeper) refreshNow(domain string, fl *flight) {
 	if k.fetch.limit.Wait(k.life) != nil {
 		return
 	}
-	k.asked.note(domain, now)
 	if _, ok := k.refetch(k.life, k.o.Lookups, r, fl); ok {
 		k.store(r)
 	}

@@ -124,7 +124,7 @@ type Keeper struct {
 	rechecks *recency
 	negative *negatives
 	writer   *writer
-	asked    *lately // policy hosts asked by the refresher
+	asked    *lately // policy hosts that gave the refresher a policy
 	skipped  *lately // records that are due and cannot be read
 
 	flights   flights

@@ -188,7 +188,6 @@ func (k *Keeper) fetchDue(ctx context.Context, domain string, urgent bool) <-cha
 	if k.fetch.limit.Wait(ctx) != nil {
 		return nil
 	}
-	k.asked.note(domain, now)
 	changed, ok := k.refetch(ctx, k.o.Refresher, r, fl)
 	if !ok {
 		return nil
@@ -223,9 +222,12 @@ func (k *Keeper) refetch(ctx context.Context, d Discoverer, r *cache.Record, fl 
 	}
 	t.drawCheck(r, now)
 	if err != nil {
+		// The next try comes after the backoff, which has been drawn and is told.
+		k.asked.forget(r.Domain)
 		k.counters.fetchFailures.Add(1)
 		k.noteFailure(t, r, err, now)
 	} else {
+		k.asked.note(r.Domain, now)
 		event.Changed = k.noteSuccess(t, r, found, id, now)
 	}
 	event.Mode = r.Mode
@@ -343,3 +345,5 @@ func (l *lately) noted(domain string, now time.Time) bool {
 }
 
 func (l *lately) note(domain string, now time.Time) { l.when.Add(domain, now) }
+
+func (l *lately) forget(domain string) { l.when.Remove(domain) }

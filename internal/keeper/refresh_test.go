@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -164,8 +165,8 @@ func TestAllSlotsCanBeHeldAtOnce(t *testing.T) {
 
 // However many rechecks lookups want, what is due for a check is checked.
 func TestRechecksDoNotKeepTheCheckLineFromWhatIsDue(t *testing.T) {
-	inSite(t, func(o *Options) { o.CheckRate = 1 }, func(t *testing.T, s *site) {
-		const n = 600 // more than twice what can be checked in recheck
+	inSite(t, func(o *Options) { o.CheckRate = 0.1 }, func(t *testing.T, s *site) {
+		const n = 60 // more than twice what can be checked in recheck
 		for i := range n {
 			s.net.enforced(fmt.Sprintf("d%d.example", i), 30*day)
 			s.mustHold(t, fmt.Sprintf("d%d.example", i))
@@ -253,6 +254,51 @@ func TestRFC8461_3_3_AfterAFailedFetchTheSameIDWaitsFiveMinutes(t *testing.T) {
 			t.Errorf("%d fetches in five minutes, the first one included", n)
 		}
 	})
+}
+
+func TestAFailedFetchIsTriedAgainWhenTheLogSaysSo(t *testing.T) {
+	for _, result := range []policy.Result{policy.ResultFetch, policy.ResultBusy} {
+		inSite(t, nil, func(t *testing.T, s *site) {
+			s.net.enforced("example.com", 30*day)
+			for range 2 {
+				s.mustHold(t, "example.com")
+			}
+			// First a fetch that succeeds, so that the host was asked of late.
+			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+				t.Fatal(err)
+			}
+			s.net.change("example.com", func(h *fakeHost) { h.fetchErr = result })
+			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+				t.Fatal(err)
+			}
+			failed := time.Now()
+			_, before := s.net.asked("example.com")
+			next := mustGet(t, s, "example.com").FetchAt
+			if wait := next.Sub(failed); wait < firstBackoff-time.Second || wait > firstBackoff*5/4 {
+				t.Errorf("%s: the next try is to be %v after the failure", result, wait)
+			}
+			if told := "next=" + next.Format(time.RFC3339); result == policy.ResultFetch && !strings.Contains(s.log.String(), told) {
+				t.Errorf("no %s in the log:\n%s", told, s.log)
+			}
+			settle(time.Until(next) - time.Second)
+			if _, n := s.net.asked("example.com"); n != before {
+				t.Errorf("%s: tried %d times before", result, n-before)
+			}
+			settle(10 * time.Second)
+			if _, n := s.net.asked("example.com"); n != before+1 {
+				t.Errorf("%s: tried %d times at the moment that was drawn", result, n-before)
+			}
+		})
+	}
+}
+
+func mustGet(t *testing.T, s *site, domain string) cache.Record {
+	t.Helper()
+	r, err := s.Get(domain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func TestAPolicyThatIsRefreshedIsAnsweredFromMemoryAtOnce(t *testing.T) {
