@@ -76,7 +76,8 @@ const (
 	// finalCommits is how long what is pending is still written at the end.
 	finalCommits = 5 * time.Second
 
-	// minFetchInterval is how often the refresher asks one policy host at most.
+	// minFetchInterval is how often the refresher asks a policy host at most that
+	// gives it a policy.
 	minFetchInterval = 10 * time.Minute
 	// confirmAfter and confirmWithin: when a new id with an unchanged text is
 	// looked at again (RFC 8461, 8.1).
