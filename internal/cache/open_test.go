@@ -221,6 +221,7 @@ func TestAWriteAfterASalvageIsNewerThanWhatWasSalvaged(t *testing.T) {
 		s := openAt(t, path, testOptions())
 		want := record("d001.example")
 		want.ID = fmt.Sprint("round ", round)
+		want.Due, want.CheckAt, want.FetchAt, want.FetchUnusedAt = noon, noon, noon, noon // as what a scan finds
 		mustWrite(t, s, puts(want)...)
 		closeStore(t, s)
 		// All pages that point to values are lost; old copies are about.

@@ -127,6 +127,7 @@ type carrier struct {
 	asTheyAre []put // damaged ones, under their keys
 	bytes     int
 	scanning  bool
+	enforced  bool // only enforced policies are taken from the scan
 
 	counts    counts
 	newest    int64
@@ -138,9 +139,13 @@ type carrier struct {
 
 // carry goes through the pages in the order of the domains first, and over
 // those that cannot be read. If anything was amiss it then looks through the
-// whole file for values, wherever they stand: also those on pages that nothing
-// points to any more. The newest of each domain wins. So a policy that was
-// deleted may come back; it is one that we fetched, and it has its expiry.
+// file for values, wherever they stand. The newest of each domain wins.
+//
+// Not on the pages that are free, though: what stands there was replaced or
+// deleted. Where it cannot be told which those are, only enforced policies are
+// taken, since what is found may be an older version: one of another mode could
+// stand in for an enforced policy that was lost with its page, and take away the
+// protection, while an enforced one that has been replaced errs on the safe side.
 func (c *carrier) carry(src source) error {
 	amiss := src.current == nil || !src.complete
 	if src.current != nil {
@@ -154,7 +159,11 @@ func (c *carrier) carry(src source) error {
 		amiss = amiss || bad > 0 || c.damaged+c.broken > 0 || int64(c.recovered) < src.current.policies()
 	}
 	if amiss && src.file != nil {
-		if err := c.carryScan(src.file); err != nil {
+		free, err := freePages(src.file)
+		if err != nil || !src.complete {
+			free, c.enforced = nil, true
+		}
+		if err := c.carryScan(src.file, free); err != nil {
 			return err
 		}
 	}
@@ -195,8 +204,8 @@ func (c *carrier) carryTree(sn *snapshot) (bad uint64, err error) {
 	return w.bad, c.flush()
 }
 
-// carryScan looks for values in the bytes of the file.
-func (c *carrier) carryScan(f *os.File) error {
+// carryScan looks for values in the bytes of the file, but for the free pages.
+func (c *carrier) carryScan(f *os.File, free *freeSet) error {
 	c.scanning = true
 	info, err := f.Stat()
 	if err != nil {
@@ -204,8 +213,11 @@ func (c *carrier) carryScan(f *os.File) error {
 	}
 	window := make([]byte, 0, scanWindow)
 	for at := int64(0); at < info.Size(); {
-		window = readWindow(f, window[:min(scanWindow, info.Size()-at)], at)
-		last := at+int64(len(window)) >= info.Size()
+		want := min(scanWindow, info.Size()-at)
+		window = readWindow(f, window[:want], at)
+		// A file may turn out to be shorter than it was said to be.
+		last := at+want >= info.Size() || int64(len(window)) < want
+		free.blank(window, at)
 		used := c.scan(window, last)
 		if err := c.flush(); err != nil {
 			return err
@@ -253,8 +265,12 @@ func (c *carrier) scan(window []byte, last bool) int {
 			at += len(mark)
 			continue
 		}
-		c.batch = append(c.batch, bytes.Clone(v))
 		at += len(v)
+		if !c.enforced {
+			c.batch = append(c.batch, bytes.Clone(v))
+		} else if v.Mode() == policy.ModeEnforce {
+			c.batch = append(c.batch, v.dueAt(c.store.options.Now()))
+		}
 	}
 }
 

@@ -126,6 +126,16 @@ func (v Value) lane() Lane            { return Lane(v[offLane]) }
 func (v Value) sequence() uint64      { return binary.LittleEndian.Uint64(v[offSequence:]) }
 func (v Value) domain() []byte        { return v[headerSize : headerSize+int(v[offDomainLen])] }
 
+// dueAt returns a copy that is to be checked and fetched at now.
+func (v Value) dueAt(now time.Time) Value {
+	v = bytes.Clone(v)
+	for _, offset := range []int{offDue, offCheckAt, offFetchAt, offFetchUnusedAt} {
+		binary.LittleEndian.PutUint64(v[offset:], uint64(secondsOf(now)))
+	}
+	putChecksum(v)
+	return v
+}
+
 // newest returns the latest time at which something happened to the policy.
 func (v Value) newest() int64 {
 	return max(v.Fetched(), v.Checked(), v.time(offFailedAt))
