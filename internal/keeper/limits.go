@@ -37,6 +37,9 @@ const (
 	// clockSlack is how far ahead of the clock a policy's fetch may be, and how
 	// far the clock may run away between two looks.
 	clockSlack = time.Minute
+	// lostAfter is by how much a policy in use may be overdue before it is fetched
+	// because it is asked for: the index of what is due may have lost it.
+	lostAfter = 24 * time.Hour
 	// recheckQueue is how many rechecks wait; one more is dropped and counted.
 	recheckQueue = 1024
 	// urgentQueue is how many fetches for a changed id wait outside the store.

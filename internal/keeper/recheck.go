@@ -24,10 +24,11 @@ func (k *Keeper) wantRecheck(hash uint64, domain []byte, now, seconds int64) {
 }
 
 // strayed says whether a policy that is asked for is out of reach of the
-// refresher: left to expire, since nobody had asked for it in a long time, or
-// fetched when the clock was ahead, so that it would be due in the future only.
+// refresher: left to expire, since nobody had asked for it in a long time;
+// fetched when the clock was ahead, so that it would be due in the future only;
+// or overdue for so long that the store's index may have lost it.
 func (k *Keeper) strayed(r *cache.Record, now time.Time) bool {
-	return now.Sub(r.Used) > k.o.UnusedAfter || r.Fetched.Sub(now) > clockSlack
+	return now.Sub(r.Used) > k.o.UnusedAfter || r.Fetched.Sub(now) > clockSlack || now.Sub(r.Due) > lostAfter
 }
 
 // recheck writes nothing: what it saw is forgotten but for a changed id, or

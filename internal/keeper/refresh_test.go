@@ -185,6 +185,26 @@ func TestRechecksDoNotKeepTheCheckLineFromWhatIsDue(t *testing.T) {
 	})
 }
 
+// A store whose index has lost a policy never says that it is due.
+type forgetfulStore struct{ Store }
+
+func (forgetfulStore) Due(cache.Lane, time.Time, int) ([]cache.Due, time.Time, error) {
+	return nil, time.Time{}, nil
+}
+
+func TestAPolicyThatTheIndexHasLostIsFetchedWhenItIsAskedFor(t *testing.T) {
+	inSite(t, func(o *Options) { o.Store = forgetfulStore{o.Store} }, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 3*day)
+		for range 10 * 24 {
+			s.mustHold(t, "example.com")
+			settle(time.Hour)
+		}
+		if n := s.Stats().Discoveries; n != 1 {
+			t.Errorf("it has expired and was found anew %d times", n-1)
+		}
+	})
+}
+
 func TestAFloodOfRechecksIsDroppedAndCounted(t *testing.T) {
 	s := openSite(t, t.TempDir()+"/cache.db", newFakeNet(), nil)
 	if err := s.stop(); err != nil { // nothing drains the queue now
