@@ -59,12 +59,26 @@ func (s *Store) trouble(why error) {
 	})
 }
 
-// stop lets no rebuild begin, and waits for the one that runs.
-func (r *rebuilds) stop() {
+// stop lets no rebuild begin, and waits for the one that runs, for so long: it
+// may be in a read or a sync that the disk does not end. It says whether there
+// is none any more.
+func (r *rebuilds) stop(wait time.Duration) bool {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
-	r.running.Wait()
+	done := make(chan struct{})
+	go func() {
+		r.running.Wait()
+		close(done)
+	}()
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // rebuild makes a new file of what can be read of the current one. Lookups go

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -190,6 +191,26 @@ func TestLookupsGoOnWhileTheFileIsRebuiltAndWritesAreBusy(t *testing.T) {
 		<-s.turn
 		mustWrite(t, s, puts(record("b.example"))...)
 		closeStore(t, s)
+	})
+}
+
+func TestCloseDoesNotWaitForARebuildThatHangs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cache.db")
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, testOptions())
+		if err != nil {
+			t.Fatal(err)
+		}
+		hung := make(chan struct{})
+		s.rebuilds.running.Go(func() { <-hung }) // as one in a sync
+		before := time.Now()
+		if err := s.Close(); err == nil || !strings.Contains(err.Error(), "a rebuild does not end") {
+			t.Errorf("Close: %v", err)
+		}
+		if waited := time.Since(before); waited != closeWait {
+			t.Errorf("it waited %v", waited)
+		}
+		close(hung)
 	})
 }
 
