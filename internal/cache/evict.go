@@ -13,6 +13,10 @@ const (
 	// that may be given up for another enforced one.
 	idleAfter = 7
 
+	// growSlack is the part of MaxSize, one in so many, by which policies that
+	// are held may grow beyond it.
+	growSlack = 8
+
 	// maxVictims bounds what one commit gives up, and so how long it takes.
 	maxVictims = 4096
 

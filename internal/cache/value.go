@@ -88,6 +88,11 @@ func (v Value) Ready() []byte {
 	return v[len(v)-int(binary.LittleEndian.Uint32(v[offReadyLen:])):]
 }
 
+// policyLen returns the bytes of the text and of what is ready of it.
+func (v Value) policyLen() uint64 {
+	return uint64(binary.LittleEndian.Uint32(v[offTextLen:])) + uint64(binary.LittleEndian.Uint32(v[offReadyLen:]))
+}
+
 // Record decodes the value. Nothing in the record points into the value.
 func (v Value) Record() Record {
 	rest := v[headerSize:]
