@@ -92,7 +92,7 @@ func (s *service) open() error {
 	if err != nil {
 		return err
 	}
-	if s.store, err = openCache(cfg, s.log); err != nil {
+	if s.store, err = openCache(cfg, s.inUse, s.log); err != nil {
 		return err
 	}
 	numbers, failures := metrics.New(), new(status.Failures)
@@ -159,14 +159,18 @@ func (g gated) Fetch(ctx context.Context, domain string) (*policy.Fetched, error
 	return g.FetchThrough(ctx, domain, g.gate)
 }
 
+// inUse asks the keeper whether a policy may be in use. The cache is opened
+// before there is one, and gives nothing up until it runs.
+func (s *service) inUse(domain []byte) bool { return s.keeper == nil || s.keeper.InUse(domain) }
+
 // openCache opens the cache, or says why it cannot be and what to do.
-func openCache(cfg *config.Config, log *slog.Logger) (*cache.Store, error) {
+func openCache(cfg *config.Config, inUse func([]byte) bool, log *slog.Logger) (*cache.Store, error) {
 	dir := filepath.Dir(cfg.Cache.Path)
 	if !isDir(dir) {
 		return nil, hint(fmt.Errorf("the cache cannot be opened: there is no folder %s", dir),
 			"make it, owned by the daemon's user, or set path in [cache]")
 	}
-	store, err := cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: log})
+	store, err := cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, InUse: inUse, Log: log})
 	var locked *cache.LockedError
 	switch {
 	case err == nil:

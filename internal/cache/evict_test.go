@@ -170,6 +170,32 @@ func TestAPolicyThatDoesNotGrowIsNeverRefused(t *testing.T) {
 	checkStore(t, s)
 }
 
+func TestAnIdlePolicyThatIsInUseNowIsNotGivenUp(t *testing.T) {
+	used := map[string]bool{"d0000.example": true, "d0003.example": true}
+	o := testOptions()
+	o.MaxSize = smallSize
+	o.InUse = func(domain []byte) bool { return used[string(domain)] }
+	s := withoutSync(openAt(t, filepath.Join(t.TempDir(), "cache.db"), o))
+	fill(t, s, func(i int) *Record {
+		return sized(fmt.Sprintf("d%04d.example", i), policy.ModeEnforce, 2000, at(-30*day))
+	})
+	for i := range 2000 {
+		w := mustWrite(t, s, Op{Put: sized(fmt.Sprintf("new%04d.example", i), policy.ModeEnforce, 2000, noon)})
+		for _, d := range w.Evicted {
+			if used[d] {
+				t.Fatalf("%s was given up", d)
+			}
+		}
+		if len(w.Refused) > 0 {
+			break
+		}
+	}
+	if _, err := s.Get("d0001.example"); err != ErrNotFound {
+		t.Errorf("an idle one that is not in use is still there: %v", err)
+	}
+	checkStore(t, s)
+}
+
 func TestAPolicyOfNoneGivesUpNoEnforcedOneThatLives(t *testing.T) {
 	s := openSmall(t)
 	fill(t, s, func(i int) *Record {

@@ -32,6 +32,11 @@ type Options struct {
 	Log     *slog.Logger     // nil: none
 	Now     func() time.Time // the clock that eviction goes by; nil: time.Now
 
+	// InUse says whether a policy was used lately, as far as its record does not
+	// say so yet: such a one is not given up for another. It must not block. Nil:
+	// none was.
+	InUse func(domain []byte) bool
+
 	// OnTrouble, if not nil, is told when the file turns out to be damaged
 	// while it is in use. It is called on a goroutine of its own, once for
 	// each rebuild that follows.

@@ -103,6 +103,8 @@ type plan struct {
 	newest   int64
 	room     int64 // bytes that may be added before something has to go
 	slack    int64 // bytes by which policies that are held may grow beyond
+	inUse    func(domain []byte) bool
+	passed   int // policies in use that victims has passed over
 	victims  *victims
 	refused  [numPhases]int64 // the least need that was refused by last phase; 0: none was
 	result   WriteResult
@@ -125,6 +127,7 @@ func newPlan(sn *snapshot, o Options) *plan {
 		newest:   sn.newest,
 		room:     o.MaxSize - sn.used,
 		slack:    o.MaxSize / growSlack,
+		inUse:    o.InUse,
 	}
 	p.victims = &victims{plan: p}
 	return p

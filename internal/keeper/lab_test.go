@@ -257,11 +257,21 @@ func inSite(t *testing.T, bend func(*Options), test func(*testing.T, *site)) {
 
 func openSite(t *testing.T, path string, net *fakeNet, bend func(*Options)) *site {
 	t.Helper()
-	store, err := cache.Open(path, cache.Options{MaxSize: 1 << 30})
+	return openSiteOf(t, path, 1<<30, net, bend)
+}
+
+// openSiteOf is openSite with a cache of another size.
+func openSiteOf(t *testing.T, path string, maxSize int64, net *fakeNet, bend func(*Options)) *site {
+	t.Helper()
+	var s *site
+	store, err := cache.Open(path, cache.Options{
+		MaxSize: maxSize,
+		InUse:   func(domain []byte) bool { return s.InUse(domain) },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: new(syncBuffer)}
+	s = &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: new(syncBuffer)}
 	o := Options{
 		Store: s.disk, Lookups: net, Refresher: net, Prepare: prepare,
 		Log: slog.New(slog.NewTextHandler(s.log, nil)),

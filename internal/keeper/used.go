@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"hash/maphash"
 	"sync/atomic"
 	"time"
 )
@@ -34,6 +35,13 @@ func (u *usedMap) mark(hash uint64) {
 func (u *usedMap) lately(hash uint64) bool {
 	i, bit := hash>>8%(usedBits/64), uint64(1)<<(hash>>40%64)
 	return (u.maps[0][i].Load()|u.maps[1][i].Load())&bit != 0
+}
+
+// InUse says whether a policy may be in use although its record does not say
+// so yet: a use comes into it a day later. For a day after a start nothing is
+// known of late uses, and all may be.
+func (k *Keeper) InUse(domain []byte) bool {
+	return time.Since(k.begun) < usedPeriod || k.used.lately(maphash.Bytes(k.seed, domain))
 }
 
 // rotate begins a new period if the last one is over.
