@@ -129,3 +129,28 @@ func TestNothingIsDeletedForADayAfterTheClockHasJumpedAhead(t *testing.T) {
 		t.Error("not a day after the jump")
 	}
 }
+
+// The bubble's clock cannot be set back, so the moments are given.
+func TestAPolicyThatLivesAgainOnceTheClockIsPutRightIsNotHiddenByAFailure(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultWebPKI })
+		right := time.Now().Add(20 * time.Hour)
+		settle(25 * time.Hour) // "the clock jumps ahead"
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+			t.Fatal(err)
+		}
+		ahead := time.Now()
+		hash := s.hash("example.com")
+		if known, _ := s.negative.get(hash, []byte("example.com"), ahead); !known {
+			t.Error("the failure is not remembered")
+		}
+		if known, _ := s.negative.get(hash, []byte("example.com"), right); known {
+			t.Error("put right, the failure hides a policy that is held")
+		}
+		if known, _ := s.negative.get(hash, []byte("example.com"), right.Add(4*time.Hour)); !known {
+			t.Error("once the policy has expired, the failure is not known")
+		}
+	})
+}

@@ -63,7 +63,8 @@ const (
 	holdUnknown             // it cannot be told: that counts as nothing, but not for long
 )
 
-// look says what is held of a domain now.
+// look says what is held of a domain now. The record is also returned if it has
+// expired.
 func (k *Keeper) look(domain string, now time.Time) (*cache.Record, hold) {
 	r, err := k.held(domain, now)
 	switch {
@@ -74,7 +75,7 @@ func (k *Keeper) look(domain string, now time.Time) (*cache.Record, hold) {
 	case err != nil:
 		return nil, holdUnknown
 	case !isLive(r, now):
-		return nil, holdNothing
+		return r, holdNothing
 	}
 	return r, holdLive
 }
@@ -111,7 +112,7 @@ func (k *Keeper) discover(domain string, fl *flight) {
 	k.health.note(domain, result, time.Now())
 	event := Event{Step: StepDiscovery, Domain: domain, Result: result, Err: err, Took: time.Since(begun)}
 	if err != nil {
-		k.remember(domain, held, err)
+		k.remember(domain, known, held, err)
 		k.o.Observe(event)
 		fl.outcome = Refreshed{Domain: domain, Result: result, Err: reason(err)}
 		return
@@ -175,12 +176,16 @@ func (k *Keeper) turn(ctx context.Context, slots chan struct{}, domain string) (
 
 // remember keeps the news that no policy was found: for as long as the DNS
 // says, or, after a failure, five minutes and longer with repetition. One that
-// was not tried for want of a turn has not failed.
-func (k *Keeper) remember(domain string, held hold, err error) {
+// was not tried for want of a turn has not failed. known is a policy that has
+// expired; nil if there is none.
+func (k *Keeper) remember(domain string, known *cache.Record, held hold, err error) {
 	now := time.Now()
 	hash := k.hash(domain)
 	damaged := held == holdDamaged
 	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: reason(err), damaged: damaged}
+	if known != nil {
+		n.heldUntil = liveUntil(known.Fetched.Unix(), known.Expires.Unix())
+	}
 	n.failures = k.negative.failures(hash, domain)
 	keep := min(max(ttlOf(err), minNegative), maxNegativeTTL)
 	switch n.Result {

@@ -15,8 +15,17 @@ type Negative struct {
 	Err    string
 	Until  time.Time
 
-	damaged  bool // a policy was held and cannot be read
-	failures int  // in a row
+	damaged   bool  // a policy was held and cannot be read
+	failures  int   // in a row
+	heldUntil int64 // Unix seconds: until when a policy is held that has expired by the clock; 0: none is
+}
+
+// counts says whether it is known at now that there is no policy. It goes by
+// the time that has passed, not by the clock on the wall: one that is set back
+// must not make a domain wait for years. But if that brings a policy back to
+// life, which had expired by a clock that was ahead, that counts.
+func (n *Negative) counts(now time.Time) bool {
+	return now.Before(n.Until) && now.Unix() >= n.heldUntil
 }
 
 // negatives are kept in memory only, so many at most, under a hash of the
@@ -34,12 +43,10 @@ func newNegatives() *negatives {
 }
 
 // get says whether a domain is known to have no policy at now, and whether
-// that is because a stored one cannot be read. It goes by the time that has
-// passed, not by the clock on the wall: one that is set back must not make a
-// domain wait for years.
+// that is because a stored one cannot be read.
 func (n *negatives) get(hash uint64, domain []byte, now time.Time) (known, damaged bool) {
 	v, ok := n.byHash.Get(hash)
-	if !ok || v.Domain != string(domain) || !now.Before(v.Until) {
+	if !ok || v.Domain != string(domain) || !v.counts(now) {
 		return false, false
 	}
 	return true, v.damaged
@@ -60,7 +67,7 @@ func (n *negatives) drop(hash uint64) { n.byHash.Remove(hash) }
 // Negative returns what is remembered of a domain without a policy.
 func (k *Keeper) Negative(domain string) (Negative, bool) {
 	v, ok := k.negative.byHash.Peek(k.hash(domain))
-	if !ok || v.Domain != domain || !time.Now().Before(v.Until) {
+	if !ok || v.Domain != domain || !v.counts(time.Now()) {
 		return Negative{}, false
 	}
 	return *v, true
