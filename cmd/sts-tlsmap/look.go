@@ -169,19 +169,19 @@ func listFile(ctx context.Context, cfg *config.Config, listing *explain.Listing)
 	defer store.Close()
 	after := ""
 	for ctx.Err() == nil {
-		page, err := store.List(after, cache.MaxPage)
+		page, next, err := store.List(after, cache.MaxPage)
 		if err != nil {
 			return err
-		}
-		if len(page) == 0 {
-			return nil
 		}
 		for i := range page {
 			if err := listing.Add(control.EntryOf(&page[i])); err != nil {
 				return err
 			}
 		}
-		after = page[len(page)-1].Domain
+		if next == "" {
+			return nil
+		}
+		after = next
 	}
 	return ctx.Err()
 }

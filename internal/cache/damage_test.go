@@ -201,16 +201,12 @@ func mustWriteAtLast(t testing.TB, s *Store, r *Record) {
 func works(t testing.TB, s *Store) {
 	t.Helper()
 	mustWriteAtLast(t, s, record("fresh.example"))
-	after := ""
-	for {
-		list, err := s.List(after, MaxPage)
-		if err != nil {
-			t.Fatal(err)
+	for after, ended := "", false; !ended; {
+		_, next, err := s.List(after, MaxPage)
+		if err != nil || next != "" && next <= after {
+			t.Fatal(next, after, err)
 		}
-		if len(list) == 0 {
-			break
-		}
-		after = list[len(list)-1].Domain
+		after, ended = next, next == ""
 	}
 	if _, _, err := s.Due(0, at(2*day), MaxPage); err != nil {
 		t.Fatal(err)

@@ -123,16 +123,15 @@ const maxListBytes = 4 << 20
 
 // List returns records in the order of their domains, the first one after the
 // domain after, at most max of them and at most MaxPage; fewer if they are
-// large. The list has ended when there are none. A damaged one is listed with
-// what can be made out, and its LastError says that it is damaged. What lies on
-// unreadable pages is left out, and a rebuild begins.
-func (s *Store) List(after string, max int) ([]Record, error) {
+// large. next is the domain to go on after, empty at the end of the list. A
+// damaged one is listed with what can be made out, and its LastError says that
+// it is damaged. What lies on unreadable pages is left out, and a rebuild begins.
+func (s *Store) List(after string, max int) (list []Record, next string, err error) {
 	sn := s.current()
 	if sn == nil {
-		return nil, ErrClosed
+		return nil, "", ErrClosed
 	}
 	defer sn.release()
-	var list []Record
 	size := 0
 	from := append([]byte(after), 0) // the least domain after it
 	if after == "" {
@@ -154,8 +153,8 @@ func (s *Store) List(after string, max int) ([]Record, error) {
 			s.noticed(err)
 		}
 		if !more {
-			break
+			return list, "", nil
 		}
 	}
-	return list, nil
+	return list, string(w.last), nil
 }

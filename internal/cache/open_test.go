@@ -67,7 +67,7 @@ func TestOpenReadOnlyReadsAndWritesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustHold(t, s, r)
-	if list, err := s.List("", 10); err != nil || len(list) != 2 {
+	if list, _, err := s.List("", 10); err != nil || len(list) != 2 {
 		t.Errorf("%v, %v", list, err)
 	}
 	if _, err := s.Write(puts(r)); !errors.Is(err, ErrReadOnly) {

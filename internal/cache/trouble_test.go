@@ -48,7 +48,7 @@ func TestADamagedPolicyIsKnownToHaveBeenHeldUntilItIsPutAgain(t *testing.T) {
 	mustBeDamaged(t, s, "a.example")
 	mustHold(t, s, record("b.example"))
 
-	list, err := s.List("", 10)
+	list, _, err := s.List("", 10)
 	if err != nil || len(list) != 2 || list[0].Domain != "a.example" || list[0].LastError == "" || list[0].Mode != r.Mode {
 		t.Errorf("List: %+v, %v", list, err)
 	}
@@ -295,7 +295,7 @@ func TestReadersSeeWholeStatesWhileOthersWriteAndTheFileIsRebuilt(t *testing.T) 
 					t.Errorf("a mixture: %q", hit.Ready)
 				}
 				if i%100 == reader {
-					if list, err := s.List("", n); err != nil || len(list) != n || !bytes.Equal(list[0].Ready, list[n-1].Ready) {
+					if list, _, err := s.List("", n); err != nil || len(list) != n || !bytes.Equal(list[0].Ready, list[n-1].Ready) {
 						t.Errorf("%d listed, %v", len(list), err)
 					}
 					if due, _, err := s.Due(0, noon, n); err != nil || len(due) != n {

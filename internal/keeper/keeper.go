@@ -46,7 +46,7 @@ type Store interface {
 	Get(domain string) (cache.Record, error)
 	Write(ops []cache.Op) (cache.WriteResult, error)
 	Due(lane cache.Lane, now time.Time, limit int) ([]cache.Due, time.Time, error)
-	List(after string, limit int) ([]cache.Record, error)
+	List(after string, limit int) (list []cache.Record, next string, err error)
 	Purge(before time.Time, limit int) ([]string, error)
 }
 
