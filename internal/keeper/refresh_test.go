@@ -52,6 +52,27 @@ func TestAPolicyNotInUseIsFetchedRarelyAndAfter90DaysLeftToExpire(t *testing.T) 
 	})
 }
 
+func TestAUseIsNotForgottenWhereChecksAreRarerThanTheBitmapsAreRotated(t *testing.T) {
+	inSite(t, func(o *Options) { o.Interval = 10 * day }, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 60*day)
+		s.mustHold(t, "example.com")
+		settle(2 * day)
+		checks, fetches := s.net.asked("example.com")
+		s.mustHold(t, "example.com")
+		used := time.Now()
+		settle(2 * day)
+		if r := mustGet(t, s, "example.com"); r.Used.Before(used.Add(-time.Second)) {
+			t.Errorf("used %v before the last use", used.Sub(r.Used))
+		}
+		if _, n := s.net.asked("example.com"); n == fetches {
+			t.Error("a policy in use was not fetched within two days")
+		}
+		if n, _ := s.net.asked("example.com"); n > checks+4 { // the recheck, and with each fetch
+			t.Errorf("%d TXT lookups in two days", n-checks)
+		}
+	})
+}
+
 func TestRFC8461_3_3_ABlockedDNSStopsNoFetch(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 4*day)
