@@ -45,8 +45,11 @@ const (
 	// urgentQueue is how many fetches for a changed id wait outside the store.
 	urgentQueue = 1024
 
-	// maxNegative bounds the negative results.
-	maxNegative = 1 << 16
+	// maxNegative and maxNegativeBytes bound the negative results, each of which
+	// counts negativeOverhead bytes beside its strings.
+	maxNegative      = 1 << 16
+	maxNegativeBytes = 16 << 20
+	negativeOverhead = 256
 	// maxReason is how many bytes of what went wrong are remembered.
 	maxReason = 400
 	// minNegative and maxNegativeTTL bound how long the DNS' denial is kept.

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -28,18 +29,26 @@ func (n *Negative) counts(now time.Time) bool {
 	return now.Before(n.Until) && now.Unix() >= n.heldUntil
 }
 
-// negatives are kept in memory only, so many at most, under a hash of the
-// domain that nobody outside can aim at.
+// size is about what it takes in memory.
+func (n *Negative) size() int64 { return negativeOverhead + int64(len(n.Domain)+len(n.Err)) }
+
+// negatives are kept in memory only, so many at most and so many bytes, under a
+// hash of the domain that nobody outside can aim at.
 type negatives struct {
 	byHash *lru.Cache[uint64, *Negative]
+	mu     sync.Mutex // of those that change it
+	bytes  int64
 }
 
 func newNegatives() *negatives {
-	c, err := lru.New[uint64, *Negative](maxNegative)
+	n := new(negatives)
+	// What goes is told while mu is held.
+	c, err := lru.NewWithEvict(maxNegative, func(_ uint64, v *Negative) { n.bytes -= v.size() })
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	return &negatives{byHash: c}
+	n.byHash = c
+	return n
 }
 
 // get says whether a domain is known to have no policy at now, and whether
@@ -60,9 +69,27 @@ func (n *negatives) failures(hash uint64, domain string) int {
 	return 0
 }
 
-func (n *negatives) put(hash uint64, v *Negative) { n.byHash.Add(hash, v) }
+func (n *negatives) put(hash uint64, v *Negative) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if old, ok := n.byHash.Peek(hash); ok { // what is replaced is not told
+		n.bytes -= old.size()
+	}
+	n.byHash.Add(hash, v)
+	n.bytes += v.size()
+	for n.bytes > maxNegativeBytes {
+		n.byHash.RemoveOldest()
+	}
+}
 
-func (n *negatives) drop(hash uint64) { n.byHash.Remove(hash) }
+func (n *negatives) drop(hash uint64) {
+	if !n.byHash.Contains(hash) { // as nearly always
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.byHash.Remove(hash)
+}
 
 // Negative returns what is remembered of a domain without a policy.
 func (k *Keeper) Negative(domain string) (Negative, bool) {

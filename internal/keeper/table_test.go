@@ -3,6 +3,7 @@ package keeper
 import (
 	"fmt"
 	"hash/maphash"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -163,5 +164,27 @@ func TestDomainsThatShareSlotsAreRecheckedOnceInAWhileToo(t *testing.T) {
 	}
 	if total != 10*recheckWays {
 		t.Errorf("%d claims in all", total)
+	}
+}
+
+func TestNegativeResultsStayWithinTheirBytes(t *testing.T) {
+	n := newNegatives()
+	until := time.Now().Add(time.Hour)
+	held := func() (bytes int64) {
+		for _, v := range n.byHash.Values() {
+			bytes += v.size()
+		}
+		return bytes
+	}
+	for i := range uint64(2 * maxNegative) {
+		d := fmt.Sprintf("%06d.%s.example", i, strings.Repeat("a", 230))
+		n.put(i, &Negative{Domain: d, Err: strings.Repeat("x", maxReason), Until: until})
+		n.put(i, &Negative{Domain: d, Until: until})
+		if i%3 == 0 {
+			n.drop(i)
+		}
+	}
+	if got := held(); n.bytes != got || got > maxNegativeBytes || got < maxNegativeBytes/2 {
+		t.Errorf("%d bytes are counted, %d are held", n.bytes, got)
 	}
 }
