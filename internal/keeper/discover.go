@@ -283,35 +283,33 @@ func (k *Keeper) take(r *cache.Record, found *policy.Fetched, now time.Time) {
 }
 
 // store brings a record to the disk, or as near as it can, and waits for it.
-func (k *Keeper) store(r *cache.Record) {
-	k.stored(r, k.writer.write(&pending{domain: r.Domain, record: r, entry: k.entryOf(r)}))
+// The result is closed when it is on disk.
+func (k *Keeper) store(r *cache.Record) <-chan struct{} {
+	p := &pending{domain: r.Domain, record: r, entry: k.entryOf(r)}
+	return k.stored(p, k.writer.write(p))
 }
 
 // storeSoon has a record written and does not wait. Unless it is urgent it
 // shares a later commit. The result is closed when it is on disk.
 func (k *Keeper) storeSoon(r *cache.Record, urgent bool) <-chan struct{} {
 	p := &pending{domain: r.Domain, record: r, entry: k.entryOf(r), lazy: !urgent}
-	err := k.writer.enqueue(p)
-	k.stored(r, err)
-	if err != nil {
-		k.skipped.note(r.Domain, time.Now()) // in the store it is due as before
-		return nil
-	}
-	return p.done
+	return k.stored(p, k.writer.enqueue(p))
 }
 
 // stored deals with a record for which neither disk nor queue has room: it is
 // answered from the table while it lives there.
-func (k *Keeper) stored(r *cache.Record, err error) {
+func (k *Keeper) stored(p *pending, err error) <-chan struct{} {
 	if err == nil {
-		return
+		return p.done
 	}
 	k.counters.notKept.Add(1)
-	k.inMemoryOnly(r)
+	k.skipped.note(p.domain, time.Now()) // in the store it is due as before
+	k.inMemoryOnly(p.record)
 	if k.ownLines.Allow() {
-		k.o.Log.Error("a new MTA-STS policy could not be written", "domain", r.Domain, "err", err,
+		k.o.Log.Error("a new MTA-STS policy could not be written", "domain", p.domain, "err", err,
 			"next", "it is fetched again when it is asked for")
 	}
+	return nil
 }
 
 func (k *Keeper) inMemoryOnly(r *cache.Record) {

@@ -188,9 +188,13 @@ func (k *Keeper) fetchDue(ctx context.Context, domain string, urgent bool) <-cha
 	if k.fetch.limit.Wait(ctx) != nil {
 		return nil
 	}
+	until := liveUntil(r.Fetched.Unix(), r.Expires.Unix())
 	changed, ok := k.refetch(ctx, k.o.Refresher, r, fl)
 	if !ok {
 		return nil
+	}
+	if time.Now().Unix() >= until {
+		return k.store(r) // a lookup may wait for this fetch: its policy is on disk before it is answered
 	}
 	return k.storeSoon(r, changed)
 }
@@ -278,15 +282,20 @@ func endsSoon(r *cache.Record, now time.Time) bool {
 func (k *Keeper) noteSuccess(t timing, r *cache.Record, found *policy.Fetched, id string, now time.Time) bool {
 	changed := !bytes.Equal(r.Text, found.Text)
 	confirm := false
-	if id != "" && id != r.ID {
+	early := false
+	if id != "" && id != r.ID && !changed {
 		// RFC 8461, 8.1: a new id with the old text may only mean that the
-		// policy host still serves the old one. Two agreeing fetches decide.
-		confirm = !changed && r.PendingID != id
+		// policy host still serves the old one. Two agreeing fetches decide,
+		// the second one not before the moment drawn for it.
+		confirm = r.PendingID != id
+		early = !confirm && now.Before(r.FetchAt)
 	}
-	was := r.Mode
+	was, drawn := r.Mode, r.FetchAt
 	k.take(r, found, now)
 	t.drawFetch(r)
 	switch {
+	case early:
+		r.FetchAt, r.FetchUnusedAt = drawn, drawn
 	case confirm:
 		r.PendingID = id
 		t.drawConfirm(r, now)

@@ -281,6 +281,45 @@ func TestRFC8461_8_1_ASecondFetchThatAgreesSettlesTheNewID(t *testing.T) {
 	})
 }
 
+func TestRFC8461_8_1_FetchesByTheAdministratorDoNotSettleANewIDTooSoon(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.id = "2" })
+		seen := time.Now()
+		for range 9 {
+			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+				t.Fatal(err)
+			}
+			if r := mustGet(t, s, "example.com"); r.ID != "1" || r.PendingID != "2" {
+				t.Fatalf("%v after the first sight: id %q, pending %q", time.Since(seen), r.ID, r.PendingID)
+			}
+			settle(time.Minute)
+		}
+		settle(confirmWithin)
+		if r := mustGet(t, s, "example.com"); r.ID != "2" || r.PendingID != "" {
+			t.Errorf("%v after the first sight: id %q, pending %q", time.Since(seen), r.ID, r.PendingID)
+		}
+	})
+}
+
+func TestALookupThatJoinsARefreshIsAnsweredFromWhatIsOnDisk(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", time.Hour)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
+		settle(time.Until(mustGet(t, s, "example.com").Expires) - 20*time.Second)
+		s.net.enforced("example.com", time.Hour)
+		s.net.change("example.com", func(h *fakeHost) { h.takes = 25 * time.Second })
+		s.fetch.hurry("example.com") // under way when the policy expires
+		settle(21 * time.Second)
+		s.mustHold(t, "example.com")
+		if r, err := s.disk.Store.Get("example.com"); err != nil || !r.Expires.After(time.Now()) {
+			t.Errorf("on disk it expires %v, %v", r.Expires, err)
+		}
+	})
+}
+
 func TestRFC8461_3_3_AfterAFailedFetchTheSameIDWaitsFiveMinutes(t *testing.T) {
 	inSite(t, func(o *Options) { o.Recheck = time.Second }, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
