@@ -2,9 +2,12 @@ package keeper
 
 import (
 	"errors"
+	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -151,6 +154,32 @@ func TestAPolicyThatLivesAgainOnceTheClockIsPutRightIsNotHiddenByAFailure(t *tes
 		}
 		if known, _ := s.negative.get(hash, []byte("example.com"), right.Add(4*time.Hour)); !known {
 			t.Error("once the policy has expired, the failure is not known")
+		}
+	})
+}
+
+func TestAStartWithAClockThatMayBeAheadDeletesNothingForADay(t *testing.T) {
+	path := filepath.Join(memoryDir(t), "cache.db")
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		s := openSite(t, path, net, nil)
+		net.enforced("example.com", day)
+		s.mustHold(t, "example.com")
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+		settle(9 * day) // switched off, or so the clock says
+		s = openSite(t, path, net, nil)
+		settle(purgeAfterJump - time.Minute)
+		if _, err := s.disk.Store.Get("example.com"); err != nil {
+			t.Errorf("before a day has passed: %v", err)
+		}
+		settle(2 * purgeEvery)
+		if _, err := s.disk.Store.Get("example.com"); !errors.Is(err, cache.ErrNotFound) {
+			t.Errorf("after it: %v", err)
+		}
+		if err := s.stop(); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -48,6 +48,7 @@ type Store interface {
 	Due(lane cache.Lane, now time.Time, limit int) ([]cache.Due, time.Time, error)
 	List(after string, limit int) (list []cache.Record, next string, err error)
 	Purge(before time.Time, limit int) ([]string, error)
+	Stats() cache.Stats
 }
 
 // Options are what a Keeper is made of. Durations and rates that are zero get
@@ -136,6 +137,7 @@ type Keeper struct {
 	learning *rate.Limiter // discoveries that no mail waits for
 
 	begun    time.Time
+	gap      time.Duration // from the newest record in the store to begun
 	counters counters
 	health   health
 
@@ -175,6 +177,9 @@ func New(o Options) *Keeper {
 		outageLines:    rate.NewLimiter(rate.Every(outageLogEvery), outageLogBurst),
 
 		learning: rate.NewLimiter(rate.Limit(o.CheckRate), 1),
+	}
+	if newest := o.Store.Stats().Newest; !newest.IsZero() {
+		k.gap = k.begun.Sub(newest)
 	}
 	k.life, k.end = context.WithCancel(context.Background())
 	k.writer.committed = k.published

@@ -124,7 +124,7 @@ const (
 	// purgeEvery and purgeBatch pace the deletion of long expired policies.
 	purgeEvery = 10 * time.Minute
 	// purgeAfterJump is how long nothing is deleted after the clock has jumped
-	// ahead.
+	// ahead, or may have before the start.
 	purgeAfterJump = 24 * time.Hour
 	purgeBatch     = 500
 
