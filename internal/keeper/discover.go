@@ -217,6 +217,11 @@ func (k *Keeper) mayLog(limit *rate.Limiter) bool {
 	if k.health.dead() {
 		limit = k.outageLines
 	}
+	return k.hasRoom(limit)
+}
+
+// hasRoom is mayLog for what the network has no part in.
+func (k *Keeper) hasRoom(limit *rate.Limiter) bool {
 	if limit.Allow() {
 		return true
 	}
@@ -305,7 +310,7 @@ func (k *Keeper) stored(p *pending, err error) <-chan struct{} {
 	k.counters.notKept.Add(1)
 	k.skipped.note(p.domain, time.Now()) // in the store it is due as before
 	k.inMemoryOnly(p.record)
-	if k.ownLines.Allow() {
+	if k.hasRoom(k.ownLines) {
 		k.o.Log.Error("a new MTA-STS policy could not be written", "domain", p.domain, "err", err,
 			"next", "it is fetched again when it is asked for")
 	}
@@ -342,7 +347,7 @@ func (k *Keeper) published(batch []*pending, result cache.WriteResult) {
 			k.writer.whileNewest(p, func() { k.inMemoryOnly(p.record) })
 		}
 	}
-	if k.ownLines.Allow() {
+	if k.hasRoom(k.ownLines) {
 		k.o.Log.Warn("the cache is full of policies in use; new ones are kept in memory only",
 			"refused", len(result.Refused), "next", "raise [cache] max_size")
 	}
@@ -376,7 +381,7 @@ func (k *Keeper) survive(what, domain string) {
 	if v := recover(); v != nil {
 		k.counters.panics.Add(1)
 		k.skipped.note(domain, time.Now())
-		if !k.ownLines.Allow() {
+		if !k.hasRoom(k.ownLines) {
 			return
 		}
 		k.o.Log.Error("bug: a panic was survived; please report it", "in", what, "domain", domain,

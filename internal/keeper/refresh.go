@@ -94,7 +94,7 @@ func (k *Keeper) noteCheck(domain string, record policy.Record, err error) <-cha
 		return nil
 	}
 	t := k.timing()
-	if policy.ResultOf(err) == policy.ResultNoRecord && r.Mode != policy.ModeNone && k.ownLines.Allow() {
+	if policy.ResultOf(err) == policy.ResultNoRecord && r.Mode != policy.ModeNone && k.mayLog(k.ownLines) {
 		k.o.Log.Info("MTA-STS record is gone; the policy stays in force until it expires", "domain", domain,
 			"mode", r.Mode.String(), "expires", r.Expires.Format(time.RFC3339))
 	}
@@ -302,7 +302,7 @@ func (k *Keeper) noteSuccess(t timing, r *cache.Record, found *policy.Fetched, i
 	case id != "":
 		r.ID, r.PendingID = id, ""
 	}
-	if changed && k.ownLines.Allow() {
+	if changed && k.mayLog(k.ownLines) {
 		k.o.Log.Info("MTA-STS policy changed", "domain", r.Domain, "mode", r.Mode.String(), "was", was.String(), "id", r.ID)
 	}
 	return changed
@@ -329,7 +329,7 @@ func (k *Keeper) putOff(domain string, err error) {
 	if isDamaged(err) && k.fetchSoon(domain) {
 		return // to be fetched anew
 	}
-	if k.ownLines.Allow() {
+	if k.hasRoom(k.ownLines) {
 		k.o.Log.Error("a cached policy cannot be read", "domain", domain, "err", err, "next", "tried again in "+minFetchInterval.String())
 	}
 }

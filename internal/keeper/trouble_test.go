@@ -100,6 +100,19 @@ func TestACommitDoesNotPutAnOlderPolicyInThePlaceOfOneThatIsInMemoryOnly(t *test
 	})
 }
 
+func TestLinesAboutPoliciesHeldThatAreLeftOutAreCounted(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		for i := range 2 * logBurst {
+			r := &cache.Record{Domain: fmt.Sprintf("d%d.example", i), Mode: policy.ModeEnforce}
+			s.stored(&pending{domain: r.Domain, record: r}, errNotKept)
+		}
+		logged := strings.Count(s.log.String(), "could not be written")
+		if dropped := s.Stats().LogLinesDropped; logged == 0 || int64(logged)+dropped != 2*logBurst {
+			t.Errorf("%d logged, %d dropped", logged, dropped)
+		}
+	})
+}
+
 func TestStrangersDoNotCrowdOutTheWarningsAboutPoliciesHeld(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
