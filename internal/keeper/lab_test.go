@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -68,6 +69,18 @@ func (n *fakeNet) asked(domain string) (records, fetches int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.records[domain], n.fetches[domain]
+}
+
+// total returns the fetches of all domains that begin so.
+func (n *fakeNet) total(prefix string) (fetches int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for domain, count := range n.fetches {
+		if strings.HasPrefix(domain, prefix) {
+			fetches += count
+		}
+	}
+	return fetches
 }
 
 func (n *fakeNet) Record(ctx context.Context, domain string) (policy.Record, time.Duration, error) {
