@@ -47,9 +47,6 @@ func (s *Store) trouble(why error) {
 	}
 	r.active = true
 	r.running.Go(func() {
-		if s.options.OnTrouble != nil {
-			s.options.OnTrouble(why)
-		}
 		s.rebuild(why)
 		r.mu.Lock()
 		defer r.mu.Unlock()

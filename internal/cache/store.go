@@ -36,11 +36,6 @@ type Options struct {
 	// say so yet: such a one is not given up for another. It must not block. Nil:
 	// none was.
 	InUse func(domain []byte) bool
-
-	// OnTrouble, if not nil, is told when the file turns out to be damaged
-	// while it is in use. It is called on a goroutine of its own, once for
-	// each rebuild that follows.
-	OnTrouble func(err error)
 }
 
 // A Store is an open cache file. All its methods are safe for concurrent use.
