@@ -63,8 +63,10 @@ func (k *Keeper) checkDue(ctx context.Context, domain string, urgent bool) <-cha
 	return k.noteCheck(domain, record, err)
 }
 
-// noteUse puts a record in line anew.
-func (k *Keeper) noteUse(domain string) <-chan struct{} {
+// reschedule changes a domain's record as it is now, and puts it in line anew.
+// While something else is done for the domain it changes nothing. What it
+// returns is closed when the result, or that of the other, is on disk.
+func (k *Keeper) reschedule(domain string, change func(t timing, r *cache.Record, now time.Time) (troubled bool)) <-chan struct{} {
 	fl, mine := k.flights.join(domain)
 	if !mine {
 		return fl.done
@@ -75,43 +77,40 @@ func (k *Keeper) noteUse(domain string) <-chan struct{} {
 	if err != nil {
 		return nil
 	}
-	k.timing().schedule(r, now, false)
+	t := k.timing()
+	t.schedule(r, now, change(t, r, now))
 	return k.storeSoon(r, false)
+}
+
+// noteUse puts a record in line anew.
+func (k *Keeper) noteUse(domain string) <-chan struct{} {
+	return k.reschedule(domain, func(timing, *cache.Record, time.Time) bool { return false })
 }
 
 // noteCheck puts what was seen of a TXT record into the domain's record as it
 // is now: while the DNS was asked, another policy may have been fetched, and
-// the old one must not be put back in its place; or it was forgotten.
+// the old one must not be put back in its place; or it was forgotten. A fetch
+// that is under way looks at the TXT record itself.
 func (k *Keeper) noteCheck(domain string, record policy.Record, err error) <-chan struct{} {
-	fl, mine := k.flights.join(domain)
-	if !mine {
-		return fl.done // a fetch looks at the TXT record itself
-	}
-	defer k.flights.end(domain, fl)
-	now := time.Now()
-	r, gone := k.held(domain, now)
-	if gone != nil {
-		return nil
-	}
-	t := k.timing()
-	if policy.ResultOf(err) == policy.ResultNoRecord && r.Mode != policy.ModeNone && k.mayLog(k.ownLines) {
-		k.o.Log.Info("MTA-STS record is gone; the policy stays in force until it expires", "domain", domain,
-			"mode", r.Mode.String(), "expires", r.Expires.Format(time.RFC3339))
-	}
-	troubled := policy.ResultOf(err) == policy.ResultDNS
-	if troubled {
-		r.CheckAt = now.Add(t.backoff(2 + int(r.Failures)))
-	} else {
-		t.drawCheck(r, now)
-	}
-	if err == nil {
-		r.Checked = now
-		if k.isNews(r, record.ID, now) && !k.fetchSoon(domain) {
-			r.FetchAt, r.FetchUnusedAt = now, now
+	return k.reschedule(domain, func(t timing, r *cache.Record, now time.Time) (troubled bool) {
+		if policy.ResultOf(err) == policy.ResultNoRecord && r.Mode != policy.ModeNone && k.mayLog(k.ownLines) {
+			k.o.Log.Info("MTA-STS record is gone; the policy stays in force until it expires", "domain", domain,
+				"mode", r.Mode.String(), "expires", r.Expires.Format(time.RFC3339))
 		}
-	}
-	t.schedule(r, now, troubled)
-	return k.storeSoon(r, false)
+		troubled = policy.ResultOf(err) == policy.ResultDNS
+		if troubled {
+			r.CheckAt = now.Add(t.backoff(2 + int(r.Failures)))
+		} else {
+			t.drawCheck(r, now)
+		}
+		if err == nil {
+			r.Checked = now
+			if k.isNews(r, record.ID, now) && !k.fetchSoon(domain) {
+				r.FetchAt, r.FetchUnusedAt = now, now
+			}
+		}
+		return troubled
+	})
 }
 
 // seeRecord asks for a held policy's TXT record, and tells the observers. A
