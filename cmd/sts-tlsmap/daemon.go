@@ -90,7 +90,7 @@ func (s *service) open() error {
 	if err != nil {
 		return err
 	}
-	if s.store, err = openCache(cfg, s.log); err != nil {
+	if s.store, err = openCache(cfg, s.inUse, s.log); err != nil {
 		return err
 	}
 	numbers, failures := metrics.New(), new(status.Failures)
@@ -146,13 +146,17 @@ func isReady(ready []byte) bool {
 	return ok
 }
 
+// inUse asks the keeper whether a policy may be in use. The cache is opened
+// before there is one, and gives nothing up until it runs.
+func (s *service) inUse(domain []byte) bool { return s.keeper == nil || s.keeper.InUse(domain) }
+
 // openCache opens the cache, or says why it cannot be and what to do.
-func openCache(cfg *config.Config, log *slog.Logger) (*cache.Store, error) {
+func openCache(cfg *config.Config, inUse func([]byte) bool, log *slog.Logger) (*cache.Store, error) {
 	if dir := filepath.Dir(cfg.Cache.Path); !isDir(dir) {
 		return nil, hint(fmt.Errorf("the cache cannot be opened: there is no folder %s", dir),
 			"make it, owned by the daemon's user, or set path in [cache]")
 	}
-	store, err := cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: log})
+	store, err := cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, InUse: inUse, Log: log})
 	if err != nil {
 		return nil, cacheError(err, cfg)
 	}

@@ -140,28 +140,34 @@ func (a *app) list(ctx context.Context, cfg *config.Config) (int, error) {
 	return exitDone, err
 }
 
-// listFile lists the cache's file, page by page.
+// listFile lists the cache's file, page by page. The file is closed in between:
+// while the reader waits, a daemon must be able to start. If one has, the next
+// page is an error that says so.
 func listFile(ctx context.Context, cfg *config.Config, listing *explain.Listing) error {
-	store, err := cache.OpenReadOnly(cfg.Cache.Path)
-	if err != nil {
-		return err
-	}
-	defer store.Close()
 	after := ""
 	for ctx.Err() == nil {
-		page, err := store.List(after, cache.MaxPage)
+		page, next, err := pageOfFile(cfg, after)
 		if err != nil {
 			return err
-		}
-		if len(page) == 0 {
-			return nil
 		}
 		for i := range page {
 			if err := listing.Add(control.EntryOf(&page[i])); err != nil {
 				return err
 			}
 		}
-		after = page[len(page)-1].Domain
+		if next == "" {
+			return nil
+		}
+		after = next
 	}
 	return ctx.Err()
+}
+
+func pageOfFile(cfg *config.Config, after string) (page []cache.Record, next string, err error) {
+	store, err := cache.OpenReadOnly(cfg.Cache.Path)
+	if err != nil {
+		return nil, "", err
+	}
+	defer store.Close()
+	return store.List(after, cache.MaxPage)
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"strconv"
 	"time"
@@ -153,7 +152,7 @@ func checkFile(path string) (int64, error) {
 	case m.limit > uint64(info.Size())/uint64(m.pageSize):
 		return 0, errors.Join(ErrUnreadable, errCut)
 	}
-	return info.Size(), checkFreelist(f, m)
+	return info.Size(), readFreelist(f, m, func(uint64) {})
 }
 
 // openRegular opens the file at path for reading, if it is a regular one: a
@@ -167,52 +166,6 @@ func openRegular(path string) (*os.File, error) {
 		return nil, errors.Join(ErrUnreadable, errNotRegular)
 	}
 	return os.Open(path)
-}
-
-// checkFreelist reads the list of free pages and checks that it is one: page
-// numbers in order, none twice, all within the file.
-func checkFreelist(f *os.File, m meta) error {
-	if m.freelist == noFreelist {
-		return nil
-	}
-	bad := errors.Join(ErrUnreadable, errFreelist)
-	if m.freelist < firstPage || m.freelist >= m.limit {
-		return bad
-	}
-	at := int64(m.freelist) * int64(m.pageSize)
-	var head [pageHeader + 8]byte
-	if _, err := f.ReadAt(head[:], at); err != nil {
-		return errors.Join(bad, err)
-	}
-	if native.Uint64(head[:]) != m.freelist || native.Uint16(head[8:]) != flagFreelist {
-		return bad
-	}
-	n, from := uint64(native.Uint16(head[10:])), at+pageHeader
-	if n == math.MaxUint16 { // the number does not fit and is the first element
-		n, from = native.Uint64(head[pageHeader:]), from+8
-	}
-	room := (uint64(native.Uint32(head[12:]))+1)*uint64(m.pageSize) - pageHeader
-	if n >= m.limit || n*8 > room {
-		return bad
-	}
-	last := uint64(firstPage - 1)
-	buf := make([]byte, 64<<10)
-	for n > 0 {
-		part := buf[:min(n*8, uint64(len(buf)))]
-		if _, err := f.ReadAt(part, from); err != nil {
-			return errors.Join(bad, err)
-		}
-		for i := 0; i < len(part); i += 8 {
-			id := native.Uint64(part[i:])
-			if id <= last || id >= m.limit {
-				return bad
-			}
-			last = id
-		}
-		from += int64(len(part))
-		n -= uint64(len(part) / 8)
-	}
-	return nil
 }
 
 // create makes the buckets of a new file.

@@ -2,6 +2,8 @@ package cache
 
 import (
 	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -24,6 +26,7 @@ const childVariable = "STS_TLSMAP_CACHE_CHILD"
 var children = map[string]func(path string) error{
 	"write for ever":   writeForEver,
 	"fill the disk":    fillTheDisk,
+	"open on a full":   openOnAFullDisk,
 	"open unreadable":  openUnreadable,
 	"hold it open":     holdOpen,
 	"hold it to read":  holdToRead,
@@ -216,6 +219,85 @@ func TestAFullDiskIsAnErrorAndTheStoreStaysUsable(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	checkStore(t, s)
+}
+
+// openOnAFullDisk opens a damaged copy of the file at path on a disk of its own
+// that has no room for another, and then again when it has.
+func openOnAFullDisk(path string) error {
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	disk := path + ".disk"
+	if err := errors.Join(os.Mkdir(disk, 0o700), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount("none", disk, "tmpfs", 0, fmt.Sprintf("size=%d", len(whole)+1<<20))); err != nil {
+		return err
+	}
+	cached, junk := filepath.Join(disk, "cache.db"), filepath.Join(disk, "junk")
+	damaged := append(make([]byte, 4096), whole[4096:]...) // the first meta page is lost
+	if err := errors.Join(os.WriteFile(cached, damaged, 0o600), os.WriteFile(cached+asideSuffix+"1", []byte("old"), 0o600)); err != nil {
+		return err
+	}
+	if err := os.WriteFile(junk, make([]byte, 4<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("4 MiB go onto a full disk: %v", err)
+	}
+	s, err := Open(cached, testOptions())
+	if err != nil {
+		return fmt.Errorf("on a full disk: %w", err)
+	}
+	if r := s.Stats().Salvage; r == nil || r.MovedTo != "" || r.Recovered != damagedPolicies {
+		return fmt.Errorf("on a full disk: %+v", r)
+	}
+	var hit Hit
+	for i := range damagedPolicies {
+		if err := s.Lookup([]byte(victim(i).Domain), &hit); err != nil {
+			return err
+		}
+	}
+	if _, err := s.Write(puts(record("new.example"))); err != nil {
+		return err
+	}
+	if err := s.Lookup([]byte("new.example"), &hit); err != nil {
+		return err
+	}
+	if _, _, err := s.Due(0, at(2*day), 10); err != nil {
+		return err
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if left, err := os.ReadFile(cached); err != nil || !bytes.Equal(left, damaged) {
+		return fmt.Errorf("the damaged file is not as it was: %v", err)
+	}
+	if err := os.Remove(junk); err != nil {
+		return err
+	}
+	if s, err = Open(cached, testOptions()); err != nil {
+		return fmt.Errorf("with room again: %w", err)
+	}
+	r := s.Stats().Salvage
+	if err := s.Close(); err != nil || r == nil || r.MovedTo == "" || r.Recovered != damagedPolicies {
+		return fmt.Errorf("with room again: %+v, %v", r, err)
+	}
+	fmt.Println("done")
+	return nil
+}
+
+func TestADamagedFileOnADiskWithoutRoomIsAnsweredFrom(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "whole.db")
+	if err := os.WriteFile(path, wholeFile(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, _, lines := child(t, "open on a full", path, func(c *exec.Cmd) {
+		// Mounts of its own, so that it may have a small disk.
+		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		if os.Getuid() != 0 {
+			c.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+			c.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+			c.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+		}
+	})
+	says(t, lines, "done")
 }
 
 func openUnreadable(path string) error {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
 // damagedPolicies is how many policies the files hold that are damaged here:
@@ -45,25 +47,38 @@ func wholeFile(t testing.TB) []byte {
 	return b
 }
 
-// A harm is something that happens to a file. It says what of the policies must
-// survive it: the least number.
+// A harm is something that happens to a file.
 type harm struct {
 	name string
 	do   func(b []byte) []byte
-	keep func(b, harmed []byte) int
 }
 
-// stillThere counts the victims of which a whole copy is left in the bytes: that
-// is what can be read, whatever became of the pages.
-func stillThere(_, harmed []byte) int {
+// stillThere counts the victims of which a whole copy is left in the bytes, but
+// for those on free pages: that is what can be read, whatever became of the
+// pages. Where it cannot be told which are free all count, since all victims
+// are enforced.
+func stillThere(t testing.TB, harmed []byte) int {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "harmed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(harmed); err != nil {
+		t.Fatal(err)
+	}
+	b := bytes.Clone(harmed)
+	if free, err := freePages(f); err == nil {
+		free.blank(b, 0)
+	}
 	found := map[string]bool{}
 	for at := 0; ; {
-		i := bytes.Index(harmed[at:], mark)
+		i := bytes.Index(b[at:], mark)
 		if i < 0 {
 			return len(found)
 		}
 		at += i
-		if v, ok := valueAtFront(harmed[at:]); ok {
+		if v, ok := valueAtFront(b[at:]); ok {
 			found[string(v.domain())] = true
 		}
 		at++
@@ -73,7 +88,7 @@ func stillThere(_, harmed []byte) int {
 func harms(b []byte) []harm {
 	var list []harm
 	add := func(name string, do func(b []byte) []byte) {
-		list = append(list, harm{name, do, stillThere})
+		list = append(list, harm{name, do})
 	}
 	cut := func(n int) func([]byte) []byte { return func(b []byte) []byte { return b[:n] } }
 	over := func(from, to int, with func([]byte)) func([]byte) []byte {
@@ -186,16 +201,12 @@ func mustWriteAtLast(t testing.TB, s *Store, r *Record) {
 func works(t testing.TB, s *Store) {
 	t.Helper()
 	mustWriteAtLast(t, s, record("fresh.example"))
-	after := ""
-	for {
-		list, err := s.List(after, MaxPage)
-		if err != nil {
-			t.Fatal(err)
+	for after, ended := "", false; !ended; {
+		_, next, err := s.List(after, MaxPage)
+		if err != nil || next != "" && next <= after {
+			t.Fatal(next, after, err)
 		}
-		if len(list) == 0 {
-			break
-		}
-		after = list[len(list)-1].Domain
+		after, ended = next, next == ""
 	}
 	if _, _, err := s.Due(0, at(2*day), MaxPage); err != nil {
 		t.Fatal(err)
@@ -222,7 +233,7 @@ func TestADamagedFileIsOpenedAndWhatCanBeReadOfItIsThere(t *testing.T) {
 			awaitRebuild(t, s)
 			withoutSync(s)
 			got, damaged := answers(t, s)
-			if want := h.keep(whole, harmed); got+damaged < want {
+			if want := stillThere(t, harmed); got+damaged < want {
 				t.Errorf("%d policies and %d damaged ones are left; %d can be read", got, damaged, want)
 			}
 			works(t, s)
@@ -270,7 +281,7 @@ func TestAFileDamagedWhileItIsOpenIsRebuilt(t *testing.T) {
 			awaitRebuild(t, s)
 			withoutSync(s)
 			got, damaged := answers(t, s)
-			if want := h.keep(whole, harmed); got+damaged < want {
+			if want := stillThere(t, harmed); got+damaged < want {
 				t.Errorf("%d policies and %d damaged ones are left; %d can be read", got, damaged, want)
 			}
 			mustHold(t, s, record("fresh.example"))
@@ -282,6 +293,100 @@ func TestAFileDamagedWhileItIsOpenIsRebuilt(t *testing.T) {
 			}
 			closeStore(t, s)
 		})
+	}
+}
+
+// superseded is a closed file in which a policy of mode none was replaced by an
+// enforced one and an enforced one was deleted; the leaf with the new one is
+// unreadable, while older ones are still on free pages.
+func superseded(t *testing.T) (path string) {
+	t.Helper()
+	s := openNew(t)
+	old := record("a.example")
+	old.Mode = policy.ModeNone
+	mustWrite(t, s, puts(old)...)
+	mustWrite(t, s, puts(record("forgotten.example"))...)
+	ops := []Op{{Put: record("a.example")}, {Delete: "forgotten.example"}}
+	for i := range 200 {
+		ops = append(ops, Op{Put: victim(i)})
+	}
+	mustWrite(t, s, ops...)
+	sn := s.current()
+	root, err := sn.policy.rootPage()
+	sn.release()
+	if err != nil || root.leaf() {
+		t.Fatalf("the policies are on a single page: %v", err)
+	}
+	leaf := int(root.child(0)) * 4096
+	closeStore(t, s)
+	b, err := os.ReadFile(s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(b[leaf : leaf+4096])
+	if err := os.WriteFile(s.path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return s.path
+}
+
+func TestARebuildBringsBackNothingThatWasReplacedOrDeleted(t *testing.T) {
+	s := openAt(t, superseded(t), testOptions())
+	if _, err := s.Get("a.example"); !errors.Is(err, ErrUnreadable) {
+		t.Fatal(err)
+	}
+	awaitRebuild(t, s)
+	for _, d := range []string{"a.example", "forgotten.example"} {
+		if r, err := s.Get(d); err != ErrNotFound {
+			t.Errorf("%s: %v, %v", d, r.Mode, err)
+		}
+	}
+	mustHold(t, s, victim(199))
+	checkStore(t, s)
+}
+
+func TestASalvageThatKnowsNoFreePagesTakesEnforcedPoliciesOnlyAndHasThemFetched(t *testing.T) {
+	path := superseded(t)
+	clobber(t, path, int64(metaOf(t, path).freelist)*4096, 4096)
+	clobber(t, path, int64(metaOf(t, path).root)*4096, 4096)
+	o := testOptions()
+	o.Now = func() time.Time { return at(time.Hour) }
+	s := openAt(t, path, o)
+	if r, err := s.Get("a.example"); err != ErrNotFound {
+		t.Errorf("it was none and then enforced, which was lost: now %v, %v", r.Mode, err)
+	}
+	for _, d := range []string{"forgotten.example", victim(199).Domain} { // that it was forgotten is not known
+		r, err := s.Get(d)
+		now := at(time.Hour)
+		if err != nil || r.Mode != policy.ModeEnforce || !r.Due.Equal(now) || !r.CheckAt.Equal(now) || !r.FetchAt.Equal(now) {
+			t.Errorf("%s: %v, due %v; %v", d, r.Mode, r.Due, err)
+		}
+	}
+	checkStore(t, s)
+}
+
+func TestTheScanOfAFileThatIsShorterThanItWasSaidToBeEnds(t *testing.T) {
+	f, err := os.Open("/sys/kernel/mm/transparent_hugepage/enabled") // its size is said to be a page
+	if err != nil {
+		if f, err = os.Open("/sys/kernel/uevent_seqnum"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer f.Close()
+	s := openNew(t)
+	c := carrier{store: s, to: s.file}
+	done := make(chan error, 1)
+	go func() { done <- c.carryScan(f, nil) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		close(s.closing) // ends it
+		<-done
+		s.closing = make(chan struct{})
+		t.Error("it does not end")
 	}
 }
 

@@ -36,8 +36,8 @@ func (l *lines) forget() {
 // maxStale bounds the index entries that wait to be taken out.
 const maxStale = 1024
 
-// stale are entries of the due index that no record stands behind: damage
-// leaves such. The next write takes them out.
+// stale are entries of the due index beside those of their records: damaged
+// ones that were replaced leave such. The next write takes them out.
 type stale struct {
 	mu   sync.Mutex
 	keys map[string]struct{}
@@ -145,8 +145,7 @@ func (q *dueWalk) page(from []byte) ([]byte, error) {
 		more, err := w.next(func(k, _ []byte) error {
 			q.read++
 			if len(k) <= dueDomain {
-				q.store.stale.add(k)
-				return nil
+				return indexError(&sn.due, "too short an entry")
 			}
 			if Lane(k[0]) != q.lane {
 				ended = true
@@ -181,21 +180,45 @@ func (q *dueWalk) page(from []byte) ([]byte, error) {
 
 // take looks at the record behind the entry k, which is due. A damaged record
 // is due too: to be fetched anew.
+//
+// An entry that is not its record's is left over where a damaged record was
+// replaced, if the right one stands in the index. If not, a bit of the index has
+// changed, and only a rebuild brings the record back to where it is looked at.
 func (q *dueWalk) take(sn *snapshot, k []byte, due int64, slot uint32) error {
 	domain := k[dueDomain:]
 	raw, err := sn.policy.get(domain)
 	if err != nil {
 		return err
 	}
-	expires := int64(slot) * expirySlot
-	v, err := parseAt(domain, raw)
-	if raw == nil || err == nil && !bytes.Equal(keysOf(domain, v).due, k) {
-		q.store.stale.add(k)
-		return nil
+	if raw == nil {
+		return indexError(&sn.due, "an entry without a policy")
 	}
-	if err == nil {
+	expires := int64(slot) * expirySlot
+	if v, err := parseAt(domain, raw); err == nil {
+		if own := keysOf(domain, v).due; !bytes.Equal(own, k) {
+			return q.left(sn, k, own)
+		}
 		expires = v.Expires()
 	}
 	q.found = append(q.found, Due{Domain: string(domain), Due: timeOf(due), Expires: timeOf(expires)})
 	return nil
+}
+
+// left deals with the entry k of a record whose own entry is another.
+func (q *dueWalk) left(sn *snapshot, k, own []byte) error {
+	if own != nil {
+		there, err := sn.due.get(own)
+		if err != nil {
+			return err
+		}
+		if there == nil {
+			return indexError(&sn.due, "a wrong entry in the place of a policy's own")
+		}
+	}
+	q.store.stale.add(k)
+	return nil
+}
+
+func indexError(t *tree, has string) error {
+	return &pageError{t.root, "is the root of an index that has " + has}
 }

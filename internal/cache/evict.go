@@ -13,6 +13,14 @@ const (
 	// that may be given up for another enforced one.
 	idleAfter = 7
 
+	// maxPassed bounds how many policies one commit passes over that are in use
+	// although their records do not say so yet.
+	maxPassed = 4096
+
+	// growSlack is the part of MaxSize, one in so many, by which policies that
+	// are held may grow beyond it.
+	growSlack = 8
+
 	// maxVictims bounds what one commit gives up, and so how long it takes.
 	maxVictims = 4096
 
@@ -162,6 +170,10 @@ func (vs *victims) examine(k []byte) (domain []byte, ended bool) {
 			return nil, true
 		}
 		domain = k[evictDomain:]
+		if vs.phase == phaseIdle && p.inUse != nil && p.inUse(domain) {
+			p.passed++
+			return nil, p.passed >= maxPassed
+		}
 	}
 	if _, taken := p.touched[string(domain)]; taken {
 		return nil, false

@@ -118,6 +118,84 @@ func TestAFullStoreGivesUpExpiredThenOtherModesThenIdleEnforcedPolicies(t *testi
 	checkStore(t, s)
 }
 
+func TestReplacementsThatGrowDoNotTakeTheFileBeyondTheSlack(t *testing.T) {
+	s := openSmall(t)
+	put, _ := fill(t, s, func(i int) *Record { return sized(fmt.Sprintf("d%04d.example", i), policy.ModeEnforce, 1000, noon) })
+	put = put[:len(put)-1] // the last one may have been refused
+	refused := map[string]bool{}
+	for _, d := range put {
+		w := mustWrite(t, s, Op{Put: sized(d, policy.ModeEnforce, 60_000, noon)})
+		for _, d := range w.Refused {
+			refused[d] = true
+		}
+		if len(w.Evicted) > 0 {
+			t.Fatalf("%+v", w)
+		}
+		if used := s.Stats().UsedSize; used > smallSize+smallSize/growSlack+128<<10 {
+			t.Fatalf("%d bytes of used pages", used)
+		}
+	}
+	if len(refused) == 0 || len(refused) == len(put) {
+		t.Fatalf("%d of %d were refused", len(refused), len(put))
+	}
+	for _, d := range put {
+		if r, err := s.Get(d); refused[d] != (err == ErrNotFound) || err == nil && len(r.Text) != 60_000 {
+			t.Errorf("%s, refused: %v: a text of %d bytes, %v", d, refused[d], len(r.Text), err)
+		}
+	}
+	checkStore(t, s)
+}
+
+func TestAPolicyThatDoesNotGrowIsNeverRefused(t *testing.T) {
+	s := openSmall(t)
+	put, _ := fill(t, s, func(i int) *Record { return sized(fmt.Sprintf("d%04d.example", i), policy.ModeEnforce, 1000, noon) })
+	full := false
+	for i := 1; !full && i < len(put); i++ {
+		full = len(mustWrite(t, s, Op{Put: sized(put[i], policy.ModeEnforce, 60_000, noon)}).Refused) > 0
+	}
+	if !full {
+		t.Fatal("none was refused")
+	}
+	for _, change := range []func(*Record){
+		func(r *Record) { r.LastError, r.PendingID = strings.Repeat("x", MaxLastError), strings.Repeat("y", 32) },
+		func(r *Record) { r.Text = r.Text[:500] },
+	} {
+		r := sized(put[0], policy.ModeEnforce, 1000, noon)
+		change(r)
+		if w := mustWrite(t, s, Op{Put: r}); len(w.Refused) > 0 {
+			t.Errorf("%+v", w)
+		}
+		mustHold(t, s, r)
+	}
+	checkStore(t, s)
+}
+
+func TestAnIdlePolicyThatIsInUseNowIsNotGivenUp(t *testing.T) {
+	used := map[string]bool{"d0000.example": true, "d0003.example": true}
+	o := testOptions()
+	o.MaxSize = smallSize
+	o.InUse = func(domain []byte) bool { return used[string(domain)] }
+	s := withoutSync(openAt(t, filepath.Join(t.TempDir(), "cache.db"), o))
+	fill(t, s, func(i int) *Record {
+		return sized(fmt.Sprintf("d%04d.example", i), policy.ModeEnforce, 2000, at(-30*day))
+	})
+	for i := range 2000 {
+		w := mustWrite(t, s, Op{Put: sized(fmt.Sprintf("new%04d.example", i), policy.ModeEnforce, 2000, noon)})
+		for _, d := range w.Evicted {
+			if used[d] {
+				t.Fatalf("%s was given up", d)
+			}
+		}
+		if len(w.Refused) > 0 {
+			break
+		}
+	}
+	if _, err := s.Get("d0001.example"); err != ErrNotFound {
+		t.Errorf("an idle one that is not in use is still there: %v", err)
+	}
+	checkStore(t, s)
+}
+
 func TestAPolicyOfNoneGivesUpNoEnforcedOneThatLives(t *testing.T) {
 	s := openSmall(t)
 	fill(t, s, func(i int) *Record {

@@ -78,12 +78,15 @@ func lockCache(path string, write bool) (*os.File, error) {
 	return f, nil
 }
 
+// writePID tells others who has the lock, unless there is no room for that.
 func writePID(f *os.File) error {
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
-	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	return err
+	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); !noRoom(err) {
+		return err
+	}
+	return nil
 }
 
 // holderOf reads from the lock file who wrote it. If that process is gone, the

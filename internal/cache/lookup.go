@@ -13,7 +13,6 @@ type Hit struct {
 	Fetched int64
 	Expires int64
 	Checked int64
-	Used    int64
 	Ready   []byte // a copy of the ready bytes, in the Hit's own buffer
 }
 
@@ -22,20 +21,6 @@ type Hit struct {
 // a rebuild of the file begins, if the page on which it would be cannot be read.
 // It allocates nothing when it succeeds, once hit's buffer has its size.
 func (s *Store) Lookup(domain []byte, hit *Hit) error {
-	return s.View(domain, func(v Value) {
-		hit.Mode = v.Mode()
-		hit.Fetched = v.Fetched()
-		hit.Expires = v.Expires()
-		hit.Checked = v.Checked()
-		hit.Used = v.Used()
-		hit.Ready = append(hit.Ready[:0], v.Ready()...)
-	})
-}
-
-// View calls use with what is stored for domain. The value is valid during the
-// call only, and the call must not wait for anything. Errors are as with
-// Lookup.
-func (s *Store) View(domain []byte, use func(Value)) error {
 	sn := s.current()
 	if sn == nil {
 		return ErrClosed
@@ -53,7 +38,11 @@ func (s *Store) View(domain []byte, use func(Value)) error {
 		if err != nil {
 			return &DamagedError{Domain: string(domain), Err: err}
 		}
-		use(v)
+		hit.Mode = v.Mode()
+		hit.Fetched = v.Fetched()
+		hit.Expires = v.Expires()
+		hit.Checked = v.Checked()
+		hit.Ready = append(hit.Ready[:0], v.Ready()...)
 		return nil
 	})
 	if err == nil || err == ErrNotFound {
@@ -123,16 +112,15 @@ const maxListBytes = 4 << 20
 
 // List returns records in the order of their domains, the first one after the
 // domain after, at most max of them and at most MaxPage; fewer if they are
-// large. The list has ended when there are none. A damaged one is listed with
-// what can be made out, and its LastError says that it is damaged. What lies on
-// unreadable pages is left out, and a rebuild begins.
-func (s *Store) List(after string, max int) ([]Record, error) {
+// large. next is the domain to go on after, empty at the end of the list. A
+// damaged one is listed with what can be made out, and its LastError says that
+// it is damaged. What lies on unreadable pages is left out, and a rebuild begins.
+func (s *Store) List(after string, max int) (list []Record, next string, err error) {
 	sn := s.current()
 	if sn == nil {
-		return nil, ErrClosed
+		return nil, "", ErrClosed
 	}
 	defer sn.release()
-	var list []Record
 	size := 0
 	from := append([]byte(after), 0) // the least domain after it
 	if after == "" {
@@ -154,8 +142,8 @@ func (s *Store) List(after string, max int) ([]Record, error) {
 			s.noticed(err)
 		}
 		if !more {
-			break
+			return list, "", nil
 		}
 	}
-	return list, nil
+	return list, string(w.last), nil
 }

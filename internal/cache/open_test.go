@@ -67,7 +67,7 @@ func TestOpenReadOnlyReadsAndWritesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustHold(t, s, r)
-	if list, err := s.List("", 10); err != nil || len(list) != 2 {
+	if list, _, err := s.List("", 10); err != nil || len(list) != 2 {
 		t.Errorf("%v, %v", list, err)
 	}
 	if _, err := s.Write(puts(r)); !errors.Is(err, ErrReadOnly) {
@@ -221,6 +221,7 @@ func TestAWriteAfterASalvageIsNewerThanWhatWasSalvaged(t *testing.T) {
 		s := openAt(t, path, testOptions())
 		want := record("d001.example")
 		want.ID = fmt.Sprint("round ", round)
+		want.Due, want.CheckAt, want.FetchAt, want.FetchUnusedAt = noon, noon, noon, noon // as what a scan finds
 		mustWrite(t, s, puts(want)...)
 		closeStore(t, s)
 		// All pages that point to values are lost; old copies are about.

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -48,9 +47,6 @@ func (s *Store) trouble(why error) {
 	}
 	r.active = true
 	r.running.Go(func() {
-		if s.options.OnTrouble != nil {
-			s.options.OnTrouble(why)
-		}
 		s.rebuild(why)
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -59,12 +55,26 @@ func (s *Store) trouble(why error) {
 	})
 }
 
-// stop lets no rebuild begin, and waits for the one that runs.
-func (r *rebuilds) stop() {
+// stop lets no rebuild begin, and waits for the one that runs, for so long: it
+// may be in a read or a sync that the disk does not end. It says whether there
+// is none any more.
+func (r *rebuilds) stop(wait time.Duration) bool {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
-	r.running.Wait()
+	done := make(chan struct{})
+	go func() {
+		r.running.Wait()
+		close(done)
+	}()
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // rebuild makes a new file of what can be read of the current one. Lookups go
@@ -157,23 +167,44 @@ func asideName(path string, now time.Time) string {
 // pruneAside deletes the oldest of the files that were moved aside, but not the
 // latest one: within a second, names do not tell the order.
 func (s *Store) pruneAside(latest string) {
-	dir, base := filepath.Split(s.path)
-	entries, err := os.ReadDir(filepath.Clean(dir))
-	if err != nil {
-		return
-	}
-	var aside []string // in order of their dates, as ReadDir sorts
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), base+asideSuffix) && e.Name() != filepath.Base(latest) {
-			aside = append(aside, e.Name())
-		}
-	}
+	aside := s.aside(latest)
 	for len(aside) >= asideKept {
-		// Not what is below a directory: it is not ours.
-		if err := os.Remove(filepath.Join(dir, aside[0])); err != nil {
-			s.log.Warn("cannot delete an old damaged cache file", "path", filepath.Join(dir, aside[0]), "err", err)
+		s.deleteAside(aside[0])
+		aside = aside[1:]
+	}
+}
+
+// removeAside deletes all files that were moved aside, and says whether there
+// were any: a cache that is kept on the disk is worth more than they are.
+func (s *Store) removeAside() bool {
+	aside := s.aside("")
+	for _, path := range aside {
+		s.deleteAside(path)
+	}
+	return len(aside) > 0
+}
+
+// aside returns the files that were moved aside in the order of their dates,
+// but for one.
+func (s *Store) aside(but string) (paths []string) {
+	dir, base := filepath.Split(s.path)
+	entries, err := os.ReadDir(filepath.Clean(dir)) // which sorts them
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		if path := filepath.Join(dir, e.Name()); strings.HasPrefix(e.Name(), base+asideSuffix) && e.Name() != filepath.Base(but) {
+			paths = append(paths, path)
 		}
-		aside = slices.Delete(aside, 0, 1)
+	}
+	return paths
+}
+
+// deleteAside deletes a file that was moved aside. What is below a directory
+// stays: it is not ours.
+func (s *Store) deleteAside(path string) {
+	if err := os.Remove(path); err != nil {
+		s.log.Warn("cannot delete an old damaged cache file", "path", path, "err", err)
 	}
 }
 

@@ -31,6 +31,10 @@ const (
 	carryBytes = 4 << 20 // and bytes
 	scanWindow = 4 << 20 // bytes of the file read at once
 	scanStep   = 4096    // bytes read at once where the disk reports errors
+
+	// memorySize is MaxSize at most where there is no room on the disk to save a
+	// damaged file to, and the cache is in memory.
+	memorySize = 128 << 20
 )
 
 // damage reports whether err, of opening a file, means that the file is no good,
@@ -61,6 +65,14 @@ func (s *Store) salvage(why error) (*boltFile, *snapshot, Report, error) {
 		defer from.close()
 	}
 	file, next, report, err := s.replaceFile(src)
+	if noRoom(err) && s.removeAside() {
+		file, next, report, err = s.replaceFile(src)
+	}
+	if err != nil {
+		s.log.Error("what can be read of the damaged cache file cannot be saved to the disk; going on without a file",
+			"path", s.path, "err", err)
+		file, next, report, err = s.toMemory(src)
+	}
 	report.Why = why
 	if err != nil {
 		return nil, nil, report, fmt.Errorf("save what can be read of the damaged file: %w", err)
@@ -69,7 +81,18 @@ func (s *Store) salvage(why error) (*boltFile, *snapshot, Report, error) {
 	return file, next, report, nil
 }
 
+// noRoom reports whether err means that the disk is full.
+func noRoom(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
+}
+
 func (s *Store) logReport(r Report) {
+	if r.MovedTo == "" {
+		s.log.Error("the damaged cache file was left in its place, and what could be read of it is in memory only: nothing that is found now outlives the daemon",
+			"path", s.path, "recovered", r.Recovered, "damaged", r.Damaged, "lost", r.Lost, "err", r.Why,
+			"next", "make room on the disk, or see who owns the cache's folder, and restart the daemon")
+		return
+	}
 	s.log.Error("the damaged cache file was moved aside, and a new one begun",
 		"path", s.path, "moved_to", r.MovedTo, "recovered", r.Recovered, "damaged", r.Damaged, "lost", r.Lost, "err", r.Why)
 }
@@ -89,11 +112,34 @@ func (s *Store) replaceFile(src source) (*boltFile, *snapshot, Report, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, report, err
 	}
+	file, sn, report, err := s.carryInto(path, 0, src)
+	if err != nil {
+		if e := os.Remove(path); !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+		return nil, nil, report, err
+	}
+	if report.MovedTo, err = putInPlace(path, s.path, time.Now()); err != nil {
+		file.retire(sn)
+		return nil, nil, report, errors.Join(err, file.close(), os.Remove(path))
+	}
+	if err := syncDir(s.path); err != nil { // too late to turn back
+		s.log.Warn("cannot sync the directory of the cache file", "path", s.path, "err", err)
+	}
+	s.pruneAside(report.MovedTo)
+	return file, sn, report, nil
+}
+
+// carryInto carries over what can be read of src into a new file at path. Most,
+// unless it is 0, is how many bytes it may take: then only what protects mail is
+// carried over.
+func (s *Store) carryInto(path string, most int64, src source) (*boltFile, *snapshot, Report, error) {
+	var report Report
 	file, err := openBoltFile(path, s.options.MaxSize, false)
 	if err != nil {
 		return nil, nil, report, err
 	}
-	c := carrier{store: s, to: file}
+	c := carrier{store: s, to: file, most: most}
 	if err = c.carry(src); err == nil {
 		report.Recovered, report.Damaged, report.Lost = c.recovered, c.damaged, c.lost(src)
 		file.db.NoSync, file.db.NoGrowSync = false, false
@@ -103,20 +149,23 @@ func (s *Store) replaceFile(src source) (*boltFile, *snapshot, Report, error) {
 	if err == nil {
 		sn, err = file.snapshot()
 	}
-	if err == nil {
-		report.MovedTo, err = putInPlace(path, s.path, time.Now())
-	}
 	if err != nil {
-		if sn != nil {
-			file.retire(sn)
-		}
-		return nil, nil, report, errors.Join(err, file.close(), os.Remove(path))
+		return nil, nil, report, errors.Join(err, file.close())
 	}
-	if err := syncDir(s.path); err != nil { // too late to turn back
-		s.log.Warn("cannot sync the directory of the cache file", "path", s.path, "err", err)
-	}
-	s.pruneAside(report.MovedTo)
 	return file, sn, report, nil
+}
+
+// toMemory carries over what can be read of src into a file without a name, in
+// memory: where there is no room for another on the disk, lookups must be
+// answered all the same, and the damaged file stays where it is for later.
+func (s *Store) toMemory(src source) (*boltFile, *snapshot, Report, error) {
+	fd, err := unix.MemfdCreate("sts-tlsmap-cache", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, nil, Report{}, fmt.Errorf("make a cache in memory: %w", err)
+	}
+	defer unix.Close(fd) // the name opens it once more
+	s.options.MaxSize = min(s.options.MaxSize, memorySize)
+	return s.carryInto(fmt.Sprintf("/proc/self/fd/%d", fd), memorySize/2, src)
 }
 
 // A carrier carries policies over, a batch at a time.
@@ -127,6 +176,9 @@ type carrier struct {
 	asTheyAre []put // damaged ones, under their keys
 	bytes     int
 	scanning  bool
+	enforced  bool  // only enforced policies are taken from the scan
+	most      int64 // bytes of enforced policies, if there is no room for all; 0: there is
+	taken     int64
 
 	counts    counts
 	newest    int64
@@ -138,9 +190,13 @@ type carrier struct {
 
 // carry goes through the pages in the order of the domains first, and over
 // those that cannot be read. If anything was amiss it then looks through the
-// whole file for values, wherever they stand: also those on pages that nothing
-// points to any more. The newest of each domain wins. So a policy that was
-// deleted may come back; it is one that we fetched, and it has its expiry.
+// file for values, wherever they stand. The newest of each domain wins.
+//
+// Not on the pages that are free, though: what stands there was replaced or
+// deleted. Where it cannot be told which those are, only enforced policies are
+// taken, since what is found may be an older version: one of another mode could
+// stand in for an enforced policy that was lost with its page, and take away the
+// protection, while an enforced one that has been replaced errs on the safe side.
 func (c *carrier) carry(src source) error {
 	amiss := src.current == nil || !src.complete
 	if src.current != nil {
@@ -154,7 +210,11 @@ func (c *carrier) carry(src source) error {
 		amiss = amiss || bad > 0 || c.damaged+c.broken > 0 || int64(c.recovered) < src.current.policies()
 	}
 	if amiss && src.file != nil {
-		if err := c.carryScan(src.file); err != nil {
+		free, err := freePages(src.file)
+		if err != nil || !src.complete {
+			free, c.enforced = nil, true
+		}
+		if err := c.carryScan(src.file, free); err != nil {
 			return err
 		}
 	}
@@ -195,8 +255,8 @@ func (c *carrier) carryTree(sn *snapshot) (bad uint64, err error) {
 	return w.bad, c.flush()
 }
 
-// carryScan looks for values in the bytes of the file.
-func (c *carrier) carryScan(f *os.File) error {
+// carryScan looks for values in the bytes of the file, but for the free pages.
+func (c *carrier) carryScan(f *os.File, free *freeSet) error {
 	c.scanning = true
 	info, err := f.Stat()
 	if err != nil {
@@ -204,8 +264,11 @@ func (c *carrier) carryScan(f *os.File) error {
 	}
 	window := make([]byte, 0, scanWindow)
 	for at := int64(0); at < info.Size(); {
-		window = readWindow(f, window[:min(scanWindow, info.Size()-at)], at)
-		last := at+int64(len(window)) >= info.Size()
+		want := min(scanWindow, info.Size()-at)
+		window = readWindow(f, window[:want], at)
+		// A file may turn out to be shorter than it was said to be.
+		last := at+want >= info.Size() || int64(len(window)) < want
+		free.blank(window, at)
 		used := c.scan(window, last)
 		if err := c.flush(); err != nil {
 			return err
@@ -253,8 +316,12 @@ func (c *carrier) scan(window []byte, last bool) int {
 			at += len(mark)
 			continue
 		}
-		c.batch = append(c.batch, bytes.Clone(v))
 		at += len(v)
+		if !c.enforced {
+			c.batch = append(c.batch, bytes.Clone(v))
+		} else if v.Mode() == policy.ModeEnforce {
+			c.batch = append(c.batch, v.dueAt(c.store.options.Now()))
+		}
 	}
 }
 
@@ -315,6 +382,12 @@ func (c *carrier) flush() error {
 func (c *carrier) put(b buckets, v Value) error {
 	domain := v.domain()
 	change := put{domain: domain, raw: v}
+	if c.most > 0 {
+		if v.Mode() != policy.ModeEnforce || c.taken > c.most {
+			return nil
+		}
+		c.taken += footprint(domain, v)
+	}
 	if old := b.policy.Get(domain); old != nil {
 		known, err := parseAt(domain, old)
 		if err != nil || known.sequence() >= v.sequence() {

@@ -19,7 +19,7 @@ const (
 	DefaultMaxSize = 4 << 30
 
 	turnWait  = 2 * time.Second  // how long a write waits for another, or for a rebuild, before it is ErrBusy
-	closeWait = 10 * time.Second // how long Close waits for a write, and for readers
+	closeWait = 10 * time.Second // how long Close waits for a rebuild, then for a write, then for readers
 
 	// MaxPage is the most records that List returns, and the most keys that
 	// any reading goes through in one state of the file.
@@ -32,10 +32,10 @@ type Options struct {
 	Log     *slog.Logger     // nil: none
 	Now     func() time.Time // the clock that eviction goes by; nil: time.Now
 
-	// OnTrouble, if not nil, is told when the file turns out to be damaged
-	// while it is in use. It is called on a goroutine of its own, once for
-	// each rebuild that follows.
-	OnTrouble func(err error)
+	// InUse says whether a policy was used lately, as far as its record does not
+	// say so yet: such a one is not given up for another. It must not block. Nil:
+	// none was.
+	InUse func(domain []byte) bool
 }
 
 // A Store is an open cache file. All its methods are safe for concurrent use.
@@ -227,7 +227,9 @@ func (s *Store) Close() error {
 
 func (s *Store) close() error {
 	close(s.closing)
-	s.rebuilds.stop()
+	if !s.rebuilds.stop(closeWait) {
+		return fmt.Errorf("close cache %s: a rebuild does not end", s.path)
+	}
 	if !s.takeTurn(closeWait) {
 		return fmt.Errorf("close cache %s: a commit does not end", s.path)
 	}

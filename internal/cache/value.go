@@ -88,6 +88,11 @@ func (v Value) Ready() []byte {
 	return v[len(v)-int(binary.LittleEndian.Uint32(v[offReadyLen:])):]
 }
 
+// policyLen returns the bytes of the text and of what is ready of it.
+func (v Value) policyLen() uint64 {
+	return uint64(binary.LittleEndian.Uint32(v[offTextLen:])) + uint64(binary.LittleEndian.Uint32(v[offReadyLen:]))
+}
+
 // Record decodes the value. Nothing in the record points into the value.
 func (v Value) Record() Record {
 	rest := v[headerSize:]
@@ -125,6 +130,16 @@ func (v Value) due() int64            { return v.time(offDue) }
 func (v Value) lane() Lane            { return Lane(v[offLane]) }
 func (v Value) sequence() uint64      { return binary.LittleEndian.Uint64(v[offSequence:]) }
 func (v Value) domain() []byte        { return v[headerSize : headerSize+int(v[offDomainLen])] }
+
+// dueAt returns a copy that is to be checked and fetched at now.
+func (v Value) dueAt(now time.Time) Value {
+	v = bytes.Clone(v)
+	for _, offset := range []int{offDue, offCheckAt, offFetchAt, offFetchUnusedAt} {
+		binary.LittleEndian.PutUint64(v[offset:], uint64(secondsOf(now)))
+	}
+	putChecksum(v)
+	return v
+}
 
 // newest returns the latest time at which something happened to the policy.
 func (v Value) newest() int64 {

@@ -26,7 +26,7 @@ func (op Op) domain() string {
 
 // A WriteResult says what became of the newcomers, and of others for their sake.
 type WriteResult struct {
-	Refused []string // new domains for which there was no room: they were not written
+	Refused []string // domains for which there was no room: none of their policies is stored now
 	Evicted []string // domains that were given up for new ones
 }
 
@@ -34,10 +34,11 @@ type WriteResult struct {
 // ones; of two for one domain the last counts. When it returns nil they are on
 // disk. ErrBusy and a full disk leave the store as it was, and usable.
 //
-// What is held may always be replaced. A new domain needs room: where the used
-// pages come near MaxSize, expired policies are given up for it, then those of
-// mode none and testing by the age of their last use, and for an enforced one
-// at last also enforced ones that were not used for a week.
+// A new domain needs room: where the used pages come near MaxSize, expired
+// policies are given up for it, then those of mode none and testing by the age
+// of their last use, and for an enforced one at last also enforced ones that
+// were not used for a week. What is held may be replaced without that, but a
+// policy that has grown only until growSlack is used up, too.
 func (s *Store) Write(ops []Op) (WriteResult, error) {
 	var p *plan
 	err := s.change(func(sn *snapshot) (_ *plan, err error) {
@@ -101,6 +102,9 @@ type plan struct {
 	counts   counts
 	newest   int64
 	room     int64 // bytes that may be added before something has to go
+	slack    int64 // bytes by which policies that are held may grow beyond
+	inUse    func(domain []byte) bool
+	passed   int // policies in use that victims has passed over
 	victims  *victims
 	refused  [numPhases]int64 // the least need that was refused by last phase; 0: none was
 	result   WriteResult
@@ -122,6 +126,8 @@ func newPlan(sn *snapshot, o Options) *plan {
 		counts:   sn.counts,
 		newest:   sn.newest,
 		room:     o.MaxSize - sn.used,
+		slack:    o.MaxSize / growSlack,
+		inUse:    o.InUse,
 	}
 	p.victims = &victims{plan: p}
 	return p
@@ -181,14 +187,37 @@ func (p *plan) addAll(ops []Op) error {
 }
 
 // replace adds the change of a policy that is held. One that has grown makes
-// others go, but is not refused.
+// others go, and where there are none it may take some of the slack.
+//
+// Beyond that it cannot be stored: small policies that are replaced by long ones
+// would fill the disk. The old one is deleted then. It would be answered again
+// after a crash, although a newer one was answered before, which may ask for
+// more; without it the domain is discovered anew. A record whose policy has not
+// grown is always stored: nobody loses a policy to what we note about it.
 func (p *plan) replace(change put) error {
-	if grown := footprint(change.domain, change.raw) - footprint(change.domain, change.old); grown > 0 {
-		if _, err := p.makeRoom(lastPhase(change.raw), grown); err != nil {
-			return err
+	grown := footprint(change.domain, change.raw) - footprint(change.domain, change.old)
+	if grown <= 0 {
+		return p.put(change)
+	}
+	admitted, err := p.makeRoom(lastPhase(change.raw), grown)
+	if err != nil {
+		return err
+	}
+	if !admitted {
+		if p.room-grown < -p.slack && change.grows() {
+			p.result.Refused = append(p.result.Refused, string(change.domain))
+			return p.delete(change.domain, change.old)
 		}
+		p.room -= grown
 	}
 	return p.put(change)
+}
+
+// grows says whether the policy is longer than the one it replaces. A damaged
+// one is replaced by whatever there is: until then mail waits.
+func (c put) grows() bool {
+	old, err := parseAt(c.domain, c.old)
+	return err == nil && c.raw.policyLen() > old.policyLen()
 }
 
 func (p *plan) put(change put) error {

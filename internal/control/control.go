@@ -56,7 +56,7 @@ const (
 // A Keeper holds the policies; *keeper.Keeper is one.
 type Keeper interface {
 	Get(domain string) (cache.Record, error)
-	List(after string, limit int) ([]cache.Record, error)
+	List(after string, limit int) (list []cache.Record, next string, err error)
 	Refresh(ctx context.Context, domain string) (keeper.Refreshed, error)
 	Forget(ctx context.Context, domain string) (bool, error)
 	Negative(domain string) (keeper.Negative, bool)

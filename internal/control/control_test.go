@@ -46,11 +46,11 @@ func (k *fakeKeeper) Get(domain string) (cache.Record, error) {
 	return cache.Record{}, cache.ErrNotFound
 }
 
-func (k *fakeKeeper) List(after string, limit int) ([]cache.Record, error) {
+func (k *fakeKeeper) List(after string, limit int) ([]cache.Record, string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.pages++; k.pages > 1 && k.listErr != nil {
-		return nil, k.listErr
+		return nil, "", k.listErr
 	}
 	var page []cache.Record
 	for _, d := range slices.Sorted(func(yield func(string) bool) {
@@ -61,11 +61,11 @@ func (k *fakeKeeper) List(after string, limit int) ([]cache.Record, error) {
 		}
 	}) {
 		if len(page) == limit {
-			break
+			return page, page[limit-1].Domain, nil
 		}
 		page = append(page, k.records[d])
 	}
-	return page, nil
+	return page, "", nil
 }
 
 func (k *fakeKeeper) Refresh(ctx context.Context, domain string) (keeper.Refreshed, error) {

@@ -209,13 +209,9 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) {
 	out := s.lines(w)
 	after := r.URL.Query().Get("after")
 	for {
-		page, err := s.o.Keeper.List(after, pageSize)
+		page, next, err := s.o.Keeper.List(after, pageSize)
 		if err != nil {
 			out.end(fmt.Errorf("the cache cannot be read: %w", err))
-			return
-		}
-		if len(page) == 0 {
-			out.end(nil)
 			return
 		}
 		for i := range page {
@@ -230,7 +226,11 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) {
 		if out.flush() != nil || r.Context().Err() != nil {
 			return
 		}
-		after = page[len(page)-1].Domain
+		if next == "" {
+			out.end(nil)
+			return
+		}
+		after = next
 	}
 }
 

@@ -3,7 +3,9 @@ package keeper
 import (
 	"context"
 	"errors"
-	"sort"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
@@ -35,37 +37,31 @@ func (k *Keeper) Get(domain string) (cache.Record, error) {
 }
 
 // List returns up to limit records in the order of their domains, beginning
-// after the domain given. What waits for the disk is included.
-func (k *Keeper) List(after string, limit int) ([]cache.Record, error) {
+// after the domain given. What waits for the disk is included. next is the
+// domain to go on after, empty at the end of the list; a page may be empty before.
+func (k *Keeper) List(after string, limit int) (page []cache.Record, next string, err error) {
 	limit = min(max(limit, 1), cache.MaxPage)
-	stored, err := k.o.Store.List(after, limit)
-	if err != nil {
-		return nil, err
+	page, next, err = k.o.Store.List(after, limit)
+	if err != nil || k.writer.lates.Load() == 0 {
+		return page, next, err
 	}
-	if k.writer.lates.Load() == 0 {
-		return stored, nil
-	}
-	last := ""
-	if len(stored) == limit {
-		last = stored[limit-1].Domain
-	}
-	byDomain := make(map[string]cache.Record, len(stored))
-	for _, r := range stored {
+	byDomain := make(map[string]cache.Record, len(page))
+	for _, r := range page {
 		byDomain[r.Domain] = r
 	}
-	for _, p := range k.writer.lateBetween(after, last) {
+	for _, p := range k.writer.lateBetween(after, next) {
 		if p.record == nil {
 			delete(byDomain, p.domain)
 		} else {
 			byDomain[p.domain] = *p.record
 		}
 	}
-	page := make([]cache.Record, 0, len(byDomain))
-	for _, r := range byDomain {
-		page = append(page, r)
+	page = slices.SortedFunc(maps.Values(byDomain), func(a, b cache.Record) int { return strings.Compare(a.Domain, b.Domain) })
+	if len(page) > limit {
+		page = page[:limit]
+		next = page[limit-1].Domain
 	}
-	sort.Slice(page, func(i, j int) bool { return page[i].Domain < page[j].Domain })
-	return page[:min(len(page), limit)], nil
+	return page, next, nil
 }
 
 // lateBetween returns the late changes after a domain and up to another; an
@@ -122,7 +118,6 @@ func (k *Keeper) refreshNow(domain string, fl *flight) {
 	if k.fetch.limit.Wait(k.life) != nil {
 		return
 	}
-	k.asked.note(domain, now)
 	if _, ok := k.refetch(k.life, k.lookupGate, r, fl); ok {
 		k.store(r)
 	}

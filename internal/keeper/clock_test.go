@@ -2,9 +2,12 @@ package keeper
 
 import (
 	"errors"
+	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -128,4 +131,55 @@ func TestNothingIsDeletedForADayAfterTheClockHasJumpedAhead(t *testing.T) {
 	if !deleted[2*day+time.Minute] {
 		t.Error("not a day after the jump")
 	}
+}
+
+// The bubble's clock cannot be set back, so the moments are given.
+func TestAPolicyThatLivesAgainOnceTheClockIsPutRightIsNotHiddenByAFailure(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultWebPKI })
+		right := time.Now().Add(20 * time.Hour)
+		settle(25 * time.Hour) // "the clock jumps ahead"
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+			t.Fatal(err)
+		}
+		ahead := time.Now()
+		hash := s.hash("example.com")
+		if known, _ := s.negative.get(hash, []byte("example.com"), ahead); !known {
+			t.Error("the failure is not remembered")
+		}
+		if known, _ := s.negative.get(hash, []byte("example.com"), right); known {
+			t.Error("put right, the failure hides a policy that is held")
+		}
+		if known, _ := s.negative.get(hash, []byte("example.com"), right.Add(4*time.Hour)); !known {
+			t.Error("once the policy has expired, the failure is not known")
+		}
+	})
+}
+
+func TestAStartWithAClockThatMayBeAheadDeletesNothingForADay(t *testing.T) {
+	path := filepath.Join(memoryDir(t), "cache.db")
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		s := openSite(t, path, net, nil)
+		net.enforced("example.com", day)
+		s.mustHold(t, "example.com")
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+		settle(9 * day) // switched off, or so the clock says
+		s = openSite(t, path, net, nil)
+		settle(purgeAfterJump - time.Minute)
+		if _, err := s.disk.Store.Get("example.com"); err != nil {
+			t.Errorf("before a day has passed: %v", err)
+		}
+		settle(2 * purgeEvery)
+		if _, err := s.disk.Store.Get("example.com"); !errors.Is(err, cache.ErrNotFound) {
+			t.Errorf("after it: %v", err)
+		}
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+	})
 }

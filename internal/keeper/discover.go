@@ -3,15 +3,11 @@ package keeper
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
-	"golang.org/x/time/rate"
 )
 
 // await has a domain's policy discovered and waits for it, for the lookup
@@ -67,7 +63,8 @@ const (
 	holdUnknown             // it cannot be told: that counts as nothing, but not for long
 )
 
-// look says what is held of a domain now.
+// look says what is held of a domain now. The record is also returned if it has
+// expired.
 func (k *Keeper) look(domain string, now time.Time) (*cache.Record, hold) {
 	r, err := k.held(domain, now)
 	switch {
@@ -78,7 +75,7 @@ func (k *Keeper) look(domain string, now time.Time) (*cache.Record, hold) {
 	case err != nil:
 		return nil, holdUnknown
 	case !isLive(r, now):
-		return nil, holdNothing
+		return r, holdNothing
 	}
 	return r, holdLive
 }
@@ -118,7 +115,7 @@ func (k *Keeper) discover(domain string, fl *flight) {
 	k.health.note(domain, err, time.Now())
 	event := Event{Step: StepDiscovery, Domain: domain, Result: result, Err: err, Took: time.Since(begun)}
 	if err != nil {
-		k.remember(domain, held, err)
+		k.remember(domain, known, held, err)
 		k.o.Observe(event)
 		fl.outcome = Refreshed{Domain: domain, Result: result, Err: reason(err)}
 		return
@@ -139,12 +136,16 @@ func (k *Keeper) discover(domain string, fl *flight) {
 
 // remember keeps the news that no policy was found: for as long as the DNS
 // says, or, after a failure, five minutes and longer with repetition. One that
-// was not tried for want of a turn has not failed.
-func (k *Keeper) remember(domain string, held hold, err error) {
+// was not tried for want of a turn has not failed. known is a policy that has
+// expired; nil if there is none.
+func (k *Keeper) remember(domain string, known *cache.Record, held hold, err error) {
 	now := time.Now()
 	hash := k.hash(domain)
 	damaged := held == holdDamaged
 	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: reason(err), damaged: damaged}
+	if known != nil {
+		n.heldUntil = liveUntil(known.Fetched.Unix(), known.Expires.Unix())
+	}
 	n.failures = k.negative.failures(hash, domain)
 	keep := min(max(ttlOf(err), minNegative), maxNegativeTTL)
 	switch n.Result {
@@ -167,52 +168,6 @@ func (k *Keeper) remember(domain string, held hold, err error) {
 		k.logFailure(slog.LevelInfo, discoveryFailed, n, damaged)
 	}
 	k.negative.put(hash, n)
-}
-
-// mayLog says whether there is room in the log for one more line about a
-// domain. While nothing succeeds at all, that is said once, and of few domains:
-// enough for those that have their own faults.
-func (k *Keeper) mayLog(limit *rate.Limiter) bool {
-	if k.health.dead() {
-		limit = k.outageLines
-	}
-	if limit.Allow() {
-		return true
-	}
-	k.counters.linesDropped.Add(1)
-	return false
-}
-
-// discoveryFailed is what the log says of a failure for which no mail waits.
-const discoveryFailed = "MTA-STS discovery failed; mail goes as it would without us"
-
-func (k *Keeper) logFailure(level slog.Level, words string, n *Negative, damaged bool) {
-	if damaged {
-		level, words = slog.LevelError, "the stored MTA-STS policy is damaged and could not be fetched again; mail waits"
-	}
-	limit := k.strangersLines
-	if damaged {
-		limit = k.ownLines
-	}
-	if !k.mayLog(limit) {
-		return
-	}
-	k.o.Log.Log(context.Background(), level, words,
-		"domain", n.Domain, "result", string(n.Result), "err", n.Err, "next", n.Until.Round(time.Second))
-}
-
-// reason is what went wrong, for those who know the domain and the result. It
-// is short, since it is remembered of many domains.
-func reason(err error) string {
-	var pe *policy.Error
-	if errors.As(err, &pe) {
-		err = pe.Err
-	}
-	s := err.Error()
-	if len(s) > maxReason {
-		s = strings.ToValidUTF8(s[:maxReason], "") + "..."
-	}
-	return s
 }
 
 func ttlOf(err error) time.Duration {
@@ -242,107 +197,6 @@ func (k *Keeper) take(r *cache.Record, found *policy.Fetched, now time.Time) {
 	r.Fetched, r.Expires = now, now.Add(found.Policy.MaxAge)
 	r.Failures, r.FailedAt, r.LastError = 0, time.Time{}, ""
 	r.Slow = found.Duration > slowFetch
-}
-
-// store brings a record to the disk, or as near as it can, and waits for it.
-func (k *Keeper) store(r *cache.Record) {
-	k.stored(r, k.writer.write(&pending{domain: r.Domain, record: r, entry: k.entryOf(r)}))
-}
-
-// storeSoon has a record written and does not wait. Unless it is urgent it
-// shares a later commit. The result is closed when it is on disk.
-func (k *Keeper) storeSoon(r *cache.Record, urgent bool) <-chan struct{} {
-	p := &pending{domain: r.Domain, record: r, entry: k.entryOf(r), lazy: !urgent}
-	err := k.writer.enqueue(p)
-	k.stored(r, err)
-	if err != nil {
-		k.skipped.note(r.Domain, time.Now()) // in the store it is due as before
-		return nil
-	}
-	return p.done
-}
-
-// stored deals with a record for which neither disk nor queue has room: it is
-// answered from the table while it lives there.
-func (k *Keeper) stored(r *cache.Record, err error) {
-	if err == nil {
-		return
-	}
-	k.counters.notKept.Add(1)
-	k.inMemoryOnly(r)
-	if k.ownLines.Allow() {
-		k.o.Log.Error("a new MTA-STS policy could not be written", "domain", r.Domain, "err", err,
-			"next", "it is fetched again when it is asked for")
-	}
-}
-
-func (k *Keeper) inMemoryOnly(r *cache.Record) {
-	e := k.entryOf(r)
-	k.negative.drop(e.hash)
-	k.table.keep(e)
-}
-
-// published brings the memory up to date with a batch that is on disk.
-func (k *Keeper) published(batch []*pending, result cache.WriteResult) {
-	for _, p := range batch {
-		k.publish(p)
-		if p.record != nil {
-			k.lineOf(p.record.Lane).expect(p.record.Due)
-		}
-	}
-	for _, domain := range result.Evicted {
-		k.table.replace(k.hash(domain), domain, nil)
-	}
-	if len(result.Refused) == 0 {
-		return
-	}
-	refused := make(map[string]bool, len(result.Refused))
-	for _, domain := range result.Refused {
-		refused[domain] = true
-	}
-	for _, p := range batch {
-		if p.record != nil && refused[p.domain] {
-			k.counters.refused.Add(1)
-			k.inMemoryOnly(p.record)
-		}
-	}
-	if k.ownLines.Allow() {
-		k.o.Log.Warn("the cache is full of policies in use; new ones are kept in memory only",
-			"refused", len(result.Refused), "next", "raise [cache] max_size")
-	}
-}
-
-// lineOf returns the line that works off a lane.
-func (k *Keeper) lineOf(lane cache.Lane) *line {
-	if lane >= laneFetchUsed {
-		return k.fetch
-	}
-	return k.check
-}
-
-// publish replaces what memory has of a domain.
-func (k *Keeper) publish(p *pending) {
-	hash := k.hash(p.domain)
-	var e *Entry
-	if p.record != nil {
-		e = k.entryOf(p.record)
-	}
-	k.negative.drop(hash)
-	k.table.replace(hash, p.domain, e)
-}
-
-// survive keeps a panic in one domain's work from ending the daemon: mail
-// waits while it is down.
-func (k *Keeper) survive(what, domain string) {
-	if v := recover(); v != nil {
-		k.counters.panics.Add(1)
-		k.skipped.note(domain, time.Now())
-		if !k.ownLines.Allow() {
-			return
-		}
-		k.o.Log.Error("bug: a panic was survived; please report it", "in", what, "domain", domain,
-			"panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-	}
 }
 
 func (k *Keeper) timing() timing {

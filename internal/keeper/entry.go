@@ -48,7 +48,9 @@ func (e *Entry) KeepReply(slot int, reply []byte) {
 			return // in no table, or not any more: it counts nowhere
 		}
 		if e.size.CompareAndSwap(size, size+n) {
-			e.home.bytes.Add(n)
+			if e.home.bytes.Add(n) > e.home.limit {
+				e.home.trim()
+			}
 			return
 		}
 	}

@@ -77,7 +77,7 @@ func (k *Keeper) Stats() Stats {
 	s := Stats{
 		Negatives:   k.negative.byHash.Len(),
 		Discovering: k.flights.length(), Pending: k.writer.length(), Late: k.writer.lates.Load(),
-		RecheckQueue: len(k.recheckC), Failing: k.writer.failing.Load(), WritesFailed: k.writer.failed.Load(),
+		RecheckQueue: len(k.check.urgent), Failing: k.writer.failing.Load(), WritesFailed: k.writer.failed.Load(),
 		LateSeconds:  max(k.check.late.Load(), k.fetch.late.Load()),
 		NegativeHits: c.negativeHits.Load(), StoreErrors: c.storeErrors.Load(),
 		Discoveries: c.discoveries.Load(), DiscoveryTimeouts: c.discoveryTimeouts.Load(), Overloads: c.overloads.Load(),

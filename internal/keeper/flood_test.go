@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -63,6 +64,9 @@ type attack struct {
 	bend   func(*fakeHost)
 	each   int     // policies of the attacker's, and honest ones
 	scale  float64 // of the refresher's slots and rates
+	// lookups has the attacker's domains looked up all the time, and not only
+	// marked as used: each then has its record rechecked, too.
+	lookups bool
 }
 
 // run lets the attack go on for longer than the honest policies live, and
@@ -86,14 +90,28 @@ func (a attack) run(t *testing.T, path string) (expired int) {
 	fill(t, s.disk, s.timing(), a.each, "h%d.example", life, now)
 	fill(t, s.disk, s.timing(), a.each, "a%d.example", a.maxAge, now)
 	s.wake()
-	for range 26 {
-		for i := range a.each {
-			s.used.mark(s.hash(honest[i]))
-			s.used.mark(s.hash(hostile[i]))
+	const round = 10 * time.Minute
+	for i := range int(26 * time.Hour / round) {
+		if i%6 == 0 {
+			for i := range a.each {
+				s.used.mark(s.hash(honest[i]))
+				s.used.mark(s.hash(hostile[i]))
+			}
 		}
-		time.Sleep(time.Hour)
+		if a.lookups {
+			for _, domain := range hostile {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond) // it waits for nothing
+				var h Held
+				_ = s.Lookup(ctx, []byte(domain), &h)
+				cancel()
+			}
+		}
+		time.Sleep(round)
 	}
 	synctest.Wait()
+	if asked := net.total("a"); asked < a.each {
+		t.Errorf("the attacker's %d policies were fetched %d times: that is no attack", a.each, asked)
+	}
 	for _, domain := range honest {
 		if r, err := s.Get(domain); err != nil || !time.Now().Before(r.Expires) {
 			expired++
@@ -113,12 +131,13 @@ func TestNoFloodOfShortLivedPoliciesStarvesTheHonestOnes(t *testing.T) {
 	tarpit := func(h *fakeHost) { h.tarpit = true }
 	slow := func(h *fakeHost) { h.takes = 29 * time.Second }
 	attacks := map[string]attack{
-		"max_age 600 on tarpits, 20,000":       {600 * time.Second, tarpit, full, fullScale},
-		"max_age 1500, quick, always overdue":  {25 * time.Minute, func(*fakeHost) {}, small, 0.1},
-		"max_age 3600, slow but successful":    {time.Hour, slow, small, 0.1},
-		"a day and a second, slow":             {day + time.Second, slow, small, 0.1},
-		"two days on tarpits":                  {2 * day, tarpit, small, 0.1},
-		"TXT lookups that fail, beside it all": {2 * day, func(h *fakeHost) { h.recordErr, h.tarpit = policy.ResultDNS, true }, small, 0.1},
+		"two days on tarpits, 20,000":          {2 * day, tarpit, full, fullScale, false},
+		"max_age 1500 on tarpits, looked up":   {25 * time.Minute, tarpit, small, 0.1, true},
+		"max_age 1500, quick, always overdue":  {25 * time.Minute, func(*fakeHost) {}, small, 0.1, false},
+		"max_age 3600, slow but successful":    {time.Hour, slow, small, 0.1, false},
+		"a day and a second, slow":             {day + time.Second, slow, small, 0.1, false},
+		"two days, new ids, looked up":         {2 * day, func(h *fakeHost) { h.id, h.tarpit = "2", true }, small, 0.1, true},
+		"TXT lookups that fail, beside it all": {2 * day, func(h *fakeHost) { h.recordErr, h.tarpit = policy.ResultDNS, true }, small, 0.1, false},
 	}
 	for name, a := range attacks {
 		t.Run(name, func(t *testing.T) {

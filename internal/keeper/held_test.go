@@ -3,6 +3,8 @@ package keeper
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -141,3 +143,47 @@ func TestWhatIsRememberedOfAFailureIsShort(t *testing.T) {
 }
 
 var errUnreadablePage = errors.Join(cache.ErrUnreadable, errors.New("as the test wants it"))
+
+// A policy that mail uses now is not given up for a newcomer, although its
+// record says that it was not used for long: that is put right a day later.
+func TestANewcomerDisplacesNoPolicyThatIsAskedForNow(t *testing.T) {
+	path := filepath.Join(memoryDir(t), "cache.db")
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		s := openSiteOf(t, path, 1<<20, net, func(o *Options) { o.Interval = 20 * day })
+		s.net.enforced("used.example", 60*day)
+		idle := time.Now().Add(-8 * day)
+		fill(t, s.disk, s.timing(), 600, "d%04d.example", 60*day, idle)
+		newcomers := 0
+		come := func(n int) (refused int64) {
+			before := s.Stats().Refused
+			for range n {
+				d := fmt.Sprintf("new%d.example", newcomers)
+				newcomers++
+				net.set(d, fakeHost{id: "1", text: policyText("enforce", 30*day, "mx.example.net") + strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 10)})
+				s.mustHold(t, d)
+			}
+			return s.Stats().Refused - before
+		}
+		if come(400) == 0 {
+			t.Error("none is refused soon after the start, when nothing is known of uses")
+		}
+		settle(usedPeriod)
+		asked := []string{"d0000.example", "d0007.example"}
+		for _, d := range asked {
+			s.mustHold(t, d)
+		}
+		come(400)
+		for _, d := range asked {
+			if _, err := s.disk.Store.Get(d); err != nil {
+				t.Errorf("%s, which was asked for just now: %v", d, err)
+			}
+		}
+		if _, err := s.disk.Store.Get("d0001.example"); err == nil {
+			t.Error("no idle one was given up")
+		}
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -53,8 +53,9 @@ type Store interface {
 	Get(domain string) (cache.Record, error)
 	Write(ops []cache.Op) (cache.WriteResult, error)
 	Due(lane cache.Lane, now time.Time, limit int) ([]cache.Due, time.Time, error)
-	List(after string, limit int) ([]cache.Record, error)
+	List(after string, limit int) (list []cache.Record, next string, err error)
 	Purge(before time.Time, limit int) ([]string, error)
+	Stats() cache.Stats
 }
 
 // Options are what a Keeper is made of. Durations and rates that are zero get
@@ -129,7 +130,7 @@ type Keeper struct {
 	rechecks *recency
 	negative *negatives
 	writer   *writer
-	asked    *lately // policy hosts asked by the refresher
+	asked    *lately // policy hosts that gave the refresher a policy
 	skipped  *lately // records that are due and cannot be read
 
 	flights  flights
@@ -141,12 +142,12 @@ type Keeper struct {
 	// refresher from it until the policy runs out.
 	lookupGate, refreshGate policy.Gate
 
-	recheckC chan string // domains whose TXT record a lookup wants looked at
 	check    *line
 	fetch    *line
 	learning *rate.Limiter // discoveries that no mail waits for
 
 	begun    time.Time
+	gap      time.Duration // from the newest record in the store to begun
 	counters counters
 	health   health
 
@@ -179,7 +180,6 @@ func New(o Options) *Keeper {
 		asked:    newLately(),
 		skipped:  newLately(),
 		dnsSlots: make(chan struct{}, o.LookupConcurrency),
-		recheckC: make(chan string, recheckQueue),
 
 		ownLines:       rate.NewLimiter(logsPerSecond, logBurst),
 		strangersLines: rate.NewLimiter(logsPerSecond, logBurst),
@@ -189,6 +189,9 @@ func New(o Options) *Keeper {
 	}
 	k.lookupGate = policy.NewAddressLimiter(hostFetches).Waiting(o.LookupConcurrency)
 	k.refreshGate = policy.NewAddressLimiter(hostFetches).NonWaiting()
+	if newest := o.Store.Stats().Newest; !newest.IsZero() {
+		k.gap = k.begun.Sub(newest)
+	}
 	k.life, k.end = context.WithCancel(context.Background())
 	k.writer.committed = k.published
 	k.writer.becameLate = k.publish
@@ -210,7 +213,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}()
 
 	var loops sync.WaitGroup
-	for _, loop := range []func(context.Context){k.check.run, k.fetch.run, k.recheckLoop, k.upkeep} {
+	for _, loop := range []func(context.Context){k.check.run, k.fetch.run, k.upkeep} {
 		loops.Go(func() { loop(ctx) })
 	}
 	<-ctx.Done()

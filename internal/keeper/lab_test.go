@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -71,6 +72,18 @@ func (n *fakeNet) asked(domain string) (records, fetches int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.records[domain], n.fetches[domain]
+}
+
+// total returns the fetches of all domains that begin so.
+func (n *fakeNet) total(prefix string) (fetches int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for domain, count := range n.fetches {
+		if strings.HasPrefix(domain, prefix) {
+			fetches += count
+		}
+	}
+	return fetches
 }
 
 func (n *fakeNet) Record(ctx context.Context, domain string) (policy.Record, time.Duration, error) {
@@ -275,11 +288,21 @@ func inSite(t *testing.T, bend func(*Options), test func(*testing.T, *site)) {
 
 func openSite(t *testing.T, path string, net *fakeNet, bend func(*Options)) *site {
 	t.Helper()
-	store, err := cache.Open(path, cache.Options{MaxSize: 1 << 30})
+	return openSiteOf(t, path, 1<<30, net, bend)
+}
+
+// openSiteOf is openSite with a cache of another size.
+func openSiteOf(t *testing.T, path string, maxSize int64, net *fakeNet, bend func(*Options)) *site {
+	t.Helper()
+	var s *site
+	store, err := cache.Open(path, cache.Options{
+		MaxSize: maxSize,
+		InUse:   func(domain []byte) bool { return s.InUse(domain) },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: new(syncBuffer)}
+	s = &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: new(syncBuffer)}
 	o := Options{
 		Store: s.disk, Network: net, Prepare: prepare,
 		Log: slog.New(slog.NewTextHandler(s.log, nil)),

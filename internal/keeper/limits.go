@@ -30,18 +30,26 @@ const (
 	// usedPeriod is how long a bitmap collects before it is rotated.
 	usedPeriod = 24 * time.Hour
 
-	// recheckSlots is how many domains' last rechecks are remembered.
+	// recheckSlots is how many domains' last rechecks are remembered, and
+	// recheckWays in how many of the slots one may stand.
 	recheckSlots = 1 << 16
+	recheckWays  = 4
 	// clockSlack is how far ahead of the clock a policy's fetch may be, and how
 	// far the clock may run away between two looks.
 	clockSlack = time.Minute
+	// lostAfter is by how much a policy in use may be overdue before it is fetched
+	// because it is asked for: the index of what is due may have lost it.
+	lostAfter = 24 * time.Hour
 	// recheckQueue is how many rechecks wait; one more is dropped and counted.
 	recheckQueue = 1024
 	// urgentQueue is how many fetches for a changed id wait outside the store.
 	urgentQueue = 1024
 
-	// maxNegative bounds the negative results.
-	maxNegative = 1 << 16
+	// maxNegative and maxNegativeBytes bound the negative results, each of which
+	// counts negativeOverhead bytes beside its strings.
+	maxNegative      = 1 << 16
+	maxNegativeBytes = 16 << 20
+	negativeOverhead = 256
 	// maxReason is how many bytes of what went wrong are remembered.
 	maxReason = 400
 	// minNegative and maxNegativeTTL bound how long the DNS' denial is kept.
@@ -81,7 +89,8 @@ const (
 	// finalCommits is how long what is pending is still written at the end.
 	finalCommits = 5 * time.Second
 
-	// minFetchInterval is how often the refresher asks one policy host at most.
+	// minFetchInterval is how often the refresher asks a policy host at most that
+	// gives it a policy.
 	minFetchInterval = 10 * time.Minute
 	// confirmAfter and confirmWithin: when a new id with an unchanged text is
 	// looked at again (RFC 8461, 8.1).
@@ -108,7 +117,9 @@ const (
 	idlePoll = time.Minute
 	// shortSlots, unusedSlots and troubledSlots are the eighths of a line's slots
 	// that policies with a max_age below a day, those not in use, and those after
-	// a failed or slow try may hold at once.
+	// a failed or slow try may hold at once; urgentSlots those that are wanted at
+	// once, of whatever kind they are.
+	urgentSlots   = 4
 	shortSlots    = 3
 	unusedSlots   = 2
 	troubledSlots = 2
@@ -120,7 +131,7 @@ const (
 	// purgeEvery and purgeBatch pace the deletion of long expired policies.
 	purgeEvery = 10 * time.Minute
 	// purgeAfterJump is how long nothing is deleted after the clock has jumped
-	// ahead.
+	// ahead, or may have before the start.
 	purgeAfterJump = 24 * time.Hour
 	purgeBatch     = 500
 

@@ -13,26 +13,30 @@ import (
 
 // A line works off what is due of one kind, checks or fetches: so many at
 // once, so many a second. Its lanes share the slots such that no flood of
-// short-lived policies, or of hosts that are slow or fail, takes them all.
+// short-lived policies, or of hosts that are slow or fail, takes them all. What
+// is wanted at once and what is due take turns.
 type line struct {
-	k      *Keeper
-	name   string
-	lanes  []lane
-	slots  chan struct{}
-	visits *rate.Limiter // of records looked at
-	limit  *rate.Limiter // of those for which the network is asked
-	urgent chan string   // domains to be done before what is due
-	nudged chan struct{}
-	wakes  atomic.Int64 // until when it sleeps, Unix seconds
+	k        *Keeper
+	name     string
+	lanes    []lane
+	slots    chan struct{}
+	visits   *rate.Limiter // of records looked at
+	limit    *rate.Limiter // of those for which the network is asked
+	urgent   chan string   // domains wanted at once: a recheck, or a changed id's fetch
+	urgently lane          // their share of the slots; nothing is in the store under it
+	nudged   chan struct{}
+	wakes    atomic.Int64 // until when it sleeps, Unix seconds
 	// work does one domain. What it returns is closed when the result is on
 	// disk; nil if there is none.
 	work func(ctx context.Context, domain string, urgent bool) <-chan struct{}
 
-	mu   sync.Mutex
-	busy map[string]*lane // domains under way
+	mu     sync.Mutex
+	busy   map[string]*lane    // domains under way
+	wanted map[string]struct{} // domains in urgent
 
-	round int          // counts turns, for the troubled lane's share
-	late  atomic.Int64 // seconds by which the oldest due is overdue
+	hurried bool         // the last turn was an urgent one's
+	round   int          // counts turns, for the troubled lane's share
+	late    atomic.Int64 // seconds by which the oldest due is overdue
 }
 
 // A lane is a line's view of a lane in the store.
@@ -45,15 +49,18 @@ type lane struct {
 	late    time.Duration // by which the oldest that waits is overdue
 }
 
-func newLine(k *Keeper, name string, perSecond float64, lanes ...lane) *line {
+func newLine(k *Keeper, name string, perSecond float64, queue int, lanes ...lane) *line {
+	n := k.o.RefreshConcurrency
 	return &line{
 		k: k, name: name, lanes: lanes,
-		slots:  make(chan struct{}, k.o.RefreshConcurrency),
-		visits: rate.NewLimiter(max(visitsPerSecond, rate.Limit(perSecond)), 1),
-		limit:  rate.NewLimiter(rate.Limit(perSecond), 1),
-		urgent: make(chan string, urgentQueue),
-		nudged: make(chan struct{}, 1),
-		busy:   make(map[string]*lane),
+		slots:    make(chan struct{}, n),
+		visits:   rate.NewLimiter(max(visitsPerSecond, rate.Limit(perSecond)), 1),
+		limit:    rate.NewLimiter(rate.Limit(perSecond), 1),
+		urgent:   make(chan string, queue),
+		urgently: lane{most: share(n, urgentSlots)},
+		nudged:   make(chan struct{}, 1),
+		busy:     make(map[string]*lane),
+		wanted:   make(map[string]struct{}),
 	}
 }
 
@@ -64,7 +71,7 @@ func share(slots, eighths int) int { return max(1, slots*eighths/8) }
 // the troubled lane, which gets every fourth turn and few slots.
 func newCheckLine(k *Keeper) *line {
 	n := k.o.RefreshConcurrency
-	l := newLine(k, "check", k.o.CheckRate,
+	l := newLine(k, "check", k.o.CheckRate, recheckQueue,
 		lane{id: laneCheckUsed, most: n},
 		lane{id: laneCheckUnused, most: n},
 		lane{id: laneCheckTroubled, most: share(n, troubledSlots)})
@@ -74,7 +81,7 @@ func newCheckLine(k *Keeper) *line {
 
 func newFetchLine(k *Keeper) *line {
 	n := k.o.RefreshConcurrency
-	l := newLine(k, "fetch", k.o.FetchRate,
+	l := newLine(k, "fetch", k.o.FetchRate, urgentQueue,
 		lane{id: laneFetchUsed, most: n},
 		lane{id: laneFetchShort, most: share(n, shortSlots)},
 		lane{id: laneFetchUnused, most: share(n, unusedSlots)},
@@ -83,35 +90,37 @@ func newFetchLine(k *Keeper) *line {
 	return l
 }
 
-// run works until ctx ends and what it began is done.
+// run works until ctx ends and what it began is done. A slot is taken once
+// there is something to do: one that was held while there is not would be lost,
+// and with a single slot so would be everything.
 func (l *line) run(ctx context.Context) {
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	for {
+		domain, ln, ok := l.take(ctx)
+		if !ok {
+			return
+		}
 		select {
 		case l.slots <- struct{}{}:
 		case <-ctx.Done():
 			return
 		}
-		domain, ln, urgent, ok := l.take(ctx)
-		if !ok {
-			return
-		}
 		if l.visits.Wait(ctx) != nil {
 			return
 		}
-		workers.Go(func() { l.do(ctx, domain, ln, urgent) })
+		workers.Go(func() { l.do(ctx, domain, ln) })
 	}
 }
 
 // do works on a domain and then frees its slot. The domain stays under way
 // until the result is on disk: until then the store says that it is due.
-func (l *line) do(ctx context.Context, domain string, ln *lane, urgent bool) {
+func (l *line) do(ctx context.Context, domain string, ln *lane) {
 	defer l.forget(domain)
 	written := func() <-chan struct{} {
 		defer l.free(ln)
 		defer l.k.survive(l.name, domain)
-		return l.work(ctx, domain, urgent)
+		return l.work(ctx, domain, ln == &l.urgently)
 	}()
 	if written == nil {
 		return
@@ -123,22 +132,12 @@ func (l *line) do(ctx context.Context, domain string, ln *lane, urgent bool) {
 }
 
 // take waits for the next domain. It ends with ctx.
-func (l *line) take(ctx context.Context) (domain string, ln *lane, urgent, ok bool) {
-	for {
-		select {
-		case <-ctx.Done():
-			return "", nil, false, false
-		case domain = <-l.urgent:
-			if l.claim(domain, nil) {
-				return domain, nil, true, true
-			}
-			continue
-		default:
-		}
+func (l *line) take(ctx context.Context) (domain string, ln *lane, ok bool) {
+	for ctx.Err() == nil {
 		now := time.Now()
 		l.wakes.Store(math.MaxInt64) // what is written from here on may be missed by due
-		if domain, ln = l.due(now); ln != nil {
-			return domain, ln, false, true
+		if domain, ln = l.first(now); ln != nil {
+			return domain, ln, true
 		}
 		pause := l.pause(now)
 		l.wakes.Store(now.Add(pause).Unix())
@@ -147,14 +146,49 @@ func (l *line) take(ctx context.Context) (domain string, ln *lane, urgent, ok bo
 		case <-ctx.Done():
 		case <-timer.C:
 		case <-l.nudged:
-		case domain = <-l.urgent:
-			timer.Stop()
-			if l.claim(domain, nil) {
-				return domain, nil, true, true
-			}
 		}
 		timer.Stop()
 	}
+	return "", nil, false
+}
+
+// first returns the next domain and its lane. One that is wanted at once comes
+// before what is due, but not twice in a row: however many are wanted, those
+// that nobody asks for are checked and fetched, too.
+func (l *line) first(now time.Time) (string, *lane) {
+	if !l.hurried {
+		if domain, ok := l.wantedNext(); ok {
+			l.hurried = true
+			return domain, &l.urgently
+		}
+	}
+	l.hurried = false
+	if domain, ln := l.due(now); ln != nil {
+		return domain, ln
+	}
+	if domain, ok := l.wantedNext(); ok {
+		return domain, &l.urgently
+	}
+	return "", nil
+}
+
+// wantedNext returns the next domain that is wanted at once, if the share of
+// the slots for such allows one more.
+func (l *line) wantedNext() (string, bool) {
+	for l.held(&l.urgently) < l.urgently.most {
+		select {
+		case domain := <-l.urgent:
+			l.mu.Lock()
+			delete(l.wanted, domain)
+			l.mu.Unlock()
+			if l.claim(domain, &l.urgently) {
+				return domain, true
+			}
+		default:
+			return "", false
+		}
+	}
+	return "", false
 }
 
 // due returns the next domain that is due, and the lane it came from.
@@ -239,17 +273,26 @@ func (l *line) pause(now time.Time) time.Duration {
 	return d
 }
 
-// hurry has a domain done before what is due. It never blocks; the result
-// says whether there was room.
+// hurry has a domain done before what is due; one that waits for that already
+// stays where it is. It never blocks; the result says whether there was room.
 func (l *line) hurry(domain string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, waits := l.wanted[domain]; waits {
+		return true
+	}
 	select {
 	case l.urgent <- domain:
-		return true
 	default:
-		l.k.counters.urgentDropped.Add(1)
 		return false
 	}
+	l.wanted[domain] = struct{}{}
+	l.nudge()
+	return true
 }
+
+// full says whether hurry has no room.
+func (l *line) full() bool { return len(l.urgent) == cap(l.urgent) }
 
 func (l *line) claim(domain string, ln *lane) bool {
 	l.mu.Lock()
@@ -258,18 +301,14 @@ func (l *line) claim(domain string, ln *lane) bool {
 		return false
 	}
 	l.busy[domain] = ln
-	if ln != nil {
-		ln.holds++
-	}
+	ln.holds++
 	return true
 }
 
 func (l *line) free(ln *lane) {
-	if ln != nil {
-		l.mu.Lock()
-		ln.holds--
-		l.mu.Unlock()
-	}
+	l.mu.Lock()
+	ln.holds--
+	l.mu.Unlock()
 	<-l.slots
 	l.nudge()
 }

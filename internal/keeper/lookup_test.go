@@ -3,6 +3,7 @@ package keeper
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -243,7 +244,7 @@ func TestAFullDiskLosesNoPolicyAndIsTriedAgain(t *testing.T) {
 			s.net.enforced(d, 30*day)
 			s.mustHold(t, d)
 		}
-		page, err := s.List("", 10)
+		page, _, err := s.List("", 10)
 		if err != nil || len(page) != 3 {
 			t.Errorf("listed %d, %v", len(page), err)
 		}
@@ -259,6 +260,63 @@ func TestAFullDiskLosesNoPolicyAndIsTriedAgain(t *testing.T) {
 				t.Errorf("%s: %v", d, err)
 			}
 		}
+	})
+}
+
+// listed returns the domains that a listing has, in pages of so many.
+func (s *site) listed(t *testing.T, limit int) (domains []string) {
+	t.Helper()
+	for after := ""; ; {
+		page, next, err := s.List(after, limit)
+		if err != nil || len(page) > limit {
+			t.Fatalf("a page of %d, %v", len(page), err)
+		}
+		for _, r := range page {
+			domains = append(domains, r.Domain)
+		}
+		if next == "" {
+			return domains
+		}
+		after = next
+	}
+}
+
+func TestAListingIsWholeWhereWhatWaitsForTheDiskIsPartOfIt(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		// Long policies: the store's pages are shorter than what is asked for.
+		text := []byte(policyText("enforce", 30*day, "mx.example.com") + strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 550))
+		now := time.Now()
+		var ops []cache.Op
+		var want []string
+		for i := range 200 {
+			d := fmt.Sprintf("d%03d.example", i)
+			want = append(want, d)
+			ops = append(ops, cache.Op{Put: &cache.Record{Domain: d, Mode: policy.ModeEnforce, Text: text, Fetched: now, Expires: now.Add(30 * day)}})
+		}
+		if _, err := s.disk.Store.Write(ops); err != nil {
+			t.Fatal(err)
+		}
+		s.disk.set(func(d *faultyStore) { d.full = true })
+		for _, d := range []string{"c.example", "d1.example", "z.example"} { // before, between and behind
+			s.net.enforced(d, 30*day)
+			s.mustHold(t, d)
+			want = append(want, d)
+		}
+		slices.Sort(want)
+		for _, limit := range []int{1, 7, 500} {
+			if got := s.listed(t, limit); !slices.Equal(got, want) {
+				t.Errorf("in pages of %d: %d domains, not %d", limit, len(got), len(want))
+			}
+		}
+		// Pages on which everything was forgotten do not end it.
+		for _, d := range want[:5] {
+			_, _ = s.Forget(t.Context(), d) // on a full disk
+		}
+		if got := s.listed(t, 2); !slices.Equal(got, want[5:]) {
+			t.Errorf("after some were forgotten: %d domains, not %d", len(got), len(want)-5)
+		}
+		s.disk.set(func(d *faultyStore) { d.full = false })
+		settle(time.Minute)
 	})
 }
 

@@ -33,8 +33,13 @@ func (d *deletion) due(now, wall time.Time) bool {
 	return true
 }
 
-// purge deletes what has been expired for a week, a batch at a time.
+// purge deletes what has been expired for a week, a batch at a time. Where
+// nothing has been written for as long before the start, the clock may have been
+// ahead from the beginning: then nothing is deleted for a day.
 func (k *Keeper) purge(ctx context.Context, now time.Time) {
+	if k.gap > keepExpired && now.Sub(k.begun) < purgeAfterJump {
+		return
+	}
 	for ctx.Err() == nil {
 		gone, err := k.o.Store.Purge(now.Add(-keepExpired), purgeBatch)
 		if err != nil {

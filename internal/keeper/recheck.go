@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
@@ -11,54 +10,25 @@ import (
 // wantRecheck has a domain's TXT record looked at, since a lookup found its
 // policy unchecked for a while: a domain that has moved its mail is followed
 // at the next retry, not a day later (RFC 8461, 5.1).
+//
+// It is done in the check line's slots and at its rate, so that lookups cannot
+// make it ask more than an administrator allows.
 func (k *Keeper) wantRecheck(hash uint64, domain []byte, now, seconds int64) {
-	if len(k.recheckC) == cap(k.recheckC) { // before the claim, so that a later lookup may try
+	if k.check.full() { // before the claim, so that a later lookup may try
 		k.counters.rechecksDropped.Add(1)
 		return
 	}
-	if !k.rechecks.claim(hash, now, seconds) {
-		return
-	}
-	select {
-	case k.recheckC <- string(domain):
-	default:
+	if k.rechecks.claim(hash, now, seconds) && !k.check.hurry(string(domain)) {
 		k.counters.rechecksDropped.Add(1)
-	}
-}
-
-// recheckLoop works off the rechecks in the check line's slots and at its
-// rate, so that lookups cannot make it ask more than an administrator allows.
-func (k *Keeper) recheckLoop(ctx context.Context) {
-	var workers sync.WaitGroup
-	defer workers.Wait()
-	for {
-		var domain string
-		select {
-		case domain = <-k.recheckC:
-		case <-ctx.Done():
-			return
-		}
-		select {
-		case k.check.slots <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		if k.check.limit.Wait(ctx) != nil {
-			return
-		}
-		workers.Go(func() {
-			defer func() { <-k.check.slots }()
-			defer k.survive("recheck", domain)
-			k.recheck(ctx, domain)
-		})
 	}
 }
 
 // strayed says whether a policy that is asked for is out of reach of the
-// refresher: left to expire, since nobody had asked for it in a long time, or
-// fetched when the clock was ahead, so that it would be due in the future only.
+// refresher: left to expire, since nobody had asked for it in a long time;
+// fetched when the clock was ahead, so that it would be due in the future only;
+// or overdue for so long that the store's index may have lost it.
 func (k *Keeper) strayed(r *cache.Record, now time.Time) bool {
-	return now.Sub(r.Used) > k.o.UnusedAfter || r.Fetched.Sub(now) > clockSlack
+	return now.Sub(r.Used) > k.o.UnusedAfter || r.Fetched.Sub(now) > clockSlack || now.Sub(r.Due) > lostAfter
 }
 
 // recheck writes nothing: what it saw is forgotten but for a changed id, or
@@ -70,11 +40,11 @@ func (k *Keeper) recheck(ctx context.Context, domain string) {
 		return
 	}
 	if now := time.Now(); k.strayed(&r, now) && !failedLately(&r, now) {
-		k.fetch.hurry(domain)
+		k.fetchSoon(domain)
 		return
 	}
 	record, err := k.seeRecord(ctx, &r)
 	if err == nil && k.isNews(&r, record.ID, time.Now()) {
-		k.fetch.hurry(domain)
+		k.fetchSoon(domain)
 	}
 }

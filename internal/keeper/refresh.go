@@ -33,9 +33,15 @@ func (k *Keeper) held(domain string, now time.Time) (*cache.Record, error) {
 	return &r, nil
 }
 
-// checkDue asks for the TXT record of a domain whose turn it is. What it
-// returns is closed when the result is on disk.
-func (k *Keeper) checkDue(ctx context.Context, domain string, _ bool) <-chan struct{} {
+// checkDue asks for the TXT record of a domain whose turn it is, or of one that
+// a lookup wants looked at. What it returns is closed when the result is on disk.
+func (k *Keeper) checkDue(ctx context.Context, domain string, urgent bool) <-chan struct{} {
+	if urgent {
+		if k.check.limit.Wait(ctx) == nil {
+			k.recheck(ctx, domain)
+		}
+		return nil
+	}
 	now := time.Now()
 	r, err := k.held(domain, now)
 	if err != nil {
@@ -57,8 +63,10 @@ func (k *Keeper) checkDue(ctx context.Context, domain string, _ bool) <-chan str
 	return k.noteCheck(domain, record, err)
 }
 
-// noteUse puts a record in line anew.
-func (k *Keeper) noteUse(domain string) <-chan struct{} {
+// reschedule changes a domain's record as it is now, and puts it in line anew.
+// While something else is done for the domain it changes nothing. What it
+// returns is closed when the result, or that of the other, is on disk.
+func (k *Keeper) reschedule(domain string, change func(t timing, r *cache.Record, now time.Time) (troubled bool)) <-chan struct{} {
 	fl, mine := k.flights.join(domain)
 	if !mine {
 		return fl.done
@@ -69,43 +77,40 @@ func (k *Keeper) noteUse(domain string) <-chan struct{} {
 	if err != nil {
 		return nil
 	}
-	k.timing().schedule(r, now, false)
+	t := k.timing()
+	t.schedule(r, now, change(t, r, now))
 	return k.storeSoon(r, false)
+}
+
+// noteUse puts a record in line anew.
+func (k *Keeper) noteUse(domain string) <-chan struct{} {
+	return k.reschedule(domain, func(timing, *cache.Record, time.Time) bool { return false })
 }
 
 // noteCheck puts what was seen of a TXT record into the domain's record as it
 // is now: while the DNS was asked, another policy may have been fetched, and
-// the old one must not be put back in its place; or it was forgotten.
+// the old one must not be put back in its place; or it was forgotten. A fetch
+// that is under way looks at the TXT record itself.
 func (k *Keeper) noteCheck(domain string, record policy.Record, err error) <-chan struct{} {
-	fl, mine := k.flights.join(domain)
-	if !mine {
-		return fl.done // a fetch looks at the TXT record itself
-	}
-	defer k.flights.end(domain, fl)
-	now := time.Now()
-	r, gone := k.held(domain, now)
-	if gone != nil {
-		return nil
-	}
-	t := k.timing()
-	if policy.ResultOf(err) == policy.ResultNoRecord && r.Mode != policy.ModeNone && k.ownLines.Allow() {
-		k.o.Log.Info("MTA-STS record is gone; the policy stays in force until it expires", "domain", domain,
-			"mode", r.Mode.String(), "expires", r.Expires.Format(time.RFC3339))
-	}
-	troubled := policy.ResultOf(err) == policy.ResultDNS
-	if troubled {
-		r.CheckAt = now.Add(t.backoff(2 + int(r.Failures)))
-	} else {
-		t.drawCheck(r, now)
-	}
-	if err == nil {
-		r.Checked = now
-		if k.isNews(r, record.ID, now) && !k.fetch.hurry(domain) {
-			r.FetchAt, r.FetchUnusedAt = now, now
+	return k.reschedule(domain, func(t timing, r *cache.Record, now time.Time) (troubled bool) {
+		if policy.ResultOf(err) == policy.ResultNoRecord && r.Mode != policy.ModeNone && k.mayLog(k.ownLines) {
+			k.o.Log.Info("MTA-STS record is gone; the policy stays in force until it expires", "domain", domain,
+				"mode", r.Mode.String(), "expires", r.Expires.Format(time.RFC3339))
 		}
-	}
-	t.schedule(r, now, troubled)
-	return k.storeSoon(r, false)
+		troubled = policy.ResultOf(err) == policy.ResultDNS
+		if troubled {
+			r.CheckAt = now.Add(t.backoff(2 + int(r.Failures)))
+		} else {
+			t.drawCheck(r, now)
+		}
+		if err == nil {
+			r.Checked = now
+			if k.isNews(r, record.ID, now) && !k.fetchSoon(domain) {
+				r.FetchAt, r.FetchUnusedAt = now, now
+			}
+		}
+		return troubled
+	})
 }
 
 // seeRecord asks for a held policy's TXT record, and tells the observers. A
@@ -182,10 +187,13 @@ func (k *Keeper) fetchDue(ctx context.Context, domain string, urgent bool) <-cha
 	if k.fetch.limit.Wait(ctx) != nil {
 		return nil
 	}
-	k.asked.note(domain, now)
+	until := liveUntil(r.Fetched.Unix(), r.Expires.Unix())
 	changed, ok := k.refetch(ctx, k.refreshGate, r, fl)
 	if !ok {
 		return nil
+	}
+	if time.Now().Unix() >= until {
+		return k.store(r) // a lookup may wait for this fetch: its policy is on disk before it is answered
 	}
 	return k.storeSoon(r, changed)
 }
@@ -217,9 +225,12 @@ func (k *Keeper) refetch(ctx context.Context, gate policy.Gate, r *cache.Record,
 	}
 	t.drawCheck(r, now)
 	if err != nil {
+		// The next try comes after the backoff, which has been drawn and is told.
+		k.asked.forget(r.Domain)
 		k.counters.fetchFailures.Add(1)
 		k.noteFailure(t, r, err, now)
 	} else {
+		k.asked.note(r.Domain, now)
 		event.Changed = k.noteSuccess(t, r, found, id, now)
 	}
 	event.Mode = r.Mode
@@ -270,25 +281,40 @@ func endsSoon(r *cache.Record, now time.Time) bool {
 func (k *Keeper) noteSuccess(t timing, r *cache.Record, found *policy.Fetched, id string, now time.Time) bool {
 	changed := !bytes.Equal(r.Text, found.Text)
 	confirm := false
-	if id != "" && id != r.ID {
+	early := false
+	if id != "" && id != r.ID && !changed {
 		// RFC 8461, 8.1: a new id with the old text may only mean that the
-		// policy host still serves the old one. Two agreeing fetches decide.
-		confirm = !changed && r.PendingID != id
+		// policy host still serves the old one. Two agreeing fetches decide,
+		// the second one not before the moment drawn for it.
+		confirm = r.PendingID != id
+		early = !confirm && now.Before(r.FetchAt)
 	}
-	was := r.Mode
+	was, drawn := r.Mode, r.FetchAt
 	k.take(r, found, now)
 	t.drawFetch(r)
 	switch {
+	case early:
+		r.FetchAt, r.FetchUnusedAt = drawn, drawn
 	case confirm:
 		r.PendingID = id
 		t.drawConfirm(r, now)
 	case id != "":
 		r.ID, r.PendingID = id, ""
 	}
-	if changed && k.ownLines.Allow() {
+	if changed && k.mayLog(k.ownLines) {
 		k.o.Log.Info("MTA-STS policy changed", "domain", r.Domain, "mode", r.Mode.String(), "was", was.String(), "id", r.ID)
 	}
 	return changed
+}
+
+// fetchSoon has a policy fetched before what is due, and says whether there was
+// room for that.
+func (k *Keeper) fetchSoon(domain string) bool {
+	if k.fetch.hurry(domain) {
+		return true
+	}
+	k.counters.urgentDropped.Add(1)
+	return false
 }
 
 // putOff handles a record that is due and cannot be read. It stays due in the
@@ -299,10 +325,10 @@ func (k *Keeper) putOff(domain string, err error) {
 	}
 	k.skipped.note(domain, time.Now())
 	k.counters.storeErrors.Add(1)
-	if isDamaged(err) && k.fetch.hurry(domain) {
+	if isDamaged(err) && k.fetchSoon(domain) {
 		return // to be fetched anew
 	}
-	if k.ownLines.Allow() {
+	if k.hasRoom(k.ownLines) {
 		k.o.Log.Error("a cached policy cannot be read", "domain", domain, "err", err, "next", "tried again in "+minFetchInterval.String())
 	}
 }
@@ -327,3 +353,5 @@ func (l *lately) noted(domain string, now time.Time) bool {
 }
 
 func (l *lately) note(domain string, now time.Time) { l.when.Add(domain, now) }
+
+func (l *lately) forget(domain string) { l.when.Remove(domain) }

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -47,6 +48,27 @@ func TestAPolicyNotInUseIsFetchedRarelyAndAfter90DaysLeftToExpire(t *testing.T) 
 		}
 		if _, err := s.disk.Store.Get("example.com"); err == nil {
 			t.Error("a week after it has expired it is still there")
+		}
+	})
+}
+
+func TestAUseIsNotForgottenWhereChecksAreRarerThanTheBitmapsAreRotated(t *testing.T) {
+	inSite(t, func(o *Options) { o.Interval = 10 * day }, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 60*day)
+		s.mustHold(t, "example.com")
+		settle(2 * day)
+		checks, fetches := s.net.asked("example.com")
+		s.mustHold(t, "example.com")
+		used := time.Now()
+		settle(2 * day)
+		if r := mustGet(t, s, "example.com"); r.Used.Before(used.Add(-time.Second)) {
+			t.Errorf("used %v before the last use", used.Sub(r.Used))
+		}
+		if _, n := s.net.asked("example.com"); n == fetches {
+			t.Error("a policy in use was not fetched within two days")
+		}
+		if n, _ := s.net.asked("example.com"); n > checks+4 { // the recheck, and with each fetch
+			t.Errorf("%d TXT lookups in two days", n-checks)
 		}
 	})
 }
@@ -130,16 +152,91 @@ func TestALookupAsksForTheRecordOnceInRecheck(t *testing.T) {
 	})
 }
 
+func TestARecheckNeedsNoSecondSlot(t *testing.T) {
+	inSite(t, func(o *Options) { o.RefreshConcurrency = 1 }, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.id, h.text = "2", policyText("enforce", 30*day, "new.example.com") })
+		settle(6 * time.Minute)
+		s.mustHold(t, "example.com")
+		settle(10 * time.Second)
+		if got := s.mustHold(t, "example.com"); !strings.Contains(got, "new.example.com") {
+			t.Errorf("held %q", got)
+		}
+	})
+}
+
+func TestAllSlotsCanBeHeldAtOnce(t *testing.T) {
+	const slots = 3
+	inSite(t, func(o *Options) { o.RefreshConcurrency = slots }, func(t *testing.T, s *site) {
+		gate := make(chan struct{})
+		for i := range 2 * slots {
+			d := fmt.Sprintf("d%d.example", i)
+			s.net.enforced(d, 30*day)
+			s.mustHold(t, d)
+			s.net.change(d, func(h *fakeHost) { h.recordGate = gate })
+		}
+		settle(day + idlePoll) // checks are due, and wait
+		if n := len(s.check.slots); n != slots {
+			t.Errorf("%d of %d slots are held", n, slots)
+		}
+		close(gate)
+	})
+}
+
+// However many rechecks lookups want, what is due for a check is checked.
+func TestRechecksDoNotKeepTheCheckLineFromWhatIsDue(t *testing.T) {
+	inSite(t, func(o *Options) { o.CheckRate = 0.1 }, func(t *testing.T, s *site) {
+		const n = 60 // more than twice what can be checked in recheck
+		for i := range n {
+			s.net.enforced(fmt.Sprintf("d%d.example", i), 30*day)
+			s.mustHold(t, fmt.Sprintf("d%d.example", i))
+		}
+		s.net.enforced("quiet.example", 30*day)
+		s.mustHold(t, "quiet.example")
+		for range 26 * 12 { // a day and two hours
+			for i := range n {
+				s.mustHold(t, fmt.Sprintf("d%d.example", i))
+			}
+			settle(5 * time.Minute)
+		}
+		if got, _ := s.net.asked("quiet.example"); got < 2 {
+			t.Error("in a day it was not checked")
+		}
+	})
+}
+
+// A store whose index has lost a policy never says that it is due.
+type forgetfulStore struct{ Store }
+
+func (forgetfulStore) Due(cache.Lane, time.Time, int) ([]cache.Due, time.Time, error) {
+	return nil, time.Time{}, nil
+}
+
+func TestAPolicyThatTheIndexHasLostIsFetchedWhenItIsAskedFor(t *testing.T) {
+	inSite(t, func(o *Options) { o.Store = forgetfulStore{o.Store} }, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 3*day)
+		for range 10 * 24 {
+			s.mustHold(t, "example.com")
+			settle(time.Hour)
+		}
+		if n := s.Stats().Discoveries; n != 1 {
+			t.Errorf("it has expired and was found anew %d times", n-1)
+		}
+	})
+}
+
 func TestAFloodOfRechecksIsDroppedAndCounted(t *testing.T) {
 	s := openSite(t, t.TempDir()+"/cache.db", newFakeNet(), nil)
 	if err := s.stop(); err != nil { // nothing drains the queue now
 		t.Fatal(err)
 	}
 	for i := range 3 * recheckQueue {
-		s.wantRecheck(uint64(i)<<8|uint64(i)<<32, []byte("x.example"), 1e9, 300)
+		d := fmt.Sprintf("x%d.example", i)
+		s.wantRecheck(uint64(i)<<8|uint64(i)<<32, []byte(d), 1e9, 300)
 	}
-	if len(s.recheckC) != recheckQueue {
-		t.Errorf("%d wait", len(s.recheckC))
+	if len(s.check.urgent) != recheckQueue {
+		t.Errorf("%d wait", len(s.check.urgent))
 	}
 	if got := s.Stats().RechecksDropped; got != 2*recheckQueue {
 		t.Errorf("%d dropped", got)
@@ -184,6 +281,45 @@ func TestRFC8461_8_1_ASecondFetchThatAgreesSettlesTheNewID(t *testing.T) {
 	})
 }
 
+func TestRFC8461_8_1_FetchesByTheAdministratorDoNotSettleANewIDTooSoon(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.id = "2" })
+		seen := time.Now()
+		for range 9 {
+			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+				t.Fatal(err)
+			}
+			if r := mustGet(t, s, "example.com"); r.ID != "1" || r.PendingID != "2" {
+				t.Fatalf("%v after the first sight: id %q, pending %q", time.Since(seen), r.ID, r.PendingID)
+			}
+			settle(time.Minute)
+		}
+		settle(confirmWithin)
+		if r := mustGet(t, s, "example.com"); r.ID != "2" || r.PendingID != "" {
+			t.Errorf("%v after the first sight: id %q, pending %q", time.Since(seen), r.ID, r.PendingID)
+		}
+	})
+}
+
+func TestALookupThatJoinsARefreshIsAnsweredFromWhatIsOnDisk(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", time.Hour)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
+		settle(time.Until(mustGet(t, s, "example.com").Expires) - 20*time.Second)
+		s.net.enforced("example.com", time.Hour)
+		s.net.change("example.com", func(h *fakeHost) { h.takes = 25 * time.Second })
+		s.fetch.hurry("example.com") // under way when the policy expires
+		settle(21 * time.Second)
+		s.mustHold(t, "example.com")
+		if r, err := s.disk.Store.Get("example.com"); err != nil || !r.Expires.After(time.Now()) {
+			t.Errorf("on disk it expires %v, %v", r.Expires, err)
+		}
+	})
+}
+
 func TestRFC8461_3_3_AfterAFailedFetchTheSameIDWaitsFiveMinutes(t *testing.T) {
 	inSite(t, func(o *Options) { o.Recheck = time.Second }, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
@@ -198,6 +334,51 @@ func TestRFC8461_3_3_AfterAFailedFetchTheSameIDWaitsFiveMinutes(t *testing.T) {
 			t.Errorf("%d fetches in five minutes, the first one included", n)
 		}
 	})
+}
+
+func TestAFailedFetchIsTriedAgainWhenTheLogSaysSo(t *testing.T) {
+	for _, result := range []policy.Result{policy.ResultFetch, policy.ResultBusy} {
+		inSite(t, nil, func(t *testing.T, s *site) {
+			s.net.enforced("example.com", 30*day)
+			for range 2 {
+				s.mustHold(t, "example.com")
+			}
+			// First a fetch that succeeds, so that the host was asked of late.
+			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+				t.Fatal(err)
+			}
+			s.net.change("example.com", func(h *fakeHost) { h.fetchErr = result })
+			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+				t.Fatal(err)
+			}
+			failed := time.Now()
+			_, before := s.net.asked("example.com")
+			next := mustGet(t, s, "example.com").FetchAt
+			if wait := next.Sub(failed); wait < firstBackoff-time.Second || wait > firstBackoff*5/4 {
+				t.Errorf("%s: the next try is to be %v after the failure", result, wait)
+			}
+			if told := "next=" + next.Format(time.RFC3339); result == policy.ResultFetch && !strings.Contains(s.log.String(), told) {
+				t.Errorf("no %s in the log:\n%s", told, s.log)
+			}
+			settle(time.Until(next) - time.Second)
+			if _, n := s.net.asked("example.com"); n != before {
+				t.Errorf("%s: tried %d times before", result, n-before)
+			}
+			settle(10 * time.Second)
+			if _, n := s.net.asked("example.com"); n != before+1 {
+				t.Errorf("%s: tried %d times at the moment that was drawn", result, n-before)
+			}
+		})
+	}
+}
+
+func mustGet(t *testing.T, s *site, domain string) cache.Record {
+	t.Helper()
+	r, err := s.Get(domain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func TestAPolicyThatIsRefreshedIsAnsweredFromMemoryAtOnce(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 // over (a second-chance queue).
 type table struct {
 	shards [tableShards]shard
-	limit  int64 // bytes a shard may hold
 	door   doorkeeper
 }
 
@@ -20,13 +19,15 @@ type shard struct {
 	entries map[string]*list.Element
 	queue   list.List    // of *Entry, the next to go in front
 	bytes   atomic.Int64 // kept replies included
+	limit   int64        // of bytes
 	changes uint64       // replacements and removals so far
 }
 
 func newTable(limit int64) *table {
-	t := &table{limit: limit / tableShards}
+	t := &table{}
 	for i := range t.shards {
 		t.shards[i].entries = make(map[string]*list.Element)
+		t.shards[i].limit = limit / tableShards
 	}
 	return t
 }
@@ -67,7 +68,7 @@ func (t *table) put(e *Entry, generation uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.changes == generation && s.entries[e.Domain] == nil {
-		s.add(e, t.limit)
+		s.add(e)
 	}
 }
 
@@ -78,7 +79,7 @@ func (t *table) keep(e *Entry) {
 	defer s.mu.Unlock()
 	s.changes++
 	s.remove(s.entries[e.Domain])
-	s.add(e, t.limit)
+	s.add(e)
 }
 
 // replace puts an entry that nobody has seen yet in the place of an older one
@@ -94,7 +95,7 @@ func (t *table) replace(hash uint64, domain string, e *Entry) {
 	}
 	s.remove(old)
 	if e != nil {
-		s.add(e, t.limit)
+		s.add(e)
 	}
 }
 
@@ -110,18 +111,27 @@ func (t *table) size() (entries int, bytes int64) {
 	return entries, bytes
 }
 
-func (s *shard) add(e *Entry, limit int64) {
+func (s *shard) add(e *Entry) {
 	size := int64(entryOverhead + len(e.Domain) + len(e.Ready))
-	if size > limit {
+	if size > s.limit {
 		return
 	}
-	for s.bytes.Load()+size > limit && s.queue.Len() > 0 {
+	for s.bytes.Load()+size > s.limit && s.queue.Len() > 0 {
 		s.makeRoom()
 	}
 	e.home = s
 	e.size.Store(size)
 	s.bytes.Add(size)
 	s.entries[e.Domain] = s.queue.PushBack(e)
+}
+
+// trim makes room for a reply that was kept on an entry of the shard.
+func (s *shard) trim() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.bytes.Load() > s.limit && s.queue.Len() > 0 {
+		s.makeRoom()
+	}
 }
 
 func (s *shard) remove(el *list.Element) {

@@ -114,6 +114,9 @@ func (t timing) next(r *cache.Record, now time.Time) action {
 // schedule sets when a record is due after now, and in which line it waits.
 // A moment that has passed without leading to anything (FetchAt of a policy
 // that was not used) is no longer one.
+//
+// It is looked at once in usedPeriod at least, without asking the network, so
+// that its uses come into it before they are forgotten.
 func (t timing) schedule(r *cache.Record, now time.Time, troubledCheck bool) {
 	fetch := r.FetchUnusedAt
 	if now.Before(r.FetchAt) || usedSince(r) {
@@ -127,6 +130,9 @@ func (t timing) schedule(r *cache.Record, now time.Time, troubledCheck bool) {
 		r.Due, r.Lane = fetch, fetchLane(r, used)
 	default:
 		r.Due, r.Lane = r.CheckAt, checkLane(used, troubledCheck)
+	}
+	if visit := now.Add(usedPeriod); r.Lane != laneQuiet && visit.Before(r.Due) {
+		r.Due, r.Lane = visit, checkLane(used, troubledCheck)
 	}
 }
 

@@ -40,6 +40,79 @@ func TestAFindThatIsLateStaysAnsweredWhenMoreIsWrittenOfItsDomain(t *testing.T) 
 	})
 }
 
+// inHang runs a test while one commit hangs that has an older policy of
+// example.com, mode testing; goOn lets it end, and has the next one hang.
+func inHang(t *testing.T, test func(t *testing.T, s *site, goOn func())) {
+	t.Helper()
+	inSite(t, nil, func(t *testing.T, s *site) {
+		testing := func(id string) fakeHost {
+			return fakeHost{id: id, text: policyText("testing", 30*day, "mx"+id+".example.com")}
+		}
+		s.net.set("example.com", testing("1"))
+		for range 3 { // so that it is in the table
+			s.mustHold(t, "example.com")
+		}
+		first, second := make(chan struct{}), make(chan struct{})
+		s.disk.set(func(d *faultyStore) { d.gate = first })
+		s.net.set("example.com", testing("2"))
+		if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+			t.Fatal(err)
+		}
+		s.net.enforced("example.com", 30*day)
+		test(t, s, func() {
+			s.disk.set(func(d *faultyStore) { d.gate = second })
+			close(first)
+			settle(time.Second)
+		})
+		close(second)
+		settle(time.Second)
+	})
+}
+
+func TestACommitDoesNotPutAnOlderPolicyInThePlaceOfOneThatIsLate(t *testing.T) {
+	inHang(t, func(t *testing.T, s *site, goOn func()) {
+		if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+			t.Fatal(err)
+		}
+		for _, when := range []string{"before", "after"} {
+			if got := s.mustHold(t, "example.com"); !strings.Contains(got, " enforce ") {
+				t.Errorf("%s the older one came to the disk: %s", when, got)
+			}
+			if when == "before" {
+				goOn()
+			}
+		}
+	})
+}
+
+func TestACommitDoesNotPutAnOlderPolicyInThePlaceOfOneThatIsInMemoryOnly(t *testing.T) {
+	inHang(t, func(t *testing.T, s *site, goOn func()) {
+		s.writer.mu.Lock()
+		s.writer.bytes += maxPendingBytes // the queue is full
+		s.writer.mu.Unlock()
+		if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+			t.Fatal(err)
+		}
+		goOn()
+		if got := s.mustHold(t, "example.com"); !strings.Contains(got, " enforce ") {
+			t.Errorf("once the older one is on disk: %s", got)
+		}
+	})
+}
+
+func TestLinesAboutPoliciesHeldThatAreLeftOutAreCounted(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		for i := range 2 * logBurst {
+			r := &cache.Record{Domain: fmt.Sprintf("d%d.example", i), Mode: policy.ModeEnforce}
+			s.stored(&pending{domain: r.Domain, record: r}, errNotKept)
+		}
+		logged := strings.Count(s.log.String(), "could not be written")
+		if dropped := s.Stats().LogLinesDropped; logged == 0 || int64(logged)+dropped != 2*logBurst {
+			t.Errorf("%d logged, %d dropped", logged, dropped)
+		}
+	})
+}
+
 func TestStrangersDoNotCrowdOutTheWarningsAboutPoliciesHeld(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"hash/maphash"
 	"sync/atomic"
 	"time"
 )
@@ -36,6 +37,13 @@ func (u *usedMap) lately(hash uint64) bool {
 	return (u.maps[0][i].Load()|u.maps[1][i].Load())&bit != 0
 }
 
+// InUse says whether a policy may be in use although its record does not say
+// so yet: a use comes into it a day later. For a day after a start nothing is
+// known of late uses, and all may be.
+func (k *Keeper) InUse(domain []byte) bool {
+	return time.Since(k.begun) < usedPeriod || k.used.lately(maphash.Bytes(k.seed, domain))
+}
+
 // rotate begins a new period if the last one is over.
 func (u *usedMap) rotate(now time.Time) {
 	since := now.Unix() - u.rotated.Load()
@@ -52,8 +60,9 @@ func (u *usedMap) rotate(now time.Time) {
 	u.current.Store(next)
 }
 
-// A recency remembers when domains' TXT records were last wanted, for as many
-// as it has slots: a domain that takes another's slot makes it forget.
+// A recency remembers when domains' TXT records were last wanted. A domain has
+// recheckWays slots to stand in, which it shares with those whose hashes lead
+// there too.
 type recency struct {
 	slots [recheckSlots]atomic.Uint64 // 32 bits of hash, 32 bits of Unix seconds
 }
@@ -61,14 +70,29 @@ type recency struct {
 func newRecency() *recency { return new(recency) }
 
 // claim says whether the last time was at least so many seconds ago, and if
-// so, makes it now. Of several at once, one gets it.
+// so, makes it now. Of several at once, one gets it. A domain that is not known
+// takes the place of the one that is longest ago, but only once that is out of
+// date: domains in use that share slots would otherwise make each other be
+// looked at with every lookup. Until there is room, it has to wait.
 func (r *recency) claim(hash uint64, now, seconds int64) bool {
-	slot := &r.slots[hash>>8%recheckSlots]
+	at := hash >> 8 % recheckSlots / recheckWays * recheckWays
 	tag := hash >> 32
-	old := slot.Load()
-	since := now - int64(old&0xffffffff)
-	if old>>32 == tag && since >= 0 && since < seconds { // less than nothing: the clock was set back
-		return false
+	var place *atomic.Uint64
+	var held uint64
+	oldest := seconds - 1
+	for i := range uint64(recheckWays) {
+		slot := &r.slots[at+i]
+		old := slot.Load()
+		since := now - int64(old&0xffffffff)
+		if since < 0 {
+			since = seconds // the clock was set back
+		}
+		if old>>32 == tag {
+			return since >= seconds && slot.CompareAndSwap(old, tag<<32|uint64(now)&0xffffffff)
+		}
+		if since > oldest {
+			place, held, oldest = slot, old, since
+		}
 	}
-	return slot.CompareAndSwap(old, tag<<32|uint64(now)&0xffffffff)
+	return place != nil && place.CompareAndSwap(held, tag<<32|uint64(now)&0xffffffff)
 }

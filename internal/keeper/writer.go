@@ -46,7 +46,8 @@ type pending struct {
 	lazy   bool          // nobody waits for it: it may share a later commit
 	size   int
 	done   chan struct{} // closed when it is on disk
-	late   bool
+	late   bool          // answered from here
+	passed bool          // memory has a newer one, which found no room in the queue
 }
 
 func newWriter(store Store, log *slog.Logger) *writer {
@@ -84,6 +85,7 @@ func (w *writer) enqueue(p *pending) error {
 		// One record that the store cannot take would keep all others from
 		// the disk, at every try.
 		if err := p.record.Storable(); err != nil {
+			w.pass(p.domain)
 			return err
 		}
 		p.size += len(p.record.Text) + len(p.record.Ready)
@@ -100,10 +102,14 @@ func (w *writer) enqueue(p *pending) error {
 func (w *writer) push(p *pending) (late bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	old := w.byName[p.domain]
 	if len(w.queue) >= maxPending || w.bytes+p.size > maxPendingBytes {
+		if old != nil {
+			old.passed = true
+		}
 		return false, errNotKept
 	}
-	if old := w.byName[p.domain]; old != nil && old.late {
+	if old != nil && old.late {
 		p.late = true
 		w.lates.Add(1)
 	}
@@ -119,6 +125,31 @@ func (w *writer) push(p *pending) (late bool, err error) {
 	default:
 	}
 	return p.late, nil
+}
+
+// pass notes that memory is about to have a newer version of a domain than
+// the one that waits here.
+func (w *writer) pass(domain string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p := w.byName[domain]; p != nil {
+		p.passed = true
+	}
+}
+
+// whileNewest calls publish, which brings the callers' memory to p, unless
+// that is at a newer version of the domain already: one that is late, or one
+// for which the queue had no room. The lock is held meanwhile, so that no newer
+// one becomes late between the look and the publishing. A p that is on disk
+// was published then.
+func (w *writer) whileNewest(p *pending, publish func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	newest := w.byName[p.domain]
+	if p.passed || isClosed(p.done) || newest != nil && newest != p && (newest.late || newest.passed) {
+		return
+	}
+	publish()
 }
 
 // late returns what is answered from here of a domain: an entry, or nil for

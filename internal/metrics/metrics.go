@@ -38,7 +38,7 @@ type Sources struct {
 	DANE     func() dane.Stats
 	Troubles func() []health.Trouble
 	// List returns records in the order of their domains, after one.
-	List func(after string, limit int) ([]cache.Record, error)
+	List func(after string, limit int) (list []cache.Record, next string, err error)
 
 	Log *slog.Logger // nil: none
 }

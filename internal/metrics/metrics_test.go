@@ -96,7 +96,7 @@ func TestEveryMetricSaysWhatItIs(t *testing.T) {
 
 func TestACacheThatCannotBeReadCostsTheAgesOnly(t *testing.T) {
 	s := metricstest.Sources()
-	s.List = func(string, int) ([]cache.Record, error) { return nil, errors.New("on purpose") }
+	s.List = func(string, int) ([]cache.Record, string, error) { return nil, "", errors.New("on purpose") }
 	got := scrape(t, metrics.New(), s)
 	if !strings.Contains(got, "sts_tlsmap_policy_sample 0\n") || strings.Contains(got, "sts_tlsmap_policy_age_seconds{") {
 		t.Errorf("%s", got)
@@ -106,7 +106,7 @@ func TestACacheThatCannotBeReadCostsTheAgesOnly(t *testing.T) {
 func TestScrapesShareASample(t *testing.T) {
 	s := metricstest.Sources()
 	list, n := s.List, 0
-	s.List = func(after string, limit int) ([]cache.Record, error) { n++; return list(after, limit) }
+	s.List = func(after string, limit int) ([]cache.Record, string, error) { n++; return list(after, limit) }
 	h := metrics.New().Handler(s)
 	for range 10 {
 		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil))

@@ -13,7 +13,7 @@ import (
 // records of the cache are not read through for that: those that follow a
 // place drawn at random in the order of the domains stand for all of them.
 type sample struct {
-	list func(after string, limit int) ([]cache.Record, error)
+	list func(after string, limit int) ([]cache.Record, string, error)
 	now  func() time.Time
 
 	mu               sync.Mutex
@@ -49,10 +49,10 @@ func (s *sample) draw() {
 	s.fetched, s.expires = nil, nil
 	letters := "abcdefghijklmnopqrstuvwxyz"
 	after := string([]byte{letters[rand.IntN(len(letters))], letters[rand.IntN(len(letters))], letters[rand.IntN(len(letters))]})
-	records, err := s.list(after, sampleSize)
-	if err == nil && len(records) < sampleSize {
+	records, next, err := s.list(after, sampleSize)
+	if err == nil && next == "" {
 		// Near the end: the beginning follows it.
-		records, err = s.list("", sampleSize)
+		records, _, err = s.list("", sampleSize)
 	}
 	if err != nil {
 		return

@@ -36,7 +36,8 @@ func (f *Failures) Observe(e keeper.Event) {
 	switch {
 	case e.Result == policy.ResultOK:
 		if e.Step != keeper.StepCheck { // a record that is there again says nothing of the policy host
-			of.drop(e.Domain)
+			// In both: a policy may expire and be found anew.
+			f.held.drop(e.Domain)
 			f.strangers.drop(e.Domain)
 		}
 	case e.Err != nil && !(e.Step == keeper.StepDiscovery && e.Result == policy.ResultNoRecord):

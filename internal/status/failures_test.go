@@ -66,3 +66,15 @@ func TestThatADomainHasNoPolicyIsNoFailureButThatARecordIsGoneIs(t *testing.T) {
 		t.Errorf("strangers %q, held %q", strangers, held)
 	}
 }
+
+func TestADomainThatIsFoundAnewHasNoFailuresInEitherList(t *testing.T) {
+	for _, step := range []keeper.Step{keeper.StepDiscovery, keeper.StepFetch} {
+		var f Failures
+		f.Observe(failed(keeper.StepFetch, "held.test", policy.ResultFetch, errors.New("while it was held")))
+		f.Observe(failed(keeper.StepDiscovery, "held.test", policy.ResultFetch, errors.New("once it had expired")))
+		f.Observe(keeper.Event{Step: step, Domain: "held.test", Result: policy.ResultOK})
+		if held, strangers := domains(f.held.last(10)), domains(f.strangers.last(10)); held+strangers != "" {
+			t.Errorf("after a %s: held %q, strangers %q", step, held, strangers)
+		}
+	}
+}

@@ -38,16 +38,16 @@ type sample struct {
 // draw reads all of a small cache. Of a large one it reads some pages, each
 // from a place drawn at random in the order of the domains, which has nothing
 // to do with when they are due.
-func draw(list func(after string, limit int) ([]cache.Record, error), total int64, now time.Time) (*sample, error) {
+func draw(list func(after string, limit int) ([]cache.Record, string, error), total int64, now time.Time) (*sample, error) {
 	s := new(sample)
 	after, small := "", total <= samplePages*samplePage
 	for range samplePages {
 		if !small {
 			after = place()
 		}
-		page, err := list(after, samplePage)
+		page, next, err := list(after, samplePage)
 		if err == nil && len(page) == 0 && !small {
-			page, err = list("", samplePage) // beyond the end: the beginning follows it
+			page, next, err = list("", samplePage) // beyond the end: the beginning follows it
 		}
 		if err != nil {
 			return nil, err
@@ -55,9 +55,7 @@ func draw(list func(after string, limit int) ([]cache.Record, error), total int6
 		for i := range page {
 			s.add(&page[i], now)
 		}
-		if len(page) > 0 {
-			after = page[len(page)-1].Domain
-		} else if small {
+		if after = next; small && next == "" {
 			break
 		}
 	}

@@ -29,11 +29,11 @@ func TestEachPolicyStandsInTheHourInWhichItIsDue(t *testing.T) {
 	for i := range records {
 		records[i].Domain = fmt.Sprintf("%d.test", i)
 	}
-	s, err := draw(func(after string, _ int) ([]cache.Record, error) {
+	s, err := draw(func(after string, _ int) ([]cache.Record, string, error) {
 		if after != "" {
-			return nil, nil
+			return nil, "", nil
 		}
-		return records, nil
+		return records, "", nil
 	}, int64(len(records)), noon)
 	if err != nil || !s.all || s.read != len(records) {
 		t.Fatalf("%+v, %v", s, err)
@@ -52,13 +52,13 @@ func TestEachPolicyStandsInTheHourInWhichItIsDue(t *testing.T) {
 func TestALargeCacheIsSampledAndNotReadThrough(t *testing.T) {
 	const total = 1_000_000
 	reads := 0
-	s, err := draw(func(string, int) ([]cache.Record, error) {
+	s, err := draw(func(string, int) ([]cache.Record, string, error) {
 		reads++
 		page := make([]cache.Record, samplePage)
 		for i := range page {
 			page[i] = due(time.Duration(i%10)*time.Hour+time.Minute, 240*time.Hour)
 		}
-		return page, nil
+		return page, "more", nil
 	}, total, noon)
 	if err != nil || s.all || reads != samplePages || s.read != samplePages*samplePage {
 		t.Fatalf("%d reads of %d records, all: %v, %v", reads, s.read, s.all, err)
@@ -69,11 +69,11 @@ func TestALargeCacheIsSampledAndNotReadThrough(t *testing.T) {
 }
 
 func TestTheSampleOfACacheWhoseNamesBeginAlikeIsNotEmpty(t *testing.T) {
-	s, err := draw(func(after string, _ int) ([]cache.Record, error) {
+	s, err := draw(func(after string, _ int) ([]cache.Record, string, error) {
 		if after > "" {
-			return nil, nil // all are before any place
+			return nil, "", nil // all are before any place
 		}
-		return []cache.Record{due(time.Minute, time.Hour)}, nil
+		return []cache.Record{due(time.Minute, time.Hour)}, "", nil
 	}, 100_000, noon)
 	if err != nil || s.read != samplePages || s.hours[0][dueFetch] != 100_000 {
 		t.Errorf("%d read, %v, %v", s.read, s.hours[0], err)
@@ -82,7 +82,7 @@ func TestTheSampleOfACacheWhoseNamesBeginAlikeIsNotEmpty(t *testing.T) {
 
 func TestACacheThatCannotBeReadHasNoSample(t *testing.T) {
 	bad := errors.New("unreadable")
-	if _, err := draw(func(string, int) ([]cache.Record, error) { return nil, bad }, 3, noon); err != bad {
+	if _, err := draw(func(string, int) ([]cache.Record, string, error) { return nil, "", bad }, 3, noon); err != bad {
 		t.Errorf("got %v", err)
 	}
 }

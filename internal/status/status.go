@@ -33,7 +33,7 @@ import (
 // A Keeper holds the policies; *keeper.Keeper is one. Only what reads is here.
 type Keeper interface {
 	Get(domain string) (cache.Record, error)
-	List(after string, limit int) ([]cache.Record, error)
+	List(after string, limit int) (list []cache.Record, next string, err error)
 	Busiest(most int) []keeper.Busy
 }
 

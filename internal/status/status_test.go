@@ -42,7 +42,7 @@ func (f *fake) Get(domain string) (cache.Record, error) {
 	return cache.Record{}, cache.ErrNotFound
 }
 
-func (f *fake) List(after string, _ int) ([]cache.Record, error) {
+func (f *fake) List(after string, _ int) ([]cache.Record, string, error) {
 	f.lists.Add(1)
 	if f.hold != nil {
 		<-f.hold
@@ -53,7 +53,7 @@ func (f *fake) List(after string, _ int) ([]cache.Record, error) {
 			page = append(page, r)
 		}
 	}
-	return page, nil
+	return page, "", nil
 }
 
 func (f *fake) Busiest(most int) []keeper.Busy { return f.busy[:min(most, len(f.busy))] }

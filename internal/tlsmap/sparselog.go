@@ -44,10 +44,13 @@ func (s *sparseLog) init(log *slog.Logger, level slog.Level, message string) {
 func (s *sparseLog) due(mapName string, key, reply []byte) bool {
 	now := time.Now()
 	hash := s.hash(mapName, key, reply, uint64(now.Unix())/uint64(logAgain/time.Second))
-	if s.noted[hash%logSlots].Swap(hash) == hash {
+	slot := &s.noted[hash%logSlots]
+	before := slot.Swap(hash)
+	if before == hash {
 		return false
 	}
 	if !s.limit.AllowN(now, 1) {
+		slot.CompareAndSwap(hash, before) // it was not written: the next one may be
 		s.dropped.Add(1)
 		return false
 	}

@@ -77,3 +77,26 @@ func TestHostsInAnotherOrderAreNoNewRehearsal(t *testing.T) {
 		}
 	})
 }
+
+func TestALineForWhichThereWasNoRoomIsWrittenTheNextTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s sparseLog
+		s.init(nil, slog.LevelWarn, "deferred")
+		for i := range 2 * lineBurst {
+			s.due("postfix", fmt.Appendf(nil, "%d.example", i), nil)
+		}
+		if s.due("postfix", []byte("example.com"), nil) {
+			t.Fatal("there is room for more than the burst")
+		}
+		if n := s.dropped.Load(); n < lineBurst {
+			t.Errorf("%d lines were left out", n)
+		}
+		time.Sleep(time.Second)
+		if !s.due("postfix", []byte("example.com"), nil) {
+			t.Error("a second later it is not written")
+		}
+		if s.due("postfix", []byte("example.com"), nil) {
+			t.Error("it is written twice")
+		}
+	})
+}

@@ -37,12 +37,12 @@ func Sources() metrics.Sources {
 			return dane.Stats{Verdict: dane.NoAD, Findings: [dane.NotValidating + 1]uint64{dane.Usable: 6}}
 		},
 		Troubles: func() []health.Trouble { return []health.Trouble{{Condition: health.Clock}} },
-		List: func(string, int) ([]cache.Record, error) {
+		List: func(string, int) ([]cache.Record, string, error) {
 			return []cache.Record{
 				{Fetched: now.Add(-3 * time.Hour), Expires: now.Add(time.Hour)},
 				{Fetched: now.Add(-time.Hour), Expires: now.Add(-time.Hour)},
 				{Fetched: now.Add(-2 * time.Hour), Expires: now.Add(5 * time.Hour)},
-			}, nil
+			}, "", nil
 		},
 	}
 }

@@ -1,0 +1,81 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"golang.org/x/time/rate"
+)
+
+// This file: what is logged about single domains, and how much of it.
+
+// mayLog says whether there is room in the log for one more line about a
+// domain. While nothing succeeds at all, that is said once, and of few domains:
+// enough for those that have their own faults.
+func (k *Keeper) mayLog(limit *rate.Limiter) bool {
+	if k.health.dead() {
+		limit = k.outageLines
+	}
+	return k.hasRoom(limit)
+}
+
+// hasRoom is mayLog for what the network has no part in.
+func (k *Keeper) hasRoom(limit *rate.Limiter) bool {
+	if limit.Allow() {
+		return true
+	}
+	k.counters.linesDropped.Add(1)
+	return false
+}
+
+// discoveryFailed is what the log says of a failure for which no mail waits.
+const discoveryFailed = "MTA-STS discovery failed; mail goes as it would without us"
+
+func (k *Keeper) logFailure(level slog.Level, words string, n *Negative, damaged bool) {
+	if damaged {
+		level, words = slog.LevelError, "the stored MTA-STS policy is damaged and could not be fetched again; mail waits"
+	}
+	limit := k.strangersLines
+	if damaged {
+		limit = k.ownLines
+	}
+	if !k.mayLog(limit) {
+		return
+	}
+	k.o.Log.Log(context.Background(), level, words,
+		"domain", n.Domain, "result", string(n.Result), "err", n.Err, "next", n.Until.Round(time.Second))
+}
+
+// reason is what went wrong, for those who know the domain and the result. It
+// is short, since it is remembered of many domains.
+func reason(err error) string {
+	var pe *policy.Error
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	s := err.Error()
+	if len(s) > maxReason {
+		s = strings.ToValidUTF8(s[:maxReason], "") + "..."
+	}
+	return s
+}
+
+// survive keeps a panic in one domain's work from ending the daemon: mail
+// waits while it is down.
+func (k *Keeper) survive(what, domain string) {
+	if v := recover(); v != nil {
+		k.counters.panics.Add(1)
+		k.skipped.note(domain, time.Now())
+		if !k.hasRoom(k.ownLines) {
+			return
+		}
+		k.o.Log.Error("bug: a panic was survived; please report it", "in", what, "domain", domain,
+			"panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	}
+}
