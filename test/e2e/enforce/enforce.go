@@ -179,7 +179,7 @@ func differences(m *stage.Message, got stage.Outcome, want fate, hosts ...*testl
 	for _, h := range hosts {
 		var arrived *testlab.Message
 		for _, at := range h.Messages() {
-			if slices.Contains(at.To, m.Recipient) {
+			if slices.ContainsFunc(at.To, func(to string) bool { return strings.EqualFold(to, m.Recipient) }) {
 				arrived = &at
 			}
 		}

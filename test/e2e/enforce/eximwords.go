@@ -9,6 +9,8 @@ import (
 const (
 	noTLS      = "a TLS session is required, but the server did not offer TLS support"
 	badCert    = "(certificate verification failed)"
+	refusedTLS = "a TLS session is required, but an attempt to start TLS failed"
+	brokenTLS  = "TLS session: (gnutls_handshake): "
 	unlisted   = "none of its MX hosts is listed in its policy"
 	noAnswer   = "sts-tlsmap does not answer"
 	noMX       = "its MX hosts could not be looked up"
