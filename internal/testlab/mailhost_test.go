@@ -216,6 +216,9 @@ func TestAStallLastsUntilTheHostIsDown(t *testing.T) {
 			if err := <-done; err == nil {
 				t.Error("a message went through a host that stalls")
 			}
+			if s := m.Sessions(); len(s) != 1 || s[0].STARTTLS != (fault == testlab.STARTTLSStall) || s[0].TLS || s[0].Err != "we hung up" {
+				t.Errorf("the host went on: %+v", s)
+			}
 			if err := deliver(t, l, m, nil, "x"); !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("while down: %v", err)
 			}
