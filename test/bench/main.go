@@ -75,6 +75,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+	before := loadOfMinute()
 	outcomes := run(ctx, shop, *only, *pairs)
 	if err := shop.close(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -83,10 +84,10 @@ func main() {
 		fmt.Fprintf(os.Stderr, "bench: no row's name holds %q\n", *only)
 		os.Exit(2)
 	}
-	fmt.Println()
-	fmt.Print(table(outcomes))
+	m := thisMachine(before)
+	fmt.Printf("\n%s\n\n%s", m, table(outcomes))
 	if *only == "" {
-		if err := os.WriteFile(*file, page(outcomes), 0o644); err != nil {
+		if err := os.WriteFile(*file, page(outcomes, m), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(1)
 		}
