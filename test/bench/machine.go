@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -31,10 +32,16 @@ func thisMachine(load string) machine {
 }
 
 func (m machine) String() string {
-	return fmt.Sprintf(`Measured on %s at commit %s, with %s on %s/%s, Linux %s,
-%d cores of %s. The load of one minute was %s when it
-began; what else runs on the machine meets both sides of a pair alike, and widens
-the ranges.`, m.date, m.commit, runtime.Version(), runtime.GOOS, runtime.GOARCH, m.kernel, m.cores, m.cpu, m.load)
+	s := fmt.Sprintf(`Measured on %s at commit %s, with %s on %s/%s, Linux %s,
+%d cores of %s. The load of one minute was %s when it began.`,
+		m.date, m.commit, runtime.Version(), runtime.GOOS, runtime.GOARCH, m.kernel, m.cores, m.cpu, m.load)
+	if n, err := strconv.ParseFloat(m.load, 64); err != nil || n > float64(m.cores)/2 {
+		s += `
+**The machine was busy.** That does not meet both sides of a pair alike: what the
+daemon does beside by the clock weighs more the longer its share of the work
+takes, and its data leave the caches. These figures are not to be relied on.`
+	}
+	return s
 }
 
 // loadOfMinute is the load of the last minute.

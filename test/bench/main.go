@@ -15,8 +15,8 @@
 // time of that process alone, user and system, as the kernel's scheduler
 // counts it; the load generator is not in it. The sides are measured in turn,
 // in pairs, after a warm-up, and a row's value is the median of the pairs'
-// ratios: whatever else the machine does meets both sides alike. A row may
-// also be a plain figure, such as memory.
+// ratios. What else the machine does meets both sides, but not alike: let it do
+// nothing else. A row may also be a plain figure, such as memory.
 //
 // The daemon is the real program, built when the first row wants it. Rows with
 // a million policies work on a file that is made once, in a minute, and kept in
