@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -352,49 +356,96 @@ func TestALookupUnderWayAtSIGTERMIsAnsweredAndItsPolicyKept(t *testing.T) {
 	p.stop(t)
 }
 
+// atOnce bounds an answer that nothing holds up. A find that cannot be written
+// is answered all the same when the keeper has waited two seconds for the disk:
+// a bound above that would see nothing.
+const atOnce = 1500 * time.Millisecond
+
 // TestAControlClientThatStopsReadingHoldsUpNoLookup lets a listing of the cache
 // stall in its middle, with the real program, while new domains are asked for.
 func TestAControlClientThatStopsReadingHoldsUpNoLookup(t *testing.T) {
 	lab := testlab.New(t)
 	server := lab.PolicyServer("")
-	// A dozen policies near the limit of 64 KiB: more than the socket holds.
-	long := testlab.PolicyText("enforce", time.Hour, "mx.test") + strings.Repeat("x: "+strings.Repeat("y", 100)+"\r\n", 600)
 	mail := lab.MailHost("mx.test", "")
-	var domains []string
-	for i := range 24 {
-		d := fmt.Sprintf("d%d.test", i)
-		lab.Domain(d, testlab.With{Server: server, Policy: long, Mail: []*testlab.MailHost{mail}})
-		domains = append(domains, d)
+	// More than the 64 policies that a listing reads at once, each near the
+	// limit of 64 KiB: more than the socket holds. The listing is in order, so
+	// that the fresh ones would come with a later page.
+	long := testlab.PolicyText("enforce", time.Hour, "mx.test") + strings.Repeat("x: "+strings.Repeat("y", 100)+"\r\n", 600)
+	domains := func(name string, n int) (list []string) {
+		for i := range n {
+			d := lab.Domain(fmt.Sprintf("%s%d.test", name, i), testlab.With{Server: server, Policy: long, Mail: []*testlab.MailHost{mail}})
+			list = append(list, d.Name)
+		}
+		return list
 	}
-	held, fresh := domains[:12], domains[12:]
+	held, fresh := domains("held", 70), domains("zfresh", 12)
 
 	dir, file := writeConfig(t, lab)
 	p := startProgram(t, dir, []string{"HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	endpoint := p.endpoint(ctx, t, dir)
-	ask := func(domains []string) {
+	ask := func(domains []string, within time.Duration) {
 		t.Helper()
 		for _, d := range domains {
-			if reply, err := socketmap.Query(ctx, endpoint, "postfix", d); err != nil || !strings.HasPrefix(reply, "OK secure") {
+			ctx, cancel := context.WithTimeout(ctx, within)
+			reply, err := socketmap.Query(ctx, endpoint, "postfix", d)
+			cancel()
+			if err != nil || !strings.HasPrefix(reply, "OK secure") {
 				t.Fatalf("%s: got %q, %v", d, reply, err)
 			}
 		}
 	}
-	ask(held)
+	ask(held, patience)
 	stalled, err := net.Dial("unix", filepath.Join(dir, "control.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stalled.Close()
-	stalled.SetDeadline(time.Now().Add(patience))
+	stalled.SetDeadline(time.Now().Add(2 * patience))
 	fmt.Fprint(stalled, "GET /v1/cache HTTP/1.1\r\nHost: x\r\n\r\n")
-	if _, err := stalled.Read(make([]byte, 1)); err != nil { // it has begun
+	listing := bufio.NewReader(stalled)
+	if _, err := listing.Peek(1); err != nil { // it has begun
 		t.Fatal(err)
 	}
-	ask(fresh)
-	ask(held)
+
+	ask(fresh, atOnce)
+	ask(held, atOnce)
+	if late, waiting := p.writes(ctx, t, dir); late != 0 || waiting != 0 {
+		t.Errorf("%d policies are late, %d wait for the disk", late, waiting)
+	}
+	// The listing had stalled in its first page all the while: what was asked
+	// for meanwhile is in the next.
+	res, err := http.ReadResponse(listing, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range fresh {
+		if !bytes.Contains(text, []byte(`"domain":"`+d+`"`)) {
+			t.Errorf("the listing of %d bytes was done before %s was asked for", len(text), d)
+		}
+	}
 	p.stop(t)
+}
+
+// writes asks the program how many policies are answered from memory since the
+// disk is slow, and how many wait for it in all.
+func (p *program) writes(ctx context.Context, t *testing.T, dir string) (late int64, waiting int) {
+	t.Helper()
+	text, err := control.NewClient(filepath.Join(dir, "control.sock")).Stats(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s stats
+	if err := json.Unmarshal(text, &s); err != nil {
+		t.Fatal(err)
+	}
+	return s.Keeper.Late, s.Keeper.Pending
 }
 
 func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {

@@ -23,7 +23,15 @@ import (
 // their own. The configuration sts-tlsmap.toml is there at their start; what
 // a script has in extra.toml is added to it.
 
+// goRace keeps a program that was built with the race detector from sleeping
+// for a second when it ends, as it does in case of late findings: the scripts
+// start some seventy of them.
+const goRace = "atexit_sleep_ms=0"
+
 func TestMain(m *testing.M) {
+	if os.Getenv("GORACE") == "" {
+		os.Setenv("GORACE", goRace) // of the programs that the tests start
+	}
 	testscript.Main(m, map[string]func(){"sts-tlsmap": main})
 }
 
@@ -94,6 +102,7 @@ func setUpScript(env *testscript.Env) error {
 	env.Setenv("HTTPS_PROXY", lab.Proxy.URL())
 	env.Setenv("NO_PROXY", "")
 	env.Setenv("TZ", "UTC")
+	env.Setenv("GORACE", os.Getenv("GORACE"))
 	return nil
 }
 

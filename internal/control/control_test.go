@@ -196,45 +196,59 @@ type nopCloser struct{ *strings.Reader }
 func (nopCloser) Close() error { return nil }
 
 // TestAClientThatStopsReadingIsDroppedAndHoldsUpNobody opens listings that
-// nobody reads. Others are answered meanwhile, and the listings end.
+// nobody reads. Others are answered meanwhile, and the listings end: on servers
+// of their own, since no time is both longer than a busy machine needs to look
+// and shorter than a test may wait.
 func TestAClientThatStopsReadingIsDroppedAndHoldsUpNobody(t *testing.T) {
 	k := &fakeKeeper{}
 	k.add(4000, []byte(strings.Repeat("x", 8<<10))) // far more than socket buffers hold
-	c, s, path := serve(t, k, func(s *Server) { s.writeTimeout = 300 * time.Millisecond })
 
-	for range maxListings + ownListings { // this test runs as the daemon's user
+	t.Run("while they stall", func(t *testing.T) {
+		c, _, path := serve(t, k, func(s *Server) { s.writeTimeout = time.Hour })
+		stallListings(t, path, maxListings+ownListings) // this test runs as the daemon's user
+		// All places for listings are taken; the store is free all the same.
+		if err := c.List(t.Context(), true, func(Entry) error { return nil }); err == nil || !strings.Contains(err.Error(), "are under way") {
+			t.Errorf("got %v", err)
+		}
+		if _, err := c.Held(t.Context(), "d000001.test"); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("after that", func(t *testing.T) {
+		c, s, path := serve(t, k, func(s *Server) { s.writeTimeout = 300 * time.Millisecond })
+		stallListings(t, path, maxListings+ownListings) // this test runs as the daemon's user
+		deadline := time.After(patience)
+		for range maxListings { // the places come free without any client's doing
+			select {
+			case s.listings.all <- struct{}{}:
+			case <-deadline:
+				t.Fatal("a client that does not read keeps its place")
+			}
+		}
+		for range maxListings {
+			<-s.listings.all
+		}
+		if err := c.List(t.Context(), true, func(Entry) error { return nil }); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// stallListings begins n listings that are not read, until the test ends.
+func stallListings(t *testing.T, path string, n int) {
+	t.Helper()
+	for range n {
 		conn, err := net.Dial("unix", path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		t.Cleanup(func() { conn.Close() })
 		if _, err := conn.Write([]byte("GET /v1/cache HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := bufio.NewReaderSize(conn, 16).ReadByte(); err != nil { // it has begun
 			t.Fatal(err)
 		}
-	}
-	// All places for listings are taken; the store is free all the same.
-	if err := c.List(t.Context(), true, func(Entry) error { return nil }); err == nil || !strings.Contains(err.Error(), "are under way") {
-		t.Errorf("got %v", err)
-	}
-	if _, err := c.Held(t.Context(), "d000001.test"); err != nil {
-		t.Error(err)
-	}
-	deadline := time.After(patience)
-	for range maxListings { // the places come free without any client's doing
-		select {
-		case s.listings.all <- struct{}{}:
-		case <-deadline:
-			t.Fatal("a client that does not read keeps its place")
-		}
-	}
-	for range maxListings {
-		<-s.listings.all
-	}
-	if err := c.List(t.Context(), true, func(Entry) error { return nil }); err != nil {
-		t.Error(err)
 	}
 }
 

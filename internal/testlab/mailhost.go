@@ -60,8 +60,9 @@ type Session struct {
 	TLS        bool // and the handshake was completed on our side
 	SNI        string
 	TLSVersion uint16
-	Err        string // why the session ended, if not by QUIT
-	Messages   int    // accepted in it
+	Rcpt       []string // what came with RCPT, whatever the answer; 100 at most
+	Err        string   // why the session ended, if not by QUIT
+	Messages   int      // accepted in it
 }
 
 // A MailHost is an SMTP server under one name.
@@ -85,7 +86,8 @@ type MailHost struct {
 	running   sync.WaitGroup
 	messages  []Message
 	sessions  []Session
-	accepted  int // connections
+	accepted  int            // connections
+	asked     map[string]int // commands, by their verb in capitals
 }
 
 // MailHost starts a mail host with STARTTLS and a good certificate, at an
@@ -93,7 +95,7 @@ type MailHost struct {
 // DNS.
 func (l *Lab) MailHost(name, addr string) (*MailHost, error) {
 	m := &MailHost{Name: strings.ToLower(name), helo: strings.ToLower(name), lab: l,
-		conns: make(map[net.Conn]struct{}), gone: make(chan struct{})}
+		conns: make(map[net.Conn]struct{}), gone: make(chan struct{}), asked: make(map[string]int)}
 	if err := m.Present(CertGood); err != nil {
 		return nil, fmt.Errorf("starting the mail host %s: %w", name, err)
 	}
@@ -285,10 +287,30 @@ func (m *MailHost) Sessions() []Session {
 // Connections returns how many connections the host has accepted.
 func (m *MailHost) Connections() int { return lockedGet(&m.mu, &m.accepted) }
 
-// Forget drops the messages and sessions remembered and sets the count of
-// connections to zero.
+// Asked returns how many times the host got a command: "STARTTLS".
+func (m *MailHost) Asked(verb string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.asked[verb]
+}
+
+// note counts a command. What it does not know it does not count: those who
+// send such things may send many.
+func (m *MailHost) note(verb string) {
+	if !slices.Contains(smtpVerbs, verb) {
+		return
+	}
+	m.mu.Lock()
+	m.asked[verb]++
+	m.mu.Unlock()
+	m.lab.event()
+}
+
+// Forget drops the messages and sessions remembered and sets the counts of
+// connections and commands to zero.
 func (m *MailHost) Forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.messages, m.sessions, m.accepted = nil, nil, 0
+	clear(m.asked)
 }

@@ -203,7 +203,11 @@ func TestAStallLastsUntilTheHostIsDown(t *testing.T) {
 			m.Behave(fault)
 			done := make(chan error, 1)
 			go func() { done <- deliver(t, l, m, &tls.Config{ServerName: m.Name}, "x") }()
-			if err := l.Await(bounded(t), func() bool { return m.Connections() == 1 }); err != nil {
+			stalls := func() bool { return m.Connections() == 1 }
+			if fault == testlab.STARTTLSStall { // and not before: a host that stalls at once would pass
+				stalls = func() bool { return m.Asked("STARTTLS") == 1 }
+			}
+			if err := l.Await(bounded(t), stalls); err != nil {
 				t.Fatal(err)
 			}
 			if err := m.Down(); err != nil {
@@ -211,6 +215,9 @@ func TestAStallLastsUntilTheHostIsDown(t *testing.T) {
 			}
 			if err := <-done; err == nil {
 				t.Error("a message went through a host that stalls")
+			}
+			if s := m.Sessions(); len(s) != 1 || s[0].STARTTLS != (fault == testlab.STARTTLSStall) || s[0].TLS || s[0].Err != "we hung up" {
+				t.Errorf("the host went on: %+v", s)
 			}
 			if err := deliver(t, l, m, nil, "x"); !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("while down: %v", err)

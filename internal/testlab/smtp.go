@@ -87,7 +87,11 @@ func (s *smtpSession) reply(format string, args ...any) error {
 	return err
 }
 
+// smtpVerbs are the commands that a host knows.
+var smtpVerbs = []string{"EHLO", "HELO", "STARTTLS", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT"}
+
 func (s *smtpSession) command(verb, arg string) error {
+	s.host.note(verb)
 	switch verb {
 	case "EHLO", "HELO":
 		return s.hello(verb, arg)
@@ -216,6 +220,9 @@ func (s *smtpSession) from(arg string) error {
 
 func (s *smtpSession) rcpt(arg string) error {
 	addr, ok := path(arg, "TO:")
+	if len(s.seen.Rcpt) < maxRcpt {
+		s.seen.Rcpt = append(s.seen.Rcpt, addr)
+	}
 	switch {
 	case !s.began:
 		return s.reply("503 5.5.1 bad sequence of commands")

@@ -32,34 +32,33 @@ const (
 // TestMain builds the packages, while there is a network, and then enters the
 // stage.
 func TestMain(m *testing.M) {
-	if os.Getenv(packages) == "" {
-		dir, err := buildPackages()
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "packaging/test: building the packages: %v\n", err)
-			os.Exit(1)
-		}
-		os.Setenv(packages, dir)
+	if os.Getenv(packages) != "" {
+		stage.Main(m)
 	}
-	stage.Main(m)
+	// A folder of this run's own: two checkouts on one machine must not test
+	// each other's packages.
+	dir, err := os.MkdirTemp("", "sts-tlsmap-packages-")
+	if err == nil {
+		err = buildPackages(dir)
+	}
+	if err != nil {
+		os.RemoveAll(dir)
+		fmt.Fprintf(os.Stderr, "packaging/test: building the packages: %v\n", err)
+		os.Exit(1)
+	}
+	os.Setenv(packages, dir)
+	stage.Main(m, func() { os.RemoveAll(dir) })
 }
 
-func buildPackages() (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", err
-	}
-	dir := filepath.Join(cache, "sts-tlsmap", "e2e", "packages")
-	if err := os.RemoveAll(dir); err != nil {
-		return "", err
-	}
+func buildPackages(dir string) error {
 	for _, version := range []string{older, newer} {
 		c := exec.Command("../build", "-a", runtime.GOARCH, filepath.Join(dir, version))
 		c.Env = append(os.Environ(), "VERSION="+version)
 		if out, err := c.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("%w\n%s", err, out)
+			return fmt.Errorf("%w\n%s", err, out)
 		}
 	}
-	return dir, nil
+	return nil
 }
 
 // packageFile is the one package of that version with that suffix.

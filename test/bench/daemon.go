@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,12 +48,8 @@ func (b *bench) startDaemon(c daemonConfig) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	address, err := freePort()
-	if err != nil {
-		return nil, err
-	}
 	d := &daemon{control: filepath.Join(dir, "control.sock"), log: filepath.Join(dir, "log")}
-	config := fmt.Sprintf(`listen  = ["inet:%s"]
+	config := fmt.Sprintf(`listen  = ["inet:127.0.0.1:0"]
 control = "unix:%s"
 
 [cache]
@@ -66,7 +61,7 @@ servers = [%q]
 [fetch]
 ca_file = %q
 allow_private = true
-%s`, address, d.control, c.cache, c.lab.dns, c.lab.roots, c.more)
+%s`, d.control, c.cache, c.lab.dns, c.lab.roots, c.more)
 	file := filepath.Join(dir, "sts-tlsmap.toml")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		return nil, err
@@ -83,21 +78,10 @@ allow_private = true
 	if d.process, err = b.start(cmd); err != nil {
 		return nil, err
 	}
-	d.address = address
 	if err := d.accepts(b.ctx); err != nil {
 		return nil, fmt.Errorf("the daemon did not start: %w\n%s", err, d.lastLog())
 	}
 	return d, nil
-}
-
-// freePort finds a port of loopback that nobody listens on.
-func freePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
 }
 
 // withoutProxies leaves out HTTPS_PROXY and the like.
@@ -111,13 +95,18 @@ func withoutProxies(env []string) []string {
 	return kept
 }
 
+// accepts waits until the daemon is there, and asks it for its port: the kernel
+// has chosen that, so that nobody else can have taken it.
 func (d *daemon) accepts(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
+	client := control.NewClient(d.control)
+	defer client.Close()
 	for {
-		nc, err := net.Dial("tcp", d.address)
+		h, err := client.Health(ctx)
 		if err == nil {
-			return nc.Close()
+			d.address = strings.TrimPrefix(h.Listeners[0], "inet:")
+			return nil
 		}
 		select {
 		case <-time.After(startEvery):

@@ -15,8 +15,8 @@
 // time of that process alone, user and system, as the kernel's scheduler
 // counts it; the load generator is not in it. The sides are measured in turn,
 // in pairs, after a warm-up, and a row's value is the median of the pairs'
-// ratios: whatever else the machine does meets both sides alike. A row may
-// also be a plain figure, such as memory.
+// ratios. What else the machine does meets both sides, but not alike: let it do
+// nothing else. A row may also be a plain figure, such as memory.
 //
 // The daemon is the real program, built when the first row wants it. Rows with
 // a million policies work on a file that is made once, in a minute, and kept in
@@ -75,6 +75,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+	before := loadOfMinute()
 	outcomes := run(ctx, shop, *only, *pairs)
 	if err := shop.close(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -83,10 +84,10 @@ func main() {
 		fmt.Fprintf(os.Stderr, "bench: no row's name holds %q\n", *only)
 		os.Exit(2)
 	}
-	fmt.Println()
-	fmt.Print(table(outcomes))
+	m := thisMachine(before)
+	fmt.Printf("\n%s\n\n%s", m, table(outcomes))
 	if *only == "" {
-		if err := os.WriteFile(*file, page(outcomes), 0o644); err != nil {
+		if err := os.WriteFile(*file, page(outcomes, m), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(1)
 		}

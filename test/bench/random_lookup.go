@@ -43,14 +43,7 @@ func randomLookup(b *bench) (result, error) {
 		return appendMillionDomain(append(dst, postfixMap...), draws[client].IntN(millionPolicies))
 	}
 	// The limit says the same to every key; its length is right.
-	echoed := []byte(replyFor(millionDomain(0)))
-	check := func(body, reply []byte) error {
-		if bytes.Equal(reply, echoed) {
-			return nil
-		}
-		return isReplyFor(body, reply)
-	}
-	return b.lookupPairs(ours.process, limit, request, check)
+	return b.lookupPairs(ours.process, limit, request, isReplyFor, wantReply(replyFor(millionDomain(0))))
 }
 
 // lookUpEach has the daemon answer for each of the million once, in an order

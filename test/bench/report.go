@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"runtime"
 	"strings"
 	"text/tabwriter"
 )
@@ -40,57 +39,76 @@ func (o outcome) spread() string {
 	return fmt.Sprintf("%.2f to %.2f, %d %s", o.result.low, o.result.high, o.result.count, o.result.counted)
 }
 
+// interval is that of the median.
+func (o outcome) interval() string {
+	if o.result.to == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f to %.2f", o.result.from, o.result.to)
+}
+
+// verdict compares the value with the bound. Where the median of another run
+// may as well be on the other side, it says so.
 func (o outcome) verdict() string {
+	about := ""
+	if o.result.from <= o.row.bound && o.row.bound < o.result.to {
+		about = "about "
+	}
 	switch {
 	case o.err != nil:
 		return "failed"
 	case o.result.value > o.row.bound:
-		return "missed"
+		return about + "missed"
 	}
-	return "held"
+	return about + "held"
 }
 
 // table is what the terminal shows.
 func table(outcomes []outcome) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ROW\tAT MOST\tMEASURED\tRANGE\t")
+	fmt.Fprintln(w, "ROW\tAT MOST\tMEASURED\tINTERVAL\tRANGE\t")
 	for _, o := range outcomes {
 		if o.err != nil {
-			fmt.Fprintf(w, "%s\t%s\tfailed: %v\t\t\n", o.row.name, o.amount(o.row.bound), o.err)
+			fmt.Fprintf(w, "%s\t%s\tfailed: %v\t\t\t\n", o.row.name, o.amount(o.row.bound), o.err)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.row.name, o.amount(o.row.bound), o.measured(), o.spread(), o.verdict())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", o.row.name, o.amount(o.row.bound), o.measured(), o.interval(), o.spread(), o.verdict())
 	}
 	w.Flush()
 	return b.String()
 }
 
 // page is docs/performance.md.
-func page(outcomes []outcome) []byte {
+func page(outcomes []outcome, m machine) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `# Performance
 
 Measured by `+"`make bench`"+`, which runs `+"`go run ./test/bench`"+` and writes this
-page; %s on %s/%s.
+page. %s
 
 A row without a unit is a ratio of CPU times: what our process uses for a piece
 of work, user and system time together, over what a bare program uses that does
 the input and output of the same work and nothing else. The two stand under the
 same load in turn, in pairs, after a warm-up; the figure is the median of the
-pairs' ratios, and the range is that of single pairs. The load generator's time
-is in neither.
+pairs' ratios, and the range is that of single pairs. The interval is that in
+which the median lies with 95 %% confidence, by order statistics: where the limit
+is inside it, the row says "about", since another run may end on the other side.
+The load generator's time is in neither.
 
-| row | what | at most | measured | range | |
-|---|---|---|---|---|---|
-`, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+| row | what | at most | measured | interval | range | |
+|---|---|---|---|---|---|---|
+`, m)
 	for _, o := range outcomes {
 		measured := o.measured()
 		if o.err != nil {
 			measured = "-"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n",
-			o.row.name, o.row.what, o.amount(o.row.bound), measured, o.spread(), o.verdict())
+		if o.result.note != "" {
+			measured += "; " + o.result.note
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n",
+			o.row.name, o.row.what, o.amount(o.row.bound), measured, o.interval(), o.spread(), o.verdict())
 	}
 	return b.Bytes()
 }

@@ -18,6 +18,7 @@ type result struct {
 	low, high float64 // the least and the greatest of those
 	count     int     // of pairs, or of what else low and high are of; 0 for a single figure
 	counted   string  // what is counted: "pairs"
+	from, to  float64 // of pairs, the interval of the median; 0 and 0 for others
 	note      string  // what else there is to say, for the terminal
 }
 
@@ -50,14 +51,14 @@ var rows = []row{
 	},
 	{
 		name:  "memory",
-		what:  "largest anonymous resident memory (RssAnon) of the daemon with 1,000,000 policies while each of them is asked for and 20,000 are refreshed over DNS and HTTPS, with fetch_rate at its largest: more than half an hour of a day's refresh in far less time",
+		what:  "largest anonymous resident memory (RssAnon) of the daemon with 1,000,000 policies while each of them is asked for and 60,000 of them, no more, are refreshed over DNS and HTTPS as fast as the machine can: 6 % of what a day's refresh fetches, and at the default fetch_rate 50 minutes of it; a whole day's is in the row below, without a network",
 		bound: 64,
 		unit:  "MiB",
 		run:   memoryOfAMillion,
 	},
 	{
 		name:  "backlog",
-		what:  "largest anonymous resident memory of a keeper with its store, in simulated time and without a network, while 1,000,000 policies that are due at once after a long stop are worked off at the configured 20 a second: more than a day's refresh; an error if the rate is not kept, or if memory or the file grow with time",
+		what:  "largest anonymous resident memory of a keeper with its store, in simulated time and without a network, while 1,000,000 policies that are due at once after a long stop are worked off at the configured 20 a second: more than a day's refresh; an error if the rate is not kept, or if the file grows with time, or memory by 5 % from the third quarter to the last, or by that and 10 MiB, which bbolt takes to remember pages, from the second",
 		bound: 64,
 		unit:  "MiB",
 		run:   overdueMillion,
@@ -70,7 +71,7 @@ var rows = []row{
 	},
 	{
 		name:  "Exim's lookup",
-		what:  "wall-clock time that a lookup adds to a real Exim 4.98: readsocket, the question, the reply; Exim asks once a domain and message",
+		what:  "wall-clock time that a lookup adds to a real Exim 4.98: readsocket, the question, the reply; 2,000 expansions with a lookup against 2,000 without, in turn; how often it asks for one message is counted",
 		bound: 5,
 		unit:  "ms",
 		run:   eximLookup,

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
@@ -27,7 +27,7 @@ type daemon struct {
 	bin        string
 	dir        string
 	config     string
-	listen     string // address and port
+	listen     string // address and port; the kernel chooses the port at each start
 	postmap    string // Postfix's postmap; empty where there is none
 	postfixDir string // with a main.cf for it
 	proxy      string
@@ -56,32 +56,21 @@ func newDaemon(bin string, lab *testlab.Lab) (*daemon, error) {
 		}
 		d.postmap = ""
 	}
-	if d.listen, err = freePort(); err == nil {
-		err = d.writeFiles(lab)
-	}
-	if err != nil {
+	if err := d.writeFiles(lab); err != nil {
 		os.RemoveAll(dir)
 		return nil, err
 	}
 	return d, nil
 }
 
-// freePort finds a port of loopback that nobody listens on.
-func freePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
-}
+func (d *daemon) controlSocket() string { return filepath.Join(d.dir, "control.sock") }
 
 func (d *daemon) writeFiles(lab *testlab.Lab) error {
 	ca := filepath.Join(d.dir, "ca.pem")
 	if err := lab.CA.WritePEM(ca); err != nil {
 		return err
 	}
-	config := fmt.Sprintf(`listen  = ["inet:%s"]
+	config := fmt.Sprintf(`listen  = ["inet:127.0.0.1:0"]
 control = "unix:%s"
 
 [cache]
@@ -93,7 +82,7 @@ servers = [%q]
 [fetch]
 ca_file = %q
 allow_private = true
-`, d.listen, filepath.Join(d.dir, "control.sock"), filepath.Join(d.dir, "cache.db"), lab.DNS.Addr, ca)
+`, d.controlSocket(), filepath.Join(d.dir, "cache.db"), lab.DNS.Addr, ca)
 	if err := os.WriteFile(d.config, []byte(config), 0o644); err != nil {
 		return err
 	}
@@ -114,8 +103,8 @@ func (d *daemon) env() []string {
 	return append(env, "HTTPS_PROXY="+d.proxy)
 }
 
-// start starts the daemon and waits until it accepts connections. What it
-// logs goes to a file.
+// start starts the daemon, waits until it is there, and asks it where it
+// listens. What it logs goes to a file.
 func (d *daemon) start(ctx context.Context) error {
 	log, err := os.OpenFile(d.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -132,16 +121,19 @@ func (d *daemon) start(ctx context.Context) error {
 
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
+	client := control.NewClient(d.controlSocket())
+	defer client.Close()
 	for {
-		if c, err := net.Dial("tcp", d.listen); err == nil {
-			return c.Close()
+		if h, err := client.Health(ctx); err == nil {
+			d.listen = strings.TrimPrefix(h.Listeners[0], "inet:")
+			return nil
 		}
 		select {
 		case err := <-d.exited:
 			d.cmd = nil
 			return fmt.Errorf("the daemon ended: %v\n%s", err, d.logged())
 		case <-ctx.Done():
-			return fmt.Errorf("the daemon does not listen on %s: %w\n%s", d.listen, ctx.Err(), d.logged())
+			return fmt.Errorf("the daemon does not answer at %s: %w\n%s", d.controlSocket(), ctx.Err(), d.logged())
 		case <-time.After(startEvery):
 		}
 	}

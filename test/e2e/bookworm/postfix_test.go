@@ -12,6 +12,10 @@ import (
 
 func TestMain(m *testing.M) { stage.Main(m) }
 
-func TestPostfixEnforcesMTASTS(t *testing.T) { enforce.Test(t, "postfix-bookworm", "postfix") }
+func TestPostfixEnforcesMTASTS(t *testing.T) {
+	enforce.Test(t, "postfix-bookworm", "postfix", enforce.ByNames)
+}
 
-func TestPostfixPutsDANEFirst(t *testing.T) { enforce.Test(t, "postfix-bookworm", "postfix-dane") }
+func TestPostfixPutsDANEFirst(t *testing.T) {
+	enforce.Test(t, "postfix-bookworm", "postfix-dane", enforce.ByNames)
+}

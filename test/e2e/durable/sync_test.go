@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +22,12 @@ import (
 // traceTime is how long strace may take to write its last line.
 const traceTime = 10 * time.Second
 
+// syncTime is how long a sync takes.
+const syncTime = 100 * time.Millisecond
+
+// sharers is how many domains are looked up at once: such finds share commits.
+const sharers = 16
+
 // TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered looks at the system calls
 // of the daemon: kill -9 does not show a sync that is missing, since the
 // kernel's page cache outlives the process.
@@ -26,25 +35,51 @@ func TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered(t *testing.T) {
 	lab := newLab(t)
 	d := stage.NewDaemon(t, config(t, lab))
 	trace := stage.Path("trace")
-	// -D: the daemon is our child, and strace is a bystander.
-	d.Trace = []string{"strace", "-D", "-f", "-yy", "-s", "300", "-o", trace,
-		"-e", "trace=write,writev,pwrite64,pwritev,sendto,sendmsg,fsync,fdatasync,msync"}
+	// -D: the daemon is our child, and strace is a bystander. Strings are long
+	// enough for the pages of a commit. A sync takes its time, as that of a disk
+	// does: on the stage's tmpfs a commit would be done before the next find.
+	d.Trace = []string{"strace", "-D", "-f", "-yy", "-s", "70000", "-o", trace,
+		"-e", "trace=write,writev,pwrite64,pwritev,sendto,sendmsg,fsync,fdatasync,msync",
+		"-e", "inject=fdatasync:delay_enter=" + strconv.FormatInt(syncTime.Microseconds(), 10)}
 	d.Start(t)
 	var domains []string
-	for i := range 10 {
+	var gates []*testlab.Gate
+	for i := range sharers {
 		domain := fmt.Sprintf("d%d.sync.test", i)
-		lab.Domain(domain, testlab.With{MX: []string{"mx." + domain}, NoMail: true})
-		reply, err := socketmap.Query(t.Context(), endpoint, "postfix", domain)
-		if err != nil || !holds(reply, domain) {
-			t.Fatalf("the reply for %s is %q (%v)", domain, reply, err)
-		}
+		made := lab.Domain(domain, testlab.With{MX: []string{"mx." + domain}, NoMail: true})
+		gates = append(gates, made.Policy.Hold())
 		domains = append(domains, domain)
+	}
+	var lookups sync.WaitGroup
+	for _, domain := range domains {
+		lookups.Go(func() {
+			reply, err := socketmap.Query(t.Context(), endpoint, "postfix", domain)
+			if err != nil || !holds(reply, domain) {
+				t.Errorf("the reply for %s is %q (%v)", domain, reply, err)
+			}
+		})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), traceTime)
+	defer cancel()
+	err := lab.Await(ctx, func() bool {
+		return !slices.ContainsFunc(gates, func(g *testlab.Gate) bool { return g.Waiting() == 0 })
+	})
+	for _, g := range gates {
+		g.Open()
+	}
+	lookups.Wait()
+	if err != nil {
+		t.Fatal(err)
 	}
 	d.Stop(t)
 	calls := readTrace(t, trace)
-	from := 0
+	commits := make(map[int]bool)
 	for _, domain := range domains {
-		from = checkOrder(t, calls, from, domain)
+		commits[checkOrder(t, calls, domain)] = true
+	}
+	t.Logf("%d policies in %d commits", len(domains), len(commits))
+	if len(commits) == sharers {
+		t.Error("no commit has two policies: this shows nothing of those that have")
 	}
 	if t.Failed() {
 		t.Logf("the system calls:\n%s", strings.Join(calls, "\n"))
@@ -71,21 +106,26 @@ func readTrace(t *testing.T, path string) []string {
 var (
 	begun   = regexp.MustCompile(`^(\d+) +(\w+)\(\d+<([^>]*)>.*$`)
 	resumed = regexp.MustCompile(`^(\d+) +<\.\.\. (\w+) resumed>`)
+	offset  = regexp.MustCompile(`, (\d+)(?:\) += \d+| <unfinished \.\.\.>)$`) // of a pwrite64
 )
 
-// checkOrder looks from line from on for the reply about the domain, and says
-// whether all that was written to the cache before was synced before. It
-// returns the line after the reply.
-func checkOrder(t *testing.T, calls []string, from int, domain string) int {
+// metaPages is how many pages at the beginning of the file say which others
+// count: a commit ends with a write to one of them.
+const metaPages = 2
+
+// checkOrder follows one policy through the trace: its page is written, then
+// the meta page that makes the commit count, then a sync begins, which is
+// complete before the reply is written. What belongs to other commits may come
+// in between. It returns the line of the meta page: finds that share a commit
+// share it.
+func checkOrder(t *testing.T, calls []string, domain string) (commit int) {
 	t.Helper()
-	writes := 0                     // to the cache so far
-	pending := make(map[string]int) // thread -> writes, when the sync that it is in began
-	synced := 0                     // writes that a sync has covered that is complete
-	for i, line := range calls[from:] {
+	const notYet = -1
+	page, meta, synced := notYet, notYet, false
+	pending := make(map[string]bool) // threads in a sync that began after the meta page was written
+	for i, line := range calls {
 		if m := resumed.FindStringSubmatch(line); m != nil {
-			if covered, ok := pending[m[1]]; ok && succeeded(line) {
-				synced = max(synced, covered)
-			}
+			synced = synced || pending[m[1]] && succeeded(line)
 			delete(pending, m[1])
 			continue
 		}
@@ -96,22 +136,37 @@ func checkOrder(t *testing.T, calls []string, from int, domain string) int {
 		thread, call, file := m[1], m[2], m[3]
 		switch {
 		case file == stage.CacheFile && strings.HasSuffix(call, "sync"):
+			if meta == notYet {
+				break // it covers too little
+			}
 			if strings.HasSuffix(line, "<unfinished ...>") {
-				pending[thread] = writes
+				pending[thread] = true
 			} else if succeeded(line) {
-				synced = writes
+				synced = true
 			}
-		case file == stage.CacheFile:
-			writes++
+		case file == stage.CacheFile && page == notYet:
+			if strings.Contains(line, "mx: mx."+domain+`\r\n`) {
+				page = i
+			}
+		case file == stage.CacheFile && meta == notYet:
+			if o := offset.FindStringSubmatch(line); o != nil && isMeta(o[1]) {
+				meta = i
+			}
 		case strings.HasPrefix(file, "TCP:") && strings.Contains(line, "OK secure match=mx."+domain+" "):
-			if writes == 0 || synced < writes {
-				t.Errorf("%s is answered (line %d) when %d of %d writes to the cache are synced", domain, from+i+1, synced, writes)
+			if !synced {
+				t.Errorf("%s is answered (line %d) before its commit is synced: page written at %d, meta page at %d", domain, i+1, page+1, meta+1)
 			}
-			return from + i + 1
+			return meta
 		}
 	}
 	t.Errorf("the reply for %s is not in the trace", domain)
-	return from
+	return meta
+}
+
+// isMeta says whether an offset in the file is in a meta page.
+func isMeta(offset string) bool {
+	n, err := strconv.Atoi(offset)
+	return err == nil && n < metaPages*os.Getpagesize()
 }
 
 func succeeded(line string) bool { return strings.Contains(line, ") = 0") }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
@@ -30,8 +31,27 @@ ca_file = %q
 allow_private = true
 
 [refresh]
-recheck = "1s"
+recheck = %q
 `
+
+// recheck is what the daemon has for [refresh] recheck.
+const recheck = time.Second
+
+// configOf is the daemon's configuration with the authority at path.
+func configOf(path string) string { return fmt.Sprintf(daemonConfig, path, recheck.String()) }
+
+// A Matching is how a Postfix holds MX hosts against the policy.
+type Matching bool
+
+const (
+	// ByNames: the certificate must have one of the names of a list, whatever
+	// host has it, and a pattern matches any number of labels.
+	ByNames Matching = false
+	// ByHosts: MX hosts and their certificates are matched as RFC 8461, 4.1
+	// and 4.2 say: by Postfix 3.10.5 and later, when it gets the policy's
+	// attributes.
+	ByHosts Matching = true
+)
 
 // A world is a small internet, a Postfix in it, and the daemon that it asks.
 type world struct {
@@ -45,18 +65,15 @@ type world struct {
 	root    string                     // of the Exim
 	played  map[string]*testlab.Domain // the domains of rows, by name
 
-	// Postfix 3.10.5 and later, when it gets the policy's attributes, matches
-	// MX hosts and their certificates as RFC 8461, 4.1 and 4.2 say. Others
-	// know a list of names that a certificate may have, and a pattern matches
-	// any number of labels.
-	strict bool
+	strict Matching
 }
 
 // Test runs all rows and stories with the Postfix in a root of test/e2e/setup,
-// which asks the map mapName. With a map for DANE, Postfix does DANE, and
-// there are signed zones, a resolver that validates, and more rows.
-func Test(t *testing.T, root, mapName string) {
-	w := &world{mapName: mapName}
+// which asks the map mapName and matches hosts in that way. With a map for
+// DANE, Postfix does DANE, and there are signed zones, a resolver that
+// validates, and more rows.
+func Test(t *testing.T, root, mapName string, matching Matching) {
+	w := &world{mapName: mapName, strict: matching}
 	dane := strings.Contains(mapName, "-dane")
 	settings := w.enterLab(t, netip.MustParsePrefix("127.1.0.0/16"), dane)
 
@@ -64,15 +81,19 @@ func Test(t *testing.T, root, mapName string) {
 	if err := os.WriteFile(ca, w.lab.CA.PEM(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	w.daemon = stage.StartDaemon(t, fmt.Sprintf(daemonConfig, ca))
+	w.daemon = stage.StartDaemon(t, configOf(ca))
 	w.postfix = stage.StartPostfix(t, root,
 		map[string]string{caFile: string(w.lab.CA.PEM())},
 		append(settings,
 			"smtp_tls_CAfile = "+caFile,
 			"smtp_tls_policy_maps = socketmap:inet:"+stage.Endpoint+":"+mapName)...)
 	w.mta = w.postfix
-	w.strict = strings.HasSuffix(mapName, "-tlsrpt") && w.postfix.AtLeast("3.10.5")
 	t.Logf("Postfix %s, map %s", w.postfix.Version, mapName)
+	// A Postfix or a map that is not what the package is about would quietly
+	// turn what must be deferred into what may be sent.
+	if got := Matching(strings.HasSuffix(mapName, "-tlsrpt") && w.postfix.AtLeast("3.10.5")); got != matching {
+		t.Fatalf("Postfix %s with map %s matches MX hosts by the policy: %t, want %t", w.postfix.Version, mapName, got, matching)
+	}
 
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) { w.play(t, r, w.domain(t, r)) })
@@ -158,7 +179,7 @@ func differences(m *stage.Message, got stage.Outcome, want fate, hosts ...*testl
 	for _, h := range hosts {
 		var arrived *testlab.Message
 		for _, at := range h.Messages() {
-			if slices.Contains(at.To, m.Recipient) {
+			if slices.ContainsFunc(at.To, func(to string) bool { return strings.EqualFold(to, m.Recipient) }) {
 				arrived = &at
 			}
 		}

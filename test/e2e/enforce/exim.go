@@ -1,7 +1,6 @@
 package enforce
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -43,14 +42,15 @@ func TestExim(t *testing.T, root string) {
 // newEximWorld makes a world without its Exim.
 func newEximWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{mapName: "exim", strict: true}
+	w := &world{mapName: "exim", strict: ByHosts}
 	stage.AddNetwork(t, hostNet)
+	stage.AddNetwork(t, "2001:db8::/64")
 	w.enterLab(t, netip.MustParsePrefix(hostNet), true)
 	ca := stage.Path("lab.pem")
 	if err := os.WriteFile(ca, w.lab.CA.PEM(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	w.daemon = stage.StartDaemon(t, fmt.Sprintf(daemonConfig, ca))
+	w.daemon = stage.StartDaemon(t, configOf(ca))
 	return w
 }
 

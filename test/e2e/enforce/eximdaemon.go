@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
 // impostor is where a server listens that is not the daemon; with these
@@ -69,30 +70,51 @@ func killedAfterRouting(t *testing.T, w *world) {
 // while it does.
 func brokenReplies(t *testing.T, w *world) {
 	d := w.lab.Domain("broken.test", testlab.With{})
-	reply := answerInstead(t)
+	other := answerInstead(t)
 	for _, r := range []string{
 		"", "20", "20:", "9:NOTFOUND", "9:NOTFOUND ", "8:NOTFOUND,", "3:OK ,", "18:OK mx1.broken.test", "HTTP/1.1 400 Bad Request\r\n",
 		"13:PERM no such map,", "15:TIMEOUT too slow,", "0:,",
 	} {
-		reply(r)
+		other.reply.Store(&r)
+		before := other.asked.Load()
 		m := w.exim.Submit(t, []string{d.Name}, foreground, askOther)[0]
 		o := m.Outcome(t)
 		if problems := differences(m, o, deferred(""), d.Mail...); len(problems) > 0 {
 			t.Errorf("after the reply %q: %v", r, problems)
 		}
+		if n := other.asked.Load() - before; n != 1 { // mail may wait for many reasons
+			t.Errorf("the reply %q was given %d times", r, n)
+		}
 	}
 }
 
-// answerInstead starts an impostor, and returns a function that sets what it
-// answers.
-func answerInstead(t *testing.T) func(string) {
+// A liar answers whatever it is told to.
+type liar struct {
+	reply atomic.Pointer[string]
+	asked atomic.Int64
+}
+
+// answerInstead starts an impostor that is a liar.
+func answerInstead(t *testing.T) *liar {
 	t.Helper()
-	var reply atomic.Pointer[string]
+	l := new(liar)
 	listenInstead(t, func(c net.Conn) {
 		io.Copy(io.Discard, c) // Exim closes its side
-		io.WriteString(c, *reply.Load())
+		l.asked.Add(1)
+		io.WriteString(c, *l.reply.Load())
 	})
-	return func(r string) { reply.Store(&r) }
+	return l
+}
+
+// passOn has the daemon answer what comes from c.
+func passOn(c net.Conn) {
+	out, err := net.Dial("tcp", stage.Endpoint)
+	if err != nil {
+		return // a cut reply: Exim takes it for none
+	}
+	defer out.Close()
+	go pass(out, c)
+	pass(c, out)
 }
 
 // listenInstead has serve called for each connection to the impostor, until

@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -37,6 +38,18 @@ var recipeParts = [][3]string{
 	{"routers", " ; ::/127", ""},
 }
 
+// wholeEvery is after how many broken recipes the whole one is tried again. A
+// difference counts only where the whole recipe makes none: something that has
+// happened to the lab meanwhile would make every line matter.
+const wholeEvery = 10
+
+// deadly are the lines without which mail goes where it must not: for these a
+// difference of any other kind is not enough.
+var deadly = map[string]string{
+	"hosts_require_tls = *": "mx1.probe-clear.test got the message",
+	"tls_verify_hosts = *":  "mx1.probe-bad.test got the message",
+}
+
 // brokenLines breaks the recipe in one place after the other, and has each of
 // them make a difference. With nothing broken there is none.
 func brokenLines(t *testing.T, w *world) {
@@ -49,9 +62,7 @@ func brokenLines(t *testing.T, w *world) {
 		}
 		whole[name] = &fstest.MapFile{Data: text}
 	}
-	if found := p.try(t, w, whole); len(found) > 0 {
-		t.Fatalf("with the whole recipe: %s", strings.Join(found, "\n"))
-	}
+	p.mustHold(t, w, whole)
 	for _, name := range recipeFiles {
 		text := string(whole[name].Data)
 		before, after := "", text
@@ -75,6 +86,15 @@ func brokenLines(t *testing.T, w *world) {
 			continue
 		}
 		p.mustMatter(t, w, whole, part[0], part[1], strings.Replace(text, part[1], part[2], 1))
+	}
+	p.mustHold(t, w, whole)
+}
+
+// mustHold has nothing go wrong with the whole recipe.
+func (p *probe) mustHold(t *testing.T, w *world, whole fs.FS) {
+	t.Helper()
+	if found := p.try(t, w, whole); len(found) > 0 {
+		t.Fatalf("with the whole recipe, after %d broken ones: %s", p.broken, strings.Join(found, "\n"))
 	}
 }
 
@@ -113,6 +133,15 @@ func (p *probe) mustMatter(t *testing.T, w *world, whole fstest.MapFS, name, wha
 	}
 	first, _, _ := strings.Cut(found[0], "\n")
 	t.Logf("%s: without %q: %s", name, what, first)
+	if line := strings.TrimSpace(what); name == "transport" && strings.HasSuffix(line, "= *") {
+		damage := cmp.Or(deadly[line], " got the message (over TLS: ") // some host that must not get it
+		if !slices.ContainsFunc(found, func(f string) bool { return strings.Contains(f, damage) }) {
+			t.Errorf("without %q it is not seen that %s: %s", line, damage, strings.Join(found, "\n"))
+		}
+	}
+	if p.broken++; p.broken%wholeEvery == 0 {
+		p.mustHold(t, w, whole)
+	}
 }
 
 // A probe is a short form of the table: domains, and what is to become of mail
@@ -128,12 +157,15 @@ type probe struct {
 	loop               *testlab.Domain
 	reply              atomic.Pointer[impostorsReply] // nil: the daemon's, counted
 	asked              atomic.Int64
+
+	lied   atomic.Int64 // replies of the impostor's own
+	broken int          // recipes that were tried with something left out
 }
 
-// An impostorsReply is what the impostor says, and when.
+// An impostorsReply is what the impostor says, and how long it takes.
 type impostorsReply struct {
-	text  string
-	after <-chan struct{}
+	text string
+	took time.Duration // since it was asked
 }
 
 func (w *world) newProbe(t *testing.T) *probe {
@@ -183,19 +215,18 @@ func (w *world) newProbe(t *testing.T) *probe {
 func (p *probe) listen(t *testing.T) {
 	listenInstead(t, func(c net.Conn) {
 		if r := p.reply.Load(); r != nil {
+			slow, cancel := context.WithTimeout(t.Context(), r.took)
+			defer cancel()
 			io.Copy(io.Discard, c) // Exim closes its side
-			<-r.after
+			if r.took > 0 {
+				<-slow.Done()
+			}
+			p.lied.Add(1)
 			io.WriteString(c, r.text)
 			return
 		}
 		p.asked.Add(1)
-		out, err := net.Dial("tcp", stage.Endpoint)
-		if err != nil {
-			return
-		}
-		defer out.Close()
-		go pass(out, c)
-		pass(c, out)
+		passOn(c)
 	})
 }
 
@@ -257,21 +288,21 @@ func (p *probe) silence(t *testing.T, v *world) []string {
 
 // nonsense has replies cut off.
 func (p *probe) nonsense(t *testing.T, v *world) (found []string) {
-	atOnce := make(chan struct{})
-	close(atOnce)
 	for _, text := range []string{"9:NOTFOUND ", "3:OK ,"} {
-		p.reply.Store(&impostorsReply{text, atOnce})
+		p.reply.Store(&impostorsReply{text: text})
+		before := p.lied.Load()
 		m := v.exim.Submit(t, p.domains[:1], foreground, askOther)[0]
 		found = append(found, differences(m, m.Outcome(t), deferred(""), p.hosts...)...)
+		if p.lied.Load() != before+1 { // mail may wait for many reasons
+			found = append(found, fmt.Sprintf("%q was not the reply", text))
+		}
 	}
 	return found
 }
 
 // patience has the daemon take longer than Exim waits by itself: 5 s.
 func (p *probe) patience(t *testing.T, v *world) []string {
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
-	defer cancel()
-	p.reply.Store(&impostorsReply{"17:OK mx1.probe.test,", ctx.Done()})
+	p.reply.Store(&impostorsReply{"17:OK mx1.probe.test,", 6 * time.Second})
 	m := v.exim.Submit(t, p.domains[:1], background, askOther)[0]
 	return differences(m, m.Outcome(t), p.fates[0], p.hosts...)
 }

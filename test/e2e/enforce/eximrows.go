@@ -14,12 +14,12 @@ var eximRows = []row{{
 	name:   "a host that refuses STARTTLS gets nothing",
 	domain: "refused.test",
 	with:   testlab.With{MailFault: testlab.STARTTLSRefused},
-	fate:   toNobody(""),
+	fate:   toNobody(refusedTLS),
 }, {
 	name:   "a host that hangs up at STARTTLS gets nothing",
 	domain: "hang-up.test",
 	with:   testlab.With{MailFault: testlab.STARTTLSHangUp},
-	fate:   toNobody(""),
+	fate:   toNobody(brokenTLS),
 }, {
 	name:   "when the first host has no address, the second one gets the mail",
 	domain: "gone.test",

@@ -89,6 +89,15 @@ func (w *world) withExim(t *testing.T, o stage.EximOptions) *world {
 // others: it is not ours to enforce (RFC 8461, 3.4).
 type relays struct {
 	sound, bad, plain, beyond *testlab.Domain
+	match, mismatch, at25     *testlab.Domain // of the rows with DANE: in a signed zone
+}
+
+// hosts are the mail hosts of all of them.
+func (r relays) hosts() (all []*testlab.MailHost) {
+	for _, d := range []*testlab.Domain{r.sound, r.bad, r.plain, r.beyond, r.match, r.mismatch, r.at25} {
+		all = append(all, d.Mail...)
+	}
+	return all
 }
 
 func (w *world) relays(t *testing.T) relays {
@@ -106,6 +115,10 @@ func (w *world) relays(t *testing.T) relays {
 		bad:    relay("smart-bad.test", testlab.With{}),
 		plain:  relay("smart-plain.test", testlab.With{NoPolicy: true}),
 		beyond: w.lab.Domain("beyond.test", testlab.With{}),
+
+		match:    w.signed.domain(t, "relay-587.signed.example"),
+		mismatch: w.signed.domain(t, "relay-587-mismatch.signed.example"),
+		at25:     w.signed.domain(t, "relay-25.signed.example"),
 	}
 	for _, d := range []*testlab.Domain{r.bad, r.plain} {
 		if err := d.Mail[0].Present(testlab.CertSelfSigned); err != nil {
@@ -131,6 +144,10 @@ func smartHosts(t *testing.T, w *world) {
 		{"bad", r.bad, true, deferred(badCert)},
 		{"plain", r.plain, true, inClear(r.plain.Mail[0])},
 		{"not set", r.bad, false, inClear(r.bad.Mail[0])},
+		// With DANE the port counts: what is at 25 says nothing of 587.
+		{"TLSA at 587 that matches", r.match, true, verified(r.match.Mail[0])},
+		{"TLSA at 587 that does not match", r.mismatch, true, deferred(badTLSA)},
+		{"TLSA at 25 only, that does not match", r.at25, true, verified(r.at25.Mail[0])},
 	} {
 		settings := ""
 		if c.key {
@@ -157,6 +174,6 @@ func smartHosts(t *testing.T, w *world) {
 func (w *world) relayed(t *testing.T, o stage.EximOptions, want fate, r relays) {
 	v := w.withExim(t, o)
 	for _, m := range v.exim.Submit(t, []string{r.beyond.Name, "nowhere.test"}, foreground) {
-		check(t, m, m.Outcome(t), want, r.sound.Mail[0], r.bad.Mail[0], r.plain.Mail[0], r.beyond.Mail[0])
+		check(t, m, m.Outcome(t), want, r.hosts()...)
 	}
 }

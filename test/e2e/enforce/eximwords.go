@@ -9,6 +9,8 @@ import (
 const (
 	noTLS      = "a TLS session is required, but the server did not offer TLS support"
 	badCert    = "(certificate verification failed)"
+	refusedTLS = "a TLS session is required, but an attempt to start TLS failed"
+	brokenTLS  = "TLS session: (gnutls_handshake): "
 	unlisted   = "none of its MX hosts is listed in its policy"
 	noAnswer   = "sts-tlsmap does not answer"
 	noMX       = "its MX hosts could not be looked up"
@@ -26,7 +28,7 @@ var eximsWords = map[string]string{
 	expired:    badCert,
 	otherName:  badCert,
 	notListed:  unlisted,
-	noPolicy:   ": MTA-STS: ", // the daemon's reason follows, or that there is none
+	noPolicy:   noAnswer, // where the daemon's reason is to be seen, eximsFates has it
 	noMatch:    badTLSA,
 	tlsaFailed: noTLSA,
 	mxFailed:   noMX,
@@ -55,6 +57,8 @@ var eximsFates = map[string]func(*world, *testlab.Domain) fate{
 		f.tls = "Trusted"
 		return f
 	},
+	// The main log has the daemon's reason.
+	"keyword.test": toNobody("MTA-STS: keyword.test: MTA-STS " + noUsable),
 	// It is told the hosts that the policy lists, and no others.
 	"unlisted.signed.example": toNobody(unlisted),
 	"null.signed.example":     toNobody(takesNone),

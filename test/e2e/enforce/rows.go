@@ -3,6 +3,7 @@ package enforce
 import (
 	"cmp"
 	"context"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,15 @@ type row struct {
 	broken  []string                                   // "NAME TYPE": the resolver answers with SERVFAIL
 	nextHop string                                     // where transport_maps send its mail
 	reply   string                                     // the first words of the map's reply
+
+	held *holding // what the daemon is to hold of the domain afterwards; nil: not looked at
+}
+
+// A holding is what -cache says of a domain. Without it a policy that stops no
+// mail looks like one that was never found.
+type holding struct {
+	words string // a regular expression
+	code  int    // 0: a policy is held
 }
 
 // What Postfix logs when it does not deliver.
@@ -40,6 +50,9 @@ const (
 	notListed  = "does not match STS MX pattern" // 3.10.5 and later
 	noPolicy   = "policy table lookup error"
 )
+
+// noUsable is why the daemon replies TEMP when no mx of a policy names hosts.
+const noUsable = "policy lists no usable MX host name"
 
 var rows = []row{{
 	name:   "an honest domain gets its mail over verified TLS",
@@ -115,28 +128,33 @@ var rows = []row{{
 	domain: "testing.test",
 	with:   testlab.With{Mode: "testing", MailFault: testlab.NoSTARTTLS},
 	fate:   toTheFirstInClear,
+	held:   &holding{words: `(?m)^  mode +testing$`},
 }, {
 	name:   "a policy of mode none stops no mail",
 	domain: "none.test",
 	with:   testlab.With{Mode: "none", MailFault: testlab.NoSTARTTLS},
 	fate:   toTheFirstInClear,
+	held:   &holding{words: `(?m)^  mode +none$`},
 }, {
 	name:   "a domain without a policy gets its mail as ever",
 	domain: "plain.test",
 	with:   testlab.With{NoPolicy: true, MailFault: testlab.NoSTARTTLS},
 	fate:   toTheFirstInClear,
+	held:   &holding{words: `(?m)^  not found +no-record; `, code: 1},
 }, {
 	name:   "a domain whose policy host was never reached gets its mail as ever",
 	domain: "host-down.test",
 	with:   testlab.With{MailFault: testlab.NoSTARTTLS},
 	bend:   func(d *testlab.Domain) error { return d.Policy.Server.Down() },
 	fate:   toTheFirstInClear,
+	held:   &holding{words: `(?m)^  not found +sts-policy-fetch-error; `, code: 1},
 }, {
 	// To Postfix, match=hostname would mean whatever host DNS names.
 	name:   "a policy whose only mx is the word hostname lets nothing through",
 	domain: "keyword.test",
 	with:   testlab.With{MX: []string{"hostname"}},
 	fate:   toNobody(noPolicy),
+	reply:  "TEMP MTA-STS " + noUsable,
 }}
 
 func toTheFirst(_ *world, d *testlab.Domain) fate        { return verified(d.Mail[0]) }
@@ -180,11 +198,25 @@ func (w *world) domain(t *testing.T, r row) *testlab.Domain {
 func (w *world) play(t *testing.T, r row, d *testlab.Domain) {
 	m := w.mta.Send(t, d.Name)
 	check(t, m, m.Outcome(t), w.fateOf(r, d), d.Mail...)
+	w.checkHeld(t, r)
 	if r.reply == "" || w.exim != nil {
 		return
 	}
 	if reply := w.reply(t, cmp.Or(r.nextHop, d.Name)); !strings.HasPrefix(reply, r.reply) {
 		t.Errorf("the map's reply is %q, want %q", reply, r.reply)
+	}
+}
+
+// checkHeld compares what the daemon holds of the domain of a row with what it
+// is to hold.
+func (w *world) checkHeld(t *testing.T, r row) {
+	t.Helper()
+	if r.held == nil {
+		return
+	}
+	out, code := w.daemon.Run(t, "-cache", r.domain)
+	if code != r.held.code || !regexp.MustCompile(r.held.words).MatchString(out) {
+		t.Errorf("-cache exits with %d, want %d and %q:\n%s", code, r.held.code, r.held.words, out)
 	}
 }
 

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -25,21 +26,22 @@ const followTime = 30 * time.Second
 
 var stories = []story{
 	{"a known policy is enforced when an attacker takes away the TXT record",
-		attack("record-away.test", takeRecord)},
+		attack("record-away.test", fetchesAnew, takeRecord)},
 	{"a known policy is enforced when an attacker takes away the policy host",
-		attack("host-away.test", takePolicyHost)},
+		attack("host-away.test", meetsNoHost, takePolicyHost)},
 	{"a known policy is enforced when an attacker takes away the TXT record and the policy host",
-		attack("all-away.test", takeRecord, takePolicyHost)},
+		attack("all-away.test", meetsNoHost, takeRecord, takePolicyHost)},
 	{"a known policy is enforced when an attacker puts a policy host in place with a certificate nobody trusts",
-		attack("forged.test", forgePolicy)},
+		attack("forged.test", meetsForger, forgePolicy)},
 	{"a policy that the domain has changed is followed at the next retry", followsChange},
 	{"a known policy is enforced from disk after kill -9", survivesKill},
 	{"mail waits while the daemon is down and goes out when it is back", waitsForDaemon},
 }
 
 // attack tells of a domain to which mail has gone, of an attacker who then
-// hides or forges its policy, and strips STARTTLS; and gives up.
-func attack(domain string, steps ...func(*testing.T, *testlab.Domain)) func(*testing.T, *world) {
+// hides or forges its policy, and strips STARTTLS; and gives up. In between the
+// daemon looks again, and has to meet the attack.
+func attack(domain string, meets meeting, steps ...func(*testing.T, *testlab.Domain)) func(*testing.T, *world) {
 	return func(t *testing.T, w *world) {
 		d := w.lab.Domain(domain, testlab.With{MaxAge: week})
 		m := w.mta.Send(t, d.Name)
@@ -49,7 +51,7 @@ func attack(domain string, steps ...func(*testing.T, *testlab.Domain)) func(*tes
 			step(t, d)
 		}
 		d.Mail[0].Behave(testlab.NoSTARTTLS)
-		w.lookAgain(t, d)
+		w.lookAgain(t, d, meets)
 		m = w.mta.Send(t, d.Name)
 		o := m.Outcome(t)
 		check(t, m, o, deferred(notOffered), d.Mail...)
@@ -59,16 +61,40 @@ func attack(domain string, steps ...func(*testing.T, *testlab.Domain)) func(*tes
 	}
 }
 
-// lookAgain makes the daemon check the record and fetch the policy at once.
-// What it makes of that is not looked at here; what counts is the mail after it.
-func (w *world) lookAgain(t *testing.T, d *testlab.Domain) {
+// A meeting is what a daemon that looks again comes upon.
+type meeting struct {
+	code       int    // of -refresh
+	words      string // a regular expression: of its output
+	handshakes bool   // the policy host sees a client
+	requests   bool   // and is asked for the policy
+}
+
+var (
+	// The record is gone; that is no reason not to fetch.
+	fetchesAnew = meeting{code: 0, words: `: ok, mode enforce, id 1, unchanged$`, handshakes: true, requests: true}
+	meetsNoHost = meeting{code: 2, words: `: sts-policy-fetch-error: .*connection refused; the policy held stays in force \(mode enforce\)$`}
+	// It sees the certificate, and asks for nothing.
+	meetsForger = meeting{code: 2, words: `: sts-webpki-invalid: .*; the policy held stays in force \(mode enforce\)$`, handshakes: true}
+)
+
+// lookAgain makes the daemon check the record and fetch the policy at once:
+// an attack that it does not notice shows nothing.
+func (w *world) lookAgain(t *testing.T, d *testlab.Domain, want meeting) {
 	t.Helper()
 	record := "_mta-sts." + d.Name
-	before := w.lab.DNS.Asked(record, "TXT")
+	looked, begun, asked := w.lab.DNS.Asked(record, "TXT"), d.Policy.Handshakes(), d.Policy.Asked()
 	out, code := w.daemon.Run(t, "-refresh", d.Name)
-	t.Logf("-refresh exits with %d: %s", code, out)
-	if w.lab.DNS.Asked(record, "TXT") == before {
+	if code != want.code || !regexp.MustCompile(want.words).MatchString(strings.TrimSpace(out)) {
+		t.Errorf("-refresh exits with %d, want %d and %q:\n%s", code, want.code, want.words, out)
+	}
+	if w.lab.DNS.Asked(record, "TXT") == looked {
 		t.Errorf("the daemon did not look at %s", record)
+	}
+	if rose := d.Policy.Handshakes() > begun; rose != want.handshakes {
+		t.Errorf("the policy host saw a client: %t, want %t", rose, want.handshakes)
+	}
+	if rose := d.Policy.Asked() > asked; rose != want.requests {
+		t.Errorf("the policy host was asked for the policy: %t, want %t", rose, want.requests)
 	}
 }
 
@@ -89,15 +115,15 @@ func forgePolicy(t *testing.T, d *testlab.Domain) {
 
 // followsChange tells of a domain that moves its mail to another host. The
 // first try after that is held against the old policy, and makes the daemon
-// look for a new id.
+// look for a new id: the try itself, since nothing else asks meanwhile.
 func followsChange(t *testing.T, w *world) {
 	d := w.lab.Domain("moving.test", testlab.With{MaxAge: week})
 	m := w.mta.Send(t, d.Name)
 	check(t, m, m.Outcome(t), verified(d.Mail[0]), d.Mail...)
+	discovered := time.Now()
 
 	moved := w.lab.MailHost("mx.new-provider.test", "")
 	hosts := append(d.Mail, moved)
-	fetched := d.Policy.Asked()
 	if err := d.SetMX(moved); err != nil {
 		t.Fatal(err)
 	}
@@ -106,20 +132,35 @@ func followsChange(t *testing.T, w *world) {
 		w.daemon.Kill(t)
 		w.daemon.Start(t)
 	}
+	// What was checked less than recheck ago is not looked at again; the store
+	// counts in whole seconds.
+	awaitTrace(t, "time passes", func() bool { return time.Since(discovered) > recheck+time.Second })
+
+	record := "_mta-sts." + d.Name
+	looked, fetched := w.lab.DNS.Asked(record, "TXT"), d.Policy.Asked()
 	m = w.mta.Send(t, d.Name)
 	o := m.Outcome(t)
 	check(t, m, o, toNobodyUnlisted(w, d), hosts...)
+	awaitTrace(t, "the daemon looks for a new id, since a delivery failed", func() bool {
+		return w.lab.DNS.Asked(record, "TXT") > looked
+	})
+	awaitTrace(t, "the daemon fetches the new policy", func() bool { return d.Policy.Asked() > fetched })
+	// -cache looks, and is no lookup that would have the daemon check again.
+	awaitTrace(t, "the daemon holds the new policy", func() bool {
+		out, _ := w.daemon.Run(t, "-cache", d.Name)
+		return strings.Contains(out, "mx: "+moved.Name)
+	})
+	check(t, m, m.Retry(t, o), verified(moved), hosts...)
+}
 
+// awaitTrace waits for something that a change at a domain brings about.
+func awaitTrace(t *testing.T, what string, cond func() bool) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), followTime)
 	defer cancel()
-	err := stage.Await(ctx, func() bool {
-		reply, _ := w.daemon.Run(t, "-query", d.Name)
-		return strings.Contains(reply, moved.Name)
-	})
-	if err != nil {
-		t.Fatalf("the new policy is not followed; its host was asked %d times since", d.Policy.Asked()-fetched)
+	if err := stage.Await(ctx, cond); err != nil {
+		t.Fatalf("not within %s: %s", followTime, what)
 	}
-	check(t, m, m.Retry(t, o), verified(moved), hosts...)
 }
 
 // survivesKill tells of a daemon that is killed, and when it is back finds

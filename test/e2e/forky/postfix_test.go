@@ -12,6 +12,10 @@ import (
 
 func TestMain(m *testing.M) { stage.Main(m) }
 
-func TestPostfixEnforcesMTASTS(t *testing.T) { enforce.Test(t, "postfix-forky", "postfix-tlsrpt") }
+func TestPostfixEnforcesMTASTS(t *testing.T) {
+	enforce.Test(t, "postfix-forky", "postfix-tlsrpt", enforce.ByHosts)
+}
 
-func TestPostfixPutsDANEFirst(t *testing.T) { enforce.Test(t, "postfix-forky", "postfix-dane-tlsrpt") }
+func TestPostfixPutsDANEFirst(t *testing.T) {
+	enforce.Test(t, "postfix-forky", "postfix-dane-tlsrpt", enforce.ByHosts)
+}

@@ -30,18 +30,10 @@ const (
 )
 
 // buildDaemon builds the program as it is released, for the copy of the test
-// binary on the stage, where there is no network. Each package of tests has a
-// place of its own for it.
-func buildDaemon() (path string, err error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", err
-	}
-	wd, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	path = filepath.Join(cache, "sts-tlsmap", "e2e", "bin", filepath.Base(wd), "sts-tlsmap")
+// binary on the stage, where there is no network. Each run has a place of its
+// own in dir for it: two checkouts on one machine must not test each other's.
+func buildDaemon(dir string) (path string, err error) {
+	path = filepath.Join(dir, "sts-tlsmap")
 	c := exec.Command("go", "build", "-trimpath", "-o", path, "github.com/sts-tlsmap/sts-tlsmap/cmd/sts-tlsmap")
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {

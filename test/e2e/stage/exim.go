@@ -287,7 +287,7 @@ var (
 	// Of a message: its id, and the rest.
 	eximLine = regexp.MustCompile(`^\S+ \S+ (?:\[\d+\] )?(\w{6,}-\w{6,}-\w+) (.*)$`)
 	// Of a try: its sign, the recipient, and the rest.
-	eximTry   = regexp.MustCompile(`^(=>|->|==|\*\*) ([^ :]+):? (.*)$`)
+	eximTry   = regexp.MustCompile(`^(=>|->|==|\*\*) (\S+?):? (.*)$`) // an IPv6 literal has colons
 	eximHost  = regexp.MustCompile(` H=(\S+) (\[[^\]]+\])(\*?)`)
 	eximCheck = regexp.MustCompile(` CV=(\w+)`)
 )

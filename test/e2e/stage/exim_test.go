@@ -14,17 +14,19 @@ func TestOutcomesOfEximAreThoseOfTheMessage(t *testing.T) {
 2026-11-23 17:30:56 1xVXsU-00005u-2F == a@two.test R=sts_tlsmap T=sts_tlsmap_smtp defer (-38) H=mx1.two.test [198.18.0.5]: a TLS session is required
 2026-11-23 17:31:56 1xVXsU-00005u-2F => a@two.test R=sts_tlsmap T=sts_tlsmap_smtp H=mx2.two.test [198.18.0.6] X=TLS1.3:x:128 CV=dane C="250 ok"
 2026-11-23 17:31:56 1xVXsU-00005u-2F -> c@two.test R=sts_tlsmap T=sts_tlsmap_smtp H=mx2.two.test [198.18.0.6]* X=TLS1.3:x:128 CV=no C="250 ok"
-2026-11-23 17:31:57 1xVXsU-00005u-2F ** d@local.test: Unrouteable address`, "\n")
+2026-11-23 17:31:57 1xVXsU-00005u-2F ** d@local.test: Unrouteable address
+2026-11-23 17:31:58 1xVXsV-00005z-1J => f@[ipv6:2001:db8::3] R=r T=t H=[2001:db8::3] C="250 ok"`, "\n")
 
 	for recipient, want := range map[string][]Outcome{
 		"a@two.test": {
 			{QueueID: "1xVXsU-00005u-2F", Status: "deferred", Relay: "mx1.two.test[198.18.0.5]"},
 			{QueueID: "1xVXsU-00005u-2F", Status: "sent", Relay: "mx2.two.test[198.18.0.6]", TLS: "Verified"},
 		},
-		"b@other.test": {{QueueID: "1xVXsV-00005y-1J", Status: "sent", Relay: "mx.other.test[198.18.0.9]", TLS: "Untrusted"}},
-		"c@two.test":   {{QueueID: "1xVXsU-00005u-2F", Status: "sent", Relay: "mx2.two.test[198.18.0.6]", TLS: "Kept"}},
-		"d@local.test": {{QueueID: "1xVXsU-00005u-2F", Status: "bounced", Relay: "none"}},
-		"e@nobody":     nil,
+		"b@other.test":         {{QueueID: "1xVXsV-00005y-1J", Status: "sent", Relay: "mx.other.test[198.18.0.9]", TLS: "Untrusted"}},
+		"c@two.test":           {{QueueID: "1xVXsU-00005u-2F", Status: "sent", Relay: "mx2.two.test[198.18.0.6]", TLS: "Kept"}},
+		"d@local.test":         {{QueueID: "1xVXsU-00005u-2F", Status: "bounced", Relay: "none"}},
+		"f@[ipv6:2001:db8::3]": {{QueueID: "1xVXsV-00005z-1J", Status: "sent", Relay: "none"}},
+		"e@nobody":             nil,
 	} {
 		got := eximOutcomes(log, recipient)
 		for i := range got {

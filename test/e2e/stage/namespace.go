@@ -44,8 +44,8 @@ func Path(name string) string { return filepath.Join(dir, name) }
 
 // Main is the TestMain of every package of end-to-end tests. It runs the test
 // binary once more, as the first process of new network, mount and process
-// namespaces, and exits with that one's code.
-func Main(m *testing.M) {
+// namespaces, and exits with that one's code. Outside, atEnd is called before.
+func Main(m *testing.M, atEnd ...func()) {
 	if program := os.Getenv(onStage); program != "" {
 		if err := furnish(program); err != nil {
 			fmt.Fprintf(os.Stderr, "e2e: furnishing the namespaces: %v\n", err)
@@ -56,6 +56,9 @@ func Main(m *testing.M) {
 	code, err := enter()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: making the stage (this needs root): %v\n", err)
+	}
+	for _, f := range atEnd {
+		f()
 	}
 	os.Exit(code)
 }
@@ -68,7 +71,12 @@ func enter() (code int, err error) {
 	}
 	program := os.Getenv(underTest)
 	if program == "" {
-		if program, err = buildDaemon(); err != nil {
+		dir, err := os.MkdirTemp("", "sts-tlsmap-e2e-")
+		if err != nil {
+			return 1, err
+		}
+		defer os.RemoveAll(dir)
+		if program, err = buildDaemon(dir); err != nil {
 			return 1, err
 		}
 	}

@@ -58,16 +58,24 @@ type daemon struct {
 	control *control.Client
 }
 
-// startDaemon builds and starts the program.
-func startDaemon(ctx context.Context, t *testing.T, lab *testlab.T) *daemon {
+// build builds the program as it is released, and as the other tests do: what
+// they have compiled is not compiled again.
+func build(t *testing.T) (program string) {
 	t.Helper()
-	dir := t.TempDir()
-	bin, file := filepath.Join(dir, "sts-tlsmap"), filepath.Join(dir, "sts-tlsmap.toml")
-	build := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/sts-tlsmap/sts-tlsmap/cmd/sts-tlsmap")
+	program = filepath.Join(t.TempDir(), "sts-tlsmap")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", program, "github.com/sts-tlsmap/sts-tlsmap/cmd/sts-tlsmap")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return program
+}
+
+// startDaemon starts the program.
+func startDaemon(ctx context.Context, t *testing.T, program string, lab *testlab.T) *daemon {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sts-tlsmap.toml")
 	if err := lab.CA.WritePEM(filepath.Join(dir, "lab.pem")); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +83,7 @@ func startDaemon(ctx context.Context, t *testing.T, lab *testlab.T) *daemon {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	c := exec.Command(bin, "-config", file)
+	c := exec.Command(program, "-config", file)
 	c.Env = append(os.Environ(), "HTTPS_PROXY="+lab.Proxy.URL())
 	c.Stderr = &log
 	if err := c.Start(); err != nil {
@@ -167,10 +175,11 @@ func text(dom string) string {
 }
 
 func TestTheStatusPageInARealBrowser(t *testing.T) {
+	program := build(t) // takes as long as it takes
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	lab := testlab.New(t)
-	d := startDaemon(ctx, t, lab)
+	d := startDaemon(ctx, t, program, lab)
 	fill(ctx, t, lab, d)
 	page := d.page
 	packets := lab.DNS.Total()

@@ -28,7 +28,16 @@ func bracketed(host string, port uint16) dane.NextHop {
 func start(t *testing.T, dir string, zones []*Zone, noValidator bool) *resolver.Resolver {
 	t.Helper()
 	addr := freeAddr(t)
-	Start(t, Options{Dir: dir, Addr: addr, Zones: zones, NoValidator: noValidator})
+	for range portTries {
+		_, err := tryStart(t, Options{Dir: dir, Addr: addr, Zones: zones, NoValidator: noValidator})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errEnded) {
+			t.Fatal(err)
+		}
+		addr = freeAddr(t) // somebody else has taken the one that was free
+	}
 	r, err := resolver.New(resolver.Config{Servers: []string{addr.String()}})
 	if err != nil {
 		t.Fatal(err)
@@ -36,10 +45,13 @@ func start(t *testing.T, dir string, zones []*Zone, noValidator bool) *resolver.
 	return r
 }
 
-// freeAddr returns a port on loopback that is free for UDP and TCP.
+// portTries is how many ports are tried.
+const portTries = 20
+
+// freeAddr returns a port on loopback that is free for UDP and TCP, for now.
 func freeAddr(t *testing.T) netip.AddrPort {
 	t.Helper()
-	for range 20 {
+	for range portTries {
 		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

@@ -10,6 +10,7 @@ package unbound
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -47,12 +48,27 @@ type Options struct {
 type Server struct {
 	options Options
 	cmd     *exec.Cmd
+	ended   chan struct{} // closed when cmd has ended
 	log     bytes.Buffer
 }
+
+// errEnded says that an unbound has ended before it gave an answer, as one does
+// that cannot have its port.
+var errEnded = errors.New("unbound ended before it answered")
 
 // Start starts an unbound, and returns when it answers. It ends with the test,
 // if not before.
 func Start(t *testing.T, o Options) *Server {
+	t.Helper()
+	s, err := tryStart(t, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// tryStart is Start, and returns an error when the server does not answer.
+func tryStart(t *testing.T, o Options) (*Server, error) {
 	t.Helper()
 	s := &Server{options: o}
 	t.Cleanup(func() {
@@ -61,43 +77,69 @@ func Start(t *testing.T, o Options) *Server {
 			t.Logf("unbound:\n%s", &s.log)
 		}
 	})
-	s.Restart(t, o.NoValidator)
-	return s
+	return s, s.restart(t.Context(), o.NoValidator)
 }
 
 // Restart starts the server anew, with or without its validator, and returns
 // when it answers.
 func (s *Server) Restart(t *testing.T, noValidator bool) {
 	t.Helper()
+	if err := s.restart(t.Context(), noValidator); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *Server) restart(ctx context.Context, noValidator bool) error {
 	s.Stop()
 	s.options.NoValidator = noValidator
 	conf := filepath.Join(s.options.Dir, "unbound.conf")
 	if err := os.WriteFile(conf, []byte(s.options.configuration()), 0o644); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	s.cmd = exec.Command("unbound", "-d", "-p", "-c", conf)
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
-		t.Fatalf("starting unbound (Debian package unbound): %v", err)
+		return fmt.Errorf("starting unbound (Debian package unbound): %w", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), startTime)
+	ended := make(chan struct{})
+	s.ended = ended
+	go func(cmd *exec.Cmd) {
+		cmd.Wait() // it is killed, or has said why in its log
+		close(ended)
+	}(s.cmd)
+	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	question := new(dns.Msg).SetQuestion(dns.Fqdn(s.options.Zones[0].Name), dns.TypeSOA)
+	hasEnded := func() bool {
+		select {
+		case <-ended:
+			return true
+		default:
+			return false
+		}
+	}
 	err := stage.Await(ctx, func() bool {
+		if hasEnded() {
+			return true
+		}
 		answer, err := dns.ExchangeContext(ctx, question, s.options.Addr.String())
 		return err == nil && answer.Rcode == dns.RcodeSuccess
 	})
-	if err != nil {
-		t.Fatalf("unbound does not answer: %v", err)
+	switch {
+	case hasEnded(): // and whoever has its port may have answered
+		return errEnded
+	case err != nil:
+		return fmt.Errorf("unbound does not answer: %w", err)
 	}
+	return nil
 }
 
 // Stop ends the server, and returns when its port is free.
 func (s *Server) Stop() {
 	if s.cmd != nil && s.cmd.Process != nil {
 		s.cmd.Process.Kill() // it may have ended before
-		s.cmd.Wait()
+		<-s.ended
 	}
 }
 
