@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -60,7 +61,7 @@ func (a *app) learn(ctx context.Context) (int, error) {
 	}
 	l := &learning{a: a, ctx: ctx, client: a.peer.client, seen: make(map[string]bool), bar: progress{w: a.stderr, shown: a.isTerminal()}}
 	l.bar.begin(size)
-	err := l.read(in, name)
+	err := l.read(interruptible(ctx, in), name)
 	if err == nil {
 		err = l.discover()
 	}
@@ -78,6 +79,21 @@ func (a *app) learn(ctx context.Context) (int, error) {
 	}
 	return exitDone, nil
 }
+
+// interruptible returns a reader that fails when ctx ends, also while it waits
+// for standard input, which nothing else would wake. What then still reads from
+// there ends with the program.
+func interruptible(ctx context.Context, in io.Reader) io.Reader {
+	out, pipe := io.Pipe()
+	go func() {
+		_, err := io.Copy(pipe, in)
+		pipe.CloseWithError(err)
+	}()
+	context.AfterFunc(ctx, func() { pipe.CloseWithError(errInterrupted) })
+	return out
+}
+
+var errInterrupted = errors.New("interrupted")
 
 // read goes through the file: policies are sent as they come, domains are
 // gathered.

@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -110,5 +113,20 @@ func TestALearningThatIsCutShortSaysThatItCanBeRunAgain(t *testing.T) {
 		if want := fmt.Sprintf("%d policies found", answered); !strings.Contains(stdout.String(), want) {
 			t.Errorf("after %d answers: %s", answered, &stdout)
 		}
+	}
+}
+
+func TestLearningFromAStandardInputThatNeverEndsCanBeInterrupted(t *testing.T) {
+	in, silent := io.Pipe()
+	defer silent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	go func() {
+		_, err := io.ReadAll(interruptible(ctx, in))
+		failed <- err
+	}()
+	cancel()
+	if err := <-failed; !errors.Is(err, errInterrupted) {
+		t.Errorf("got %v", err)
 	}
 }

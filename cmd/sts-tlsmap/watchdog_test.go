@@ -107,8 +107,8 @@ func (n noNetwork) Record(_ context.Context, domain string) (policy.Record, time
 	return policy.Record{}, 0, errors.New("no network")
 }
 
-func (n noNetwork) FetchThrough(_ context.Context, domain string, _ policy.Gate) (*policy.Fetched, error) {
-	_, _, err := n.Record(nil, domain)
+func (n noNetwork) FetchThrough(ctx context.Context, domain string, _ policy.Gate) (*policy.Fetched, error) {
+	_, _, err := n.Record(ctx, domain)
 	return nil, err
 }
 

@@ -170,9 +170,11 @@ func (d *document) finish(c *Config) {
 		}
 	}
 	c.Control = c.Control.in(dir)
+	d.fits("control", c.Control)
 	seen := map[Endpoint]bool{}
 	for i := range c.Listen {
 		c.Listen[i] = c.Listen[i].in(dir)
+		d.fits(element("listen", i), c.Listen[i])
 		if e := c.Listen[i]; seen[e] && !e.anyPort() {
 			d.fail(element("listen", i), "%s is there twice", e)
 		}
@@ -203,6 +205,14 @@ func (d *document) finish(c *Config) {
 	}
 	if n := len(c.Exempt.Domains); n > MaxExempt {
 		d.fail("exempt", "%d domains; expected at most %d", n, MaxExempt)
+	}
+}
+
+// fits fails where a socket's path is too long once it is taken from the
+// file's folder.
+func (d *document) fits(name string, e Endpoint) {
+	if e.Network == "unix" && len(e.Address) > maxUnixPath {
+		d.fail(name, "the path %s has %d bytes; expected at most %d, with the folder of the file", e.Address, len(e.Address), maxUnixPath)
 	}
 }
 

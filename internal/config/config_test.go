@@ -410,3 +410,16 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestASocketsPathIsMeasuredWithTheFolderItIsTakenFrom(t *testing.T) {
+	file := filepath.Join(t.TempDir(), strings.Repeat("d", 80), "sts-tlsmap.toml")
+	for key, text := range map[string]string{
+		"control":   `control = "unix:run/control.sock"`,
+		"listen[0]": `listen = ["unix:run/socketmap.sock"]`,
+	} {
+		_, err := Parse(file, []byte(text))
+		if err == nil || !strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), "at most 107") {
+			t.Errorf("%s: got %v", text, err)
+		}
+	}
+}

@@ -146,7 +146,7 @@ func brokenDebian(t *testing.T, w *world) {
 		before, after := "", string(files[name].Data)
 		for _, line := range logicalLines(after) {
 			head, tail, _ := strings.Cut(after, line)
-			before, after = before+head, line+tail
+			before += head
 			mustMatter(name, line, before+tail)
 			before, after = before+line, tail
 		}
