@@ -111,7 +111,7 @@ func Exim(c EximConf, root fs.FS, d Daemon) (EximRecipe, error) {
 	a.installed()
 	a.cutthrough()
 	a.retryRule()
-	a.tlsRule()
+	a.queueOrder()
 	a.authorities()
 	a.dane()
 	a.note("to see the answer for a domain: sts-tlsmap -query DOMAIN -map exim; and what Exim makes of it: exim -bt someone@DOMAIN")
@@ -230,26 +230,36 @@ func eximTime(d time.Duration) string {
 
 // parts says what goes where in this layout.
 func (a *eximAdvice) parts(macros string) {
-	where := [3]string{
+	where := [4]string{
 		"Near the top of " + a.c.File + ", before its first \"begin\":",
 		"After \"begin routers\", before the router that sends mail to other hosts:",
 		"After \"begin transports\":",
+		"After \"begin retry\", before the other rules:",
 	}
 	switch {
 	case a.c.File == debianConf && a.isSplit():
-		where = [3]string{"/etc/exim4/conf.d/main/10_sts-tlsmap:", "/etc/exim4/conf.d/router/180_sts-tlsmap:", "/etc/exim4/conf.d/transport/30_sts-tlsmap:"}
+		where = [4]string{"/etc/exim4/conf.d/main/10_sts-tlsmap:", "/etc/exim4/conf.d/router/180_sts-tlsmap:",
+			"/etc/exim4/conf.d/transport/30_sts-tlsmap:", "/etc/exim4/conf.d/retry/20_sts-tlsmap:"}
 		a.note("when the files are there: update-exim4.conf, and systemctl reload exim4")
 	case a.c.File == debianConf:
 		where[0] = "/etc/exim4/exim4.conf.localmacros:"
 		where[1] = "In /etc/exim4/exim4.conf.template, before \"### router/200_exim4-config_primary\":"
 		where[2] = "In the same file, after \"begin transports\":"
+		where[3] = "In the same file, after \"begin retry\", before the other rule:"
 		a.note("when the files are there: update-exim4.conf, and systemctl reload exim4")
 	}
 	a.Parts = []Part{{where[0], macros}, {where[1], exim.Routers}, {where[2], exim.Transport}}
+	if a.manyDomains() {
+		a.Parts = append(a.Parts, Part{where[3], exim.Retry})
+	}
 	if own := a.ownOptionsText(); own != "" {
 		a.Parts = append(a.Parts, Part{ownOptions + ", what your own transport does besides:", own})
 	}
 }
+
+// manyDomains reports whether mail goes to the hosts of its domain: a smart host
+// is one, and there is nobody that what fails there could harm.
+func (a *eximAdvice) manyDomains() bool { return a.smart.router == "" && !a.isLocal() }
 
 func (a *eximAdvice) isSplit() bool { return a.debianHas("dc_use_split_config", "true") }
 

@@ -25,7 +25,7 @@ func readExim(t *testing.T, release string) EximConf {
 		}
 		out[i] = string(b)
 	}
-	c, err := ParseExim(out[0], out[1], out[2], out[3], out[4], "9:NOTFOUND ,\n")
+	c, err := ParseExim(out[0], out[1], out[2], out[3], out[4], out[4], "9:NOTFOUND ,\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func (k *eximKitchen) router(t *testing.T, name string) map[string]string {
 	return r.Options
 }
 
-// install puts our routers and our transport where they belong.
+// install puts our routers, our transport and our retry rule where they belong.
 func (k *eximKitchen) install() (transport map[string]string) {
 	at := slices.IndexFunc(k.c.Routers, func(r Instance) bool { return r.Name == "dnslookup" })
 	k.c.Routers = slices.Insert(k.c.Routers, at,
@@ -74,6 +74,7 @@ func (k *eximKitchen) install() (transport map[string]string) {
 	transport = map[string]string{"driver": "smtp", "hosts_require_tls": "*", "tls_verify_hosts": "*", "tls_verify_cert_hostnames": "*",
 		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "interface": anyInterface, "multi_domain": "false", "hosts_nopass_tls": "*"}
 	k.c.Transports = append(k.c.Transports, Instance{ourTransport, transport})
+	k.c.TLSRule = "*  *  F,4d,1s;"
 	return transport
 }
 
@@ -91,6 +92,7 @@ func TestDebiansEximGetsTheShippedFilesWithoutAWarning(t *testing.T) {
 			{"/etc/exim4/conf.d/main/10_sts-tlsmap:", exim.Macros},
 			{"/etc/exim4/conf.d/router/180_sts-tlsmap:", exim.Routers},
 			{"/etc/exim4/conf.d/transport/30_sts-tlsmap:", exim.Transport},
+			{"/etc/exim4/conf.d/retry/20_sts-tlsmap:", exim.Retry},
 		}
 		if !slices.Equal(r.Parts, want) {
 			t.Errorf("%s: %+v", release, r.Parts)
@@ -107,12 +109,12 @@ func TestEachLayoutIsToldItsPlaces(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
 	k.root["etc/exim4/update-exim4.conf.conf"] = &fstest.MapFile{Data: []byte("dc_use_split_config='false'\n")}
 	r, err := Exim(k.c, k.root, k.d)
-	if err != nil || !strings.Contains(r.Parts[1].Where, "exim4.conf.template") {
+	if err != nil || !strings.Contains(r.Parts[1].Where, "exim4.conf.template") || !strings.Contains(r.Parts[3].Where, `"begin retry"`) {
 		t.Errorf("%v, %v", r.Parts, err)
 	}
 	k.c.File = "/etc/exim/exim.conf"
 	r, err = Exim(k.c, k.root, k.d)
-	if err != nil || !strings.Contains(r.Parts[0].Where, "/etc/exim/exim.conf") {
+	if err != nil || !strings.Contains(r.Parts[0].Where, "/etc/exim/exim.conf") || !strings.Contains(r.Parts[3].Where, `"begin retry"`) {
 		t.Errorf("%v, %v", r.Parts, err)
 	}
 }
@@ -271,8 +273,8 @@ func TestHostsThatFailAreRememberedApartFromTheOwnTransports(t *testing.T) {
 			t.Errorf("%+v: no %q in %s", c, line, r.Parts[0].Text)
 		}
 		options := ""
-		if len(r.Parts) > 3 {
-			options = r.Parts[3].Text
+		if len(r.Parts) > 4 {
+			options = r.Parts[4].Text
 		}
 		if options != c.wantOwn || len(r.Warnings) > 0 {
 			t.Errorf("%+v: %q, warnings %q", c, options, r.Warnings)
@@ -323,6 +325,10 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 			k.install()["interface"] = "192.0.2.5"
 			find(k.c.Transports, "remote_smtp").Options["interface"] = "192.0.2.5"
 		}, "stops all mail"},
+		"mail put off where TLS failed": {func(t *testing.T, k *eximKitchen) {
+			k.install()
+			k.c.TLSRule = k.c.RetryRule
+		}, "before all others"},
 		"nothing verified": {func(t *testing.T, k *eximKitchen) { k.install()["tls_verify_certificates"] = "" }, "tls_verify_certificates"},
 		"Exim too hasty": {func(t *testing.T, k *eximKitchen) {
 			k.install()
@@ -366,16 +372,28 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 	}
 }
 
-func TestTheRetryRuleForFailingTLSIsNamedWhereItLacks(t *testing.T) {
+// At a smart host there is no other domain to be harmed, and the rule would have
+// all that waits tried in every queue run.
+func TestASmartHostNeedsNoRetryRule(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
-	for _, c := range []struct {
-		text string
-		want bool
-	}{{k.c.Text, true}, {k.c.Text + "\n* tls_required F,4d,1s\n", false}} {
-		k.c.Text = c.text
+	k.install()
+	k.c.TLSRule = k.c.RetryRule
+	dnslookup := k.router(t, "dnslookup")
+	clear(dnslookup)
+	dnslookup["driver"], dnslookup["transport"], dnslookup["route_list"] = "manualroute", "remote_smtp", "* smtp.provider.example"
+	r, err := Exim(k.c, k.root, k.d)
+	if err != nil || len(r.Warnings) > 0 || slices.ContainsFunc(r.Parts, func(p Part) bool { return p.Text == exim.Retry }) {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestAQueueRunInOrderIsToldOf(t *testing.T) {
+	for line, want := range map[string]bool{"": false, "queue_run_in_order": true, "queue_run_in_order = true": true, "queue_run_in_order = false": false} {
+		k := newEximKitchen(t, "trixie")
+		k.c.Text += "\n" + line + "\n"
 		r, err := Exim(k.c, k.root, k.d)
-		if err != nil || strings.Contains(strings.Join(r.Notes, "\n"), "tls_required") != c.want {
-			t.Errorf("%q, %v", r.Notes, err)
+		if err != nil || strings.Contains(strings.Join(r.Notes, "\n"), "queue_run_in_order") != want {
+			t.Errorf("%q: %q, %v", line, r.Notes, err)
 		}
 	}
 }

@@ -18,6 +18,7 @@ type EximConf struct {
 	Routers    []Instance // in order
 	Transports []Instance
 	RetryRule  string // for a domain that no rule names; empty: there is none
+	TLSRule    string // the one for a host of it whose TLS failed
 	Readsocket string // what ${readsocket gets from the daemon, or readsocketWorks
 }
 
@@ -36,13 +37,14 @@ const (
 
 // eximQuestions are the questions, which change nothing. The last one is put to
 // the daemon, about a name of one label, for which it looks up nothing.
-func eximQuestions(server string) [6][]string {
-	return [6][]string{
+func eximQuestions(server string) [7][]string {
+	return [7][]string{
 		{"-bV"},
 		{"-bP", "routers"},
 		{"-bP", "transports"},
 		{"-bP", "config"},
 		{"-brt", "sts-tlsmap.invalid"},
+		{"-brt", "sts-tlsmap.invalid", "tls_required"},
 		{"-be", "${readsocket{" + server + "}{14:" + eximMap + " localhost,}{5s}{}{" + readsocketWorks + "}}"},
 	}
 }
@@ -72,7 +74,7 @@ func ReadExim(ctx context.Context, path string, d Daemon) (EximConf, error) {
 	if server == "" {
 		server = "inet:127.0.0.1:1" // where nobody listens
 	}
-	var out [6]string
+	var out [7]string
 	for i, args := range eximQuestions(server) {
 		b, err := run(ctx, path, args...)
 		if err != nil {
@@ -80,13 +82,13 @@ func ReadExim(ctx context.Context, path string, d Daemon) (EximConf, error) {
 		}
 		out[i] = string(b)
 	}
-	return ParseExim(out[0], out[1], out[2], out[3], out[4], out[5])
+	return ParseExim(out[0], out[1], out[2], out[3], out[4], out[5], out[6])
 }
 
 // ParseExim makes an EximConf of the output of "exim -bV", "exim -bP routers",
 // "exim -bP transports", "exim -bP config", "exim -brt" for a domain that is
-// nowhere, and "exim -be" for a ${readsocket.
-func ParseExim(about, routers, transports, text, retry, readsocket string) (EximConf, error) {
+// nowhere, the same for a host whose TLS failed, and "exim -be" for a ${readsocket.
+func ParseExim(about, routers, transports, text, retry, tlsRetry, readsocket string) (EximConf, error) {
 	c := EximConf{
 		Text:       text,
 		Routers:    instances(routers),
@@ -107,10 +109,14 @@ func ParseExim(about, routers, transports, text, retry, readsocket string) (Exim
 	if m := eximSupport.FindStringSubmatch(about); m != nil {
 		c.Support = strings.Fields(m[1])
 	}
-	if _, rule, ok := strings.Cut(retry, "Retry rule:"); ok {
-		c.RetryRule = strings.TrimSpace(rule)
-	}
+	c.RetryRule, c.TLSRule = retryRule(retry), retryRule(tlsRetry)
 	return c, nil
+}
+
+// retryRule reads what "exim -brt" prints.
+func retryRule(text string) string {
+	_, rule, _ := strings.Cut(text, "Retry rule:")
+	return strings.TrimSpace(rule)
 }
 
 // instances reads what "exim -bP routers" prints: the name of each, then a

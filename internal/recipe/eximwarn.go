@@ -49,7 +49,8 @@ func (a *eximAdvice) earlierRouters() {
 	}
 }
 
-// installed looks at our routers and transport where they are there already.
+// installed looks at our routers, transport and retry rule where they are there
+// already.
 func (a *eximAdvice) installed() {
 	t := find(a.c.Transports, ourTransport)
 	if t == nil {
@@ -71,6 +72,7 @@ func (a *eximAdvice) installed() {
 	if v := t.Options["tls_verify_certificates"]; v != "system" && !strings.HasPrefix(v, "/") {
 		a.warn("transport %s has tls_verify_certificates = %s: no certificate is verified by that.", ourTransport, v)
 	}
+	a.tlsRule()
 	if r := find(a.c.Routers, hostsRouter); r != nil {
 		for _, o := range []string{"fallback_hosts", "pass_on_timeout"} {
 			if v := r.Options[o]; v != "" && v != "false" {
@@ -117,12 +119,33 @@ func (a *eximAdvice) retryRule() {
 	}
 }
 
-// tlsRule tells of what keeps one domain from putting off the enforced mail of
-// others, where the retry rules do not have it.
+// interval is what a part of a retry rule has mail wait for: "F,4d,6h".
+var interval = regexp.MustCompile(`[FGH],\s*[0-9wdhms]+\s*,\s*([0-9wdhms]+)`)
+
+// longestTLSRetry is how long Exim may remember that a host's TLS failed. It is
+// less than there is between two queue runs.
+const longestTLSRetry = time.Minute
+
+// tlsRule warns where a domain that lists an alias can put off others.
 func (a *eximAdvice) tlsRule() {
-	if !regexp.MustCompile(`(?m)^\s*\*\s+tls_required\s`).MatchString(a.c.Text) {
-		a.note("a domain that lists an alias of another one's host, and fails there, has Exim put off all enforced mail to that host. " +
-			"To have it tried again at once, write, first after \"begin retry\": * tls_required F,4d,1s")
+	if !a.manyDomains() || a.c.TLSRule == "" { // of no rule at all, retryRule warns
+		return
+	}
+	for _, m := range interval.FindAllStringSubmatch(a.c.TLSRule, -1) {
+		if parseEximTime(m[1]) > longestTLSRetry {
+			a.warn("the retry rule for hosts whose TLS failed is %q: a domain that lists an alias of another one's host, and fails there, has "+
+				"all enforced mail to that host put off. Put the retry rule below before all others.", a.c.TLSRule)
+			return
+		}
+	}
+}
+
+// queueOrder tells of what brings mail to an alias and to its target to the same
+// moment again and again, where the rule has the host be put off.
+func (a *eximAdvice) queueOrder() {
+	if a.manyDomains() && regexp.MustCompile(`(?m)^\s*queue_run_in_order(\s*=\s*(true|yes))?\s*$`).MatchString(a.c.Text) {
+		a.note("queue_run_in_order has the same message tried after the same one in each queue run: where that is for an alias of its host, and fails, " +
+			"it is put off each time. In random order, which Exim has by default, its turn comes.")
 	}
 }
 

@@ -4,7 +4,7 @@ package exim
 
 import _ "embed"
 
-// The three parts, in the order of a configuration.
+// The four parts, in the order of a configuration.
 var (
 	//go:embed macros
 	Macros string
@@ -12,4 +12,6 @@ var (
 	Routers string
 	//go:embed transport
 	Transport string
+	//go:embed retry
+	Retry string
 )

@@ -16,7 +16,7 @@ import (
 const macrosFile = "/etc/exim4/conf.d/main/11_local"
 
 // debianFiles are the files that are copied into Debian's split configuration.
-var debianFiles = []string{"conf.d/main/10_sts-tlsmap", "conf.d/router/180_sts-tlsmap", "conf.d/transport/30_sts-tlsmap"}
+var debianFiles = []string{"conf.d/main/10_sts-tlsmap", "conf.d/router/180_sts-tlsmap", "conf.d/transport/30_sts-tlsmap", "conf.d/retry/20_sts-tlsmap"}
 
 // shippedFiles returns packaging/exim, or those copies alone: what is left of it
 // when the package has been removed.
@@ -101,12 +101,13 @@ func (d debian) try(t *testing.T, w *world, files fstest.MapFS) []string {
 		kind  string
 		files fstest.MapFS
 		want  fate
+		ours  bool // the retry rule is
 	}{
-		{"internet", files, deferred(badCert)},
-		{"internet", copies, fate{status: "sent", host: d.beyond.Mail[0], tls: "Trusted"}},
-		{"smarthost", files, inClear(d.relay)},
-		{"satellite", files, inClear(d.relay)},
-		{"local", files, bounced("Mailing to remote domains not supported")},
+		{"internet", files, deferred(badCert), true},
+		{"internet", copies, fate{status: "sent", host: d.beyond.Mail[0], tls: "Trusted"}, false},
+		{"smarthost", files, inClear(d.relay), false},
+		{"satellite", files, inClear(d.relay), false},
+		{"local", files, bounced("Mailing to remote domains not supported"), false},
 	} {
 		e, err := w.tryExim(t, stage.EximOptions{
 			Shipped: c.files,
@@ -118,6 +119,9 @@ func (d debian) try(t *testing.T, w *world, files fstest.MapFS) []string {
 		m := e.Send(t, d.beyond.Name)
 		for _, f := range differences(m, m.Outcome(t), c.want, d.relay, d.beyond.Mail[0]) {
 			return []string{fmt.Sprintf("%s: %s", c.kind, f)}
+		}
+		if rule := e.Run(t, "-brt", d.beyond.Name, "tls_required"); strings.HasSuffix(rule, "F,4d,1s; \n") != c.ours {
+			return []string{fmt.Sprintf("%s: %s", c.kind, rule)}
 		}
 	}
 	return nil
@@ -151,8 +155,10 @@ func brokenDebian(t *testing.T, w *world) {
 			before, after = before+line, tail
 		}
 	}
-	main := string(files[debianFiles[0]].Data)
-	for _, kind := range []string{" DCconfig_smarthost", " DCconfig_satellite", " DCconfig_local"} {
-		mustMatter(debianFiles[0], kind, strings.Replace(main, kind, "", 1))
+	for _, name := range []string{debianFiles[0], debianFiles[3]} {
+		text := string(files[name].Data)
+		for _, kind := range []string{" DCconfig_smarthost", " DCconfig_satellite", " DCconfig_local"} {
+			mustMatter(name, kind, strings.Replace(text, kind, "", 1))
+		}
 	}
 }

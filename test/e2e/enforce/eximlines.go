@@ -19,7 +19,7 @@ import (
 )
 
 // recipeFiles are the files of packaging/exim whose lines are left out in turn.
-var recipeFiles = []string{"macros", "routers", "transport"}
+var recipeFiles = []string{"macros", "routers", "transport", "retry"}
 
 // recipeParts are parts of lines: a file, what is in it, and what is there
 // instead.
@@ -155,6 +155,7 @@ type probe struct {
 	bad, plainAtShared *testlab.Domain
 	batched, kept      disguise
 	loop               *testlab.Domain
+	alias              alias
 	reply              atomic.Pointer[impostorsReply] // nil: the daemon's, counted
 	asked              atomic.Int64
 
@@ -206,7 +207,7 @@ func (w *world) newProbe(t *testing.T) *probe {
 	}
 	p.plainAtShared = w.lab.Domain("probe-shared.test", testlab.With{Mail: p.bad.Mail, NoPolicy: true})
 	p.batched, p.kept = w.newDisguise(t, "probe-batch"), w.newDisguise(t, "probe-kept")
-	p.loop = w.newLoop(t, "probe-here.test")
+	p.loop, p.alias = w.newLoop(t, "probe-here.test"), w.newAlias(t, "probe-alias")
 	p.listen(t)
 	return p
 }
@@ -243,7 +244,7 @@ func (p *probe) try(t *testing.T, w *world, recipe fs.FS) []string {
 		return []string{"Exim does not take it: " + strings.ReplaceAll(err.Error(), "\n", " ")}
 	}
 	v.exim = e
-	for _, step := range []func(*testing.T, *world) []string{p.table, p.silence, p.nonsense, p.shared, p.aliases, p.looped, p.patience} {
+	for _, step := range []func(*testing.T, *world) []string{p.table, p.silence, p.nonsense, p.shared, p.aliases, p.looped, p.patience, p.alias.fails} {
 		if found := step(t, &v); len(found) > 0 {
 			return found
 		}

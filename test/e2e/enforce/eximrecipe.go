@@ -10,7 +10,7 @@ import (
 // printsRecipe tells of -recipe on a machine where all is well.
 func printsRecipe(t *testing.T, w *world) {
 	text := w.exim.Program(t, "-recipe", "exim")
-	for _, part := range []string{exim.Macros, exim.Routers, exim.Transport} {
+	for _, part := range []string{exim.Macros, exim.Routers, exim.Transport, exim.Retry} {
 		if !strings.Contains(text, part) {
 			t.Errorf("the recipe lacks:\n%s", part)
 		}

@@ -48,6 +48,7 @@ to_smart_host:
   port = 587
   hosts_avoid_tls = *
 begin retry
+.include /usr/share/sts-tlsmap/exim/retry
 * * F,4d,15m
 `
 

@@ -49,7 +49,8 @@ func unsplit(t *testing.T, w *world) {
 		template = strings.Replace(template, before+after, before+text+after, 1)
 	}
 	insert("In /etc/exim4/exim4.conf.template", "", "\n### router/200_exim4-config_primary\n")
-	insert("In the same file, after", "\nbegin transports\n", "")
+	insert(`In the same file, after "begin transports"`, "\nbegin transports\n", "")
+	insert(`In the same file, after "begin retry"`, "\nbegin retry\n", "")
 
 	v := w.withExim(t, stage.EximOptions{
 		Shipped: shippedFiles(t, true),
@@ -59,6 +60,7 @@ func unsplit(t *testing.T, w *world) {
 			"/etc/exim4/exim4.conf.localmacros": parts["/etc/exim4/exim4.conf.localmacros:"],
 		},
 	})
+	report(t, w.newAlias(t, "unsplit").fails(t, v))
 	for _, r := range slices.Concat(rows, eximRows, daneRows) {
 		if slices.Contains(singleRows, r.domain) {
 			d := w.played[r.domain]

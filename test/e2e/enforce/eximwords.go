@@ -18,6 +18,7 @@ const (
 	badTLSA    = "DANE attempt failed"
 	noTLSA     = "DANE error: tlsa lookup DEFER"
 	takesNone  = "it takes no mail (null MX), but its policy is enforced"
+	putOff     = "retry time not reached"
 	allIgnored = "lookup failed for all hosts"
 )
 
