@@ -11,6 +11,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
@@ -47,6 +48,8 @@ func TestCheckShowsEachTroubleOfTheDaemonAndWhatToDo(t *testing.T) {
 			"the cache cannot be written to", "whether the disk is full"},
 		{health.Salvage, health.Signs{Cache: cache.Stats{Salvage: &cache.Report{Recovered: 7, Lost: 2}}},
 			"the cache was damaged", "the disk and the memory"},
+		{health.Validation, health.Signs{DANE: dane.Stats{Kept: 3, Verdict: dane.NoAD}},
+			"3 next-hops keep the DANE that they had", "run a resolver on this machine that validates"},
 	} {
 		shown = append(shown, test.condition)
 		t.Run(test.condition, func(t *testing.T) {

@@ -1,7 +1,6 @@
 package enforce
 
 import (
-	"slices"
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
@@ -56,16 +55,34 @@ func (d disguise) inOneMessage(t *testing.T, w *world) (found []string) {
 	return append(found, differences(m[0], m[0].Outcome(t), deferred(""), d.host)...)
 }
 
+// queueTries is how often a queue is made until Exim, which draws the order
+// anew, has tried the message that the host is sound for first.
+const queueTries = 8
+
 // inOneQueue returns what goes wrong with a queue of messages to the domains
-// in turn.
+// in turn. Where Exim begins with the victim's, the host has failed before
+// anything could be shown; another queue is made then.
 func (d disguise) inOneQueue(t *testing.T, w *world) (found []string) {
 	defer d.host.Forget()
-	m := w.queueAll(t, []*testlab.Domain{d.evil, d.victim, d.evil, d.victim})
-	w.exim.Run(t, "-qq") // sorts the messages by host first
-	found = append(found, differences(m[0], m[0].Outcome(t), verified(d.host), d.host)...)
-	return slices.Concat(found,
-		differences(m[1], m[1].Outcome(t), deferred(""), d.host),
-		differences(m[3], m[3].Outcome(t), deferred(""), d.host))
+	for try := range queueTries {
+		m := w.queueAll(t, []*testlab.Domain{d.evil, d.victim, d.evil, d.victim})
+		if try == 0 {
+			w.exim.Run(t, "-qq") // sorts the messages by host first
+		} else {
+			w.exim.Run(t, "-qqf") // whatever their retry time
+		}
+		first := m[0].Outcome(t)
+		found = append(found, differences(m[1], m[1].Outcome(t), deferred(""), d.host)...)
+		found = append(found, differences(m[3], m[3].Outcome(t), deferred(""), d.host)...)
+		wrong := differences(m[0], first, verified(d.host), d.host)
+		if len(found) > 0 || len(wrong) == 0 {
+			return found
+		}
+		if try == queueTries-1 {
+			return wrong
+		}
+	}
+	return nil
 }
 
 func report(t *testing.T, found []string) {
