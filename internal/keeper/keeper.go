@@ -130,7 +130,6 @@ type Keeper struct {
 	rechecks *recency
 	negative *negatives
 	writer   *writer
-	asked    *lately // policy hosts that gave the refresher a policy
 	skipped  *lately // records that are due and cannot be read
 
 	flights  flights
@@ -177,7 +176,6 @@ func New(o Options) *Keeper {
 		rechecks: newRecency(),
 		negative: newNegatives(),
 		writer:   newWriter(o.Store, o.Log),
-		asked:    newLately(),
 		skipped:  newLately(),
 		dnsSlots: make(chan struct{}, o.LookupConcurrency),
 

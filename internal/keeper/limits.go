@@ -105,8 +105,8 @@ const (
 	// slowFetch is how long a fetch may take before the next one waits in the
 	// line of those that failed.
 	slowFetch = 5 * time.Second
-	// maxLately bounds the memories of which policy hosts were asked, and which
-	// unreadable records passed over, in the last ten minutes.
+	// maxLately bounds the memory of which unreadable records were passed over
+	// in the last ten minutes.
 	maxLately = 1 << 15
 	// dueBatch is how many due records are read at once, and dueBatchMost if
 	// so many of them have to be passed over.

@@ -175,12 +175,7 @@ func (k *Keeper) fetchDue(ctx context.Context, domain string, urgent bool) <-cha
 		return nil
 	}
 	t := k.timing()
-	switch {
-	case !urgent && t.next(r, now) != actionFetch:
-		t.schedule(r, now, false)
-		return k.storeSoon(r, false)
-	case !urgent && k.asked.noted(domain, now):
-		r.FetchAt, r.FetchUnusedAt = now.Add(minFetchInterval), now.Add(minFetchInterval)
+	if !urgent && t.next(r, now) != actionFetch {
 		t.schedule(r, now, false)
 		return k.storeSoon(r, false)
 	}
@@ -225,12 +220,9 @@ func (k *Keeper) refetch(ctx context.Context, gate policy.Gate, r *cache.Record,
 	}
 	t.drawCheck(r, now)
 	if err != nil {
-		// The next try comes after the backoff, which has been drawn and is told.
-		k.asked.forget(r.Domain)
 		k.counters.fetchFailures.Add(1)
 		k.noteFailure(t, r, err, now)
 	} else {
-		k.asked.note(r.Domain, now)
 		event.Changed = k.noteSuccess(t, r, found, id, now)
 	}
 	event.Mode = r.Mode
@@ -353,5 +345,3 @@ func (l *lately) noted(domain string, now time.Time) bool {
 }
 
 func (l *lately) note(domain string, now time.Time) { l.when.Add(domain, now) }
-
-func (l *lately) forget(domain string) { l.when.Remove(domain) }
