@@ -43,6 +43,11 @@ var recipeParts = [][3]string{
 // happened to the lab meanwhile would make every line matter.
 const wholeEvery = 10
 
+// wholeTries is how often the whole recipe may be tried. What has happened to
+// the lab stays; now and then an Exim 4.96 runs the queue of a step in another
+// order, and does not the next time.
+const wholeTries = 2
+
 // deadly are the lines without which mail goes where it must not: for these a
 // difference of any other kind is not enough.
 var deadly = map[string]string{
@@ -93,9 +98,14 @@ func brokenLines(t *testing.T, w *world) {
 // mustHold has nothing go wrong with the whole recipe.
 func (p *probe) mustHold(t *testing.T, w *world, whole fs.FS) {
 	t.Helper()
-	if found := p.try(t, w, whole); len(found) > 0 {
-		t.Fatalf("with the whole recipe, after %d broken ones: %s", p.broken, strings.Join(found, "\n"))
+	var found []string
+	for range wholeTries {
+		if found = p.try(t, w, whole); len(found) == 0 {
+			return
+		}
+		t.Logf("with the whole recipe, after %d broken ones: %s", p.broken, strings.Join(found, "\n"))
 	}
+	t.Fatalf("with the whole recipe, %d times: %s", wholeTries, strings.Join(found, "\n"))
 }
 
 // logicalLines returns the lines of a file that say something, with those that
