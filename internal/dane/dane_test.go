@@ -257,7 +257,7 @@ func TestNextHopsCannotFillTheLog(t *testing.T) {
 				if c.logLost(hop, lost) {
 					said++
 				}
-				c.noWeaker(hop, Finding{State: Usable}, Finding{State: Absent}, NoVerdict)
+				c.noWeaker(hop, Finding{State: Usable, bound: binding{state: Usable}}, Finding{State: Absent}, NoVerdict)
 			}
 			return said
 		}
