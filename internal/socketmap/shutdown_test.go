@@ -297,6 +297,7 @@ func (c *deadlineConn) SetReadDeadline(at time.Time) error {
 // own at this moment must not sleep on.
 func TestAConnectionThatGoesToWaitAsTheShutdownBeginsIsWokenAllTheSame(t *testing.T) {
 	s := NewServer(echo, Options{})
+	s.limits.newcomer = 0
 	nc := &deadlineConn{before: s.stopListening}
 	if err := newConn(s, nc, 1).setReadDeadline(s.now() + time.Hour); err != nil {
 		t.Fatal(err)
