@@ -88,9 +88,16 @@ func crashRecord(round string, i int) *Record {
 	return r
 }
 
+// crashOptions leave room for all that a fast disk takes in a hundred rounds.
+func crashOptions() Options {
+	o := testOptions()
+	o.MaxSize = 4 << 30
+	return o
+}
+
 // writeForEver writes batches, and says so after each.
 func writeForEver(path string) error {
-	s, err := Open(path, testOptions())
+	s, err := Open(path, crashOptions())
 	if err != nil {
 		return err
 	}
@@ -104,8 +111,12 @@ func writeForEver(path string) error {
 		// And one that changes with every commit.
 		last := record("last.example")
 		last.ID, last.Failures = round, uint32(i)
-		if _, err := s.Write(append(ops, Op{Put: last})); err != nil {
+		result, err := s.Write(append(ops, Op{Put: last}))
+		if err != nil {
 			return err
+		}
+		if len(result.Refused) > 0 {
+			return fmt.Errorf("no room for %q", result.Refused)
 		}
 		i += n
 		fmt.Println(i)
@@ -135,7 +146,7 @@ func TestWhatAWriteAcknowledgedSurvivesKill9AtAnyMoment(t *testing.T) {
 		if acknowledged == 0 {
 			t.Fatalf("round %d: the child wrote nothing", round)
 		}
-		s := openAt(t, path, testOptions())
+		s := openAt(t, path, crashOptions())
 		if s.Stats().Salvage != nil {
 			t.Fatalf("round %d: %+v", round, s.Stats().Salvage)
 		}
