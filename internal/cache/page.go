@@ -153,28 +153,9 @@ func (p page) whole(limit uint64) error {
 	return nil
 }
 
-const (
-	cacheLine = 64   // bytes that the processor gets from memory at once
-	touchMost = 4096 // bytes; what overflows is a value
-)
-
-// touch reads a byte of each line of the page. The processor gets them from
-// memory side by side; in a binary search it waits for one after the other,
-// since it cannot guess which comes next. In a large file, where nearly every
-// page is far away, a lookup takes a sixth less time.
-//
-//go:noinline
-func (p page) touch() (all byte) {
-	for i := 0; i < min(len(p), touchMost); i += cacheLine {
-		all |= p[i]
-	}
-	return all // so that the reads are not thought to be for nothing
-}
-
 // search returns the index of the first element whose key is not below key,
 // and whether it is key.
 func (p page) search(key []byte) (int, bool, error) {
-	p.touch()
 	low, high := 0, p.count()
 	for low < high {
 		middle := int(uint(low+high) / 2)
