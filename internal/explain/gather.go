@@ -196,7 +196,7 @@ func (r *Report) decide(s Sources) {
 	var ready []byte
 	if r.policy != nil {
 		state = tlsmap.StateOf(r.policy.Mode)
-		ready = tlsmap.Prepare(r.Domain, r.policy)
+		ready = tlsmap.Prepare(r.policy)
 		for i := range r.MX.Hosts {
 			listed := r.policy.Lists(r.MX.Hosts[i].Name)
 			r.MX.Hosts[i].Listed = &listed

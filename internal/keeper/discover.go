@@ -193,7 +193,7 @@ func (k *Keeper) newRecord(domain string, record policy.Record, found *policy.Fe
 func (k *Keeper) take(r *cache.Record, found *policy.Fetched, now time.Time) {
 	r.Mode = found.Policy.Mode
 	r.Text = found.Text
-	r.Ready = k.o.Prepare(r.Domain, found.Policy)
+	r.Ready = k.o.Prepare(found.Policy)
 	r.Fetched, r.Expires = now, now.Add(found.Policy.MaxAge)
 	r.Failures, r.FailedAt, r.LastError = 0, time.Time{}, ""
 	r.Slow = found.Duration > slowFetch

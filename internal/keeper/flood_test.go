@@ -28,7 +28,7 @@ func fill(t testing.TB, store Store, tm timing, n int, name string, maxAge time.
 				Domain: fmt.Sprintf(name, done), ID: "1", Mode: policy.ModeEnforce, Text: text,
 				Fetched: at, Expires: at.Add(maxAge), Checked: at, Used: at,
 			}
-			r.Ready = prepare(r.Domain, p)
+			r.Ready = prepare(p)
 			tm.drawFetch(r)
 			tm.drawCheck(r, at)
 			tm.schedule(r, at, false)

@@ -64,7 +64,7 @@ type Options struct {
 	Store   Store
 	Network Discoverer
 	// Prepare makes what a reply needs from a policy.
-	Prepare func(domain string, p *policy.Policy) []byte
+	Prepare func(p *policy.Policy) []byte
 	// Current says whether prepared bytes from the store are of the format
 	// that Prepare makes today. If not, they are made again from the text.
 	// Nil: they always are.
@@ -316,7 +316,7 @@ func (k *Keeper) makeReady(r *cache.Record) error {
 	if err != nil {
 		return &cache.DamagedError{Domain: r.Domain, Err: err}
 	}
-	r.Ready = k.o.Prepare(r.Domain, p)
+	r.Ready = k.o.Prepare(p)
 	return nil
 }
 

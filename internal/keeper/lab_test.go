@@ -171,8 +171,8 @@ func (n *fakeNet) FetchThrough(ctx context.Context, domain string, gate policy.G
 }
 
 // prepare is a Prepare that tests can read.
-func prepare(domain string, p *policy.Policy) []byte {
-	return []byte(fmt.Sprintf("%s %s %v", domain, p.Mode, p.MX))
+func prepare(p *policy.Policy) []byte {
+	return []byte(fmt.Sprintf("%s %v", p.Mode, p.MX))
 }
 
 // faultyStore is a real store whose disk can be slow, full or damaged.

@@ -88,7 +88,7 @@ func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
 	}
 	soon := now.Add(takenSettles)
 	r := &cache.Record{
-		Domain: f.Domain, ID: f.ID, Mode: p.Mode, Text: f.Text, Ready: k.o.Prepare(f.Domain, p),
+		Domain: f.Domain, ID: f.ID, Mode: p.Mode, Text: f.Text, Ready: k.o.Prepare(p),
 		Fetched: f.Fetched, Expires: f.Expires,
 		// It counts as used, since it was learned for the mail that will come.
 		Used: now, CheckAt: soon, FetchAt: soon, FetchUnusedAt: soon,

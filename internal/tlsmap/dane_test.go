@@ -88,7 +88,7 @@ func (f *fakeHops) Verdict() dane.Probe {
 func daneServer(t *testing.T, names ...string) (*Server, *fakePolicies, *fakeHops) {
 	s, f := newTestServer(t)
 	for _, name := range names {
-		f.held[name] = &heldPolicy{mode: policy.ModeEnforce, ready: Prepare(name, policyOf("mx."+name))}
+		f.held[name] = &heldPolicy{mode: policy.ModeEnforce, ready: Prepare(policyOf("mx." + name))}
 	}
 	return s, f, s.hops.(*fakeHops)
 }

@@ -36,7 +36,7 @@ func mxSet(hosts ...string) *dane.MXSet {
 func eximServer(t *testing.T, set *dane.MXSet, err error, patterns ...string) (*Server, *fakeHops) {
 	t.Helper()
 	s, f := newTestServer(t)
-	ready := Prepare("example.com", policyOf(patterns...))
+	ready := Prepare(policyOf(patterns...))
 	f.held["example.com"] = &heldPolicy{mode: policy.ModeEnforce, ready: ready, entry: &keeper.Entry{Ready: ready}}
 	hops := s.hops.(*fakeHops)
 	hops.mx, hops.mxErr = map[string]*dane.MXSet{"example.com": set}, err
@@ -170,7 +170,7 @@ func TestEqualHostsAreShuffledForEachRequestAndOthersAreNot(t *testing.T) {
 func TestTheListOfEximIsThatOfThePolicy(t *testing.T) {
 	patterns := []string{"mx.example.com", "*.example.net", "*.a.example", "deep.mx.example.org", "MX2.example.com", "hostname"}
 	p := policyOf(patterns...)
-	r, ok := ParseReady(Prepare("example.com", p))
+	r, ok := ParseReady(Prepare(p))
 	if !ok {
 		t.Fatal("not ready")
 	}

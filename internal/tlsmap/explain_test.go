@@ -44,7 +44,7 @@ func TestWhatIsExplainedIsWhatIsAnswered(t *testing.T) {
 }
 
 func TestTheReasonNamesWhatDecided(t *testing.T) {
-	ready := Prepare("example.com", policyOf("mx.example.com"))
+	ready := Prepare(policyOf("mx.example.com"))
 	first := Map{Name: "x", Format: FormatPostfix, DANE: true, Enforce: true}
 	exim := Map{Name: "x", Format: FormatExim, Enforce: true}
 	plain := Map{Name: "x", Format: FormatPostfix, Enforce: true}
@@ -84,7 +84,7 @@ func TestTheReasonNamesWhatDecided(t *testing.T) {
 func TestDANEOnlyIsSentBare(t *testing.T) {
 	// Postfix rejects policy attributes on a policy that is not sts.
 	m := Map{Name: "x", Format: FormatPostfix, DANE: true, TLSRPT: true, Servername: true, Enforce: true}
-	ready := Prepare("example.com", &policy.Policy{MX: []string{"mx.example.com"}})
+	ready := Prepare(&policy.Policy{MX: []string{"mx.example.com"}})
 	if reply, _ := m.explain(Known{Domain: "example.com", Policy: PolicyEnforced, Ready: ready, DANE: dane.Finding{State: dane.Usable}}); reply != "OK dane-only" {
 		t.Errorf("%q", reply)
 	}

@@ -151,7 +151,7 @@ func FuzzReply(f *testing.F) {
 			policies = append(policies, p)
 		}
 		for _, p := range policies {
-			ready := Prepare(domain, p)
+			ready := Prepare(p)
 			r, ok := ParseReady(ready)
 			if !ok {
 				t.Fatal("what was prepared cannot be read")
@@ -168,23 +168,24 @@ func FuzzReply(f *testing.F) {
 				if !ok {
 					t.Fatal("what stood before the reply is gone")
 				}
-				checkReply(t, m, domain, p, string(reply))
+				checkReply(t, m, string(hop.Domain), p, string(reply))
 			}
 		}
 	})
 }
 
 func FuzzReady(f *testing.F) {
-	f.Add(Prepare("example.com", policyOf("mx.example.com", "*.example.net")))
-	f.Add(Prepare("example.com", policyOf()))
-	f.Add([]byte{readyVersion, 0, 0, 0})
+	f.Add(Prepare(policyOf("mx.example.com", "*.example.net")))
+	f.Add(Prepare(policyOf()))
+	f.Add([]byte{readyVersion, 0, 0})
+	f.Add([]byte{readyVersion, 0, 1, fieldPattern})
 	f.Add([]byte{readyVersion, 0xff, 0xff, 0xff, 0xff, 0x0f, 'a'})
 	f.Fuzz(func(t *testing.T, ready []byte) {
 		r, ok := ParseReady(ready)
 		if !ok {
 			return
 		}
-		if n := len(r.match) + len(r.attrs) + len(r.strings); n > len(ready)-4 {
+		if n := len(r.match) + len(r.fields); n > len(ready)-3 {
 			t.Fatalf("%d bytes of text in %d", n, len(ready))
 		}
 		for i := range kindsOfMap {
@@ -207,7 +208,7 @@ func FuzzHosts(f *testing.F) {
 			set.Hosts = append(set.Hosts, dane.MXHost{Name: name, Preference: uint16(i / 2)})
 		}
 		m := Map{Format: FormatExim}
-		reply := string(appendHosts(nil, &m, []byte("example.com"), Prepare("example.com", p), set, nil))
+		reply := string(appendHosts(nil, &m, []byte("example.com"), Prepare(p), set, nil))
 		if len(reply) > MaxReply {
 			t.Fatalf("%d bytes", len(reply))
 		}

@@ -1,6 +1,7 @@
 package tlsmap
 
 import (
+	"bytes"
 	"encoding/binary"
 	"strings"
 
@@ -9,70 +10,126 @@ import (
 
 // readyVersion is the first byte of what Prepare makes. Change it with the
 // format: records of another version are prepared again from their text.
-const readyVersion = 1
+const readyVersion = 2
 
 // MaxReply is the longest reply that Postfix reads (SOCKETMAP_MAX_REPLY), in
 // bytes, the status word included.
 const MaxReply = 100_000
 
 // A Ready is what a reply needs of a policy, as it stands in the store: after
-// the version three texts, each behind its length as a uvarint, and nothing
-// behind them.
+// the version the match list and the fields, each behind its length as a
+// uvarint, and nothing behind them. It says nothing twice, so that a million of
+// them lie close together: what the tlsrpt maps repeat is put in when a reply is
+// rendered.
 type Ready struct {
 	// match is the match list: names joined by ':'. An entry that begins with
 	// a dot stands for the pattern with a "*" before it, so that the list
 	// holds all there is to know of the mx patterns. Empty: none can be used.
 	match []byte
 
-	// attrs are the attributes of the tlsrpt maps but for the policy strings,
-	// each with a space before it. Empty: they are too long for any reply.
-	attrs []byte
-
-	// strings are the policy_string attributes, likewise. Empty: they are too
-	// long, or there are none.
-	strings []byte
+	// fields are those that the standard names, in their order: a kind each,
+	// and behind some kinds a text behind its length as a uvarint.
+	fields []byte
 }
 
-// Prepare returns what the replies for the domain need of its policy, to be
-// kept beside it. It is never empty, and no longer than about three times
-// the policy's text and MaxReply.
-func Prepare(domain string, p *policy.Policy) []byte {
+// The kinds of a field.
+const (
+	fieldVersion     = iota + 1 // version: STSv1
+	fieldModeEnforce            // mode: enforce
+	fieldModeTesting            // mode: testing
+	fieldModeNone               // mode: none
+	fieldMaxAge                 // max_age: the text
+	fieldMX                     // mx: the text; it is not in the match list, or not again
+	fieldPattern                // mx: the next pattern of the match list
+	fieldPatternAs              // mx: the next pattern of the match list, served as the text
+)
+
+// Prepare returns what the replies for a domain need of its policy, to be kept
+// beside it. It is never empty, and no longer than about twice the policy's
+// text.
+func Prepare(p *policy.Policy) []byte {
 	patterns := usablePatterns(p.MX)
 	match := matchList(patterns)
-	attrs := policyAttributes(domain, patterns)
-	fields := policyStrings(p.Fields)
-	if len(attrs) > MaxReply {
-		attrs = nil
+	var fields []byte
+	for _, f := range p.Fields {
+		if isStandardField(f) {
+			fields, patterns = appendField(fields, f, patterns)
+		}
 	}
-	if len(attrs)+len(fields) > MaxReply {
-		fields = nil
-	}
-	b := make([]byte, 0, 1+3*binary.MaxVarintLen32+len(match)+len(attrs)+len(fields))
+	b := make([]byte, 0, 1+2*binary.MaxVarintLen32+len(match)+len(fields))
 	b = append(b, readyVersion)
-	for _, text := range [][]byte{match, attrs, fields} {
-		b = binary.AppendUvarint(b, uint64(len(text)))
-		b = append(b, text...)
+	return appendText(appendText(b, match), fields)
+}
+
+// appendField appends a field that the standard names. patterns are those of
+// the match list that no field has stood for; what is left of them is returned.
+func appendField(b []byte, f policy.Field, patterns []string) ([]byte, []string) {
+	switch f.Key {
+	case "version":
+		return append(b, fieldVersion), patterns
+	case "mode":
+		return append(b, kindOfMode[f.Value]), patterns
+	case "max_age":
+		return appendText(append(b, fieldMaxAge), f.Value), patterns
 	}
-	return b
+	switch {
+	case len(patterns) == 0 || lowerASCII(strings.TrimSuffix(f.Value, ".")) != patterns[0]:
+		return appendText(append(b, fieldMX), f.Value), patterns
+	case f.Value == patterns[0]:
+		return append(b, fieldPattern), patterns[1:]
+	}
+	return appendText(append(b, fieldPatternAs), f.Value), patterns[1:]
+}
+
+var kindOfMode = map[string]byte{"enforce": fieldModeEnforce, "testing": fieldModeTesting, "none": fieldModeNone}
+
+func appendText[T string | []byte](b []byte, text T) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(text))), text...)
 }
 
 // ParseReady returns a view of what Prepare made. It is false for another
-// version of the format, and for what is damaged so that lengths do not fit.
+// version of the format, and for what is damaged so that it does not add up.
 func ParseReady(b []byte) (r Ready, ok bool) {
 	if len(b) == 0 || b[0] != readyVersion {
 		return Ready{}, false
 	}
-	b = b[1:]
-	if r.match, b, ok = cutText(b); !ok {
+	if r.match, b, ok = cutText(b[1:]); !ok {
 		return Ready{}, false
 	}
-	if r.attrs, b, ok = cutText(b); !ok {
+	if r.fields, b, ok = cutText(b); !ok || len(b) != 0 {
 		return Ready{}, false
 	}
-	if r.strings, b, ok = cutText(b); !ok || len(b) != 0 {
-		return Ready{}, false
+	patterns := 0
+	for rest := r.fields; len(rest) > 0; {
+		kind := rest[0]
+		if _, rest, ok = cutField(rest); !ok {
+			return Ready{}, false
+		}
+		if kind == fieldPattern || kind == fieldPatternAs {
+			patterns++
+		}
 	}
-	return r, true
+	return r, patterns == 0 || patterns <= r.patterns()
+}
+
+// patterns is the number of mx patterns in the match list.
+func (r Ready) patterns() int {
+	if len(r.match) == 0 {
+		return 0
+	}
+	return bytes.Count(r.match, []byte{':'}) + 1
+}
+
+// cutField takes a field off the start of b, which is not empty. The text is
+// empty for kinds that have none.
+func cutField(b []byte) (text, rest []byte, ok bool) {
+	switch b[0] {
+	case fieldVersion, fieldModeEnforce, fieldModeTesting, fieldModeNone, fieldPattern:
+		return nil, b[1:], true
+	case fieldMaxAge, fieldMX, fieldPatternAs:
+		return cutText(b[1:])
+	}
+	return nil, nil, false
 }
 
 // cutText takes a text off the start of b.
@@ -83,6 +140,66 @@ func cutText(b []byte) (text, rest []byte, ok bool) {
 	}
 	end := width + int(n)
 	return b[width:end:end], b[end:], true
+}
+
+// cutPattern takes the first entry off a match list.
+func cutPattern(match []byte) (entry, rest []byte) {
+	entry, rest, _ = bytes.Cut(match, []byte{':'})
+	return entry, rest
+}
+
+// appendPattern appends the mx pattern that an entry of a match list stands for.
+func appendPattern(dst, entry []byte) []byte {
+	if len(entry) > 0 && entry[0] == '.' {
+		dst = append(dst, '*')
+	}
+	return append(dst, entry...)
+}
+
+// appendPatterns appends the attributes that Postfix 3.10 and later use for
+// TLSRPT, and 3.10.5 and later to choose among the MX hosts, until dst is
+// longer than most.
+func (r Ready) appendPatterns(dst, domain []byte, most int) []byte {
+	dst = append(dst, " policy_type=sts policy_domain="...)
+	dst = append(dst, domain...)
+	var entry []byte
+	for rest := r.match; len(rest) > 0 && len(dst) <= most; {
+		entry, rest = cutPattern(rest)
+		dst = appendPattern(append(dst, " mx_host_pattern="...), entry)
+	}
+	return dst
+}
+
+// appendStrings appends the policy's fields, as served, as policy_string
+// attributes, until dst is longer than most. The braces let a value have
+// spaces; nothing in one could end it.
+func (r Ready) appendStrings(dst []byte, most int) []byte {
+	var entry, text []byte
+	match := r.match
+	for rest := r.fields; len(rest) > 0 && len(dst) <= most; {
+		kind := rest[0]
+		if text, rest, _ = cutField(rest); kind == fieldPattern || kind == fieldPatternAs {
+			entry, match = cutPattern(match)
+		}
+		dst = append(append(dst, " { policy_string = "...), openings[kind]...)
+		if dst = append(dst, text...); kind == fieldPattern {
+			dst = appendPattern(dst, entry)
+		}
+		dst = append(dst, " }"...)
+	}
+	return dst
+}
+
+// openings is what stands before a field's text.
+var openings = [...]string{
+	fieldVersion:     "version: STSv1",
+	fieldModeEnforce: "mode: enforce",
+	fieldModeTesting: "mode: testing",
+	fieldModeNone:    "mode: none",
+	fieldMaxAge:      "max_age: ",
+	fieldMX:          "mx: ",
+	fieldPattern:     "mx: ",
+	fieldPatternAs:   "mx: ",
 }
 
 // usablePatterns returns the mx patterns that may be shown to an MTA, in lower
@@ -120,38 +237,6 @@ func matchList(patterns []string) []byte {
 			b = append(b, ':')
 		}
 		b = append(b, strings.TrimPrefix(pattern, "*")...)
-	}
-	return b
-}
-
-// policyAttributes renders the attributes that Postfix 3.10 and later use for
-// TLSRPT, and 3.10.5 and later to choose among the MX hosts. It is empty for
-// what is no domain.
-func policyAttributes(domain string, patterns []string) []byte {
-	if !isHostName(domain, 1) {
-		return nil
-	}
-	b := append([]byte(" policy_type=sts policy_domain="), domain...)
-	for _, pattern := range patterns {
-		b = append(b, " mx_host_pattern="...)
-		b = append(b, pattern...)
-	}
-	return b
-}
-
-// policyStrings renders the fields that the standard names, as served. The
-// braces let a value have spaces; nothing else that could end one gets through.
-func policyStrings(fields []policy.Field) []byte {
-	var b []byte
-	for _, f := range fields {
-		if !isStandardField(f) {
-			continue
-		}
-		b = append(b, " { policy_string = "...)
-		b = append(b, f.Key...)
-		b = append(b, ": "...)
-		b = append(b, f.Value...)
-		b = append(b, " }"...)
 	}
 	return b
 }

@@ -38,28 +38,24 @@ func appendSecure(dst []byte, m *Map, domain []byte, r Ready) []byte {
 	if len(r.match) == 0 {
 		return m.appendTemp(dst, reasonNoPattern, domain)
 	}
-	size := len(replySecure) + len(r.match)
-	if m.Servername {
-		size += len(attrServername)
-	}
-	if m.TLSRPT {
-		size += len(r.attrs)
-		if len(r.attrs) == 0 {
-			size = MaxReply + 1
-		}
-	}
-	if size > MaxReply {
-		return m.appendTemp(dst, reasonTooLong, domain)
-	}
+	start, most := len(dst), len(dst)+MaxReply
 	dst = append(dst, replySecure...)
 	dst = append(dst, r.match...)
 	if m.Servername {
 		dst = append(dst, attrServername...)
 	}
 	if m.TLSRPT {
-		dst = append(dst, r.attrs...)
-		if size+len(r.strings) <= MaxReply {
-			dst = append(dst, r.strings...)
+		if !isHostName(domain, 1) { // which no lookup's is
+			return m.appendTemp(dst[:start], reasonFailed, domain)
+		}
+		dst = r.appendPatterns(dst, domain, most)
+	}
+	if len(dst) > most {
+		return m.appendTemp(dst[:start], reasonTooLong, domain)
+	}
+	if m.TLSRPT {
+		if whole := r.appendStrings(dst, most); len(whole) <= most {
+			return whole
 		}
 	}
 	return dst

@@ -23,7 +23,7 @@ func policyOf(mx ...string) *policy.Policy {
 // render returns the reply of a map with these properties for the policy.
 func render(t testing.TB, m Map, domain string, p *policy.Policy) string {
 	t.Helper()
-	r, ok := ParseReady(Prepare(domain, p))
+	r, ok := ParseReady(Prepare(p))
 	if !ok {
 		t.Fatal("what was prepared cannot be read")
 	}
@@ -116,18 +116,19 @@ func TestRFC8461_7_1_SNIIsTheHostName(t *testing.T) {
 
 func TestTheTLSRPTAttributesAreThePolicy(t *testing.T) {
 	p, err := policy.Parse([]byte("version: STSv1\r\nmode: enforce\r\nmx: MX1.Example.Com\r\nmx: *.example.net\r\n" +
-		"x-comment: } ciphers=null {\r\nmx: hostname\r\nmode: none\r\nmax_age: 604800\r\n"))
+		"x-comment: } ciphers=null {\r\nmx: hostname\r\nmode: none\r\nmx: mx1.example.com\r\nmx: mx2.example.com\r\nmax_age: 604800\r\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = "OK secure match=mx1.example.com:.example.net servername=hostname" +
-		" policy_type=sts policy_domain=example.com mx_host_pattern=mx1.example.com mx_host_pattern=*.example.net" +
+	const want = "OK secure match=mx1.example.com:.example.net:mx2.example.com servername=hostname" +
+		" policy_type=sts policy_domain=example.com mx_host_pattern=mx1.example.com mx_host_pattern=*.example.net mx_host_pattern=mx2.example.com" +
 		" { policy_string = version: STSv1 } { policy_string = mode: enforce } { policy_string = mx: MX1.Example.Com }" +
-		" { policy_string = mx: *.example.net } { policy_string = mx: hostname } { policy_string = max_age: 604800 }"
+		" { policy_string = mx: *.example.net } { policy_string = mx: hostname } { policy_string = mx: mx1.example.com }" +
+		" { policy_string = mx: mx2.example.com } { policy_string = max_age: 604800 }"
 	if got := render(t, tlsrptMap, "example.com", p); got != want {
 		t.Errorf("reply\n%q, want\n%q", got, want)
 	}
-	const plain = "OK secure match=mx1.example.com:.example.net servername=hostname"
+	const plain = "OK secure match=mx1.example.com:.example.net:mx2.example.com servername=hostname"
 	if got := render(t, plainMap, "example.com", p); got != plain {
 		t.Errorf("map postfix: reply\n%q, want\n%q", got, plain)
 	}
@@ -244,8 +245,19 @@ func TestPreparingADomainThatIsNoneAddsNoAttribute(t *testing.T) {
 	}
 }
 
+func TestWhatIsPreparedSaysNothingTwice(t *testing.T) {
+	text := []byte("version: STSv1\r\nmode: enforce\r\nmx: mx1.example.com\r\nmx: *.example.net\r\nmax_age: 604800\r\n")
+	p, err := policy.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(Prepare(p)); n > len(text)/2 {
+		t.Errorf("%d bytes for a policy of %d", n, len(text))
+	}
+}
+
 func TestReadyOfAnotherVersionOrDamagedIsRefused(t *testing.T) {
-	ready := Prepare("example.com", policyOf("mx.example.com"))
+	ready := Prepare(policyOf("mx.example.com"))
 	if _, ok := ParseReady(ready); !ok {
 		t.Fatal("what was prepared cannot be read")
 	}

@@ -49,7 +49,7 @@ func (f *fakePolicies) Lookup(_ context.Context, domain []byte, h *keeper.Held) 
 // newFake holds a domain for each case that the tests need.
 func newFake() *fakePolicies {
 	hold := func(domain string, mode policy.Mode) *heldPolicy {
-		ready := Prepare(domain, policyOf("mx."+domain, "*.example.net"))
+		ready := Prepare(policyOf("mx."+domain, "*.example.net"))
 		return &heldPolicy{mode: mode, ready: ready, entry: &keeper.Entry{Ready: ready}}
 	}
 	f := &fakePolicies{held: map[string]*heldPolicy{
@@ -62,9 +62,9 @@ func newFake() *fakePolicies {
 		"wrapped.example":    {failed: fmt.Errorf("wrapped.example: %w", keeper.ErrNoPolicy)},
 		"broken.example":     {failed: errors.New("evil words\r\nfrom the network")},
 		"old.example":        {mode: policy.ModeEnforce, ready: []byte{readyVersion + 1, 0, 0, 0}},
-		"keyword.example":    {mode: policy.ModeEnforce, ready: Prepare("keyword.example", policyOf("hostname")), entry: &keeper.Entry{}},
+		"keyword.example":    {mode: policy.ModeEnforce, ready: Prepare(policyOf("hostname")), entry: &keeper.Entry{}},
 		"xn--bcher-kva.example": {
-			mode: policy.ModeEnforce, ready: Prepare("xn--bcher-kva.example", policyOf("mx.xn--bcher-kva.example")),
+			mode: policy.ModeEnforce, ready: Prepare(policyOf("mx.xn--bcher-kva.example")),
 		},
 	}}
 	f.held["stored.example"].entry = nil
@@ -267,7 +267,7 @@ func TestAReplyIsKeptOnItsEntryForEachKindOfMap(t *testing.T) {
 		}
 	}
 	// Another entry is all the invalidation there is.
-	p.ready = Prepare("enforce.example", policyOf("new.example"))
+	p.ready = Prepare(policyOf("new.example"))
 	p.entry = &keeper.Entry{}
 	if got := ask(s, "nosni", "enforce.example"); got != "OK secure match=new.example" {
 		t.Errorf("after the entry was replaced: %q", got)
