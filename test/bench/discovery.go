@@ -58,7 +58,7 @@ func firstDiscovery(b *bench) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	return b.pairs(b.discoveries(ours, l), b.bareAsking(limit, order))
+	return b.pairs(b.pairCount, b.discoveries(ours, l), b.bareAsking(limit, order))
 }
 
 // discoveries has the daemon discover the domains of one section after

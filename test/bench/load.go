@@ -4,28 +4,87 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
+	"os"
+	"runtime"
 	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
-// loadTimeout ends one run of a load that hangs.
+// loadTimeout ends a load whose server does not answer.
 const loadTimeout = 5 * time.Minute
 
 // A load is a number of clients that ask as Postfix does: each on a connection
-// that it keeps, one request at a time.
+// that it keeps, one request at a time, and each in a thread of its own that
+// sleeps in the kernel until the reply is there, as an smtp(8) process does.
+//
+// With the runtime's poller instead, one thread would wait for all of them. It
+// sleeps only when none of them has anything to read, so that how often a reply
+// has to wake it up, which the kernel bills to who writes, depends on how far
+// behind the server is.
 type load struct {
 	clients []*client
+	rate    float64 // requests a second of all clients; 0: as fast as they are answered
 }
 
 type client struct {
-	nc      net.Conn
+	conn    blockingConn
 	r       *bufio.Reader
 	request []byte // reused
+}
+
+// A blockingConn is a socket whose reads and writes keep their thread.
+type blockingConn struct{ file *os.File }
+
+func (c blockingConn) Read(b []byte) (int, error) {
+	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(c.file.Fd()), b) })
+	if n == 0 && err == nil {
+		return 0, io.EOF
+	}
+	return max(n, 0), err
+}
+
+func (c blockingConn) Write(b []byte) (int, error) {
+	n, err := ignoringEINTR(func() (int, error) { return unix.Write(int(c.file.Fd()), b) })
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	return max(n, 0), err
+}
+
+func ignoringEINTR(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// dialBlocking connects to the server at address.
+func dialBlocking(address string) (c blockingConn, err error) {
+	nc, err := net.Dial("tcp", address)
+	if err != nil {
+		return c, err
+	}
+	defer nc.Close()
+	if c.file, err = nc.(*net.TCPConn).File(); err != nil {
+		return c, err
+	}
+	// Fd makes it a blocking one, so that its time-outs are the kernel's.
+	limit := unix.NsecToTimeval(loadTimeout.Nanoseconds())
+	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
+		if err := unix.SetsockoptTimeval(int(c.file.Fd()), unix.SOL_SOCKET, option, &limit); err != nil {
+			return c, errors.Join(err, c.file.Close())
+		}
+	}
+	return c, nil
 }
 
 // newLoad connects n clients to the server at address. The connections are
@@ -33,12 +92,12 @@ type client struct {
 func (b *bench) newLoad(address string, n int) (*load, error) {
 	l := &load{}
 	for range n {
-		nc, err := net.Dial("tcp", address)
+		conn, err := dialBlocking(address)
 		if err != nil {
 			return nil, err
 		}
-		b.atEnd(func() { nc.Close() })
-		l.clients = append(l.clients, &client{nc: nc, r: bufio.NewReader(nc)})
+		b.atEnd(func() { conn.file.Close() })
+		l.clients = append(l.clients, &client{conn: conn, r: bufio.NewReader(conn)})
 	}
 	return l, nil
 }
@@ -50,17 +109,53 @@ type requestFunc func(dst []byte, client, i int) []byte
 // A replyFunc judges the reply to a request. It is called like a requestFunc.
 type replyFunc func(body, reply []byte) error
 
+// A pace is when a client asks: at random, independently of the others and of
+// when it is answered, unless that takes longer than until the next one.
+type pace struct {
+	mean   time.Duration // between two requests; 0: none
+	next   time.Time
+	random *rand.Rand
+}
+
+func (l *load) pace(client int) *pace {
+	p := &pace{next: time.Now(), random: rand.New(rand.NewPCG(2, uint64(client)))}
+	if l.rate > 0 {
+		p.mean = time.Duration(float64(len(l.clients)) / l.rate * float64(time.Second))
+	}
+	return p
+}
+
+// wait waits until the next request is due, in the kernel.
+func (p *pace) wait() error {
+	if p.mean == 0 {
+		return nil
+	}
+	p.next = p.next.Add(time.Duration(p.random.ExpFloat64() * float64(p.mean)))
+	for left := time.Until(p.next); left > 0; left = time.Until(p.next) {
+		ts := unix.NsecToTimespec(left.Nanoseconds())
+		if err := unix.Nanosleep(&ts, nil); err != nil && err != unix.EINTR {
+			return fmt.Errorf("wait for the next request: %w", err)
+		}
+	}
+	return nil
+}
+
 // ask has the clients ask n requests between them.
 func (l *load) ask(ctx context.Context, n int, request requestFunc, check replyFunc) error {
+	// So many threads may be awake at once that none waits for its turn.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + len(l.clients)))
 	group, _ := errgroup.WithContext(ctx)
 	for number, c := range l.clients {
 		group.Go(func() error {
-			if err := c.nc.SetDeadline(time.Now().Add(loadTimeout)); err != nil {
-				return err
-			}
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
 			var body []byte
+			pace := l.pace(number)
 			for i := range n / len(l.clients) {
 				body = request(body[:0], number, i)
+				if err := pace.wait(); err != nil {
+					return err
+				}
 				reply, err := c.ask(body)
 				if err != nil {
 					return fmt.Errorf("request %d of client %d: %w", i, number, err)
@@ -81,7 +176,7 @@ func (c *client) ask(body []byte) ([]byte, error) {
 	c.request = append(c.request, ':')
 	c.request = append(c.request, body...)
 	c.request = append(c.request, ',')
-	if _, err := c.nc.Write(c.request); err != nil {
+	if _, err := c.conn.Write(c.request); err != nil {
 		return nil, err
 	}
 	return readNetstring(c.r)

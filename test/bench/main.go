@@ -34,7 +34,7 @@
 //     run in a process of its own), b.startDaemon, b.startLab or b.start (any
 //     command);
 //   - put them under load with newLoad, or with what the row needs;
-//   - return b.pairs(ours, limit), where each of the two does its share of the
+//   - return b.pairs(b.pairCount, ours, limit), where each of the two does its share of the
 //     work once and returns the CPU time it took per piece of work, or return a
 //     figure of your own.
 //

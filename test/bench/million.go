@@ -75,7 +75,7 @@ func recordOf(domain string, fetched time.Time, later time.Duration) (*cache.Rec
 	}
 	due := fetched.Add(later)
 	return &cache.Record{
-		Domain: domain, ID: millionID, Mode: p.Mode, Text: text, Ready: tlsmap.Prepare(domain, p),
+		Domain: domain, ID: millionID, Mode: p.Mode, Text: text, Ready: tlsmap.Prepare(p),
 		Fetched: fetched, Expires: fetched.Add(p.MaxAge), Checked: fetched, Used: fetched,
 		CheckAt: due.Add(time.Hour), FetchAt: due, FetchUnusedAt: due, Lane: millionLane, Due: due,
 	}, nil

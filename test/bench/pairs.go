@@ -16,11 +16,11 @@ const (
 // per piece, in nanoseconds.
 type measure func() (float64, error)
 
-// pairs measures the two sides in turn: a warm-up pair, and then those that
+// pairs measures the two sides in turn: a warm-up pair, and then the n that
 // count. Every other pair begins with the other side.
-func (b *bench) pairs(ours, limit measure) (result, error) {
+func (b *bench) pairs(n int, ours, limit measure) (result, error) {
 	var ratios, oursAll, limitAll []float64
-	for i := range b.pairCount + 1 {
+	for i := range n + 1 {
 		first, second := ours, limit
 		if i%2 == 1 {
 			first, second = limit, ours

@@ -26,7 +26,7 @@ type result struct {
 var rows = []row{
 	{
 		name:  "repeated lookup",
-		what:  "CPU time of the daemon for a lookup of the same key again and again, map postfix, against a bare netstring echo server with replies of equal length",
+		what:  "CPU time of the daemon for a lookup of the same key again and again, map postfix, at 20,000 lookups a second from 16 clients, against a bare netstring echo server with replies of equal length under the same load",
 		bound: 1.10,
 		run:   repeatedLookup,
 	},
