@@ -37,7 +37,8 @@ type busiest struct {
 	next atomic.Int64 // Unix nanoseconds: the next lookup from then on is counted
 
 	mu      sync.Mutex
-	domains map[string]*busy
+	domains []busy         // at most maxBusy
+	index   map[string]int // of a domain in domains
 	total   float64
 	halved  int64 // Unix nanoseconds
 }
@@ -63,27 +64,32 @@ func (b *busiest) count(domain []byte, at int64) {
 	b.next.Store(at + int64(sampleEvery))
 	b.age(at)
 	b.total++
-	if d := b.domains[string(domain)]; d != nil {
-		d.count++
+	if i, known := b.index[string(domain)]; known {
+		b.domains[i].count++
 		return
 	}
-	d := &busy{domain: string(domain), count: 1}
-	if len(b.domains) >= maxBusy {
-		least := b.least()
-		delete(b.domains, least.domain)
-		d.count, d.error = least.count+1, least.count
+	if b.index == nil {
+		b.index = make(map[string]int)
 	}
-	if b.domains == nil {
-		b.domains = make(map[string]*busy)
+	d := busy{domain: string(domain), count: 1}
+	if len(b.domains) < maxBusy {
+		b.index[d.domain] = len(b.domains)
+		b.domains = append(b.domains, d)
+		return
 	}
-	b.domains[d.domain] = d
+	i := b.least()
+	least := &b.domains[i]
+	delete(b.index, least.domain)
+	d.count, d.error = least.count+1, least.count
+	b.index[d.domain], *least = i, d
 }
 
-func (b *busiest) least() *busy {
-	var least *busy
-	for _, d := range b.domains {
-		if least == nil || d.count < least.count {
-			least = d
+// least returns the index of the domain with the least count.
+func (b *busiest) least() int {
+	least, count := 0, b.domains[0].count
+	for i := range b.domains {
+		if c := b.domains[i].count; c < count {
+			least, count = i, c
 		}
 	}
 	return least
@@ -97,11 +103,13 @@ func (b *busiest) age(at int64) {
 	}
 	for ; at-b.halved >= int64(busyHalfLife) && len(b.domains) > 0; b.halved += int64(busyHalfLife) {
 		b.total /= 2
-		for name, d := range b.domains {
-			d.count, d.error = d.count/2, d.error/2
-			if d.count < leastBusy {
-				delete(b.domains, name)
-			}
+		for i := range b.domains {
+			b.domains[i].count, b.domains[i].error = b.domains[i].count/2, b.domains[i].error/2
+		}
+		b.domains = slices.DeleteFunc(b.domains, func(d busy) bool { return d.count < leastBusy })
+		clear(b.index)
+		for i := range b.domains {
+			b.index[b.domains[i].domain] = i
 		}
 	}
 	if len(b.domains) == 0 {

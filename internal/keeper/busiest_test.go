@@ -30,8 +30,8 @@ func TestTheBusiestDomainsStayThroughAFloodOfNames(t *testing.T) {
 			t.Errorf("%s: share %v, want a quarter", b.Domain, b.Share)
 		}
 	}
-	if n := len(k.busiest.domains); n != maxBusy {
-		t.Errorf("%d domains are counted", n)
+	if n, indexed := len(k.busiest.domains), len(k.busiest.index); n != maxBusy || indexed != n {
+		t.Errorf("%d domains are counted, %d are in the index", n, indexed)
 	}
 }
 
@@ -71,5 +71,19 @@ func BenchmarkALookupThatIsNotOfTheSample(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		k.busiest.see(domain, now)
+	}
+}
+
+// BenchmarkANewDomainInTheSample is what a thousand lookups a second cost at
+// most, where no domain is asked for twice.
+func BenchmarkANewDomainInTheSample(b *testing.B) {
+	k, at := new(Keeper), time.Unix(1e9, 0)
+	names := make([]string, 4*maxBusy)
+	for i := range names {
+		names[i] = fmt.Sprintf("mail%04d.example", i)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		at = busyAt(k, at, names[i%len(names)])
 	}
 }

@@ -96,9 +96,15 @@ which the median lies with 95 %% confidence, by order statistics: where the limi
 is inside it, the row says "about", since another run may end on the other side.
 The load generator's time is in neither.
 
+The lookups of the first two rows are asked by %d clients that sleep until they
+are answered, as smtp(8) processes do, at random times, %d a second in all: the
+same load for both sides. What a row comes to with clients that ask again as soon
+as they are answered stands beside it. There the faster side is under the greater
+load, and the kernel interrupts the slower one more often to let a client go on.
+
 | row | what | at most | measured | interval | range | |
 |---|---|---|---|---|---|---|
-`, m)
+`, m, lookupClients, lookupRate)
 	for _, o := range outcomes {
 		measured := o.measured()
 		if o.err != nil {
