@@ -185,8 +185,16 @@ func splitTables(list string) []string {
 
 // securityLevel asks for TLS where no policy says anything.
 func (a *advice) securityLevel() {
-	switch strings.ToLower(a.p.Settings["smtp_tls_security_level"]) {
-	case "", "none":
+	level := strings.ToLower(a.p.Settings["smtp_tls_security_level"])
+	switch {
+	case level == "" && a.is("smtp_enforce_tls", "yes"):
+		// It counts as long as there is no level, and "may" would undo it.
+		level = "encrypt"
+		if !a.is("smtp_tls_enforce_peername", "no") {
+			level = "verify"
+		}
+		a.set("smtp_tls_security_level", level, "what smtp_enforce_tls = yes, of old, stands for")
+	case level == "" || level == "none":
 		a.set("smtp_tls_security_level", "may", "encrypt wherever the other side can, also without a policy")
 	}
 }
@@ -272,6 +280,7 @@ func (a *advice) mxLookups() {
 var watched = map[string]bool{
 	"smtp_tls_policy_maps": true, "smtp_tls_security_level": true, "smtp_tls_CAfile": true, "smtp_tls_CApath": true,
 	"smtp_tls_enforce_sts_mx_patterns": true, "smtp_dns_support_level": true, "smtp_dns_resolver_options": true,
+	"smtp_enforce_tls": true,
 	"smtp_host_lookup": true, "ignore_mx_lookup_error": true, "disable_dns_lookups": true, "tls_required_enable": true,
 }
 

@@ -42,6 +42,23 @@ func TestEachSettingThatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 	}
 }
 
+func TestWhereTLSIsAMustAlreadyTheRecipeLeavesItOne(t *testing.T) {
+	for _, tt := range []struct{ level, enforce, peername, want string }{
+		{"", "no", "yes", "may"},
+		{"none", "yes", "yes", "may"}, // a level goes before the old settings
+		{"", "yes", "yes", "verify"},
+		{"", "YES", "no", "encrypt"},
+		{"encrypt", "yes", "yes", ""},
+	} {
+		k := newKitchen(Version{3, 7, 11})
+		k.p.Settings["smtp_tls_security_level"] = tt.level
+		k.p.Settings["smtp_enforce_tls"], k.p.Settings["smtp_tls_enforce_peername"] = tt.enforce, tt.peername
+		if got := k.cook(t).value("smtp_tls_security_level"); got != tt.want {
+			t.Errorf("%+v: smtp_tls_security_level = %q", tt, got)
+		}
+	}
+}
+
 func TestPostfixReadsYesAndNoAndTheNamesOfLevelsInAnyCaseAndSoDoWe(t *testing.T) {
 	for setting, want := range map[string]string{
 		"tls_required_enable = Yes":             "tls_required_enable = no",
