@@ -55,6 +55,7 @@ func Postfix(p Postconf, root fs.FS, d Daemon) (Recipe, error) {
 	a.mxLookups()
 	a.overrides()
 	a.relayhost()
+	a.fallbackRelay()
 	a.note("to see the answer for a domain: postmap -q DOMAIN socketmap:%s:%s", endpoint, name)
 	return a.Recipe, nil
 }
@@ -280,7 +281,7 @@ func (a *advice) mxLookups() {
 var watched = map[string]bool{
 	"smtp_tls_policy_maps": true, "smtp_tls_security_level": true, "smtp_tls_CAfile": true, "smtp_tls_CApath": true,
 	"smtp_tls_enforce_sts_mx_patterns": true, "smtp_dns_support_level": true, "smtp_dns_resolver_options": true,
-	"smtp_enforce_tls": true,
+	"smtp_fallback_relay": true, "smtp_enforce_tls": true,
 	"smtp_host_lookup": true, "ignore_mx_lookup_error": true, "disable_dns_lookups": true, "tls_required_enable": true,
 }
 
@@ -292,9 +293,23 @@ func (a *advice) overrides() {
 				"overrides DANE, which RFC 8461, 2 forbids. Give it a map with DANE there too, with the option for smtp_tls_policy_maps.", o.Name, o.Value, o.Service)
 			continue
 		}
+		if o.Name == "smtp_fallback_relay" && o.Value == "" {
+			continue // as it was in Postfix's own master.cf for the relay service
+		}
 		if watched[o.Name] {
 			a.warn("master.cf sets \"-o %s=%s\" for %s: what is said here about main.cf does not hold for that service.", o.Name, o.Value, o.Service)
 		}
+	}
+}
+
+// fallbackRelay warns of the hosts that get what cannot be delivered: Postfix
+// asks for the policy of their names then. To fail a delivery, it is enough to
+// forge an MX record or to drop packets.
+func (a *advice) fallbackRelay() {
+	if hosts := a.p.Settings["smtp_fallback_relay"]; hosts != "" {
+		a.warn("smtp_fallback_relay = %s: mail that its own hosts do not get, for policy or because somebody on the way stops it, goes there, "+
+			"and not under its domain's policy. Have TLS be a must on the way there, by a line of its own in a table before the map above, "+
+			"and the policies be enforced there too; or take the line out.", hosts)
 	}
 }
 
