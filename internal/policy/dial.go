@@ -20,6 +20,7 @@ import (
 // The bounds of reaching a policy host.
 const (
 	MaxAddresses   = 8                      // addresses tried in one fetch
+	maxAtOnce      = 3                      // of them at once: each has a place at the gate, which other fetches need
 	ConnectTimeout = 10 * time.Second       // for one connection: TCP, a proxy's CONNECT, and the TLS handshake
 	staggerDelay   = 250 * time.Millisecond // until the next address is tried beside the last (RFC 8305, 5)
 	familyGrace    = 500 * time.Millisecond // for the other family's addresses, when one family's are known
@@ -175,7 +176,7 @@ func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr,
 	var broken *panicked
 	rest, pending := addrs, 0
 	for pending > 0 || len(rest) > 0 && won == nil {
-		if len(rest) > 0 && won == nil {
+		if len(rest) > 0 && won == nil && pending < maxAtOnce {
 			addr := rest[0]
 			rest, pending = rest[1:], pending+1
 			go func() {
