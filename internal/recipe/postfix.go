@@ -151,6 +151,10 @@ func (a *advice) policyMaps(endpoint, name string) {
 		tables = append(tables, ours)
 	}
 	a.set("smtp_tls_policy_maps", strings.Join(tables, ", "), "")
+	if sites := a.p.Settings["smtp_tls_per_site"]; sites != "" {
+		a.warn("smtp_tls_per_site = %s: Postfix takes no notice of it once there are policy maps, and mail for which TLS is a must there may go "+
+			"in clear. Put what it has into a table for smtp_tls_policy_maps, before the map above.", sites)
+	}
 	if len(before) > 0 {
 		a.warn("%s is asked first: for a domain that is in it, whatever it says counts, and MTA-STS does not. "+
 			"Take out what is not meant to be weaker than the domain's own policy.", strings.Join(before, ", "))

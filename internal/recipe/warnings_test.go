@@ -21,6 +21,7 @@ func TestEachSettingThatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		{"a CA file that is not there", func(k *kitchen) { k.p.Settings["smtp_tls_CAfile"] = "/nowhere.pem" }, "/nowhere.pem is not there"},
 		{"MX errors are ignored", func(k *kitchen) { k.p.Settings["ignore_mx_lookup_error"] = "yes" }, "ignore_mx_lookup_error = no"},
 		{"no MX lookups", func(k *kitchen) { k.p.Settings["disable_dns_lookups"] = "yes" }, "disable_dns_lookups"},
+		{"a table of old", func(k *kitchen) { k.p.Settings["smtp_tls_per_site"] = "hash:/etc/postfix/sites" }, "smtp_tls_per_site = hash:/etc/postfix/sites"},
 		{"a way around policies", func(k *kitchen) { k.p.Settings["smtp_fallback_relay"] = "[relay.example]:2525" }, "smtp_fallback_relay = [relay.example]:2525"},
 		{"such a way in master.cf", func(k *kitchen) {
 			k.p.Overrides = []Override{{"smtp/unix", "smtp_fallback_relay", "relay.example"}, {"relay/unix", "smtp_fallback_relay", ""}}
