@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 // The bounds of reaching a policy host.
 const (
 	MaxAddresses   = 8                      // addresses tried in one fetch
+	maxAtOnce      = 3                      // of them at once: each has a place at the gate, which other fetches need
 	ConnectTimeout = 10 * time.Second       // for one connection: TCP, a proxy's CONNECT, and the TLS handshake
 	staggerDelay   = 250 * time.Millisecond // until the next address is tried beside the last (RFC 8305, 5)
 	familyGrace    = 500 * time.Millisecond // for the other family's addresses, when one family's are known
@@ -67,6 +69,7 @@ func (c *Client) bothFamilies(ctx context.Context, host string) (v6, v4 []netip.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answers := make(chan answer)
+	var broken *panicked
 	for _, qtype := range []uint16{dns.TypeAAAA, dns.TypeA} {
 		go func() {
 			addrs, err := c.lookup(ctx, host, qtype)
@@ -77,7 +80,7 @@ func (c *Client) bothFamilies(ctx context.Context, host string) (v6, v4 []netip.
 	// when its context does.
 	for range 2 {
 		a := <-answers
-		if a.err != nil {
+		if a.err != nil && !errors.As(a.err, &broken) {
 			err = a.err
 		}
 		if a.qtype == dns.TypeAAAA {
@@ -89,10 +92,12 @@ func (c *Client) bothFamilies(ctx context.Context, host string) (v6, v4 []netip.
 			defer time.AfterFunc(familyGrace, cancel).Stop()
 		}
 	}
+	broken.goOn()
 	return v6, v4, err
 }
 
-func (c *Client) lookup(ctx context.Context, host string, qtype uint16) ([]netip.Addr, error) {
+func (c *Client) lookup(ctx context.Context, host string, qtype uint16) (_ []netip.Addr, err error) {
+	defer carry(&err)
 	answer, err := c.resolver.Query(ctx, host, qtype)
 	if err != nil {
 		return nil, err
@@ -112,7 +117,9 @@ type session struct {
 // close gives connection and place back. It says nothing to the policy host,
 // so it cannot wait for it.
 func (s *session) close() {
-	s.wire.Close()
+	if s.wire != nil {
+		s.wire.Close()
+	}
 	s.release()
 }
 
@@ -166,9 +173,10 @@ func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr,
 	defer timer.Stop()
 	var won *session
 	var failures []error
+	var broken *panicked
 	rest, pending := addrs, 0
 	for pending > 0 || len(rest) > 0 && won == nil {
-		if len(rest) > 0 && won == nil {
+		if len(rest) > 0 && won == nil && pending < maxAtOnce {
 			addr := rest[0]
 			rest, pending = rest[1:], pending+1
 			go func() {
@@ -181,6 +189,8 @@ func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr,
 		case o := <-outcomes:
 			pending--
 			switch {
+			case errors.As(o.err, &broken):
+				cancel()
 			case o.err != nil:
 				failures = append(failures, o.err)
 			case won == nil:
@@ -195,6 +205,10 @@ func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr,
 			rest = nil
 		}
 	}
+	if broken != nil && won != nil {
+		won.close()
+	}
+	broken.goOn()
 	if won != nil {
 		return won, nil
 	}
@@ -230,27 +244,32 @@ func summary(failures []error) error {
 }
 
 // open passes the gate and opens a session at one address.
-func (c *Client) open(ctx context.Context, addr netip.Addr, w *way) (*session, error) {
-	release := func() {}
+func (c *Client) open(ctx context.Context, addr netip.Addr, w *way) (_ *session, err error) {
+	defer carry(&err)
+	s := &session{addr: addr, release: func() {}}
 	if w.gate != nil {
-		var err error
-		if release, err = w.gate.Acquire(ctx, addr); err != nil {
+		if s.release, err = w.gate.Acquire(ctx, addr); err != nil {
 			return nil, err
 		}
 	}
+	done := false
+	defer func() {
+		if !done {
+			s.close()
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, ConnectTimeout)
 	defer cancel()
 	conn, err := c.wire(ctx, addr, w.proxy)
 	if err != nil {
-		release()
 		return nil, err
 	}
-	s := &session{wire: &eofWatcher{Conn: conn}, addr: addr, release: release}
+	s.wire = &eofWatcher{Conn: conn}
 	s.tls = tls.Client(s.wire, w.config)
 	if err := s.tls.HandshakeContext(ctx); err != nil {
-		s.close()
 		return nil, handshakeError(ctx, w.config.ServerName, addr, err)
 	}
+	done = true
 	return s, nil
 }
 
@@ -286,4 +305,27 @@ func failed(ctx context.Context, kind error, doing string, err error) error {
 // on the connection finds the context ended, and is told from other failures.
 func bind(ctx context.Context, conn net.Conn) (unbind func() bool) {
 	return context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+}
+
+// A panicked is a panic in a goroutine of a fetch, on its way to the fetch's
+// own: there a caller can recover from it, here it would end the daemon.
+type panicked struct {
+	value any
+	stack []byte
+}
+
+func (p *panicked) Error() string { return fmt.Sprintf("%v, in\n%s", p.value, p.stack) }
+
+// carry makes an error of a panic. It is deferred.
+func carry(err *error) {
+	if v := recover(); v != nil {
+		*err = &panicked{v, debug.Stack()}
+	}
+}
+
+// goOn panics again, if there was a panic.
+func (p *panicked) goOn() {
+	if p != nil {
+		panic(p)
+	}
 }

@@ -329,6 +329,32 @@ func TestOnlySoManyAddressesAreTried(t *testing.T) {
 	})
 }
 
+// Anybody can name addresses that never answer, in as many networks as he
+// likes: the places of all fetches are not to be had for a few domains.
+func TestAFetchTakesFewOfAllPlaces(t *testing.T) {
+	addrs := map[string]dialing{}
+	for i := range MaxAddresses {
+		addrs[fmt.Sprintf("93.184.%d.1", i)] = stall
+	}
+	inWorld(t, addrs, func(t *testing.T, w *world) {
+		gate := NewAddressLimiter(1).Waiting(100).(waiting)
+		most := 0
+		watched := gateFunc(func(ctx context.Context, addr netip.Addr) (func(), error) {
+			release, err := gate.Acquire(ctx, addr)
+			most = max(most, len(gate.total))
+			return release, err
+		})
+		_, err := w.client.FetchThrough(t.Context(), "example.test", watched)
+		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
+		if most != maxAtOnce {
+			t.Errorf("%d places taken at once", most)
+		}
+		if len(w.dials) != MaxAddresses {
+			t.Errorf("dials %q", w.dials)
+		}
+	})
+}
+
 func TestAddressesThatDoNotAnswerEndTheFetchInTime(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": stall, "93.184.215.14": stall}, func(t *testing.T, w *world) {
 		_, err := w.client.Fetch(t.Context(), "example.test")

@@ -281,7 +281,9 @@ var carried = []struct{ name, value string }{
 	{"dkim_identity", ""}, {"dkim_sign_headers", ""}, {"dkim_strict", ""}, {"dkim_timestamps", ""},
 	{"helo_data", "$primary_hostname"}, {"headers_add", ""}, {"headers_remove", ""}, {"headers_rewrite", ""},
 	{"return_path", ""}, {"message_linelength_limit", "998"}, {"tls_certificate", ""}, {"tls_privatekey", ""},
-	{"port", "smtp"}, {"hosts_try_auth", ""}, {"hosts_require_auth", ""}, {"authenticated_sender", ""},
+	{"port", "smtp"}, {"protocol", "smtp"}, {"hosts_try_auth", ""}, {"hosts_require_auth", ""}, {"authenticated_sender", ""},
+	{"authenticated_sender_force", "false"}, {"socks_proxy", ""}, {"transport_filter", ""}, {"arc_sign", ""},
+	{"hosts_require_dane", ""}, {"hosts_require_ocsp", ""},
 }
 
 // remoteTransport returns the site's own transport to other hosts, or nil.
@@ -324,9 +326,15 @@ func (a *eximAdvice) ownOptionsText() string {
 			"with one address that cannot be reached is put off as a whole.", t.Name, t.Options["interface"])
 	}
 	for _, o := range carried {
-		v := t.Options[o.name]
+		v, known := t.Options[o.name]
+		if !known {
+			continue // to this Exim
+		}
 		if o.name == "port" && (v == "25" || a.smart.port != "") {
 			continue // 25 is smtp, and a port in the router wins
+		}
+		if o.name == "protocol" && v == "" {
+			continue // smtp in Exim 4.100
 		}
 		if v != o.value {
 			fmt.Fprintf(&b, "  %s = %s\n", o.name, v)

@@ -250,6 +250,25 @@ func TestWhatTheOwnTransportDoesIsTakenAlong(t *testing.T) {
 	}
 }
 
+func TestAFilterAProxyAndTLSFromTheStartAreNotLost(t *testing.T) {
+	for option, value := range map[string]string{
+		"transport_filter": "/usr/local/bin/encrypt", "socks_proxy": "192.0.2.1", "protocol": "smtps",
+		"hosts_require_dane": "*.partner.example", "hosts_require_ocsp": "*", "authenticated_sender_force": "true",
+	} {
+		k := newEximKitchen(t, "trixie")
+		own := find(k.c.Transports, "remote_smtp").Options
+		own["protocol"] = "" // the default of 4.100; smtp before
+		own[option] = value
+		r, err := Exim(k.c, k.root, k.d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last, want := r.Parts[len(r.Parts)-1], "  "+option+" = "+value+"\n"; last.Text != want {
+			t.Errorf("%s: %+v, want %q", option, last, want)
+		}
+	}
+}
+
 // Exim's key for a host that fails has the interface and, if it is asked to,
 // the address: one of the two has to differ.
 func TestHostsThatFailAreRememberedApartFromTheOwnTransports(t *testing.T) {

@@ -55,6 +55,7 @@ func Postfix(p Postconf, root fs.FS, d Daemon) (Recipe, error) {
 	a.mxLookups()
 	a.overrides()
 	a.relayhost()
+	a.fallbackRelay()
 	a.note("to see the answer for a domain: postmap -q DOMAIN socketmap:%s:%s", endpoint, name)
 	return a.Recipe, nil
 }
@@ -150,6 +151,10 @@ func (a *advice) policyMaps(endpoint, name string) {
 		tables = append(tables, ours)
 	}
 	a.set("smtp_tls_policy_maps", strings.Join(tables, ", "), "")
+	if sites := a.p.Settings["smtp_tls_per_site"]; sites != "" {
+		a.warn("smtp_tls_per_site = %s: Postfix takes no notice of it once there are policy maps, and mail for which TLS is a must there may go "+
+			"in clear. Put what it has into a table for smtp_tls_policy_maps, before the map above.", sites)
+	}
 	if len(before) > 0 {
 		a.warn("%s is asked first: for a domain that is in it, whatever it says counts, and MTA-STS does not. "+
 			"Take out what is not meant to be weaker than the domain's own policy.", strings.Join(before, ", "))
@@ -185,8 +190,16 @@ func splitTables(list string) []string {
 
 // securityLevel asks for TLS where no policy says anything.
 func (a *advice) securityLevel() {
-	switch strings.ToLower(a.p.Settings["smtp_tls_security_level"]) {
-	case "", "none":
+	level := strings.ToLower(a.p.Settings["smtp_tls_security_level"])
+	switch {
+	case level == "" && a.is("smtp_enforce_tls", "yes"):
+		// It counts as long as there is no level, and "may" would undo it.
+		level = "encrypt"
+		if !a.is("smtp_tls_enforce_peername", "no") {
+			level = "verify"
+		}
+		a.set("smtp_tls_security_level", level, "what smtp_enforce_tls = yes, of old, stands for")
+	case level == "" || level == "none":
 		a.set("smtp_tls_security_level", "may", "encrypt wherever the other side can, also without a policy")
 	}
 }
@@ -272,6 +285,7 @@ func (a *advice) mxLookups() {
 var watched = map[string]bool{
 	"smtp_tls_policy_maps": true, "smtp_tls_security_level": true, "smtp_tls_CAfile": true, "smtp_tls_CApath": true,
 	"smtp_tls_enforce_sts_mx_patterns": true, "smtp_dns_support_level": true, "smtp_dns_resolver_options": true,
+	"smtp_fallback_relay": true, "smtp_enforce_tls": true,
 	"smtp_host_lookup": true, "ignore_mx_lookup_error": true, "disable_dns_lookups": true, "tls_required_enable": true,
 }
 
@@ -283,9 +297,23 @@ func (a *advice) overrides() {
 				"overrides DANE, which RFC 8461, 2 forbids. Give it a map with DANE there too, with the option for smtp_tls_policy_maps.", o.Name, o.Value, o.Service)
 			continue
 		}
+		if o.Name == "smtp_fallback_relay" && o.Value == "" {
+			continue // as it was in Postfix's own master.cf for the relay service
+		}
 		if watched[o.Name] {
 			a.warn("master.cf sets \"-o %s=%s\" for %s: what is said here about main.cf does not hold for that service.", o.Name, o.Value, o.Service)
 		}
+	}
+}
+
+// fallbackRelay warns of the hosts that get what cannot be delivered: Postfix
+// asks for the policy of their names then. To fail a delivery, it is enough to
+// forge an MX record or to drop packets.
+func (a *advice) fallbackRelay() {
+	if hosts := a.p.Settings["smtp_fallback_relay"]; hosts != "" {
+		a.warn("smtp_fallback_relay = %s: mail that its own hosts do not get, for policy or because somebody on the way stops it, goes there, "+
+			"and not under its domain's policy. Have TLS be a must on the way there, by a line of its own in a table before the map above, "+
+			"and the policies be enforced there too; or take the line out.", hosts)
 	}
 }
 

@@ -21,6 +21,11 @@ func TestEachSettingThatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		{"a CA file that is not there", func(k *kitchen) { k.p.Settings["smtp_tls_CAfile"] = "/nowhere.pem" }, "/nowhere.pem is not there"},
 		{"MX errors are ignored", func(k *kitchen) { k.p.Settings["ignore_mx_lookup_error"] = "yes" }, "ignore_mx_lookup_error = no"},
 		{"no MX lookups", func(k *kitchen) { k.p.Settings["disable_dns_lookups"] = "yes" }, "disable_dns_lookups"},
+		{"a table of old", func(k *kitchen) { k.p.Settings["smtp_tls_per_site"] = "hash:/etc/postfix/sites" }, "smtp_tls_per_site = hash:/etc/postfix/sites"},
+		{"a way around policies", func(k *kitchen) { k.p.Settings["smtp_fallback_relay"] = "[relay.example]:2525" }, "smtp_fallback_relay = [relay.example]:2525"},
+		{"such a way in master.cf", func(k *kitchen) {
+			k.p.Overrides = []Override{{"smtp/unix", "smtp_fallback_relay", "relay.example"}, {"relay/unix", "smtp_fallback_relay", ""}}
+		}, `"-o smtp_fallback_relay=relay.example" for smtp/unix`},
 		{"an option in master.cf", func(k *kitchen) {
 			k.p.Overrides = []Override{{"relay/unix", "smtp_tls_policy_maps", ""}, {"smtp/unix", "syslog_name", "x"}}
 		}, `"-o smtp_tls_policy_maps=" for relay/unix`},
@@ -39,6 +44,23 @@ func TestEachSettingThatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 				t.Errorf("warnings %q, want one with %q", r.Warnings, tt.want)
 			}
 		})
+	}
+}
+
+func TestWhereTLSIsAMustAlreadyTheRecipeLeavesItOne(t *testing.T) {
+	for _, tt := range []struct{ level, enforce, peername, want string }{
+		{"", "no", "yes", "may"},
+		{"none", "yes", "yes", "may"}, // a level goes before the old settings
+		{"", "yes", "yes", "verify"},
+		{"", "YES", "no", "encrypt"},
+		{"encrypt", "yes", "yes", ""},
+	} {
+		k := newKitchen(Version{3, 7, 11})
+		k.p.Settings["smtp_tls_security_level"] = tt.level
+		k.p.Settings["smtp_enforce_tls"], k.p.Settings["smtp_tls_enforce_peername"] = tt.enforce, tt.peername
+		if got := k.cook(t).value("smtp_tls_security_level"); got != tt.want {
+			t.Errorf("%+v: smtp_tls_security_level = %q", tt, got)
+		}
 	}
 }
 
