@@ -306,7 +306,7 @@ func (c *Checker) leave(ctx context.Context, n NextHop, old, f Finding, r *Repor
 }
 
 // noWeaker returns f, or the state that bound before, if f is weaker and may be
-// the doing of the resolver. A domain that had DANE and now comes without has
+// the doing of the resolver; where that vouches for anything, mail has to wait. A domain that had DANE and now comes without has
 // given it up, or the resolver no longer checks. Only a resolver that validates
 // can tell. A state for which nothing but a resolver's word ever stood falls
 // with that word.
@@ -320,7 +320,14 @@ func (c *Checker) noWeaker(n NextHop, old, f Finding, v Verdict) Finding {
 		c.logKept(n, v)
 	}
 	b.kept, b.because = true, v
-	return Finding{State: b.state, Until: time.Now().Add(failKeep), told: old.told, bound: b,
+	state := b.state
+	if v == FalseAD {
+		// The MTA would believe the same resolver, which has anybody's TLSA
+		// records authenticated: the held policy is worth more than that, and
+		// less than the DANE that the domain has.
+		state = Undecided
+	}
+	return Finding{State: state, Until: time.Now().Add(failKeep), told: old.told, bound: b,
 		Why: "it had DANE while answers were authenticated, and now nothing is known: " + v.String()}
 }
 

@@ -297,7 +297,27 @@ func TestADenialWithTheADBitIsNotBelievedOfAResolverThatVouchesForAnything(t *te
 			f.liar = true
 			f.answers[port25+"mx.example.com TLSA"] = insecure()
 		})
-		if got.State != Usable || !got.Kept() {
+		if got.State != Undecided || !got.Kept() {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+// The MTA would take the attacker's TLSA records for the domain's.
+func TestDANEIsNotLeftToAResolverThatVouchesForAnything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		daneDomain(f, "example.com")
+		c, hop := checker(f), NextHop{Host: "example.com"}
+		c.Probe(t.Context())
+		if got := c.Check(t.Context(), hop); got.State != Usable {
+			t.Fatalf("at first: %+v", got)
+		}
+		forged(f, "example.com")
+		f.change(func(f *fake) { f.liar = true; f.generation++ })
+		c.Probe(t.Context())
+		time.Sleep(maxKeep)
+		if got := c.Check(t.Context(), hop); got.State != Undecided || !got.Kept() {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -514,9 +534,13 @@ func TestAnOutageDoesNotMakeANextHopForgetThatItHadDANE(t *testing.T) {
 				}
 				f.set("example.com", "MX", mx)
 				f.change(back)
+				want := Usable
+				if f.liar { // so would be anything
+					want = Undecided
+				}
 				for range 10 {
 					time.Sleep(time.Minute)
-					if got := c.Check(t.Context(), hop); got.State != Usable {
+					if got := c.Check(t.Context(), hop); got.State != want {
 						t.Fatalf("afterwards: %+v", got)
 					}
 				}
