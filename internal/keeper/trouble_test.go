@@ -100,6 +100,34 @@ func TestACommitDoesNotPutAnOlderPolicyInThePlaceOfOneThatIsInMemoryOnly(t *test
 	})
 }
 
+func TestALookupUnderWayDoesNotHideAPolicyThatBecomesLate(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.set("example.com", fakeHost{id: "1", text: policyText("testing", 30*day, "mx.example.com")})
+		s.mustHold(t, "example.com")
+
+		domain, hash := []byte("example.com"), s.hash("example.com")
+		s.table.secondUse(hash)
+		generation := s.table.generation(hash)
+		if _, late := s.writer.late(domain); late {
+			t.Fatal("late already")
+		}
+		gate := make(chan struct{})
+		s.disk.set(func(d *faultyStore) { d.gate = gate })
+		s.net.enforced("example.com", 30*day)
+		if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+			t.Fatal(err)
+		}
+		var h Held
+		if err := s.lookupStored(t.Context(), hash, domain, time.Now().Unix(), generation, &h); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.mustHold(t, "example.com"); !strings.HasPrefix(got, "enforce ") {
+			t.Errorf("while the disk hangs: %s", got)
+		}
+		close(gate)
+	})
+}
+
 func TestLinesAboutPoliciesHeldThatAreLeftOutAreCounted(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		for i := range 2 * logBurst {
