@@ -346,7 +346,7 @@ func entryOfHit(hash uint64, domain string, hit *cache.Hit) *Entry {
 func (k *Keeper) entryOf(r *cache.Record) *Entry {
 	return &Entry{
 		Domain: r.Domain, Mode: r.Mode, Fetched: r.Fetched.Unix(), Expires: r.Expires.Unix(), Checked: unix(r.Checked),
-		Ready: r.Ready, hash: k.hash(r.Domain),
+		Ready: r.Ready, id: r.ID, fetchAt: unix(r.FetchAt), hash: k.hash(r.Domain),
 	}
 }
 

@@ -169,6 +169,10 @@ func (k *Keeper) fetchDue(ctx context.Context, domain string, urgent bool) <-cha
 		k.discover(domain, fl)
 		return nil
 	}
+	if errors.Is(err, cache.ErrNotFound) && k.unkept(domain) != nil && k.fetch.limit.Wait(ctx) == nil {
+		k.discover(domain, fl)
+		return nil
+	}
 	defer k.flights.end(domain, fl)
 	if err != nil {
 		k.putOff(domain, err)
