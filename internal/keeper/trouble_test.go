@@ -215,6 +215,27 @@ func TestTheRefresherDoesNotSpinWhenNothingCanBeWritten(t *testing.T) {
 	})
 }
 
+func TestTheRefresherDoesNotSpinOverAPolicyWhoseDeletionWaitsForTheDisk(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", time.Hour)
+		s.mustHold(t, "example.com")
+		s.disk.set(func(d *faultyStore) { d.full = true })
+		if _, err := s.Forget(t.Context(), "example.com"); err == nil {
+			t.Fatal("it is on disk")
+		}
+		settle(31 * time.Minute) // now it is due
+		synctest.Wait()
+		before := s.fetch.round
+		settle(time.Minute)
+		synctest.Wait()
+		if n := s.fetch.round - before; n > 10 {
+			t.Errorf("%d turns in a minute", n)
+		}
+		s.disk.set(func(d *faultyStore) { d.full = false })
+		settle(time.Minute)
+	})
+}
+
 func TestARecordThatCannotBeStoredKeepsNoOtherFromTheDisk(t *testing.T) {
 	inSite(t, func(o *Options) {
 		o.Prepare = func(p *policy.Policy) []byte {
