@@ -129,7 +129,8 @@ type dueWalk struct {
 }
 
 // page reads on from the key from, through MaxPage keys at most, and returns
-// the key to go on from, nil at the end.
+// the key to go on from, nil at the end. What cannot be read does not count: if
+// it did, there may be no key to go on from.
 func (q *dueWalk) page(from []byte) ([]byte, error) {
 	sn := q.store.current()
 	if sn == nil {
@@ -137,7 +138,7 @@ func (q *dueWalk) page(from []byte) ([]byte, error) {
 	}
 	defer sn.release()
 	w := newWalk(&sn.due, from)
-	for range MaxPage {
+	for keys := 0; keys < MaxPage; keys++ {
 		if len(q.found) == q.max {
 			return nil, nil
 		}
@@ -167,6 +168,7 @@ func (q *dueWalk) page(from []byte) ([]byte, error) {
 		if err != nil {
 			q.bad = true
 			q.store.noticed(err)
+			keys--
 		}
 		if !more || ended {
 			return nil, nil

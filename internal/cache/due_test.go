@@ -350,3 +350,36 @@ func (m model) same(t *testing.T, s *Store) {
 	}
 	checkStore(t, s)
 }
+
+func TestDueEndsWhereMorePagesThanAPageOfKeysCannotBeRead(t *testing.T) {
+	s := openNew(t)
+	s.readOnly = true // no rebuild ends it
+	const leaves, key = MaxPage + 200, "\x01%07d"
+	root := make(page, pageHeader+leaves*(elementSize+len("\x010000000")))
+	native.PutUint16(root[8:], flagBranch)
+	native.PutUint16(root[10:], leaves)
+	keys := pageHeader + leaves*elementSize
+	for i := range leaves {
+		at := pageHeader + i*elementSize
+		native.PutUint32(root[at:], uint32(keys-at))
+		native.PutUint32(root[at+4:], uint32(copy(root[keys:], fmt.Sprintf(key, i))))
+		native.PutUint64(root[at+8:], 1<<40) // outside the file
+		keys += len("\x010000000")
+	}
+	due := &s.snap.Load().due
+	due.root, due.inline, due.limit = 0, root, 2*leaves
+
+	done := make(chan error)
+	go func() {
+		_, _, err := s.Due(1, at(30*day), 10)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it goes round and round")
+	}
+}

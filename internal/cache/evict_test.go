@@ -227,6 +227,24 @@ func TestTheLeastRecentlyUsedOfAClassGoesFirst(t *testing.T) {
 	}
 }
 
+func TestAPolicyIsNotGivenUpForAnotherOfTheSameWriteThatGrows(t *testing.T) {
+	s := openSmall(t)
+	put, _ := fill(t, s, func(i int) *Record {
+		return sized(fmt.Sprintf("d%04d.example", i), policy.ModeEnforce, 2000, noon)
+	})
+	old := sized(put[0], policy.ModeTesting, 2000, noon)
+	old.Expires = at(-time.Hour)
+	mustWrite(t, s, Op{Put: old}, Op{Put: sized(put[2], policy.ModeEnforce, 30_000, noon)})
+	// It is found anew, and enforced, while another one grows.
+	found, grown := sized(put[0], policy.ModeEnforce, 1900, noon), sized(put[1], policy.ModeEnforce, 2200, noon)
+	w := mustWrite(t, s, puts(found, grown)...)
+	if len(w.Evicted) > 0 {
+		t.Errorf("%+v", w)
+	}
+	mustHold(t, s, found)
+	checkStore(t, s)
+}
+
 func TestARefusedNewcomerOfManyKilobytesMakesNobodyGo(t *testing.T) {
 	s := openSmall(t)
 	fill(t, s, func(i int) *Record {

@@ -98,7 +98,7 @@ type plan struct {
 	deletes  []put
 	stale    [][]byte            // entries of the due index to take out
 	exempt   *[]Exemption        // to replace those that are stored; nil: they stay
-	touched  map[string]struct{} // domains in puts and deletes
+	touched  map[string]struct{} // domains of the ops, and in puts and deletes
 	counts   counts
 	newest   int64
 	room     int64 // bytes that may be added before something has to go
@@ -135,16 +135,21 @@ func newPlan(sn *snapshot, o Options) *plan {
 
 func (p *plan) empty() bool { return len(p.puts)+len(p.deletes)+len(p.stale) == 0 && p.exempt == nil }
 
-// addAll adds ops: first those for which there is always room.
+// addAll adds ops: first those for which there is always room. None of their
+// domains is given up for another of them: what is expired may be here anew.
 func (p *plan) addAll(ops []Op) error {
+	for _, op := range ops {
+		p.touched[op.domain()] = struct{}{}
+	}
+	added := make(map[string]struct{}, len(ops))
 	var newcomers []put
 	for i := len(ops) - 1; i >= 0; i-- { // of two for one domain the last counts
 		op := ops[i]
 		domain := op.domain()
-		if _, again := p.touched[domain]; again {
+		if _, again := added[domain]; again {
 			continue
 		}
-		p.touched[domain] = struct{}{}
+		added[domain] = struct{}{}
 		old, err := p.sn.policy.get([]byte(domain))
 		if err != nil {
 			return err

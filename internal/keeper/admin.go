@@ -134,7 +134,7 @@ func (k *Keeper) Forget(ctx context.Context, domain string) (bool, error) {
 	}
 	defer k.flights.end(domain, fl)
 	_, err := k.Get(domain)
-	inMemory := k.table.get(k.hash(domain), []byte(domain)) != nil // where the store had no room, it is nowhere else
+	inMemory := k.unkept(domain) != nil // where the store had no room, it is nowhere else
 	found := err == nil || isDamaged(err) || inMemory
 	if err != nil && !found && !errors.Is(err, cache.ErrNotFound) {
 		return false, err

@@ -19,6 +19,10 @@ type Entry struct {
 	Checked int64  // Unix seconds; when the TXT record was last seen, as far as the store knows
 	Ready   []byte // what Options.Prepare made of the policy
 
+	// For a policy that is in memory only; an entry made by a lookup has neither.
+	id      string // the TXT record's
+	fetchAt int64  // Unix seconds; when it is to be fetched again
+
 	hash    uint64
 	touched atomic.Bool  // asked for since the table last passed it over
 	size    atomic.Int64 // bytes, kept replies included; above zero while it is in a table

@@ -187,3 +187,38 @@ func TestANewcomerDisplacesNoPolicyThatIsAskedForNow(t *testing.T) {
 		}
 	})
 }
+
+// The refresher goes by the store and never comes to such a policy.
+func TestAPolicyInMemoryOnlyIsFollowedAndFetchedBeforeItExpires(t *testing.T) {
+	path := filepath.Join(memoryDir(t), "cache.db")
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		s := openSiteOf(t, path, 1<<20, net, nil)
+		unkept := ""
+		for i := 0; s.Stats().Refused == 0; i++ {
+			unkept = fmt.Sprintf("d%d.example", i)
+			net.enforced(unkept, 30*day)
+			s.mustHold(t, unkept)
+		}
+		if _, err := s.Get(unkept); !errors.Is(err, cache.ErrNotFound) {
+			t.Fatalf("it is in the store: %v", err)
+		}
+		net.set(unkept, fakeHost{id: "2", text: policyText("enforce", 2*day, "moved.example.com")})
+		settle(2 * s.o.Recheck)
+		s.mustHold(t, unkept)
+		settle(time.Minute)
+		if got := s.mustHold(t, unkept); got != "enforce [moved.example.com]" {
+			t.Errorf("a retry after the id has changed: %s", got)
+		}
+		for range 47 { // a record that is gone changes nothing
+			settle(time.Hour)
+			s.mustHold(t, unkept)
+		}
+		net.change(unkept, func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
+		settle(20 * time.Hour)
+		s.mustHold(t, unkept)
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -248,6 +248,9 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 		return ErrNoPolicy
 	}
 	h.Since = clock
+	// Before it is seen that nothing is late: what becomes late after that is in
+	// the store not yet, and must not be hidden by what is.
+	generation := k.table.generation(hash)
 	if e, late := k.writer.late(domain); late {
 		if e != nil && now < liveUntil(e.Fetched, e.Expires) {
 			k.use(hash, domain, e.Checked, now)
@@ -256,13 +259,12 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 		}
 		return k.await(ctx, string(domain), false, h)
 	}
-	return k.lookupStored(ctx, hash, domain, now, h)
+	return k.lookupStored(ctx, hash, domain, now, generation, h)
 }
 
 // lookupStored answers from the store, and begins a discovery where it holds
-// nothing that lives.
-func (k *Keeper) lookupStored(ctx context.Context, hash uint64, domain []byte, now int64, h *Held) error {
-	generation := k.table.generation(hash)
+// nothing that lives. The generation is the table's, from before.
+func (k *Keeper) lookupStored(ctx context.Context, hash uint64, domain []byte, now int64, generation uint64, h *Held) error {
 	err := k.o.Store.Lookup(domain, &h.hit)
 	if string(domain) == ProbeDomain {
 		return ErrNoPolicy // an error of the store is dealt with elsewhere; that it returns is the point
@@ -344,7 +346,7 @@ func entryOfHit(hash uint64, domain string, hit *cache.Hit) *Entry {
 func (k *Keeper) entryOf(r *cache.Record) *Entry {
 	return &Entry{
 		Domain: r.Domain, Mode: r.Mode, Fetched: r.Fetched.Unix(), Expires: r.Expires.Unix(), Checked: unix(r.Checked),
-		Ready: r.Ready, hash: k.hash(r.Domain),
+		Ready: r.Ready, id: r.ID, fetchAt: unix(r.FetchAt), hash: k.hash(r.Domain),
 	}
 }
 

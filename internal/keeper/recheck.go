@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
@@ -36,6 +37,9 @@ func (k *Keeper) strayed(r *cache.Record, now time.Time) bool {
 func (k *Keeper) recheck(ctx context.Context, domain string) {
 	k.counters.rechecks.Add(1)
 	r, err := k.Get(domain)
+	if errors.Is(err, cache.ErrNotFound) {
+		k.recheckUnkept(ctx, domain)
+	}
 	if err != nil {
 		return
 	}
@@ -48,3 +52,24 @@ func (k *Keeper) recheck(ctx context.Context, domain string) {
 		k.fetchSoon(domain)
 	}
 }
+
+// recheckUnkept is recheck for a policy for which the store had no room. The
+// refresher, which goes by the store, never comes to it: it is the lookups that
+// have it followed, and fetched when its time has come.
+func (k *Keeper) recheckUnkept(ctx context.Context, domain string) {
+	e := k.unkept(domain)
+	if e == nil {
+		return
+	}
+	if time.Now().Unix() >= e.fetchAt {
+		k.fetchSoon(domain)
+		return
+	}
+	record, err := k.seeRecord(ctx, &cache.Record{Domain: domain, Mode: e.Mode})
+	if err == nil && record.ID != e.id {
+		k.fetchSoon(domain)
+	}
+}
+
+// unkept returns what memory has of a domain that is not in the store.
+func (k *Keeper) unkept(domain string) *Entry { return k.table.get(k.hash(domain), []byte(domain)) }

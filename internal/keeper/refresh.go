@@ -169,6 +169,10 @@ func (k *Keeper) fetchDue(ctx context.Context, domain string, urgent bool) <-cha
 		k.discover(domain, fl)
 		return nil
 	}
+	if errors.Is(err, cache.ErrNotFound) && k.unkept(domain) != nil && k.fetch.limit.Wait(ctx) == nil {
+		k.discover(domain, fl)
+		return nil
+	}
 	defer k.flights.end(domain, fl)
 	if err != nil {
 		k.putOff(domain, err)
@@ -309,13 +313,14 @@ func (k *Keeper) fetchSoon(domain string) bool {
 	return false
 }
 
-// putOff handles a record that is due and cannot be read. It stays due in the
-// store, so it is passed over for a while.
+// putOff handles a record that is due and cannot be read, or that is gone: that
+// may not be on disk yet. It stays due in the store, so it is passed over for a
+// while.
 func (k *Keeper) putOff(domain string, err error) {
+	k.skipped.note(domain, time.Now())
 	if errors.Is(err, cache.ErrNotFound) {
 		return
 	}
-	k.skipped.note(domain, time.Now())
 	k.counters.storeErrors.Add(1)
 	if isDamaged(err) && k.fetchSoon(domain) {
 		return // to be fetched anew

@@ -100,6 +100,34 @@ func TestACommitDoesNotPutAnOlderPolicyInThePlaceOfOneThatIsInMemoryOnly(t *test
 	})
 }
 
+func TestALookupUnderWayDoesNotHideAPolicyThatBecomesLate(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.set("example.com", fakeHost{id: "1", text: policyText("testing", 30*day, "mx.example.com")})
+		s.mustHold(t, "example.com")
+
+		domain, hash := []byte("example.com"), s.hash("example.com")
+		s.table.secondUse(hash)
+		generation := s.table.generation(hash)
+		if _, late := s.writer.late(domain); late {
+			t.Fatal("late already")
+		}
+		gate := make(chan struct{})
+		s.disk.set(func(d *faultyStore) { d.gate = gate })
+		s.net.enforced("example.com", 30*day)
+		if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+			t.Fatal(err)
+		}
+		var h Held
+		if err := s.lookupStored(t.Context(), hash, domain, time.Now().Unix(), generation, &h); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.mustHold(t, "example.com"); !strings.HasPrefix(got, "enforce ") {
+			t.Errorf("while the disk hangs: %s", got)
+		}
+		close(gate)
+	})
+}
+
 func TestLinesAboutPoliciesHeldThatAreLeftOutAreCounted(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		for i := range 2 * logBurst {
@@ -184,6 +212,27 @@ func TestTheRefresherDoesNotSpinWhenNothingCanBeWritten(t *testing.T) {
 		}
 		s.disk.set(func(d *faultyStore) { d.full = false })
 		settle(time.Hour)
+	})
+}
+
+func TestTheRefresherDoesNotSpinOverAPolicyWhoseDeletionWaitsForTheDisk(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", time.Hour)
+		s.mustHold(t, "example.com")
+		s.disk.set(func(d *faultyStore) { d.full = true })
+		if _, err := s.Forget(t.Context(), "example.com"); err == nil {
+			t.Fatal("it is on disk")
+		}
+		settle(31 * time.Minute) // now it is due
+		synctest.Wait()
+		before := s.fetch.round
+		settle(time.Minute)
+		synctest.Wait()
+		if n := s.fetch.round - before; n > 10 {
+			t.Errorf("%d turns in a minute", n)
+		}
+		s.disk.set(func(d *faultyStore) { d.full = false })
+		settle(time.Minute)
 	})
 }
 
