@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"strings"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
 const (
@@ -24,15 +24,14 @@ const wantExempt = `a domain, as "example.com", or ".example.com" for all below 
 // parseExempt reads a domain, or a dot and a domain, and returns it folded.
 func parseExempt(s string) (string, bool) {
 	name, below := strings.CutPrefix(s, ".")
-	name, err := policy.ALabels(name)
-	name = strings.ToLower(strings.TrimSuffix(name, ".")) // of ASCII now
-	if err != nil || !policy.IsHostName(name) {
+	canonical, err := hostname.Canonical([]byte(name), nil)
+	switch {
+	case err != nil || !hostname.Valid(string(canonical)):
 		return "", false
+	case below:
+		return "." + string(canonical), true
 	}
-	if below {
-		name = "." + name
-	}
-	return name, true
+	return string(canonical), true
 }
 
 // readExempt reads a file with one domain a line; what follows a # is a

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
 // exemptions are domains that are always NOTFOUND: "example.com" is that
@@ -16,13 +16,13 @@ type exemptions map[string]struct{}
 // or an error that says what is wrong with it.
 func ParseExempt(entry string) (string, error) {
 	name, below := strings.CutPrefix(entry, ".")
-	canonical, err := canonicalName([]byte(name), nil)
+	canonical, err := hostname.Canonical([]byte(name), nil)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("%q %w", entry, err)
 	case strings.HasPrefix(name, "*."):
 		return "", fmt.Errorf("%q is no domain; all below a domain is written %q", entry, name[1:])
-	case !policy.IsHostName(string(canonical)):
+	case !hostname.Valid(string(canonical)):
 		return "", fmt.Errorf("%q is no domain; expected \"example.com\", or \".example.com\" for all below it", entry)
 	case below:
 		return "." + string(canonical), nil

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
@@ -109,7 +110,7 @@ func listedHosts(match []byte, set *dane.MXSet) []string {
 		}
 		// Checked here again: what is no host name may be an option to Exim, and
 		// what ends in a number an address.
-		if isListed(match, h.Name) && isHostName(h.Name, 1) && !endsInNumber(h.Name) {
+		if isListed(match, h.Name) && hostname.Labels(h.Name, 0) > 0 && !hostname.EndsInNumber(h.Name) {
 			hosts = append(hosts, h.Name)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -225,7 +226,7 @@ func FuzzHosts(f *testing.F) {
 		}
 		lists := &policy.Policy{MX: patterns}
 		for name := range strings.SplitSeq(list, ":") {
-			if !policy.IsHostName(name) || !lists.Lists(name) || !slices.Contains(strings.Split(hosts, " "), name) {
+			if !hostname.Valid(name) || !lists.Lists(name) || !slices.Contains(strings.Split(hosts, " "), name) {
 				t.Fatalf("%q in %q", name, reply)
 			}
 		}

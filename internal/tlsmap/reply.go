@@ -1,5 +1,7 @@
 package tlsmap
 
+import "github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
+
 // The words of socketmap_table(5). The space after NOTFOUND belongs to it.
 const (
 	replyNotFound = "NOTFOUND "
@@ -45,7 +47,7 @@ func appendSecure(dst []byte, m *Map, domain []byte, r Ready) []byte {
 		dst = append(dst, attrServername...)
 	}
 	if m.TLSRPT {
-		if !isHostName(domain, 1) { // which no lookup's is
+		if hostname.Labels(domain, 0) == 0 { // which no lookup's is
 			return m.appendTemp(dst[:start], reasonFailed, domain)
 		}
 		dst = r.appendPatterns(dst, domain, most)

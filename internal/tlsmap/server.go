@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
@@ -63,9 +64,9 @@ type Server struct {
 // A lookup is what one call needs, kept for the next one.
 type lookup struct {
 	held   keeper.Held
-	name   [maxName]byte // room for a domain that is not a part of the key
-	domain []byte        // the policy domain; nil: there is none
-	why    string        // what lies behind a TEMP reply; empty: nothing more to say
+	name   [hostname.MaxName]byte // room for a domain that is not a part of the key
+	domain []byte                 // the policy domain; nil: there is none
+	why    string                 // what lies behind a TEMP reply; empty: nothing more to say
 }
 
 // notFromMemory has the lookup timed, which began then.
