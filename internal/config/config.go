@@ -86,8 +86,8 @@ type Refresh struct {
 
 // Exempt is [exempt].
 type Exempt struct {
-	// Domains are those of the key and of the file together: A-labels, lower
-	// case; one that starts with a dot stands for all below it.
+	// Domains are those of the key and of the file together, as exempt.Parse
+	// returns them.
 	Domains []string
 	File    string
 }

@@ -4,9 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
-	"strings"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 )
 
 const (
@@ -21,17 +20,11 @@ const (
 
 const wantExempt = `a domain, as "example.com", or ".example.com" for all below it`
 
-// parseExempt reads a domain, or a dot and a domain, and returns it folded.
+// parseExempt is exempt.Parse. What is wrong with an entry is said as it is of
+// any other key: by what was expected.
 func parseExempt(s string) (string, bool) {
-	name, below := strings.CutPrefix(s, ".")
-	canonical, err := hostname.Canonical([]byte(name), nil)
-	switch {
-	case err != nil || !hostname.Valid(string(canonical)):
-		return "", false
-	case below:
-		return "." + string(canonical), true
-	}
-	return string(canonical), true
+	entry, err := exempt.Parse(s)
+	return entry, err == nil
 }
 
 // readExempt reads a file with one domain a line; what follows a # is a

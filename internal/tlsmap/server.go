@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -50,8 +51,8 @@ type Server struct {
 	policies   Policies
 	hops       NextHops
 	timeout    time.Duration
-	exempt     atomic.Pointer[exemptions]
-	timed      atomic.Pointer[timedExemptions]
+	exempt     atomic.Pointer[exempt.Set]
+	timed      atomic.Pointer[exempt.Set]
 	lookups    sync.Pool // of *lookup
 	counters   []mapCounters
 	unknown    atomic.Uint64
@@ -87,28 +88,13 @@ func NewServer(t *Table, o Options) *Server {
 		lookups:  sync.Pool{New: func() any { return new(lookup) }},
 		counters: make([]mapCounters, len(t.maps)),
 	}
-	s.exempt.Store(&exemptions{})
-	s.timed.Store(&timedExemptions{})
+	s.exempt.Store(&exempt.Set{})
+	s.timed.Store(&exempt.Set{})
 	s.rehearsed.init()
 	s.rehearsing.init(o.Log, slog.LevelInfo, "rehearsal: answered NOTFOUND, would have answered otherwise")
 	s.deferred.init(o.Log, slog.LevelWarn, "mail has to wait")
 	return s
 }
-
-// SetExempt replaces the exempt domains: "example.com", or ".example.com" for
-// all below it. On an error the list stays as it was. It may be called while
-// lookups are answered.
-func (s *Server) SetExempt(domains []string) error {
-	x, err := newExemptions(domains)
-	if err != nil {
-		return err
-	}
-	s.exempt.Store(&x)
-	return nil
-}
-
-// IsExempt reports whether the domain, in canonical form, is exempt.
-func (s *Server) IsExempt(domain string) bool { return s.isExempt([]byte(domain)) }
 
 // AppendReply answers one lookup; it is the method of socketmap.Handler.
 func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []byte {
