@@ -13,6 +13,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -130,7 +131,7 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 }
 
 // logDeferred says in the log what the MTA is told, and what lies behind it.
-func (s *Server) logDeferred(m *Map, key, reply []byte, l *lookup) {
+func (s *Server) logDeferred(m *mtamap.Map, key, reply []byte, l *lookup) {
 	domain := l.domain
 	if domain == nil {
 		domain = key
@@ -150,11 +151,11 @@ func (s *Server) logDeferred(m *Map, key, reply []byte, l *lookup) {
 var rehearsed = [outcomes]outcome{outcomeOK: outcomeRehearsedOK, outcomeTemp: outcomeRehearsedTemp}
 
 // answer appends the reply that the map would give if it is no rehearsal.
-func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *lookup) ([]byte, outcome) {
+func (s *Server) answer(ctx context.Context, dst []byte, m *mtamap.Map, key []byte, l *lookup) ([]byte, outcome) {
 	hop, kind := ParseKey(key, l.name[:0])
 	switch {
 	case kind == KeyUnconvertible:
-		return m.appendUnconvertible(dst), outcomeTemp
+		return appendUnconvertible(dst, m), outcomeTemp
 	case kind != KeyPolicyDomain:
 		return append(dst, replyNotFound...), outcomeNotFound
 	case s.isExempt(hop.Domain) && string(hop.Domain) != keeper.ProbeDomain:
@@ -163,7 +164,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *
 
 	l.domain = hop.Domain
 	var began time.Time
-	if m.asksDNS() {
+	if asksDNS(m) {
 		began = time.Now()
 	}
 	if m.DANE {
@@ -172,14 +173,14 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *
 	err := s.policies.Lookup(ctx, hop.Domain, &l.held)
 	state := stateOf(err, l.held.Mode)
 	var found dane.Finding
-	if m.DANE && m.applies(state) {
+	if m.DANE && applies(m, state) {
 		found = s.findDANE(ctx, hop, began, l)
 	}
 	switch Decide(state, m, found.State) {
 	case StandAside:
 		return append(dst, replyNotFound...), outcomeNotFound
 	case Secure:
-		if m.Format == FormatExim {
+		if m.Format == mtamap.FormatExim {
 			return s.answerHosts(ctx, dst, m, hop, began, l)
 		}
 		start := len(dst)
@@ -192,7 +193,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *
 		return append(dst, replyDANEOnly...), outcomeOK
 	}
 	l.why = found.Why
-	return m.appendTemp(dst, deferReason(err), hop.Domain), outcomeTemp
+	return appendTemp(dst, m, deferReason(err), hop.Domain), outcomeTemp
 }
 
 // startProbe has the resolver probed when a map with DANE is asked for the
@@ -232,8 +233,8 @@ func (s *Server) within(ctx context.Context, began time.Time) (context.Context, 
 
 // appendHeld appends the reply for an applied policy: the one kept on its
 // entry, or a new one, which is then kept there.
-func appendHeld(dst []byte, m *Map, domain []byte, h *keeper.Held) []byte {
-	slot := m.slot()
+func appendHeld(dst []byte, m *mtamap.Map, domain []byte, h *keeper.Held) []byte {
+	slot := slotOf(m)
 	if h.Entry != nil {
 		if kept := h.Entry.Reply(slot); len(kept) > 0 {
 			return append(dst, kept...)
@@ -241,7 +242,7 @@ func appendHeld(dst []byte, m *Map, domain []byte, h *keeper.Held) []byte {
 	}
 	r, ok := ParseReady(h.Ready)
 	if !ok {
-		return m.appendTemp(dst, reasonNotReady, domain)
+		return appendTemp(dst, m, reasonNotReady, domain)
 	}
 	start := len(dst)
 	dst = appendSecure(dst, m, domain, r)
