@@ -86,7 +86,7 @@ func (s *service) open() error {
 	if s.out, err = newOutside(cfg, s.log); err != nil {
 		return err
 	}
-	table, err := tlsmap.NewTable(mapsOf(cfg))
+	table, err := tlsmap.NewTable(cfg.Maps)
 	if err != nil {
 		return err
 	}

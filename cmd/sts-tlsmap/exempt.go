@@ -11,7 +11,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 )
 
 // exempt is -exempt: it lists what is exempt for a time, or exempts a domain.
@@ -62,7 +62,7 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 // with a dot is all below it.
 func exemptDomain(arg string) (string, error) {
 	if strings.HasPrefix(arg, ".") {
-		domain, err := tlsmap.ParseExempt(arg)
+		domain, err := exempt.Parse(arg)
 		if err != nil {
 			return "", hint(err, "name a domain, as example.com")
 		}
@@ -113,14 +113,14 @@ func exemptionsInFile(store *cache.Store) ([]control.Exemption, error) {
 // exemptInFile returns until when a domain is exempt; zero: it is not.
 func exemptInFile(store *cache.Store, domain string) (time.Time, error) {
 	list, err := exemptionsInFile(store)
-	var until time.Time
+	set := make(exempt.Set, len(list))
 	for _, x := range list {
-		below := strings.HasPrefix(x.Domain, ".") && strings.HasSuffix(domain, x.Domain)
-		if (below || x.Domain == domain) && x.Until.After(until) {
-			until = x.Until
-		}
+		set[x.Domain] = x.Until.Unix()
 	}
-	return until, err
+	if until := set.Until([]byte(domain), 0); until != 0 {
+		return time.Unix(until, 0).UTC(), err
+	}
+	return time.Time{}, err
 }
 
 // printExempt prints exemptions, a line each.

@@ -50,7 +50,7 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 // newMaps returns the maps of a configuration, and a server that knows which
 // domains are exempt. It is not there to answer lookups.
 func newMaps(cfg *config.Config) (*tlsmap.Table, *tlsmap.Server, error) {
-	table, err := tlsmap.NewTable(mapsOf(cfg))
+	table, err := tlsmap.NewTable(cfg.Maps)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -8,7 +8,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // outside is the way to the world: the DNS and the policy hosts.
@@ -45,15 +44,6 @@ func newOutside(cfg *config.Config, log *slog.Logger) (*outside, error) {
 		return nil, err
 	}
 	return &outside{resolver: r, client: client, checker: dane.New(dane.Options{Resolver: r, Log: log})}, nil
-}
-
-// mapsOf returns the maps of a configuration as tlsmap takes them.
-func mapsOf(cfg *config.Config) []tlsmap.Map {
-	maps := make([]tlsmap.Map, len(cfg.Maps))
-	for i, m := range cfg.Maps {
-		maps[i] = tlsmap.Map(m)
-	}
-	return maps
 }
 
 func isLoopback(a netip.AddrPort) bool { return a.Addr().Unmap().IsLoopback() }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
@@ -94,7 +95,7 @@ func fillCache(t *testing.T, path string) {
 		Fetched: now, Expires: now.Add(time.Hour), Due: now.Add(time.Hour),
 	}}})
 	if err == nil {
-		err = store.WriteExemptions([]cache.Exemption{{Domain: "two.test", Until: now.Add(time.Hour)}})
+		err = store.WriteExemptions([]exempt.Exemption{{Domain: "two.test", Until: now.Add(time.Hour)}})
 	}
 	if err != nil {
 		t.Fatal(fmt.Errorf("filling the cache: %w", err))

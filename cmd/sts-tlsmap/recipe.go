@@ -67,9 +67,5 @@ func eximRecipe(ctx context.Context, d recipe.Daemon) (string, error) {
 
 // recipeDaemon is what an MTA meets.
 func (a *app) recipeDaemon(cfg *config.Config) recipe.Daemon {
-	d := recipe.Daemon{LookupTimeout: cfg.Lookup.Timeout, Listen: a.peer.listeners()}
-	for _, m := range cfg.Maps {
-		d.Maps = append(d.Maps, recipe.Map(m))
-	}
-	return d
+	return recipe.Daemon{LookupTimeout: cfg.Lookup.Timeout, Listen: a.peer.listeners(), Maps: cfg.Maps}
 }

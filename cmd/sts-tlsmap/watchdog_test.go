@@ -120,7 +120,7 @@ func probed(t *testing.T, listeners ...net.Listener) (*service, *gatedStore) {
 		t.Fatal(err)
 	}
 	gated := &gatedStore{Store: store}
-	table, err := tlsmap.NewTable(mapsOf(config.Default()))
+	table, err := tlsmap.NewTable(config.Default().Maps)
 	if err != nil {
 		t.Fatal(err)
 	}

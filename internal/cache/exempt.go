@@ -8,24 +8,21 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 )
 
-// MaxExemptions bounds the exemptions that are stored: one page of keys, so
-// that they are read in one state of the file.
-const MaxExemptions = MaxPage
+// MaxExemptions bounds the exemptions that are stored.
+const MaxExemptions = exempt.MaxTimed
 
-// An Exemption is a domain whose policy is not applied until a time. A domain
-// that begins with a dot stands for all below it. What it means is the caller's.
-type Exemption struct {
-	Domain string
-	Until  time.Time
-}
+// They fit on one page of keys, so that they are read in one state of the file.
+const _ = uint(MaxPage - MaxExemptions)
 
 // exemptionSize is the length of a stored exemption: until, in Unix seconds,
 // and the checksum of the domain and of it.
 const exemptionSize = 8 + 4
 
-func encodeExemption(x Exemption) []byte {
+func encodeExemption(x exempt.Exemption) []byte {
 	v := binary.LittleEndian.AppendUint64(make([]byte, 0, exemptionSize), uint64(x.Until.Unix()))
 	return binary.LittleEndian.AppendUint32(v, exemptionChecksum([]byte(x.Domain), v))
 }
@@ -36,21 +33,21 @@ func exemptionChecksum(domain, until []byte) uint32 {
 
 // decodeExemption is false for one that is damaged: it must not switch
 // protection off.
-func decodeExemption(domain, v []byte) (Exemption, bool) {
+func decodeExemption(domain, v []byte) (exempt.Exemption, bool) {
 	if len(v) != exemptionSize || len(domain) == 0 ||
 		binary.LittleEndian.Uint32(v[8:]) != exemptionChecksum(domain, v[:8]) {
-		return Exemption{}, false
+		return exempt.Exemption{}, false
 	}
-	return Exemption{Domain: string(domain), Until: time.Unix(int64(binary.LittleEndian.Uint64(v)), 0).UTC()}, true
+	return exempt.Exemption{Domain: string(domain), Until: time.Unix(int64(binary.LittleEndian.Uint64(v)), 0).UTC()}, true
 }
 
 // exemptions reads what can be read of the bucket, which older files do not
 // have. An error says that something could not.
-func (sn *snapshot) exemptions() ([]Exemption, error) {
+func (sn *snapshot) exemptions() ([]exempt.Exemption, error) {
 	if !sn.hasExempt {
 		return nil, nil
 	}
-	var list []Exemption
+	var list []exempt.Exemption
 	var bad error
 	w := newWalk(&sn.exempt, nil)
 	for range MaxExemptions {
@@ -74,7 +71,7 @@ func (sn *snapshot) exemptions() ([]Exemption, error) {
 
 // Exemptions returns the stored exemptions in the order of their domains,
 // those that are over too. With an error comes what could be read.
-func (s *Store) Exemptions() ([]Exemption, error) {
+func (s *Store) Exemptions() ([]exempt.Exemption, error) {
 	sn := s.current()
 	if sn == nil {
 		return nil, ErrClosed
@@ -89,7 +86,7 @@ func (s *Store) Exemptions() ([]Exemption, error) {
 
 // WriteExemptions replaces the stored exemptions, of which there are
 // MaxExemptions at most. When it returns nil they are on disk.
-func (s *Store) WriteExemptions(list []Exemption) error {
+func (s *Store) WriteExemptions(list []exempt.Exemption) error {
 	if len(list) > MaxExemptions {
 		return fmt.Errorf("store the exemptions: %d are more than %d", len(list), MaxExemptions)
 	}
@@ -115,7 +112,7 @@ func (s *Store) WriteExemptions(list []Exemption) error {
 }
 
 // putExemptions replaces the bucket.
-func putExemptions(tx *bbolt.Tx, list []Exemption) error {
+func putExemptions(tx *bbolt.Tx, list []exempt.Exemption) error {
 	if tx.Bucket(bucketExempt) != nil {
 		if err := tx.DeleteBucket(bucketExempt); err != nil {
 			return err

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 )
 
 func until(day int) time.Time { return time.Date(2026, 11, day, 3, 0, 0, 0, time.UTC) }
@@ -21,7 +23,7 @@ func TestExemptionsAreThereAfterOpeningAgain(t *testing.T) {
 	if list, err := s.Exemptions(); err != nil || len(list) != 0 {
 		t.Fatalf("a new file has %v, %v", list, err)
 	}
-	want := []Exemption{{".below.test", until(1)}, {"a.test", until(2)}, {"b.test", until(3)}}
+	want := []exempt.Exemption{{Domain: ".below.test", Until: until(1)}, {Domain: "a.test", Until: until(2)}, {Domain: "b.test", Until: until(3)}}
 	if err := s.WriteExemptions(want); err != nil {
 		t.Fatal(err)
 	}
@@ -54,9 +56,9 @@ func TestExemptionsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	var list []Exemption
+	var list []exempt.Exemption
 	for i := range MaxExemptions + 1 {
-		list = append(list, Exemption{fmt.Sprintf("d%04d.test", i), until(1)})
+		list = append(list, exempt.Exemption{Domain: fmt.Sprintf("d%04d.test", i), Until: until(1)})
 	}
 	if err := s.WriteExemptions(list); err == nil {
 		t.Error("one too many is stored")
@@ -67,13 +69,13 @@ func TestExemptionsAreBounded(t *testing.T) {
 	if got, err := s.Exemptions(); err != nil || !slices.Equal(got, list[:MaxExemptions]) {
 		t.Errorf("%d, %v", len(got), err)
 	}
-	if err := s.WriteExemptions([]Exemption{{"", until(1)}}); err == nil {
+	if err := s.WriteExemptions([]exempt.Exemption{{Domain: "", Until: until(1)}}); err == nil {
 		t.Error("one without a domain is stored")
 	}
 }
 
 func TestADamagedExemptionIsOver(t *testing.T) {
-	v := encodeExemption(Exemption{"a.test", until(1)})
+	v := encodeExemption(exempt.Exemption{Domain: "a.test", Until: until(1)})
 	if x, ok := decodeExemption([]byte("a.test"), v); !ok || !x.Until.Equal(until(1)) {
 		t.Errorf("%v, %t", x, ok)
 	}
@@ -98,7 +100,7 @@ func TestASalvageCarriesTheExemptionsOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Exemption{{"a.test", until(2)}}
+	want := []exempt.Exemption{{Domain: "a.test", Until: until(2)}}
 	if err := errors.Join(s.WriteExemptions(want), s.Close()); err != nil {
 		t.Fatal(err)
 	}

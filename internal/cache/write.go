@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 )
 
 // An Op is one change: a record to put in its domain's place, or a domain to
@@ -97,7 +99,7 @@ type plan struct {
 	puts     []put
 	deletes  []put
 	stale    [][]byte            // entries of the due index to take out
-	exempt   *[]Exemption        // to replace those that are stored; nil: they stay
+	exempt   *[]exempt.Exemption // to replace those that are stored; nil: they stay
 	touched  map[string]struct{} // domains of the ops, and in puts and deletes
 	counts   counts
 	newest   int64

@@ -15,6 +15,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 // DefaultPath is the file that is read when none is named; it may be absent.
@@ -39,7 +41,7 @@ type Config struct {
 	Lookup  Lookup
 	Refresh Refresh
 	Exempt  Exempt
-	Maps    []Map // the built-in ones first, then those of the file by name
+	Maps    []mtamap.Map // the built-in ones first, then those of the file by name
 }
 
 // Socket is [socket].
@@ -86,8 +88,8 @@ type Refresh struct {
 
 // Exempt is [exempt].
 type Exempt struct {
-	// Domains are those of the key and of the file together: A-labels, lower
-	// case; one that starts with a dot stands for all below it.
+	// Domains are those of the key and of the file together, as exempt.Parse
+	// returns them.
 	Domains []string
 	File    string
 }
@@ -111,7 +113,7 @@ func Default() *Config {
 			FetchRate:   20,
 			Concurrency: 32,
 		},
-		Maps: builtinMaps(),
+		Maps: mtamap.Builtin(),
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 func TestAnAbsentDefaultFileIsNoErrorAndANamedOneIs(t *testing.T) {
@@ -101,7 +101,7 @@ func TestEveryKeyIsTaken(t *testing.T) {
 			CheckRate: 13, FetchRate: 14, Concurrency: 15,
 		},
 		Exempt: Exempt{Domains: []string{"example.com", ".xn--bcher-kva.example"}},
-		Maps: []Map{
+		Maps: []mtamap.Map{
 			{Name: "postfix", Format: "postfix", Servername: true, Enforce: true, Testing: true},
 			{Name: "postfix-tlsrpt", Format: "postfix", TLSRPT: true, Servername: true, Enforce: true},
 			{Name: "postfix-dane", Format: "postfix", Servername: true, Enforce: true},
@@ -229,7 +229,7 @@ func TestAnAliasIsLikeTheMapItStandsForButForItsOwnTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Map{
+	want := []mtamap.Map{
 		{Name: "postfix-dane", Format: "postfix", DANE: true, Servername: true, Enforce: true, Testing: true},
 		{Name: "postfix-dane-tlsrpt", Format: "postfix", DANE: true, TLSRPT: true, Enforce: true},
 		{Name: "QUERY", Format: "postfix", DANE: true, Servername: true, Testing: true},
@@ -276,26 +276,6 @@ func TestExemptDomainsAreConvertedAsTheKeysOfLookupsAre(t *testing.T) {
 		got, ok := parseExempt(entry)
 		if got != want || ok != (want != "") {
 			t.Errorf("%q: %q, %t; want %q", entry, got, ok, want)
-			continue
-		}
-		// The other parser, that of the command line and of the lookups.
-		if again, err := tlsmap.ParseExempt(entry); again != want || (err == nil) != ok {
-			t.Errorf("%q: tlsmap has %q, %v", entry, again, err)
-		}
-	}
-}
-
-func TestTheBuiltInMapsAreThoseThatAreAnswered(t *testing.T) {
-	var maps []tlsmap.Map
-	for _, m := range builtinMaps() {
-		maps = append(maps, tlsmap.Map(m))
-	}
-	if answered := tlsmap.Builtin(); !reflect.DeepEqual(maps, answered) {
-		t.Errorf("here:   %+v\ntlsmap: %+v", maps, answered)
-	}
-	for _, name := range []string{"", "a", "a.b-c_9", "a b", "ä", "a/b", "k\u212a", strings.Repeat("a", maxMapName), strings.Repeat("a", maxMapName+1)} {
-		if valid := validMapName(name); valid != (tlsmap.CheckMapName(name) == nil) {
-			t.Errorf("%q: %t here, not so in tlsmap", name, valid)
 		}
 	}
 }
@@ -405,7 +385,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if len(c.Listen) == 0 || c.Lookup.Timeout > MaxLookup || len(c.Maps) > len(builtinMaps())+MaxMaps {
+		if len(c.Listen) == 0 || c.Lookup.Timeout > MaxLookup || len(c.Maps) > len(mtamap.Builtin())+MaxMaps {
 			t.Fatalf("out of bounds: %+v", c)
 		}
 	})

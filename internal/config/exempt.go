@@ -4,9 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
-	"strings"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 )
 
 const (
@@ -21,18 +20,11 @@ const (
 
 const wantExempt = `a domain, as "example.com", or ".example.com" for all below it`
 
-// parseExempt reads a domain, or a dot and a domain, and returns it folded.
+// parseExempt is exempt.Parse. What is wrong with an entry is said as it is of
+// any other key: by what was expected.
 func parseExempt(s string) (string, bool) {
-	name, below := strings.CutPrefix(s, ".")
-	name, err := policy.ALabels(name)
-	name = strings.ToLower(strings.TrimSuffix(name, ".")) // of ASCII now
-	if err != nil || !policy.IsHostName(name) {
-		return "", false
-	}
-	if below {
-		name = "." + name
-	}
-	return name, true
+	entry, err := exempt.Parse(s)
+	return entry, err == nil
 }
 
 // readExempt reads a file with one domain a line; what follows a # is a

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 // A key is one key of the file: its full name and how its value is taken.
@@ -185,7 +187,7 @@ func Keys() []string {
 	for _, k := range keysOf(Default()) {
 		names = append(names, k.name)
 	}
-	for _, k := range mapKeys(&Map{}) {
+	for _, k := range mapKeys(&mtamap.Map{}) {
 		names = append(names, "map.NAME."+k.name)
 	}
 	slices.Sort(names)

@@ -2,56 +2,19 @@ package config
 
 import (
 	"slices"
-	"strings"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
-// A Map is a socketmap map: what one kind of MTA asks by name, and what the
-// reply looks like. Names are case-sensitive.
-type Map struct {
-	Name       string
-	Format     string // FormatPostfix or FormatExim
-	DANE       bool   // "dane-only" where DANE protects the domain
-	TLSRPT     bool   // with the policy attributes of Postfix 3.10
-	Servername bool   // with servername=hostname; means nothing to Exim
-	Testing    bool   // treat testing policies as enforced
-	Enforce    bool   // false: a rehearsal, the reply is NOTFOUND
-}
-
-// The formats of a reply.
-const (
-	FormatPostfix = "postfix"
-	FormatExim    = "exim"
-)
-
-const (
-	// MaxMaps bounds the maps that a file adds to the built-in ones.
-	MaxMaps = 8
-	// maxMapName bounds a map's name, in bytes.
-	maxMapName = 64
-)
-
-func builtinMaps() []Map {
-	return []Map{
-		{Name: "postfix", Format: FormatPostfix, Servername: true, Enforce: true},
-		{Name: "postfix-tlsrpt", Format: FormatPostfix, TLSRPT: true, Servername: true, Enforce: true},
-		{Name: "postfix-dane", Format: FormatPostfix, DANE: true, Servername: true, Enforce: true},
-		{Name: "postfix-dane-tlsrpt", Format: FormatPostfix, DANE: true, TLSRPT: true, Servername: true, Enforce: true},
-		{Name: "QUERY", Format: FormatPostfix, DANE: true, Servername: true, Enforce: true},
-		{Name: "QUERYwithTLSRPT", Format: FormatPostfix, DANE: true, TLSRPT: true, Servername: true, Enforce: true},
-		{Name: "exim", Format: FormatExim, Servername: true, Enforce: true},
-	}
-}
-
-// aliases are the names that other policy servers answer to, and the map that
-// each stands for: it is like that one, with what its own table changes.
-var aliases = map[string]string{"QUERY": "postfix-dane", "QUERYwithTLSRPT": "postfix-dane-tlsrpt"}
+// MaxMaps bounds the maps that a file adds to the built-in ones.
+const MaxMaps = 8
 
 // followAliases makes each alias like the map that it stands for.
 func (c *Config) followAliases() {
 	for i := range c.Maps {
 		alias := c.Maps[i].Name
 		for _, m := range c.Maps {
-			if m.Name == aliases[alias] {
+			if m.Name == mtamap.StandsFor(alias) {
 				c.Maps[i] = m
 				c.Maps[i].Name = alias
 			}
@@ -62,13 +25,13 @@ func (c *Config) followAliases() {
 // SetsDANE says whether the file has a map that follows DANE, besides the
 // built-in ones as they are.
 func (c *Config) SetsDANE() bool {
-	builtin := builtinMaps()
-	return slices.ContainsFunc(c.Maps, func(m Map) bool { return m.DANE && !slices.Contains(builtin, m) })
+	builtin := mtamap.Builtin()
+	return slices.ContainsFunc(c.Maps, func(m mtamap.Map) bool { return m.DANE && !slices.Contains(builtin, m) })
 }
 
-func mapKeys(m *Map) []key {
+func mapKeys(m *mtamap.Map) []key {
 	return []key{
-		{"format", scalar(&m.Format, oneOf(FormatPostfix, FormatExim), `"postfix" or "exim"`)},
+		{"format", scalar(&m.Format, oneOf(mtamap.FormatPostfix, mtamap.FormatExim), `"postfix" or "exim"`)},
 		{"dane", boolean(&m.DANE)},
 		{"tlsrpt", boolean(&m.TLSRPT)},
 		{"servername", boolean(&m.Servername)},
@@ -85,7 +48,7 @@ func mapKeys(m *Map) []key {
 func (d *document) applyMaps(c *Config, tables map[string]any) {
 	var later []string
 	for _, name := range sortedKeys(tables) {
-		if aliases[name] != "" {
+		if mtamap.StandsFor(name) != "" {
 			later = append(later, name)
 			continue
 		}
@@ -105,22 +68,22 @@ func (d *document) applyMapTable(c *Config, name string, v any) {
 		d.fail(full, "is %s; expected a table: [map.NAME]", describe(v))
 		return
 	}
-	if !validMapName(name) {
-		d.fail(full, "%s is no name of a map; expected letters, digits, '-', '_' and '.', at most %d", describe(name), maxMapName)
+	if mtamap.CheckName(name) != nil {
+		d.fail(full, "%s is no name of a map; expected letters, digits, '-', '_' and '.', at most %d", describe(name), mtamap.MaxName)
 		return
 	}
-	i := slices.IndexFunc(c.Maps, func(m Map) bool { return m.Name == name })
+	i := slices.IndexFunc(c.Maps, func(m mtamap.Map) bool { return m.Name == name })
 	if i < 0 {
 		i = len(c.Maps)
-		if i == len(builtinMaps())+MaxMaps {
+		if i == len(mtamap.Builtin())+MaxMaps {
 			d.fail(full, "too many maps; expected at most %d besides the built-in ones", MaxMaps)
 		}
-		c.Maps = append(c.Maps, Map{Name: name, Format: FormatPostfix, Servername: true, Enforce: true})
+		c.Maps = append(c.Maps, mtamap.New(name))
 	}
 	d.applyMap(&c.Maps[i], full, table)
 }
 
-func (d *document) applyMap(m *Map, full string, table map[string]any) {
+func (d *document) applyMap(m *mtamap.Map, full string, table map[string]any) {
 	keys := mapKeys(m)
 	for j := range keys {
 		keys[j].name = full + "." + keys[j].name
@@ -132,19 +95,9 @@ func (d *document) applyMap(m *Map, full string, table map[string]any) {
 	if len(d.errs) > before {
 		return
 	}
-	if m.Format == FormatExim && m.DANE {
-		d.fail(full, `dane does not go with format "exim": Exim does DANE by itself (hosts_try_dane)`)
+	for _, err := range m.Conflicts() {
+		d.fail(full, "%v", err)
 	}
-	if m.Format == FormatExim && m.TLSRPT {
-		d.fail(full, `tlsrpt does not go with format "exim": Exim takes no attributes`)
-	}
-}
-
-func validMapName(s string) bool {
-	return s != "" && len(s) <= maxMapName && !strings.ContainsFunc(s, func(r rune) bool {
-		letter := r|0x20 >= 'a' && r|0x20 <= 'z'
-		return !letter && (r < '0' || r > '9') && !strings.ContainsRune("-_.", r)
-	})
 }
 
 func oneOf(words ...string) func(string) (string, bool) {

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -30,7 +29,7 @@ type Learner interface {
 
 // Exemptions are those set at run time; *exempt.List is one.
 type Exemptions interface {
-	InForce() []cache.Exemption
+	InForce() []exempt.Exemption
 	Set(domain string, long time.Duration) (until time.Time, was bool, err error)
 }
 

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -18,8 +17,8 @@ type fakeExemptions struct{ err error }
 
 var exemptEnd = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 
-func (f *fakeExemptions) InForce() []cache.Exemption {
-	return []cache.Exemption{{Domain: "a.test", Until: exemptEnd}}
+func (f *fakeExemptions) InForce() []exempt.Exemption {
+	return []exempt.Exemption{{Domain: "a.test", Until: exemptEnd}}
 }
 
 func (f *fakeExemptions) Set(string, time.Duration) (time.Time, bool, error) {

@@ -15,7 +15,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
 // Options are what a Server answers from.
@@ -348,4 +348,4 @@ func (s *Server) domains(w http.ResponseWriter, r *http.Request) ([]string, erro
 }
 
 // isDomain says whether s could be the domain of a record.
-func isDomain(s string) bool { return policy.IsHostName(s) && strings.ToLower(s) == s }
+func isDomain(s string) bool { return hostname.Valid(s) && hostname.Lower(s) == s }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
 // An MXHost is one host of an MX RRset.
@@ -140,34 +142,16 @@ func (s *MXSet) sort() {
 
 // strictName says whether s is a host name (RFC 1123, 2.1). Exim takes more
 // than that from the DNS.
-func strictName(s string) bool { return hostName(s, false) }
+func strictName(s string) bool { return hostname.Labels(s, 0) > 0 && !isAddress(s) }
 
 // laxName says whether Postfix takes s for a host name: it lets underscores
 // pass, and would use the TLSA records of such a host.
-func laxName(s string) bool { return hostName(s, true) }
+func laxName(s string) bool { return hostname.Labels(s, hostname.Underscore) > 0 && !isAddress(s) }
 
-const (
-	maxHostName = 253
-	maxLabel    = 63
-)
-
-func hostName(s string, underscores bool) bool {
-	if len(s) > maxHostName {
-		return false
-	}
-	if _, err := netip.ParseAddr(s); err == nil {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > maxLabel || label[0] == '-' || label[len(label)-1] == '-' {
-			return false
-		}
-		for i := range len(label) {
-			c := label[i]
-			if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_' && underscores) {
-				return false
-			}
-		}
-	}
-	return true
+// isAddress says whether s is an address as a whole. That the last label is a
+// number, as hostname.EndsInNumber tells, does not suffice here: the MTA would
+// look "mx.1" up.
+func isAddress(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil
 }

@@ -1,188 +1,74 @@
 package exempt
 
 import (
-	"bytes"
-	"errors"
-	"log/slog"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
-// fakeStore is a disk that can fail and hang.
-type fakeStore struct {
-	mu     sync.Mutex
-	list   []cache.Exemption
-	writes int
-	bad    error         // of reading
-	fails  error         // of writing
-	gate   chan struct{} // writing waits until it is closed
-}
-
-func (f *fakeStore) Exemptions() ([]cache.Exemption, error) { return f.list, f.bad }
-
-func (f *fakeStore) WriteExemptions(list []cache.Exemption) error {
-	f.mu.Lock()
-	gate := f.gate
-	f.mu.Unlock()
-	if gate != nil {
-		<-gate
+func TestExemptDomains(t *testing.T) {
+	x, err := ForGood([]string{"example.com", ".example.net", "Bücher.Example.", ".internal"})
+	if err != nil {
+		t.Fatal(err)
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.writes++
-	if f.fails == nil {
-		f.list = list
+	for domain, want := range map[string]bool{
+		"example.com":            true,
+		"sub.example.com":        false,
+		"notexample.com":         false,
+		"example.net":            false,
+		"sub.example.net":        true,
+		"deep.sub.example.net":   true,
+		"notexample.net":         false,
+		"xn--bcher-kva.example":  true,
+		"host.internal":          true,
+		"internal.example":       false,
+		"example.com.example.se": false,
+	} {
+		if got := x.Has([]byte(domain)); got != want {
+			t.Errorf("%s: exempt %t, want %t", domain, got, want)
+		}
 	}
-	return f.fails
-}
-
-// stored is what is on disk when nothing is under way.
-func (f *fakeStore) stored() []cache.Exemption {
-	synctest.Wait()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.list
-}
-
-// inForce has a List over a store, and what it has applied.
-func inForce(t *testing.T, store *fakeStore, test func(t *testing.T, l *List, server *tlsmap.Server, log *bytes.Buffer)) {
-	synctest.Test(t, func(t *testing.T) {
-		table, err := tlsmap.NewTable(tlsmap.Builtin())
-		if err != nil {
-			t.Fatal(err)
-		}
-		server, log := tlsmap.NewServer(table, tlsmap.Options{}), new(bytes.Buffer)
-		l, err := Open(store, server.SetTimedExempt, slog.New(slog.NewTextHandler(log, nil)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		test(t, l, server, log)
-		if err := l.Close(); err != nil && store.fails == nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestAnExemptionIsInForceKeptAndEndsByItself(t *testing.T) {
-	store := new(fakeStore)
-	inForce(t, store, func(t *testing.T, l *List, server *tlsmap.Server, log *bytes.Buffer) {
-		until, was, err := l.Set("Bücher.Example", 4*time.Hour)
-		if err != nil || was || !until.Equal(time.Now().Add(4*time.Hour)) {
-			t.Fatalf("%v, %t, %v", until, was, err)
-		}
-		if !server.IsExempt("xn--bcher-kva.example") || len(store.stored()) != 1 {
-			t.Errorf("in force: %t; on disk: %v", server.IsExempt("xn--bcher-kva.example"), store.stored())
-		}
-		time.Sleep(4*time.Hour + time.Second)
-		if server.IsExempt("xn--bcher-kva.example") || len(l.InForce()) != 0 || len(store.stored()) != 0 {
-			t.Errorf("it is not over: %v, on disk: %v", l.InForce(), store.stored())
-		}
-		for _, want := range []string{"its policy is not applied", "exemption over"} {
-			if !strings.Contains(log.String(), want) {
-				t.Errorf("the log does not say %q:\n%s", want, log)
-			}
-		}
-	})
-}
-
-func TestAnExemptionOfNoTimeEndsOne(t *testing.T) {
-	store := new(fakeStore)
-	inForce(t, store, func(t *testing.T, l *List, server *tlsmap.Server, _ *bytes.Buffer) {
-		if _, was, err := l.Set("a.test", 0); was || err != nil || store.writes != 0 {
-			t.Errorf("where there is none: %t, %v, %d writes", was, err, store.writes)
-		}
-		if _, _, err := l.Set(".a.test", time.Hour); err != nil {
-			t.Fatal(err)
-		}
-		if _, was, err := l.Set(".a.test", 0); !was || err != nil || server.IsExempt("b.a.test") || len(store.stored()) != 0 {
-			t.Errorf("%t, %v, on disk: %v", was, err, store.stored())
-		}
-	})
-}
-
-func TestStoredExemptionsAreInForceAfterAStartUnlessTheyAreOver(t *testing.T) {
-	// The bubble's clock begins in 2000.
-	end := time.Date(2000, 1, 2, 0, 0, 0, 0, time.UTC)
-	store := &fakeStore{
-		list: []cache.Exemption{{Domain: "a.test", Until: end}, {Domain: "over.test", Until: end.AddDate(-1, 0, 0)}, {Domain: "*.x", Until: end}},
-		bad:  errors.New("a page is damaged"),
-	}
-	inForce(t, store, func(t *testing.T, l *List, server *tlsmap.Server, log *bytes.Buffer) {
-		if list := l.InForce(); len(list) != 1 || list[0].Domain != "a.test" || !server.IsExempt("a.test") || server.IsExempt("over.test") {
-			t.Errorf("in force: %v", list)
-		}
-		if !strings.Contains(log.String(), "a page is damaged") || !strings.Contains(log.String(), "domains=[a.test]") {
-			t.Errorf("the log says:\n%s", log)
-		}
-	})
-	if len(store.list) != 1 {
-		t.Errorf("what is over stays on disk: %v", store.list)
+	if Set(nil).Has([]byte("example.com")) {
+		t.Error("an empty list exempts")
 	}
 }
 
-func TestAnExemptionIsInForceAlthoughTheDiskIsFullAndIsWrittenLater(t *testing.T) {
-	store := &fakeStore{fails: errors.New("no space left on device")}
-	inForce(t, store, func(t *testing.T, l *List, server *tlsmap.Server, _ *bytes.Buffer) {
-		_, _, err := l.Set("a.test", time.Hour)
-		var notKept *NotKeptError
-		if !errors.As(err, &notKept) || !server.IsExempt("a.test") {
-			t.Fatalf("%v; exempt: %t", err, server.IsExempt("a.test"))
+func TestAnExemptEntryThatIsNoDomainIsAnError(t *testing.T) {
+	for entry, want := range map[string]string{
+		"":                "is no domain",
+		".":               "is no domain",
+		"*.example.com":   `is written ".example.com"`,
+		"..example.com":   "is no domain",
+		"example.com:25":  "is no domain",
+		"[example.com]":   "is no domain",
+		"exa mple.com":    "is no domain",
+		"b\xfccher.de":    "cannot be converted",
+		"user@example.se": "is no domain",
+	} {
+		if got, err := Parse(entry); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %q, %v; want an error with %q", entry, got, err, want)
 		}
-		store.mu.Lock()
-		store.fails = nil
-		store.mu.Unlock()
-		time.Sleep(writeAgain + time.Second)
-		if len(store.stored()) != 1 {
-			t.Error("it was not written when there was room again")
-		}
-	})
+	}
 }
 
-func TestADiskThatHangsHoldsNobodyUp(t *testing.T) {
-	store := new(fakeStore)
-	inForce(t, store, func(t *testing.T, l *List, server *tlsmap.Server, _ *bytes.Buffer) {
-		gate := make(chan struct{}) // of the bubble, so that its time goes on
-		store.gate = gate
-		begun := time.Now()
-		var notKept *NotKeptError
-		for _, domain := range []string{"a.test", "b.test"} {
-			if _, _, err := l.Set(domain, time.Hour); !errors.As(err, &notKept) || !server.IsExempt(domain) {
-				t.Errorf("%s: %v", domain, err)
-			}
+func TestOfSeveralExemptionsTheLongestCounts(t *testing.T) {
+	at := func(seconds int64) time.Time { return time.Unix(seconds, 0) }
+	x, err := Timed([]Exemption{{".example.com", at(20)}, {"a.example.com", at(30)}, {"B.Example.", at(10)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		domain    string
+		now, want int64
+	}{
+		{"a.example.com", 0, 30}, {"a.example.com", 29, 30}, {"a.example.com", 30, 0}, {"c.a.example.com", 0, 20}, {"c.a.example.com", 20, 0},
+		{"example.com", 0, 0}, {"b.example", 9, 10}, {"b.example", 10, 0},
+	} {
+		if got := x.Until([]byte(tt.domain), tt.now); got != tt.want {
+			t.Errorf("%s at %d: exempt until %d, want %d", tt.domain, tt.now, got, tt.want)
 		}
-		if took := time.Since(begun); took > 2*writeWait || len(l.InForce()) != 2 {
-			t.Errorf("it took %v; in force: %v", took, l.InForce())
-		}
-		close(gate)
-		time.Sleep(writeAgain + time.Second)
-		if len(store.stored()) != 2 {
-			t.Errorf("on disk: %v", store.stored())
-		}
-	})
-}
-
-func TestWhatCannotBeExemptIsAnError(t *testing.T) {
-	inForce(t, new(fakeStore), func(t *testing.T, l *List, server *tlsmap.Server, _ *bytes.Buffer) {
-		if _, _, err := l.Set("a.test", MaxFor+1); !errors.Is(err, ErrTooLong) {
-			t.Errorf("too long: %v", err)
-		}
-		if _, _, err := l.Set("*.test", time.Hour); err == nil {
-			t.Error("*.test is taken")
-		}
-		for i := range tlsmap.MaxTimedExempt + 1 {
-			_, _, err := l.Set(strings.Repeat("a", i%50+1)+"."+strings.Repeat("b", i/50+1)+".test", time.Hour)
-			if (err != nil) != (i == tlsmap.MaxTimedExempt) {
-				t.Fatalf("number %d: %v", i, err)
-			}
-		}
-		if len(l.InForce()) != tlsmap.MaxTimedExempt {
-			t.Errorf("%d in force", len(l.InForce()))
-		}
-	})
+	}
+	if !x.Has([]byte("b.example")) {
+		t.Error("what is in the set is not had")
+	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -146,7 +147,7 @@ func TestWhereNoPolicyIsEnforcedTheSectionSaysThatMailDoesNotNeedIt(t *testing.T
 
 func TestWhereAMapEnforcesTestingPoliciesTheSectionDoesNotSayThatMailDoesNotNeedIt(t *testing.T) {
 	w := daneDomain()
-	w.maps = append(tlsmap.Builtin(), tlsmap.Map{Name: "strict", Format: tlsmap.FormatPostfix, DANE: true, Enforce: true, Servername: true, Testing: true})
+	w.maps = append(mtamap.Builtin(), mtamap.Map{Name: "strict", Format: mtamap.FormatPostfix, DANE: true, Enforce: true, Servername: true, Testing: true})
 	w.text = strings.ReplaceAll(enforced, "enforce", "testing")
 	w.held.Entry.Policy = w.text
 	r := w.gather(t, "a.test")
@@ -217,7 +218,7 @@ func TestTheStateThatTheDaemonHoldsIsShownBesideTheLiveOne(t *testing.T) {
 		}
 	}
 	// The status page has nothing else to go by.
-	table, err := tlsmap.NewTable(tlsmap.Builtin())
+	table, err := tlsmap.NewTable(mtamap.Builtin())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -37,7 +38,7 @@ type world struct {
 	heldIs error
 	from   string
 	exempt bool
-	maps   []tlsmap.Map        // nil: those built in
+	maps   []mtamap.Map        // nil: those built in
 	signed map[string][]string // "name type": records that come authenticated; nil ones fail
 }
 
@@ -132,7 +133,7 @@ func (w *world) gather(t *testing.T, key string) *Report {
 	t.Helper()
 	maps := w.maps
 	if maps == nil {
-		maps = tlsmap.Builtin()
+		maps = mtamap.Builtin()
 	}
 	table, err := tlsmap.NewTable(maps)
 	if err != nil {
@@ -194,7 +195,7 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 			if !strings.Contains(r.Next, test.next) {
 				t.Errorf("next: got %q, want %q", r.Next, test.next)
 			}
-			if len(r.Maps) != len(tlsmap.Builtin()) || !strings.HasPrefix(r.Maps[0].Reply, test.reply) {
+			if len(r.Maps) != len(mtamap.Builtin()) || !strings.HasPrefix(r.Maps[0].Reply, test.reply) {
 				t.Errorf("got %+v, want %s", r.Maps, test.reply)
 			}
 		})

@@ -45,12 +45,6 @@ type Trouble struct {
 	told bool // in the log by those who noticed
 }
 
-// Limits of what is still taken for health.
-const (
-	clockSlack = time.Minute // by which the clock may be behind the newest record
-	lateAfter  = time.Hour   // by which a refresh may be late
-)
-
 // Signs are what the troubles are told from.
 type Signs struct {
 	Now    time.Time
@@ -74,8 +68,8 @@ func (s *Signs) Troubles() []Trouble {
 		{s.Keeper.DNSDead, Trouble{Condition: Resolver, told: true,
 			What: "no TXT lookup has succeeded for some minutes, although several domains were tried",
 			Next: "see whether the resolver answers: servers in [dns], or /etc/resolv.conf"}},
-		{s.Cache.Newest.Sub(s.Now) > clockSlack, s.clock()},
-		{time.Duration(s.Keeper.LateSeconds)*time.Second >= lateAfter, Trouble{Condition: Refresher, told: true,
+		{s.Cache.Newest.Sub(s.Now) > keeper.ClockSlack, s.clock()},
+		{time.Duration(s.Keeper.LateSeconds)*time.Second >= keeper.LateAfter, Trouble{Condition: Refresher, told: true,
 			What: fmt.Sprintf("the refresher is %s late", time.Duration(s.Keeper.LateSeconds)*time.Second),
 			Next: "if it stays so, raise fetch_rate, check_rate or concurrency in [refresh]"}},
 		{s.Keeper.Failing, Trouble{Condition: Writes, told: true,

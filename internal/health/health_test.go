@@ -24,8 +24,8 @@ var broken = map[string]Signs{
 	Discovery:  {Keeper: keeper.Stats{FetchDead: true}},
 	Roots:      {Keeper: keeper.Stats{FetchDead: true, Untrusted: true}},
 	Resolver:   {Keeper: keeper.Stats{DNSDead: true}},
-	Clock:      {Cache: cache.Stats{Newest: noon.Add(2 * clockSlack)}},
-	Refresher:  {Keeper: keeper.Stats{LateSeconds: int64(lateAfter / time.Second)}},
+	Clock:      {Cache: cache.Stats{Newest: noon.Add(2 * keeper.ClockSlack)}},
+	Refresher:  {Keeper: keeper.Stats{LateSeconds: int64(keeper.LateAfter / time.Second)}},
 	Writes:     {Keeper: keeper.Stats{Failing: true}},
 	Validation: {DANE: dane.Stats{Kept: 7, Verdict: dane.NoAD}},
 	Salvage:    {Cache: cache.Stats{Salvage: &cache.Report{Why: errors.Join(errors.New("zeroes"), errors.New("everywhere")), Recovered: 7, Lost: 2}}},
@@ -47,7 +47,7 @@ func TestEachConditionIsToldByItsSignsAndSaysWhatToDo(t *testing.T) {
 }
 
 func TestNothingIsWrongWithADaemonThatWorks(t *testing.T) {
-	s := Signs{Now: noon, Cache: cache.Stats{Newest: noon.Add(clockSlack)}, Keeper: keeper.Stats{LateSeconds: 3599, Fetches: 7, FetchFailures: 7},
+	s := Signs{Now: noon, Cache: cache.Stats{Newest: noon.Add(keeper.ClockSlack)}, Keeper: keeper.Stats{LateSeconds: 3599, Fetches: 7, FetchFailures: 7},
 		DANE: dane.Stats{Kept: 7, Verdict: dane.Validates}} // which they lose at their next renewal
 	if got := s.Troubles(); len(got) != 0 {
 		t.Errorf("%+v", got)

@@ -208,7 +208,7 @@ func (k *Keeper) reportVital(v *vital, now time.Time, words, next string) {
 
 func (k *Keeper) reportLateness(was bool) bool {
 	seconds := max(k.check.late.Load(), k.fetch.late.Load())
-	late := seconds >= int64(lateWarning/time.Second)
+	late := seconds >= int64(LateAfter/time.Second)
 	if late && !was {
 		k.o.Log.Error("the refresher is late", "by", time.Duration(seconds)*time.Second,
 			"next", "raise [refresh] fetch_rate, check_rate or concurrency if it stays so")

@@ -111,7 +111,7 @@ func (f *Foreign) check(now time.Time) (*policy.Policy, error) {
 		return nil, errProbeDomain
 	case err != nil:
 		return nil, fmt.Errorf("the policy of %s is no policy: %w", f.Domain, err)
-	case f.Fetched.After(now.Add(clockSlack)):
+	case f.Fetched.After(now.Add(ClockSlack)):
 		return nil, fmt.Errorf("the policy of %s was fetched in the future (%s): see to the clocks", f.Domain, f.Fetched.Format(time.RFC3339))
 	case f.Expires.After(f.Fetched.Add(p.MaxAge)):
 		return nil, fmt.Errorf("the policy of %s would last longer than its max_age", f.Domain)

@@ -34,9 +34,9 @@ const (
 	// recheckWays in how many of the slots one may stand.
 	recheckSlots = 1 << 16
 	recheckWays  = 4
-	// clockSlack is how far ahead of the clock a policy's fetch may be, and how
+	// ClockSlack is how far ahead of the clock a policy's fetch may be, and how
 	// far the clock may run away between two looks.
-	clockSlack = time.Minute
+	ClockSlack = time.Minute
 	// lostAfter is by how much a policy in use may be overdue before it is fetched
 	// because it is asked for: the index of what is due may have lost it.
 	lostAfter = 24 * time.Hour
@@ -143,8 +143,9 @@ const (
 	// troubleDomains is for how many different domains something must have
 	// failed before the fault is taken to be ours.
 	troubleDomains = 3
-	// lateWarning is how far behind the refresher may be before it is a warning.
-	lateWarning = time.Hour
+	// LateAfter is how far behind the refresher may be before it is an error in
+	// the log, and a trouble to package health.
+	LateAfter = time.Hour
 
 	// logsPerSecond and logBurst bound the lines that hostile domains can cause:
 	// about policies held, and apart from those about discoveries.

@@ -23,7 +23,7 @@ func newDeletion(now time.Time) *deletion {
 func (d *deletion) due(now, wall time.Time) bool {
 	ahead := wall.Sub(d.wall) - now.Sub(d.last)
 	d.last, d.wall = now, wall
-	if ahead > clockSlack {
+	if ahead > ClockSlack {
 		d.next = now.Add(purgeAfterJump)
 	}
 	if now.Before(d.next) {

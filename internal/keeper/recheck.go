@@ -29,7 +29,7 @@ func (k *Keeper) wantRecheck(hash uint64, domain []byte, now, seconds int64) {
 // fetched when the clock was ahead, so that it would be due in the future only;
 // or overdue for so long that the store's index may have lost it.
 func (k *Keeper) strayed(r *cache.Record, now time.Time) bool {
-	return now.Sub(r.Used) > k.o.UnusedAfter || r.Fetched.Sub(now) > clockSlack || now.Sub(r.Due) > lostAfter
+	return now.Sub(r.Used) > k.o.UnusedAfter || r.Fetched.Sub(now) > ClockSlack || now.Sub(r.Due) > lostAfter
 }
 
 // recheck writes nothing: what it saw is forgotten but for a changed id, or

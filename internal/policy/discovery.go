@@ -15,6 +15,7 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/net/http/httpproxy"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
@@ -121,12 +122,12 @@ func ProxyFromEnvironment() func(*url.URL) (*url.URL, error) {
 // an *Error with ResultNoRecord, ResultRecordInvalid or ResultDNS. The
 // parent's record is never asked for (RFC 8461, 3.4).
 func (c *Client) Record(ctx context.Context, domain string) (Record, time.Duration, error) {
-	domain = lower(domain)
+	domain = hostname.Lower(domain)
 	name := RecordName(domain)
 	fail := func(result Result, ttl time.Duration, err error) (Record, time.Duration, error) {
 		return Record{}, ttl, &Error{Domain: domain, Result: result, TTL: ttl, Err: err}
 	}
-	if !IsHostName(domain) || len(name) > maxName {
+	if !hostname.Valid(domain) || len(name) > hostname.MaxName {
 		return fail(ResultNoRecord, 0, fmt.Errorf("%w: no such name can be in the DNS", ErrNoRecord))
 	}
 	answer, err := c.resolver.Query(ctx, name, dns.TypeTXT)
@@ -204,7 +205,7 @@ func (c *Client) Fetch(ctx context.Context, domain string) (*Fetched, error) {
 // FetchThrough is Fetch, with a gate to pass before each connection; nil is
 // none. The result of an error may also be ResultBusy.
 func (c *Client) FetchThrough(ctx context.Context, domain string, gate Gate) (*Fetched, error) {
-	domain = lower(domain)
+	domain = hostname.Lower(domain)
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, c.timeout) // RFC 8461, 3.3
 	defer cancel()
@@ -218,7 +219,7 @@ func (c *Client) FetchThrough(ctx context.Context, domain string, gate Gate) (*F
 
 func (c *Client) fetch(ctx context.Context, domain string, gate Gate) (*Fetched, error) {
 	host := HostName(domain)
-	if !IsHostName(domain) || len(host) > maxName {
+	if !hostname.Valid(domain) || len(host) > hostname.MaxName {
 		return nil, fmt.Errorf("%w: no such name can be in the DNS", ErrHostAbsent)
 	}
 	addrs, err := c.addresses(ctx, host)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
 // The bounds of a policy file.
@@ -127,7 +129,7 @@ func (p *parser) addMX(value string) error {
 	if p.patterns > MaxPatterns {
 		return fmt.Errorf("more than %d lines of mx", MaxPatterns)
 	}
-	pattern := lower(strings.TrimSuffix(value, "."))
+	pattern := hostname.Lower(strings.TrimSuffix(value, "."))
 	if !isDomain(strings.TrimPrefix(pattern, "*.")) {
 		hint := ""
 		if strings.ContainsFunc(value, func(r rune) bool { return r >= utf8.RuneSelf }) {

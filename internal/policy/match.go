@@ -43,3 +43,10 @@ func equalFold(a, b string) bool {
 	}
 	return true
 }
+
+func lowerByte(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
+}

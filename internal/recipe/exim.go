@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/packaging/exim"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 // An EximRecipe is what to write into which files, and what to look at.
@@ -132,7 +134,7 @@ func (a *eximAdvice) checkMap() error {
 		if m.Name != eximMap {
 			continue
 		}
-		if m.Format != "exim" {
+		if m.Format != mtamap.FormatExim {
 			return fmt.Errorf("map %s of the daemon has format %q", eximMap, m.Format)
 		}
 		if !m.Enforce {

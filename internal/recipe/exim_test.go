@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/packaging/exim"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 // The files in testdata named exim-RELEASE are what Debian's Exim prints for
@@ -49,7 +51,7 @@ func newEximKitchen(t *testing.T, release string) *eximKitchen {
 		},
 		d: Daemon{
 			Listen:        []string{"unix:/run/x.sock", "inet:127.0.0.1:8461"},
-			Maps:          []Map{{Name: "exim", Format: "exim", Enforce: true}},
+			Maps:          []mtamap.Map{{Name: "exim", Format: "exim", Enforce: true}},
 			LookupTimeout: 20 * time.Second,
 		},
 	}

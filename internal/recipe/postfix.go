@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 // caFiles are where systems keep the public certificate authorities in one
@@ -113,7 +115,7 @@ func (a *advice) mapName(dane bool) (string, error) {
 // find returns the first map that enforces, with these properties.
 func (a *advice) find(dane, tlsrpt bool) string {
 	for _, m := range a.d.Maps {
-		if m.Format == "postfix" && m.Enforce && m.Servername && !m.Testing && m.DANE == dane && m.TLSRPT == tlsrpt {
+		if m.Format == mtamap.FormatPostfix && m.Enforce && m.Servername && !m.Testing && m.DANE == dane && m.TLSRPT == tlsrpt {
 			return m.Name
 		}
 	}

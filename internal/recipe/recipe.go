@@ -9,6 +9,8 @@ package recipe
 import (
 	"strings"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 // A Daemon is the part of the daemon's configuration that the MTA meets.
@@ -16,19 +18,8 @@ type Daemon struct {
 	// Listen are the endpoints in Postfix's syntax: "inet:127.0.0.1:8461",
 	// "unix:/path".
 	Listen        []string
-	Maps          []Map
+	Maps          []mtamap.Map  // those that the daemon answers
 	LookupTimeout time.Duration // of one lookup
-}
-
-// A Map is one that the daemon answers.
-type Map struct {
-	Name       string
-	Format     string // "postfix" or another
-	DANE       bool
-	TLSRPT     bool
-	Servername bool
-	Testing    bool // treats testing policies as enforced
-	Enforce    bool // false: a rehearsal
 }
 
 // A Recipe is what to write, and what to look at.

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 // The files in testdata named after Debian's releases are what postconf -x
@@ -33,7 +35,7 @@ func readRelease(t *testing.T, name string) Postconf {
 }
 
 // allMaps are the builtin maps once DANE is there.
-var allMaps = []Map{
+var allMaps = []mtamap.Map{
 	{Name: "rehearsal", Format: "postfix", Servername: true},
 	{Name: "strict", Format: "postfix", Servername: true, Enforce: true, Testing: true},
 	{Name: "nosni", Format: "postfix", Enforce: true},
@@ -192,8 +194,8 @@ func TestAPostfixThatDoesNotKnowServernameIsRefused(t *testing.T) {
 }
 
 func TestADaemonWithoutTheRightMap(t *testing.T) {
-	keep := func(names ...string) []Map {
-		var maps []Map
+	keep := func(names ...string) []mtamap.Map {
+		var maps []mtamap.Map
 		for _, m := range allMaps {
 			for _, name := range names {
 				if m.Name == name {

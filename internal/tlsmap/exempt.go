@@ -1,64 +1,55 @@
 package tlsmap
 
 import (
-	"bytes"
-	"fmt"
-	"strings"
+	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 )
 
-// exemptions are domains that are always NOTFOUND: "example.com" is that
-// domain, ".example.com" is all below it.
-type exemptions map[string]struct{}
-
-// ParseExempt returns an entry of a list of exempt domains in canonical form,
-// or an error that says what is wrong with it.
-func ParseExempt(entry string) (string, error) {
-	name, below := strings.CutPrefix(entry, ".")
-	canonical, err := canonicalName([]byte(name), nil)
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("%q %w", entry, err)
-	case strings.HasPrefix(name, "*."):
-		return "", fmt.Errorf("%q is no domain; all below a domain is written %q", entry, name[1:])
-	case !policy.IsHostName(string(canonical)):
-		return "", fmt.Errorf("%q is no domain; expected \"example.com\", or \".example.com\" for all below it", entry)
-	case below:
-		return "." + string(canonical), nil
+// SetExempt replaces the entries that are exempt for good. On an error they
+// stay as they were. It may be called while lookups are answered.
+func (s *Server) SetExempt(entries []string) error {
+	set, err := exempt.ForGood(entries)
+	if err != nil {
+		return err
 	}
-	return string(canonical), nil
+	s.exempt.Store(&set)
+	return nil
 }
 
-// newExemptions checks the entries of a list.
-func newExemptions(entries []string) (exemptions, error) {
-	x := make(exemptions, len(entries))
-	for _, entry := range entries {
-		canonical, err := ParseExempt(entry)
-		if err != nil {
-			return nil, fmt.Errorf("exempt domains: %w", err)
-		}
-		x[canonical] = struct{}{}
+// SetTimedExempt replaces the exemptions that are in force until a time;
+// those of SetExempt stay. On an error they stay as they were. It may be
+// called while lookups are answered.
+func (s *Server) SetTimedExempt(list []exempt.Exemption) error {
+	set, err := exempt.Timed(list)
+	if err != nil {
+		return err
 	}
-	return x, nil
+	s.timed.Store(&set)
+	return nil
 }
 
-// has reports whether the domain, in canonical form, is exempt.
-func (x exemptions) has(domain []byte) bool {
-	if len(x) == 0 {
-		return false
-	}
-	if _, ok := x[string(domain)]; ok {
+// IsExempt reports whether the domain, in canonical form, is exempt.
+func (s *Server) IsExempt(domain string) bool { return s.isExempt([]byte(domain)) }
+
+// isExempt reports whether the domain, in canonical form, is exempt now. The
+// clock is looked at only where an exemption has an end.
+func (s *Server) isExempt(domain []byte) bool {
+	if s.exempt.Load().Has(domain) {
 		return true
 	}
-	for {
-		dot := bytes.IndexByte(domain, '.')
-		if dot < 0 {
-			return false
-		}
-		if _, ok := x[string(domain[dot:])]; ok {
-			return true
-		}
-		domain = domain[dot+1:]
+	timed := *s.timed.Load()
+	return len(timed) > 0 && timed.Until(domain, time.Now().Unix()) != 0
+}
+
+// Exempt reports whether the domain, in canonical form, is exempt, and until
+// when: zero for one that the configuration exempts.
+func (s *Server) Exempt(domain string) (until time.Time, exempt bool) {
+	if s.exempt.Load().Has([]byte(domain)) {
+		return time.Time{}, true
 	}
+	if at := s.timed.Load().Until([]byte(domain), time.Now().Unix()); at != 0 {
+		return time.Unix(at, 0), true
+	}
+	return time.Time{}, false
 }

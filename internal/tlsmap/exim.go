@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
@@ -33,7 +35,7 @@ const (
 )
 
 // answerHosts appends the reply for an applied policy in Exim's terms.
-func (s *Server) answerHosts(ctx context.Context, dst []byte, m *Map, hop NextHop, began time.Time, l *lookup) ([]byte, outcome) {
+func (s *Server) answerHosts(ctx context.Context, dst []byte, m *mtamap.Map, hop NextHop, began time.Time, l *lookup) ([]byte, outcome) {
 	l.notFromMemory(began) // MX hosts may be held, but that is not told
 	set, err := s.findMX(ctx, hop, began)
 	if err != nil {
@@ -64,25 +66,25 @@ func (s *Server) findMX(ctx context.Context, hop NextHop, began time.Time) (*dan
 // preferred first, equals in an order that changes from one call to the next
 // (RFC 5321, 5.1). Names in a set are host names: nothing in them means
 // anything to Exim.
-func appendHosts(dst []byte, m *Map, domain, ready []byte, set *dane.MXSet, err error) []byte {
+func appendHosts(dst []byte, m *mtamap.Map, domain, ready []byte, set *dane.MXSet, err error) []byte {
 	r, ok := ParseReady(ready)
 	switch {
 	case !ok:
-		return m.appendTemp(dst, reasonNotReady, domain)
+		return appendTemp(dst, m, reasonNotReady, domain)
 	case len(r.match) == 0:
-		return m.appendTemp(dst, reasonNoPattern, domain)
+		return appendTemp(dst, m, reasonNoPattern, domain)
 	case err != nil:
-		return m.appendTemp(dst, reasonMXFailed+": "+failureOf(err), domain)
+		return appendTemp(dst, m, reasonMXFailed+": "+failureOf(err), domain)
 	case set.Null:
-		return m.appendTemp(dst, reasonNullMX, domain)
+		return appendTemp(dst, m, reasonNullMX, domain)
 	case set.NXDomain:
-		return m.appendTemp(dst, reasonNXDomain, domain)
+		return appendTemp(dst, m, reasonNXDomain, domain)
 	case len(set.Hosts) == 0:
-		return m.appendTemp(dst, reasonNoHost, domain)
+		return appendTemp(dst, m, reasonNoHost, domain)
 	}
 	hosts := listedHosts(r.match, set)
 	if len(hosts) == 0 {
-		return m.appendTemp(dst, reasonUnlisted, domain)
+		return appendTemp(dst, m, reasonUnlisted, domain)
 	}
 	start := len(dst)
 	dst = append(dst, replyHosts...)
@@ -93,7 +95,7 @@ func appendHosts(dst []byte, m *Map, domain, ready []byte, set *dane.MXSet, err 
 		dst = append(dst, h...)
 	}
 	if len(dst)-start > MaxReply {
-		return m.appendTemp(dst[:start], reasonTooLong, domain)
+		return appendTemp(dst[:start], m, reasonTooLong, domain)
 	}
 	return dst
 }
@@ -109,7 +111,7 @@ func listedHosts(match []byte, set *dane.MXSet) []string {
 		}
 		// Checked here again: what is no host name may be an option to Exim, and
 		// what ends in a number an address.
-		if isListed(match, h.Name) && isHostName(h.Name, 1) && !endsInNumber(h.Name) {
+		if isListed(match, h.Name) && hostname.Labels(h.Name, 0) > 0 && !hostname.EndsInNumber(h.Name) {
 			hosts = append(hosts, h.Name)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 // A MapReply is what a map replies, and why.
@@ -32,7 +33,7 @@ func (t *Table) Replies(k Known) []MapReply {
 	replies := make([]MapReply, 0, len(t.maps))
 	for i := range t.maps {
 		m := &t.maps[i]
-		reply, why := m.explain(k)
+		reply, why := explain(m, k)
 		r := MapReply{Map: m.Name, Reply: reply, Why: why}
 		if !m.Enforce && reply != replyNotFound {
 			r.Would, r.Reply = reply, replyNotFound
@@ -46,42 +47,42 @@ func (t *Table) Replies(k Known) []MapReply {
 // AsksForDANE reports whether any of the maps asks for the DANE of a next-hop
 // when the policy is in that state.
 func (t *Table) AsksForDANE(p PolicyState) bool {
-	return slices.ContainsFunc(t.maps, func(m Map) bool { return m.DANE && m.applies(p) })
+	return slices.ContainsFunc(t.maps, func(m mtamap.Map) bool { return m.DANE && applies(&m, p) })
 }
 
 // explain returns the map's reply if it is no rehearsal, and why.
-func (m *Map) explain(k Known) (reply, why string) {
+func explain(m *mtamap.Map, k Known) (reply, why string) {
 	domain := []byte(k.Domain)
 	switch Decide(k.Policy, m, k.DANE.State) {
 	case StandAside:
-		return replyNotFound, m.whyAside(k.Policy)
+		return replyNotFound, whyAside(m, k.Policy)
 	case DANEOnly:
 		if k.DANE.State == dane.LookupFailed {
 			return replyDANEOnly, because("a DANE lookup fails at an MX host: Postfix looks for itself, and defers (RFC 7672, 2.2.2)", k.DANE.Why)
 		}
 		return replyDANEOnly, because("DANE protects the domain, and MTA-STS does not override it (RFC 8461, 2)", k.DANE.Why)
 	case Secure:
-		if m.Format == FormatExim {
-			return m.explainHosts(k)
+		if m.Format == mtamap.FormatExim {
+			return explainHosts(m, k)
 		}
 		r, ok := ParseReady(k.Ready)
 		if !ok {
-			return string(m.appendTemp(nil, reasonNotReady, domain)), reasonNotReady
+			return string(appendTemp(nil, m, reasonNotReady, domain)), reasonNotReady
 		}
 		reply = string(appendSecure(nil, m, domain, r))
 		if reply[0] != replySecure[0] {
 			return reply, "the policy is to be applied, and cannot be put in terms that the MTA takes"
 		}
-		return reply, m.whySecure(k.Policy, k.DANE)
+		return reply, whySecure(m, k.Policy, k.DANE)
 	}
-	if m.applies(k.Policy) {
-		return string(m.appendTemp(nil, reasonUndecided, domain)), because(reasonUndecided, k.DANE.Why)
+	if applies(m, k.Policy) {
+		return string(appendTemp(nil, m, reasonUndecided, domain)), because(reasonUndecided, k.DANE.Why)
 	}
-	return string(m.appendTemp(nil, reasonUnreadable, domain)), reasonUnreadable
+	return string(appendTemp(nil, m, reasonUnreadable, domain)), reasonUnreadable
 }
 
 // explainHosts is explain for an applied policy in Exim's terms.
-func (m *Map) explainHosts(k Known) (reply, why string) {
+func explainHosts(m *mtamap.Map, k Known) (reply, why string) {
 	err := k.MXErr
 	if k.MX == nil && err == nil {
 		err = errors.New("nobody asked")
@@ -89,7 +90,7 @@ func (m *Map) explainHosts(k Known) (reply, why string) {
 	reply = string(appendHosts(nil, m, []byte(k.Domain), k.Ready, k.MX, err))
 	switch {
 	case strings.HasPrefix(reply, replyHosts):
-		return reply, m.whySecure(k.Policy, k.DANE) + ": these are the MX hosts that it lists, equals in any order"
+		return reply, whySecure(m, k.Policy, k.DANE) + ": these are the MX hosts that it lists, equals in any order"
 	case err != nil:
 		return reply, because(reasonMXFailed, err.Error())
 	}
@@ -104,7 +105,7 @@ func because(what, why string) string {
 	return what + ": " + why
 }
 
-func (m *Map) whyAside(p PolicyState) string {
+func whyAside(m *mtamap.Map, p PolicyState) string {
 	switch p {
 	case PolicyTesting:
 		return "the policy's mode is testing: failures are reported, mail is delivered (RFC 8461, 5)"
@@ -114,7 +115,7 @@ func (m *Map) whyAside(p PolicyState) string {
 	return "no MTA-STS policy is known"
 }
 
-func (m *Map) whySecure(p PolicyState, d dane.Finding) string {
+func whySecure(m *mtamap.Map, p PolicyState, d dane.Finding) string {
 	why := "the policy is enforced"
 	if p == PolicyTesting {
 		why = "the policy's mode is testing, and this map enforces those"

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -45,12 +46,12 @@ func TestWhatIsExplainedIsWhatIsAnswered(t *testing.T) {
 
 func TestTheReasonNamesWhatDecided(t *testing.T) {
 	ready := Prepare(policyOf("mx.example.com"))
-	first := Map{Name: "x", Format: FormatPostfix, DANE: true, Enforce: true}
-	exim := Map{Name: "x", Format: FormatExim, Enforce: true}
-	plain := Map{Name: "x", Format: FormatPostfix, Enforce: true}
-	strict := Map{Name: "x", Format: FormatPostfix, Testing: true, Enforce: true}
+	first := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, DANE: true, Enforce: true}
+	exim := mtamap.Map{Name: "x", Format: mtamap.FormatExim, Enforce: true}
+	plain := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, Enforce: true}
+	strict := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, Testing: true, Enforce: true}
 	for _, tt := range []struct {
-		m           Map
+		m           mtamap.Map
 		p           PolicyState
 		d           dane.State
 		reply, want string
@@ -73,7 +74,7 @@ func TestTheReasonNamesWhatDecided(t *testing.T) {
 		{exim, PolicyEnforced, 0, "OK mx.example.com", "the MX hosts that it lists"},
 		{exim, PolicyUnreadable, 0, "TEMP MTA-STS: example.com: stored", "damaged"},
 	} {
-		reply, why := tt.m.explain(Known{Domain: "example.com", Policy: tt.p, Ready: ready, DANE: dane.Finding{State: tt.d, Why: "of a reason"},
+		reply, why := explain(&tt.m, Known{Domain: "example.com", Policy: tt.p, Ready: ready, DANE: dane.Finding{State: tt.d, Why: "of a reason"},
 			MX: &dane.MXSet{Hosts: []dane.MXHost{{Name: "mx.example.com"}}}})
 		if !strings.HasPrefix(reply, tt.reply) || !strings.Contains(why, tt.want) {
 			t.Errorf("policy %s, DANE %s: %q because %q; want %q because %q", tt.p, tt.d, reply, why, tt.reply, tt.want)
@@ -83,9 +84,9 @@ func TestTheReasonNamesWhatDecided(t *testing.T) {
 
 func TestDANEOnlyIsSentBare(t *testing.T) {
 	// Postfix rejects policy attributes on a policy that is not sts.
-	m := Map{Name: "x", Format: FormatPostfix, DANE: true, TLSRPT: true, Servername: true, Enforce: true}
+	m := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, DANE: true, TLSRPT: true, Servername: true, Enforce: true}
 	ready := Prepare(&policy.Policy{MX: []string{"mx.example.com"}})
-	if reply, _ := m.explain(Known{Domain: "example.com", Policy: PolicyEnforced, Ready: ready, DANE: dane.Finding{State: dane.Usable}}); reply != "OK dane-only" {
+	if reply, _ := explain(&m, Known{Domain: "example.com", Policy: PolicyEnforced, Ready: ready, DANE: dane.Finding{State: dane.Usable}}); reply != "OK dane-only" {
 		t.Errorf("%q", reply)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -26,7 +28,7 @@ func unparsed(text []byte) *policy.Policy {
 }
 
 // checkReply checks what may be in a reply to the domain with that policy.
-func checkReply(t *testing.T, m *Map, domain string, p *policy.Policy, reply string) {
+func checkReply(t *testing.T, m *mtamap.Map, domain string, p *policy.Policy, reply string) {
 	t.Helper()
 	if len(reply) > MaxReply {
 		t.Fatalf("%d bytes", len(reply))
@@ -130,7 +132,7 @@ func checkStrings(t *testing.T, p *policy.Policy, lines []string) {
 	}
 }
 
-var kindsOfMap = []Map{{}, {Servername: true}, {TLSRPT: true}, {TLSRPT: true, Servername: true}}
+var kindsOfMap = []mtamap.Map{{}, {Servername: true}, {TLSRPT: true}, {TLSRPT: true, Servername: true}}
 
 func FuzzReply(f *testing.F) {
 	for _, text := range []string{
@@ -207,7 +209,7 @@ func FuzzHosts(f *testing.F) {
 		for i, name := range strings.Split(hosts, " ") {
 			set.Hosts = append(set.Hosts, dane.MXHost{Name: name, Preference: uint16(i / 2)})
 		}
-		m := Map{Format: FormatExim}
+		m := mtamap.Map{Format: mtamap.FormatExim}
 		reply := string(appendHosts(nil, &m, []byte("example.com"), Prepare(p), set, nil))
 		if len(reply) > MaxReply {
 			t.Fatalf("%d bytes", len(reply))
@@ -225,7 +227,7 @@ func FuzzHosts(f *testing.F) {
 		}
 		lists := &policy.Policy{MX: patterns}
 		for name := range strings.SplitSeq(list, ":") {
-			if !policy.IsHostName(name) || !lists.Lists(name) || !slices.Contains(strings.Split(hosts, " "), name) {
+			if !hostname.Valid(name) || !lists.Lists(name) || !slices.Contains(strings.Split(hosts, " "), name) {
 				t.Fatalf("%q in %q", name, reply)
 			}
 		}

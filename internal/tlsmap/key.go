@@ -4,16 +4,9 @@ import (
 	"bytes"
 	"math"
 	"net/netip"
-	"unicode/utf8"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
-)
-
-// Limits of names (RFC 1035, 2.3.4), without a trailing dot.
-const (
-	maxName  = 253
-	maxLabel = 63
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
 // maxService bounds the port or service name of a next-hop, in bytes.
@@ -78,7 +71,7 @@ func (k KeyKind) String() string {
 
 // ParseKey takes a next-hop apart. The hop is filled in only for
 // KeyPolicyDomain. The scratch space is overwritten from its start if the
-// name must be folded or converted; with room for 253 bytes nothing is
+// name must be folded or converted; with room for hostname.MaxName bytes nothing is
 // allocated but for a name with U-labels.
 func ParseKey(key, scratch []byte) (NextHop, KeyKind) {
 	// Nearly every key: one pass, nothing copied.
@@ -103,7 +96,7 @@ func ParseKey(key, scratch []byte) (NextHop, KeyKind) {
 	if isAddress(name) {
 		return NextHop{}, KeyAddress
 	}
-	name, err := canonicalName(name, scratch)
+	name, err := hostname.Canonical(name, scratch)
 	if err != nil {
 		return NextHop{}, KeyUnconvertible
 	}
@@ -113,7 +106,7 @@ func ParseKey(key, scratch []byte) (NextHop, KeyKind) {
 		return hop, KeyPolicyDomain
 	case isAddress(name):
 		return NextHop{}, KeyAddress
-	case isHostName(name, 1) && !endsInNumber(name):
+	case hostname.Labels(name, 0) > 0 && !hostname.EndsInNumber(name):
 		return NextHop{}, KeyOneLabel
 	}
 	return NextHop{}, KeyNotHostName
@@ -157,7 +150,7 @@ func portOf(service []byte) (port uint16, ok bool) {
 		return 0, false
 	}
 	var room [maxService]byte
-	service = appendLower(room[:0], service, 0)
+	service = hostname.AppendLower(room[:0], service)
 	for _, c := range service {
 		if !isLetterOrDigit(c) && c != '-' && c != '_' {
 			return 0, false
@@ -188,89 +181,11 @@ func numberOf(digits []byte) uint16 {
 	return uint16(n)
 }
 
-// canonicalName folds case, makes A-labels of U-labels and takes a trailing
-// dot off. What it returns need not be a host name.
-func canonicalName(name, scratch []byte) ([]byte, error) {
-	if !isASCII(name) {
-		ascii, err := policy.ALabels(string(name))
-		if err != nil {
-			return nil, err
-		}
-		name = append(scratch[:0], ascii...)
-	}
-	// After the conversion: it makes a dot of other scripts' full stops.
-	name = bytes.TrimSuffix(name, []byte{'.'})
-	if len(name) > maxName {
-		return name, nil // no host name, whatever is in it
-	}
-	for i, c := range name {
-		if 'A' <= c && c <= 'Z' {
-			return appendLower(scratch[:0], name, i), nil
-		}
-	}
-	return name, nil
-}
-
-// appendLower appends name to dst, its ASCII letters from index first on in
-// lower case.
-func appendLower(dst, name []byte, first int) []byte {
-	start := len(dst)
-	dst = append(dst, name...)
-	for i := start + first; i < len(dst); i++ {
-		if c := dst[i]; 'A' <= c && c <= 'Z' {
-			dst[i] = c + ('a' - 'A')
-		}
-	}
-	return dst
-}
-
 // isPolicyDomain reports whether name is in canonical form and can have a
 // policy: a host name of two labels or more. An underscore makes it none: no
 // certificate authority vouches for "mta-sts.a_b.example.com".
 func isPolicyDomain(name []byte) bool {
-	return isHostName(name, 2) && !endsInNumber(name)
-}
-
-// isHostName reports whether name is a host name in canonical form with that
-// many labels or more: letters in lower case, digits and hyphens, no label
-// empty, longer than 63, or with a hyphen at an end (RFC 1123, 2.1).
-func isHostName[T string | []byte](name T, labels int) bool {
-	if len(name) == 0 || len(name) > maxName {
-		return false
-	}
-	start := 0
-	prev := byte('.')
-	for i := 0; i < len(name); i++ {
-		c := name[i]
-		switch {
-		case isLetterOrDigit(c):
-		case c == '-':
-			if prev == '.' {
-				return false
-			}
-		case c == '.':
-			if prev == '.' || prev == '-' || i-start > maxLabel {
-				return false
-			}
-			start = i + 1
-			labels--
-		default:
-			return false
-		}
-		prev = c
-	}
-	return prev != '.' && prev != '-' && len(name)-start <= maxLabel && labels <= 1
-}
-
-// endsInNumber reports whether the last label has nothing but digits: no
-// top-level domain has, an IPv4 address does.
-func endsInNumber[T string | []byte](name T) bool {
-	for i := len(name) - 1; i >= 0 && name[i] != '.'; i-- {
-		if name[i] < '0' || name[i] > '9' {
-			return false
-		}
-	}
-	return true
+	return hostname.Labels(name, 0) >= 2 && !hostname.EndsInNumber(name)
 }
 
 // isAddress reports whether name is an IPv4 or IPv6 address, or written as
@@ -278,7 +193,7 @@ func endsInNumber[T string | []byte](name T) bool {
 func isAddress(name []byte) bool {
 	// What cannot be one is kept from ParseAddr, whose errors are allocated.
 	v6 := len(name) > 0 && name[0] != '[' && bytes.Count(name, []byte{':'}) > 1
-	if len(name) > maxName || !v6 && !endsInNumber(name) {
+	if len(name) > hostname.MaxName || !v6 && !hostname.EndsInNumber(name) {
 		return false
 	}
 	if len(name) >= len(ipv6Tag) && bytes.EqualFold(name[:len(ipv6Tag)], []byte(ipv6Tag)) {
@@ -293,13 +208,4 @@ const ipv6Tag = "IPv6:"
 
 func isLetterOrDigit(c byte) bool {
 	return 'a' <= c && c <= 'z' || '0' <= c && c <= '9'
-}
-
-func isASCII(b []byte) bool {
-	for _, c := range b {
-		if c >= utf8.RuneSelf {
-			return false
-		}
-	}
-	return true
 }

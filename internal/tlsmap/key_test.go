@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
 var (
@@ -129,7 +131,7 @@ func TestKeysAreTakenApart(t *testing.T) {
 	for _, tt := range keyTests {
 		t.Run(tt.name, func(t *testing.T) {
 			key := []byte(tt.key)
-			var room [maxName]byte
+			var room [hostname.MaxName]byte
 			for _, scratch := range [][]byte{nil, room[:0]} {
 				hop, kind := ParseKey(key, scratch)
 				if kind != tt.kind || string(hop.Domain) != tt.domain || hop.Bracketed != tt.bracketed || hop.Port != tt.port {
@@ -154,7 +156,7 @@ func TestRFC8461_3_4_TheSmartHostsNameIsThePolicyDomain(t *testing.T) {
 }
 
 func TestKeysAreTakenApartWithoutAllocation(t *testing.T) {
-	var room [maxName]byte
+	var room [hostname.MaxName]byte
 	for _, key := range []string{"example.com", "[mail.example.com]", "[mail.example.com]:587", "Example.COM", ".example.com", "localhost"} {
 		b := []byte(key)
 		if n := testing.AllocsPerRun(100, func() { ParseKey(b, room[:0]) }); n != 0 {
@@ -169,7 +171,7 @@ func FuzzKey(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, key []byte) {
 		before := bytes.Clone(key)
-		var room [maxName]byte
+		var room [hostname.MaxName]byte
 		hop, kind := ParseKey(key, room[:0])
 		if !bytes.Equal(key, before) {
 			t.Fatalf("the key was changed: %q", key)

@@ -6,34 +6,35 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 func TestAMapThatCannotBeAnsweredIsRefused(t *testing.T) {
-	ok := Map{Name: "x", Format: FormatPostfix, Enforce: true}
+	ok := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, Enforce: true}
 	tests := []struct {
 		name   string
-		change func(*Map)
+		change func(*mtamap.Map)
 		want   string
 	}{
-		{"no name", func(m *Map) { m.Name = "" }, "1 to 64 characters"},
-		{"an endless name", func(m *Map) { m.Name = strings.Repeat("x", 65) }, "1 to 64 characters"},
-		{"a name with a space", func(m *Map) { m.Name = "a b" }, "letters, digits"},
-		{"a name with a colon", func(m *Map) { m.Name = "a:b" }, "letters, digits"},
-		{"an unknown format", func(m *Map) { m.Format = "sendmail" }, `format "sendmail" is not known`},
+		{"no name", func(m *mtamap.Map) { m.Name = "" }, "1 to 64 characters"},
+		{"an endless name", func(m *mtamap.Map) { m.Name = strings.Repeat("x", 65) }, "1 to 64 characters"},
+		{"a name with a space", func(m *mtamap.Map) { m.Name = "a b" }, "letters, digits"},
+		{"a name with a colon", func(m *mtamap.Map) { m.Name = "a:b" }, "letters, digits"},
+		{"an unknown format", func(m *mtamap.Map) { m.Format = "sendmail" }, `format "sendmail" is not known`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			m := ok
 			tt.change(&m)
-			if _, err := NewTable([]Map{m}); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := NewTable([]mtamap.Map{m}); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 		})
 	}
-	if _, err := NewTable([]Map{ok, ok}); err == nil || !strings.Contains(err.Error(), "twice") {
+	if _, err := NewTable([]mtamap.Map{ok, ok}); err == nil || !strings.Contains(err.Error(), "twice") {
 		t.Errorf("the same name twice: %v", err)
 	}
-	many := make([]Map, MaxMaps+1)
+	many := make([]mtamap.Map, MaxMaps+1)
 	for i := range many {
 		many[i] = ok
 		many[i].Name = fmt.Sprint("m", i)
@@ -64,12 +65,12 @@ func TestTheBuiltinMapsAreWhatTheirNamesSay(t *testing.T) {
 		"QUERYwithTLSRPT":     {tlsrpt, true},
 		"exim":                {},
 	}
-	maps := Builtin()
+	maps := mtamap.Builtin()
 	if len(maps) != len(want) {
 		t.Errorf("%d maps, want %d", len(maps), len(want))
 	}
 	for _, m := range maps {
-		if m.Format == FormatExim { // see exim_test.go
+		if m.Format == mtamap.FormatExim { // see exim_test.go
 			delete(want, m.Name)
 			continue
 		}
@@ -94,10 +95,10 @@ func TestMapsThatRenderAlikeShareASlotAndOthersDoNot(t *testing.T) {
 		for _, either := range []bool{false, true} {
 			m.Testing, m.Enforce = either, either
 			reply := render(t, m, "example.com", policyOf("mx.example.com"))
-			if kept, ok := replies[m.slot()]; ok && kept != reply {
-				t.Errorf("slot %d has %q and %q", m.slot(), kept, reply)
+			if kept, ok := replies[slotOf(&m)]; ok && kept != reply {
+				t.Errorf("slot %d has %q and %q", slotOf(&m), kept, reply)
 			}
-			replies[m.slot()] = reply
+			replies[slotOf(&m)] = reply
 		}
 	}
 	if len(replies) != slotCount {

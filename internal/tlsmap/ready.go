@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"strings"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -73,7 +74,7 @@ func appendField(b []byte, f policy.Field, patterns []string) ([]byte, []string)
 		return appendText(append(b, fieldMaxAge), f.Value), patterns
 	}
 	switch {
-	case len(patterns) == 0 || lowerASCII(strings.TrimSuffix(f.Value, ".")) != patterns[0]:
+	case len(patterns) == 0 || hostname.Lower(strings.TrimSuffix(f.Value, ".")) != patterns[0]:
 		return appendText(append(b, fieldMX), f.Value), patterns
 	case f.Value == patterns[0]:
 		return append(b, fieldPattern), patterns[1:]
@@ -213,13 +214,13 @@ func usablePatterns(mx []string) []string {
 		if len(pattern) > maxPattern {
 			continue
 		}
-		pattern = lowerASCII(pattern) // RFC 8461, 4.1: case does not count
+		pattern = hostname.Lower(pattern) // RFC 8461, 4.1: case does not count
 		labels := 2
 		host := pattern
 		if rest, wildcard := strings.CutPrefix(pattern, "*."); wildcard {
 			host, labels = rest, 1
 		}
-		if !isHostName(host, labels) || seen[pattern] {
+		if hostname.Labels(host, 0) < labels || seen[pattern] {
 			continue
 		}
 		seen[pattern] = true
@@ -242,7 +243,7 @@ func matchList(patterns []string) []byte {
 }
 
 // maxPattern is the longest mx pattern: a host name behind "*.".
-const maxPattern = maxName + len("*.")
+const maxPattern = hostname.MaxName + len("*.")
 
 // maxAgeDigits is the length of a max_age (RFC 8461, 3.2).
 const maxAgeDigits = 10
@@ -260,13 +261,7 @@ func isStandardField(f policy.Field) bool {
 	case "mx":
 		// As served: in capitals perhaps, and with a dot at the end.
 		host := strings.TrimPrefix(strings.TrimSuffix(f.Value, "."), "*.")
-		return len(host) <= maxName && isHostName(lowerASCII(host), 1)
+		return hostname.Labels(host, hostname.Upper) > 0
 	}
 	return false
-}
-
-// lowerASCII folds the case of ASCII letters and of nothing else:
-// strings.ToLower would make a letter of the Kelvin sign.
-func lowerASCII(s string) string {
-	return string(appendLower(nil, []byte(s), 0))
 }

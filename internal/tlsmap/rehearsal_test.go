@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 func TestARehearsalRemembersWhatWouldHaveBeen(t *testing.T) {
@@ -37,7 +39,7 @@ func TestARehearsalRemembersWhatWouldHaveBeen(t *testing.T) {
 
 func TestWhatWasRehearsedIsBoundedAndOKDoesNotPushOutTEMP(t *testing.T) {
 	s, _ := newTestServer(t)
-	m := &Map{Name: "rehearsal"}
+	m := &mtamap.Map{Name: "rehearsal"}
 	s.rehearsed.note(m, []byte("deferred.test"), []byte("TEMP x"), true)
 	for i := range 2*maxRehearsed + 1 {
 		s.rehearsed.note(m, fmt.Appendf(nil, "d%d.test", i), []byte(strings.Repeat("r", 2*logShown)), false)

@@ -1,5 +1,10 @@
 package tlsmap
 
+import (
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+)
+
 // The words of socketmap_table(5). The space after NOTFOUND belongs to it.
 const (
 	replyNotFound = "NOTFOUND "
@@ -34,9 +39,9 @@ const (
 // within MaxReply is TEMP, never a shorter list: a host that is left out
 // would be one that the domain allows, a list without end one that Postfix
 // rejects.
-func appendSecure(dst []byte, m *Map, domain []byte, r Ready) []byte {
+func appendSecure(dst []byte, m *mtamap.Map, domain []byte, r Ready) []byte {
 	if len(r.match) == 0 {
-		return m.appendTemp(dst, reasonNoPattern, domain)
+		return appendTemp(dst, m, reasonNoPattern, domain)
 	}
 	start, most := len(dst), len(dst)+MaxReply
 	dst = append(dst, replySecure...)
@@ -45,13 +50,13 @@ func appendSecure(dst []byte, m *Map, domain []byte, r Ready) []byte {
 		dst = append(dst, attrServername...)
 	}
 	if m.TLSRPT {
-		if !isHostName(domain, 1) { // which no lookup's is
-			return m.appendTemp(dst[:start], reasonFailed, domain)
+		if hostname.Labels(domain, 0) == 0 { // which no lookup's is
+			return appendTemp(dst[:start], m, reasonFailed, domain)
 		}
 		dst = r.appendPatterns(dst, domain, most)
 	}
 	if len(dst) > most {
-		return m.appendTemp(dst[:start], reasonTooLong, domain)
+		return appendTemp(dst[:start], m, reasonTooLong, domain)
 	}
 	if m.TLSRPT {
 		if whole := r.appendStrings(dst, most); len(whole) <= most {
@@ -65,9 +70,9 @@ func appendSecure(dst []byte, m *Map, domain []byte, r Ready) []byte {
 // says of which domain it speaks, and to Postfix's administrators, whose log
 // names the recipient anyway, where to read on. The domain is in canonical
 // form: at most 253 bytes, all of them printable.
-func (m *Map) appendTemp(dst []byte, reason string, domain []byte) []byte {
+func appendTemp(dst []byte, m *mtamap.Map, reason string, domain []byte) []byte {
 	dst = append(dst, replyTemp...)
-	if m.Format == FormatExim {
+	if m.Format == mtamap.FormatExim {
 		dst = append(dst, eximReason...)
 		dst = append(dst, domain...)
 		dst = append(dst, ": "...)
@@ -80,9 +85,9 @@ func (m *Map) appendTemp(dst []byte, reason string, domain []byte) []byte {
 
 // appendUnconvertible appends the reply for a next-hop that has no policy
 // domain, and may not be shown.
-func (m *Map) appendUnconvertible(dst []byte) []byte {
+func appendUnconvertible(dst []byte, m *mtamap.Map) []byte {
 	dst = append(dst, replyTemp...)
-	if m.Format == FormatExim {
+	if m.Format == mtamap.FormatExim {
 		dst = append(dst, eximReason...)
 	}
 	return append(dst, reasonUnconvertible...)
@@ -92,8 +97,8 @@ func (m *Map) appendUnconvertible(dst []byte) []byte {
 func (t *Table) appendUnknownMap(dst, name []byte) []byte {
 	dst = append(dst, replyPerm...)
 	dst = append(dst, "unknown map "...)
-	if len(name) > MaxMapName {
-		name = name[:MaxMapName]
+	if len(name) > mtamap.MaxName {
+		name = name[:mtamap.MaxName]
 	}
 	for _, c := range name {
 		if c <= ' ' || c > '~' {

@@ -10,7 +10,10 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -49,8 +52,8 @@ type Server struct {
 	policies   Policies
 	hops       NextHops
 	timeout    time.Duration
-	exempt     atomic.Pointer[exemptions]
-	timed      atomic.Pointer[timedExemptions]
+	exempt     atomic.Pointer[exempt.Set]
+	timed      atomic.Pointer[exempt.Set]
 	lookups    sync.Pool // of *lookup
 	counters   []mapCounters
 	unknown    atomic.Uint64
@@ -63,9 +66,9 @@ type Server struct {
 // A lookup is what one call needs, kept for the next one.
 type lookup struct {
 	held   keeper.Held
-	name   [maxName]byte // room for a domain that is not a part of the key
-	domain []byte        // the policy domain; nil: there is none
-	why    string        // what lies behind a TEMP reply; empty: nothing more to say
+	name   [hostname.MaxName]byte // room for a domain that is not a part of the key
+	domain []byte                 // the policy domain; nil: there is none
+	why    string                 // what lies behind a TEMP reply; empty: nothing more to say
 }
 
 // notFromMemory has the lookup timed, which began then.
@@ -86,28 +89,13 @@ func NewServer(t *Table, o Options) *Server {
 		lookups:  sync.Pool{New: func() any { return new(lookup) }},
 		counters: make([]mapCounters, len(t.maps)),
 	}
-	s.exempt.Store(&exemptions{})
-	s.timed.Store(&timedExemptions{})
+	s.exempt.Store(&exempt.Set{})
+	s.timed.Store(&exempt.Set{})
 	s.rehearsed.init()
 	s.rehearsing.init(o.Log, slog.LevelInfo, "rehearsal: answered NOTFOUND, would have answered otherwise")
 	s.deferred.init(o.Log, slog.LevelWarn, "mail has to wait")
 	return s
 }
-
-// SetExempt replaces the exempt domains: "example.com", or ".example.com" for
-// all below it. On an error the list stays as it was. It may be called while
-// lookups are answered.
-func (s *Server) SetExempt(domains []string) error {
-	x, err := newExemptions(domains)
-	if err != nil {
-		return err
-	}
-	s.exempt.Store(&x)
-	return nil
-}
-
-// IsExempt reports whether the domain, in canonical form, is exempt.
-func (s *Server) IsExempt(domain string) bool { return s.isExempt([]byte(domain)) }
 
 // AppendReply answers one lookup; it is the method of socketmap.Handler.
 func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []byte {
@@ -143,7 +131,7 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 }
 
 // logDeferred says in the log what the MTA is told, and what lies behind it.
-func (s *Server) logDeferred(m *Map, key, reply []byte, l *lookup) {
+func (s *Server) logDeferred(m *mtamap.Map, key, reply []byte, l *lookup) {
 	domain := l.domain
 	if domain == nil {
 		domain = key
@@ -163,11 +151,11 @@ func (s *Server) logDeferred(m *Map, key, reply []byte, l *lookup) {
 var rehearsed = [outcomes]outcome{outcomeOK: outcomeRehearsedOK, outcomeTemp: outcomeRehearsedTemp}
 
 // answer appends the reply that the map would give if it is no rehearsal.
-func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *lookup) ([]byte, outcome) {
+func (s *Server) answer(ctx context.Context, dst []byte, m *mtamap.Map, key []byte, l *lookup) ([]byte, outcome) {
 	hop, kind := ParseKey(key, l.name[:0])
 	switch {
 	case kind == KeyUnconvertible:
-		return m.appendUnconvertible(dst), outcomeTemp
+		return appendUnconvertible(dst, m), outcomeTemp
 	case kind != KeyPolicyDomain:
 		return append(dst, replyNotFound...), outcomeNotFound
 	case s.isExempt(hop.Domain) && string(hop.Domain) != keeper.ProbeDomain:
@@ -176,7 +164,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *
 
 	l.domain = hop.Domain
 	var began time.Time
-	if m.asksDNS() {
+	if asksDNS(m) {
 		began = time.Now()
 	}
 	if m.DANE {
@@ -185,14 +173,14 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *
 	err := s.policies.Lookup(ctx, hop.Domain, &l.held)
 	state := stateOf(err, l.held.Mode)
 	var found dane.Finding
-	if m.DANE && m.applies(state) {
+	if m.DANE && applies(m, state) {
 		found = s.findDANE(ctx, hop, began, l)
 	}
 	switch Decide(state, m, found.State) {
 	case StandAside:
 		return append(dst, replyNotFound...), outcomeNotFound
 	case Secure:
-		if m.Format == FormatExim {
+		if m.Format == mtamap.FormatExim {
 			return s.answerHosts(ctx, dst, m, hop, began, l)
 		}
 		start := len(dst)
@@ -205,7 +193,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *Map, key []byte, l *
 		return append(dst, replyDANEOnly...), outcomeOK
 	}
 	l.why = found.Why
-	return m.appendTemp(dst, deferReason(err), hop.Domain), outcomeTemp
+	return appendTemp(dst, m, deferReason(err), hop.Domain), outcomeTemp
 }
 
 // startProbe has the resolver probed when a map with DANE is asked for the
@@ -245,8 +233,8 @@ func (s *Server) within(ctx context.Context, began time.Time) (context.Context, 
 
 // appendHeld appends the reply for an applied policy: the one kept on its
 // entry, or a new one, which is then kept there.
-func appendHeld(dst []byte, m *Map, domain []byte, h *keeper.Held) []byte {
-	slot := m.slot()
+func appendHeld(dst []byte, m *mtamap.Map, domain []byte, h *keeper.Held) []byte {
+	slot := slotOf(m)
 	if h.Entry != nil {
 		if kept := h.Entry.Reply(slot); len(kept) > 0 {
 			return append(dst, kept...)
@@ -254,7 +242,7 @@ func appendHeld(dst []byte, m *Map, domain []byte, h *keeper.Held) []byte {
 	}
 	r, ok := ParseReady(h.Ready)
 	if !ok {
-		return m.appendTemp(dst, reasonNotReady, domain)
+		return appendTemp(dst, m, reasonNotReady, domain)
 	}
 	start := len(dst)
 	dst = appendSecure(dst, m, domain, r)

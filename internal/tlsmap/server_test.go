@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
@@ -74,10 +75,10 @@ func newFake() *fakePolicies {
 // testMaps are the builtin maps and one of each kind that a configuration can make.
 func testMaps(t testing.TB) *Table {
 	t.Helper()
-	table, err := NewTable(append(Builtin(),
-		Map{Name: "nosni", Format: FormatPostfix, Enforce: true},
-		Map{Name: "strict", Format: FormatPostfix, Servername: true, Enforce: true, Testing: true},
-		Map{Name: "rehearsal", Format: FormatPostfix, Servername: true},
+	table, err := NewTable(append(mtamap.Builtin(),
+		mtamap.Map{Name: "nosni", Format: mtamap.FormatPostfix, Enforce: true},
+		mtamap.Map{Name: "strict", Format: mtamap.FormatPostfix, Servername: true, Enforce: true, Testing: true},
+		mtamap.Map{Name: "rehearsal", Format: mtamap.FormatPostfix, Servername: true},
 	))
 	if err != nil {
 		t.Fatal(err)
@@ -171,10 +172,10 @@ func TestAnUnknownMapIsPERMAndTheKnownOnesAreListed(t *testing.T) {
 		"":                             "PERM unknown map " + known,
 		"Postfix":                      "PERM unknown map Postfix" + known,
 		"a\r\nb\x00\xff c":             "PERM unknown map a??b???c" + known,
-		strings.Repeat("x", 100):       "PERM unknown map " + strings.Repeat("x", MaxMapName) + known,
+		strings.Repeat("x", 100):       "PERM unknown map " + strings.Repeat("x", mtamap.MaxName) + known,
 		"postfix-dan":                  "PERM unknown map postfix-dan" + known,
 		"postfix\x00":                  "PERM unknown map postfix?" + known,
-		strings.Repeat("postfix", 999): "PERM unknown map " + strings.Repeat("postfix", 999)[:MaxMapName] + known,
+		strings.Repeat("postfix", 999): "PERM unknown map " + strings.Repeat("postfix", 999)[:mtamap.MaxName] + known,
 	} {
 		if got := ask(s, name, "enforce.example"); got != want {
 			t.Errorf("map %.80q: %q, want %q", name, got, want)
@@ -256,7 +257,7 @@ func TestAReplyIsKeptOnItsEntryForEachKindOfMap(t *testing.T) {
 	p := f.held["enforce.example"]
 	want := make(map[string]string)
 	for _, m := range s.table.Maps() {
-		if m.Format == FormatPostfix { // Exim's are made anew each time
+		if m.Format == mtamap.FormatPostfix { // Exim's are made anew each time
 			want[m.Name] = ask(s, m.Name, "enforce.example")
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
 func TestARehearsalLogsWhatItWouldHaveRepliedOnceAnHour(t *testing.T) {
@@ -65,7 +67,7 @@ func TestHostsInAnotherOrderAreNoNewRehearsal(t *testing.T) {
 		var log bytes.Buffer
 		s, _ := eximServer(t, mxSet("10 a.example.com", "10 b.example.com", "10 c.example.com"), nil, "*.example.com")
 		s.rehearsing.init(slog.New(slog.NewTextHandler(&log, nil)), slog.LevelInfo, "rehearsal")
-		m := &Map{Name: "rehearsal", Format: FormatExim}
+		m := &mtamap.Map{Name: "rehearsal", Format: mtamap.FormatExim}
 		orders := map[string]bool{}
 		for range 100 {
 			reply := ask(s, "exim", "example.com")
