@@ -147,14 +147,15 @@ func (a *eximAdvice) checkMap() error {
 // and whether that crosses a network; "" if there is no way.
 func eximServer(listen []string) (server string, crosses bool) {
 	var remote, local string
-	for _, e := range listen {
-		if address, ok := strings.CutPrefix(e, "inet:"); ok {
-			if at, loopback := localAddress(address); loopback {
-				return "inet:" + at, false
-			}
-			remote = first(remote, e)
-		} else if path, ok := strings.CutPrefix(e, "unix:"); ok {
-			local = first(local, path)
+	for _, e := range endpoints(listen) {
+		at, loopback := e.Local()
+		switch {
+		case e.Network == "unix":
+			local = first(local, e.Address)
+		case loopback:
+			return at.String(), false
+		default:
+			remote = first(remote, e.String())
 		}
 	}
 	return first(local, remote), local == "" && remote != ""
