@@ -183,13 +183,13 @@ func (a *eximAdvice) dane() {
 	if regexp.MustCompile(`(?m)^\s*dns_dnssec_ok\s*=\s*0`).MatchString(a.c.Text) {
 		a.warn("dns_dnssec_ok = 0: Exim asks for no DNSSEC, and there is no DANE. Set: dns_dnssec_ok = 1")
 	}
-	servers, trustAD := parseResolvConf((&advice{root: a.root}).readFile("/etc/resolv.conf"))
-	if !trustAD {
+	conf := resolvConf(a.root, "/etc/resolv.conf")
+	if !conf.TrustAD {
 		a.warn("/etc/resolv.conf has no \"options trust-ad\": libc hides from Exim what the resolver validated, and there is no DANE. " +
 			"Where a validating resolver runs on this machine, add it.")
 		return
 	}
-	for _, s := range servers {
+	for _, s := range conf.Servers {
 		if isRemote(s) {
 			a.warn("the name server %s in /etc/resolv.conf is on another machine, and trust-ad believes it: whoever can forge its answers "+
 				"on the way decides whether DANE protects a domain.", s)
