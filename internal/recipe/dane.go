@@ -57,7 +57,7 @@ func (a *advice) adBit() string {
 	file := "/etc/resolv.conf"
 	if a.chrooted() {
 		inside := path.Join(a.p.Settings["queue_directory"], file)
-		if a.exists(inside) {
+		if exists(a.root, inside) {
 			file = inside // smtp(8) reads this one
 		}
 	}

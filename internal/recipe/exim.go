@@ -14,10 +14,9 @@ import (
 
 // An EximRecipe is what to write into which files, and what to look at.
 type EximRecipe struct {
-	Title    string
-	Parts    []Part
-	Warnings []string // what undoes the protection, and what to do about it
-	Notes    []string
+	Title string
+	Parts []Part
+	Remarks
 }
 
 // A Part is text for one place in Exim's configuration.
@@ -30,14 +29,7 @@ type Part struct {
 func (r EximRecipe) String() string {
 	var b strings.Builder
 	comment(&b, "", r.Title)
-	for _, w := range r.Warnings {
-		b.WriteByte('\n')
-		comment(&b, "WARNING: ", w)
-	}
-	for _, n := range r.Notes {
-		b.WriteByte('\n')
-		comment(&b, "Note: ", n)
-	}
+	r.write(&b)
 	for _, p := range r.Parts {
 		b.WriteString("\n# " + strings.Repeat("-", width-2) + "\n")
 		comment(&b, "", p.Where)
@@ -116,14 +108,6 @@ func Exim(c EximConf, root fs.FS, d Daemon) (EximRecipe, error) {
 	a.dane()
 	a.note("to see the answer for a domain: sts-tlsmap -query DOMAIN -map exim; and what Exim makes of it: exim -bt someone@DOMAIN")
 	return a.EximRecipe, nil
-}
-
-func (a *eximAdvice) warn(format string, args ...any) {
-	a.Warnings = append(a.Warnings, fmt.Sprintf(format, args...))
-}
-
-func (a *eximAdvice) note(format string, args ...any) {
-	a.Notes = append(a.Notes, fmt.Sprintf(format, args...))
 }
 
 // checkMap returns an error if the daemon would not answer, or not enforce.

@@ -20,11 +20,9 @@ func (a *eximAdvice) lists() {
 // hubbedHosts is the file of a router that Debian has before ours.
 const hubbedHosts = "/etc/exim4/hubbed_hosts"
 
-func (a *eximAdvice) exists(path string) bool { return (&advice{root: a.root}).exists(path) }
-
 // unused reports whether a router is Debian's for a file that is not there.
 func (a *eximAdvice) unused(r Instance) bool {
-	return r.Name == "hubbed_hosts" && !a.exists(hubbedHosts)
+	return r.Name == "hubbed_hosts" && !exists(a.root, hubbedHosts)
 }
 
 // earlierRouters warns of routers that take domains before ours do.
@@ -166,7 +164,7 @@ func parseEximTime(s string) (d time.Duration) {
 // authorities sees to it that certificates can be verified.
 func (a *eximAdvice) authorities() {
 	for _, known := range caFiles {
-		if a.exists(known) {
+		if exists(a.root, known) {
 			return
 		}
 	}
