@@ -21,6 +21,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
@@ -47,7 +48,7 @@ func TestSocketsThatSystemdPassesReplaceTheConfiguredOnes(t *testing.T) {
 	p := startProgram(t, dir, env, "-config", file, inet.file, unixMap.file, unixControl.file)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	for _, e := range []socketmap.Endpoint{{Network: "tcp", Address: inet.addr}, {Network: "unix", Address: unixMap.addr}} {
+	for _, e := range []endpoint.Endpoint{{Network: "tcp", Address: inet.addr}, {Network: "unix", Address: unixMap.addr}} {
 		reply, err := socketmap.Query(ctx, e, "postfix", "one.test")
 		if err != nil || reply != "OK secure match=mx1.one.test servername=hostname" {
 			t.Errorf("%s: got %q, %v", e, reply, err)
@@ -146,7 +147,7 @@ func TestTheDaemonOpensNoSocketInThePlaceOfAMaskedOne(t *testing.T) {
 			p := startProgram(t, dir, []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=" + c.passed, "HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file, l.file)
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			e := socketmap.Endpoint{Network: "tcp", Address: l.addr}
+			e := endpoint.Endpoint{Network: "tcp", Address: l.addr}
 			if strings.HasPrefix(l.addr, "/") {
 				e.Network = "unix"
 			}
@@ -236,13 +237,13 @@ func (p *program) notified(t *testing.T, words string) {
 }
 
 // endpoint asks the program where it listens.
-func (p *program) endpoint(ctx context.Context, t *testing.T, dir string) socketmap.Endpoint {
+func (p *program) endpoint(ctx context.Context, t *testing.T, dir string) endpoint.Endpoint {
 	t.Helper()
 	h, err := control.NewClient(filepath.Join(dir, "control.sock")).Health(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := socketmap.ParseEndpoint(h.Listeners[0])
+	e, err := endpoint.Parse(h.Listeners[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +326,7 @@ func TestALookupUnderWayAtSIGTERMIsAnsweredAndItsPolicyKept(t *testing.T) {
 	p := startProgram(t, dir, env, "-config", file)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	endpoint := p.endpoint(ctx, t, dir)
+	at := p.endpoint(ctx, t, dir)
 
 	type answer struct {
 		reply string
@@ -333,7 +334,7 @@ func TestALookupUnderWayAtSIGTERMIsAnsweredAndItsPolicyKept(t *testing.T) {
 	}
 	answered := make(chan answer, 1)
 	go func() {
-		reply, err := socketmap.Query(ctx, endpoint, "postfix", "slow.test")
+		reply, err := socketmap.Query(ctx, at, "postfix", "slow.test")
 		answered <- answer{reply, err}
 	}()
 	if err := lab.Await(ctx, func() bool { return gate.Waiting() > 0 }); err != nil {
@@ -384,12 +385,12 @@ func TestAControlClientThatStopsReadingHoldsUpNoLookup(t *testing.T) {
 	p := startProgram(t, dir, []string{"HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	endpoint := p.endpoint(ctx, t, dir)
+	at := p.endpoint(ctx, t, dir)
 	ask := func(domains []string, within time.Duration) {
 		t.Helper()
 		for _, d := range domains {
 			ctx, cancel := context.WithTimeout(ctx, within)
-			reply, err := socketmap.Query(ctx, endpoint, "postfix", d)
+			reply, err := socketmap.Query(ctx, at, "postfix", d)
 			cancel()
 			if err != nil || !strings.HasPrefix(reply, "OK secure") {
 				t.Fatalf("%s: got %q, %v", d, reply, err)

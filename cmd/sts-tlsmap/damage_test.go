@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
@@ -65,9 +66,9 @@ func TestAfterDamageToItsFileTheDaemonStillEnforcesWhatItHeld(t *testing.T) {
 	env := []string{"HTTPS_PROXY=" + lab.Proxy.URL()}
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
-	ask := func(endpoint socketmap.Endpoint, domain string) string {
+	ask := func(at endpoint.Endpoint, domain string) string {
 		t.Helper()
-		reply, err := socketmap.Query(ctx, endpoint, "postfix", domain)
+		reply, err := socketmap.Query(ctx, at, "postfix", domain)
 		if err != nil {
 			t.Fatalf("%s: %v", domain, err)
 		}
@@ -75,11 +76,11 @@ func TestAfterDamageToItsFileTheDaemonStillEnforcesWhatItHeld(t *testing.T) {
 	}
 
 	p := startProgram(t, dir, env, "-config", file)
-	endpoint := p.endpoint(ctx, t, dir)
-	ask(endpoint, one.Name)
+	at := p.endpoint(ctx, t, dir)
+	ask(at, one.Name)
 	for i := range 60 { // more than a page of others
 		d := lab.Domain(fmt.Sprintf("d%d.test", i), testlab.With{Server: server, NoMail: true})
-		ask(endpoint, d.Name)
+		ask(at, d.Name)
 	}
 	p.stop(t)
 	path := filepath.Join(dir, "cache.db")

@@ -11,9 +11,8 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 )
 
 // Names of the sockets that systemd passes (FileDescriptorName=). Those of
@@ -45,7 +44,7 @@ type listeners struct {
 func (l *listeners) names() []string {
 	names := make([]string, len(l.socketmap))
 	for i, s := range l.socketmap {
-		names[i] = endpointOf(s.Addr()).String()
+		names[i] = endpoint.Of(s.Addr()).String()
 	}
 	return names
 }
@@ -54,7 +53,7 @@ func (l *listeners) names() []string {
 func (l *listeners) metricsNames() []string {
 	names := make([]string, len(l.metrics))
 	for i, s := range l.metrics {
-		names[i] = endpointOf(s.Addr()).String()
+		names[i] = endpoint.Of(s.Addr()).String()
 	}
 	return names
 }
@@ -78,10 +77,6 @@ func (l *listeners) overridden() []string {
 		keys = append(keys, keyMetrics)
 	}
 	return keys
-}
-
-func endpointOf(a net.Addr) socketmap.Endpoint {
-	return socketmap.Endpoint{Network: a.Network(), Address: a.String()}
 }
 
 func (l *listeners) close() error {
@@ -116,7 +111,7 @@ func (s *service) listen() error {
 			"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap"), l.close())
 	}
 	if len(l.metrics) == 0 && s.cfg.Metrics.Network != "" {
-		opened, err := s.listenAt(s.cfg.Metrics)
+		opened, err := endpoint.Listen(s.cfg.Metrics, s.cfg.Socket.Mode)
 		if err != nil {
 			return errors.Join(fmt.Errorf("metrics: %w", err), l.close())
 		}
@@ -128,7 +123,7 @@ func (s *service) listen() error {
 // listenItself opens what lookups and the control need.
 func (s *service) listenItself() (err error) {
 	for _, e := range s.cfg.Listen {
-		opened, err := s.listenAt(e)
+		opened, err := endpoint.Listen(e, s.cfg.Socket.Mode)
 		if err != nil {
 			return err
 		}
@@ -136,14 +131,6 @@ func (s *service) listenItself() (err error) {
 	}
 	s.listeners.control, err = control.Listen(s.cfg.Control.Address)
 	return err
-}
-
-func (s *service) listenAt(e config.Endpoint) (net.Listener, error) {
-	endpoint, err := socketmap.ParseEndpoint(e.String())
-	if err != nil {
-		return nil, err
-	}
-	return socketmap.Listen(endpoint, s.cfg.Socket.Mode)
 }
 
 // passedListeners returns what systemd passed, by name (sd_listen_fds(3)).

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
@@ -56,7 +57,7 @@ var counted = []string{
 	`sts_tlsmap_trouble{condition="discovery"} 0`,
 }
 
-func ask(ctx context.Context, t *testing.T, e socketmap.Endpoint) {
+func ask(ctx context.Context, t *testing.T, e endpoint.Endpoint) {
 	t.Helper()
 	for _, key := range []string{"one.test", "one.test", "none.test"} {
 		if _, err := socketmap.Query(ctx, e, "postfix", key); err != nil {
@@ -85,7 +86,7 @@ func TestMetricsAreServedOnTheControlSocketAndWhereTheyAreConfigured(t *testing.
 	if err != nil || len(h.Troubles) > 0 {
 		t.Fatalf("%+v, %v", h, err)
 	}
-	e, err := socketmap.ParseEndpoint(h.Metrics)
+	e, err := endpoint.Parse(h.Metrics)
 	if err != nil {
 		t.Fatal(err)
 	}

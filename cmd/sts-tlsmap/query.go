@@ -8,13 +8,14 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
 
 // query is -query: it asks the running daemon at its first listener, as the
 // MTA would, and prints what postmap -q prints: the value, or nothing.
 func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
-	endpoint, err := socketmap.ParseEndpoint(a.peer.listeners()[0])
+	at, err := endpoint.Parse(a.peer.listeners()[0])
 	if err != nil {
 		return 0, err
 	}
@@ -24,9 +25,9 @@ func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	reply, err := socketmap.Query(ctx, endpoint, a.flags.mapName, a.flags.args[0])
+	reply, err := socketmap.Query(ctx, at, a.flags.mapName, a.flags.args[0])
 	if errors.Is(err, context.DeadlineExceeded) {
-		return 0, a.peer.hinted(fmt.Errorf("%w at %s in %s", control.ErrNoAnswer, endpoint, wait))
+		return 0, a.peer.hinted(fmt.Errorf("%w at %s in %s", control.ErrNoAnswer, at, wait))
 	}
 	if err != nil {
 		return 0, err // it says what to do
@@ -43,7 +44,7 @@ func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
 	case "TEMP", "TIMEOUT":
 		return 0, hint(fmt.Errorf("the daemon replies %s: %s", word, printable(rest)), "see why: sts-tlsmap -explain %s", a.flags.args[0])
 	}
-	return 0, errors.New("what answers at " + endpoint.String() + " is no sts-tlsmap")
+	return 0, errors.New("what answers at " + at.String() + " is no sts-tlsmap")
 }
 
 // printable keeps what a terminal would obey out of a reply.

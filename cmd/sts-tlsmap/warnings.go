@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
@@ -76,9 +77,9 @@ func warnings(cfg *config.Config, r *resolver.Resolver, o opened) []string {
 }
 
 // isOpen says whether others than this machine reach an endpoint.
-func isOpen(endpoint string) bool {
-	address, tcp := strings.CutPrefix(endpoint, "inet:")
-	return tcp && !config.Endpoint{Network: "tcp", Address: address}.Loopback()
+func isOpen(s string) bool {
+	e, err := endpoint.ParseRelative(s)
+	return err == nil && !e.Loopback()
 }
 
 // ignored names the keys of the file that do not count, where that makes a

@@ -10,6 +10,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
@@ -87,7 +88,7 @@ func beat(ctx context.Context, interval time.Duration, probe func(context.Contex
 func (s *service) probe(ctx context.Context) error {
 	reached := false
 	for _, l := range s.listeners.socketmap {
-		e := endpointOf(l.Addr())
+		e := endpoint.Of(l.Addr())
 		reply, err := socketmap.Query(ctx, e, probeMap, keeper.ProbeDomain)
 		if e.Network == "unix" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {
 			s.log.Debug("the watchdog cannot ask a listener", "err", err)

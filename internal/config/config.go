@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
@@ -29,9 +30,9 @@ const MaxFile = 1 << 20
 type Config struct {
 	File string // where it was read from; empty: built-in defaults only
 
-	Listen   []Endpoint
-	Control  Endpoint // unix
-	Metrics  Endpoint // zero: not served
+	Listen   []endpoint.Endpoint
+	Control  endpoint.Endpoint // unix
+	Metrics  endpoint.Endpoint // zero: not served
 	LogLevel slog.Level
 
 	Socket  Socket
@@ -97,8 +98,8 @@ type Exempt struct {
 // Default returns the configuration of an empty file.
 func Default() *Config {
 	return &Config{
-		Listen:   []Endpoint{{Network: "tcp", Address: "127.0.0.1:8461"}},
-		Control:  Endpoint{Network: "unix", Address: "/run/sts-tlsmap/control.sock"},
+		Listen:   []endpoint.Endpoint{{Network: "tcp", Address: "127.0.0.1:8461"}},
+		Control:  endpoint.Endpoint{Network: "unix", Address: "/run/sts-tlsmap/control.sock"},
 		LogLevel: slog.LevelInfo,
 		Socket:   Socket{Mode: 0o666, MaxConnections: 4096},
 		Cache:    Cache{Path: "/var/lib/sts-tlsmap/cache.db", MaxSize: 4 << 30},
@@ -171,13 +172,13 @@ func (d *document) finish(c *Config) {
 			*p = filepath.Join(dir, *p)
 		}
 	}
-	c.Control = c.Control.in(dir)
+	c.Control = c.Control.In(dir)
 	d.fits("control", c.Control)
-	seen := map[Endpoint]bool{}
+	seen := map[endpoint.Endpoint]bool{}
 	for i := range c.Listen {
-		c.Listen[i] = c.Listen[i].in(dir)
+		c.Listen[i] = c.Listen[i].In(dir)
 		d.fits(element("listen", i), c.Listen[i])
-		if e := c.Listen[i]; seen[e] && !e.anyPort() {
+		if e := c.Listen[i]; seen[e] && !e.AnyPort() {
 			d.fail(element("listen", i), "%s is there twice", e)
 		}
 		seen[c.Listen[i]] = true
@@ -185,7 +186,7 @@ func (d *document) finish(c *Config) {
 	if seen[c.Control] {
 		d.fail("control", "%s is in listen too; the two need sockets of their own", c.Control)
 	}
-	if c.Metrics.Network != "" && seen[c.Metrics] && !c.Metrics.anyPort() {
+	if c.Metrics.Network != "" && seen[c.Metrics] && !c.Metrics.AnyPort() {
 		d.fail("metrics", "%s is in listen too; the two need ports of their own", c.Metrics)
 	}
 	if c.Fetch.CAFile != "" {
@@ -212,9 +213,9 @@ func (d *document) finish(c *Config) {
 
 // fits fails where a socket's path is too long once it is taken from the
 // file's folder.
-func (d *document) fits(name string, e Endpoint) {
-	if e.Network == "unix" && len(e.Address) > maxUnixPath {
-		d.fail(name, "the path %s has %d bytes; expected at most %d, with the folder of the file", e.Address, len(e.Address), maxUnixPath)
+func (d *document) fits(name string, e endpoint.Endpoint) {
+	if e.Network == "unix" && len(e.Address) > endpoint.MaxPath {
+		d.fail(name, "the path %s has %d bytes; expected at most %d, with the folder of the file", e.Address, len(e.Address), endpoint.MaxPath)
 	}
 }
 

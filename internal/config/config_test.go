@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
@@ -82,11 +83,13 @@ func TestEveryKeyIsTaken(t *testing.T) {
 	no := false
 	want := &Config{
 		File: "/etc/x.toml",
-		Listen: []Endpoint{
-			{"tcp", "127.0.0.2:1"}, {"unix", "/run/x/socketmap.sock"}, {"tcp", "[::1]:0"},
+		Listen: []endpoint.Endpoint{
+			{Network: "tcp", Address: "127.0.0.2:1"},
+			{Network: "unix", Address: "/run/x/socketmap.sock"},
+			{Network: "tcp", Address: "[::1]:0"},
 		},
-		Control:  Endpoint{"unix", "/run/x/control.sock"},
-		Metrics:  Endpoint{"tcp", "127.0.0.2:3"},
+		Control:  endpoint.Endpoint{Network: "unix", Address: "/run/x/control.sock"},
+		Metrics:  endpoint.Endpoint{Network: "tcp", Address: "127.0.0.2:3"},
 		LogLevel: slog.LevelDebug,
 		Socket:   Socket{Mode: 0o660, MaxConnections: 7},
 		Cache:    Cache{Path: "/var/cache.db", MaxSize: 512 << 20},
@@ -354,21 +357,6 @@ func TestSizes(t *testing.T) {
 	for n, want := range map[int64]string{0: "0B", 1000: "1000B", 4 << 30: "4GiB", 1536: "1536B", 3 << 10: "3KiB"} {
 		if got := FormatSize(n); got != want {
 			t.Errorf("%d: got %s, want %s", n, got, want)
-		}
-	}
-}
-
-func TestLoopback(t *testing.T) {
-	for s, want := range map[string]bool{
-		"inet:127.0.0.1:1": true, "inet:[::1]:1": true, "inet:localhost:1": true, "unix:/x": true,
-		"inet:0.0.0.0:1": false, "inet:[::]:1": false, "inet:192.0.2.1:1": false, "inet:[::ffff:127.0.0.1]:1": true,
-	} {
-		e, ok := parseEndpoint(s)
-		if !ok || e.Loopback() != want {
-			t.Errorf("%s: got %v %v", s, ok, e.Loopback())
-		}
-		if ok && e.String() != s {
-			t.Errorf("%s: written as %s", s, e)
 		}
 	}
 }

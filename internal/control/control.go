@@ -40,14 +40,12 @@ const (
 	// MaxDomains is how many domains one request may name.
 	MaxDomains = 1000
 
-	maxListings    = 4         // at once; a page of records is in memory for each
-	ownListings    = 2         // and more of root's and the daemon's user's
-	pageSize       = 64        // records read from the store at once
-	maxHeader      = 16 << 10  // bytes of a request's header
-	maxBody        = 512 << 10 // bytes of a request's body: MaxDomains names
-	requestTimeout = 10 * time.Second
-	idleTimeout    = time.Minute
-	writeTimeout   = 10 * time.Second // for a page, or a line, to be taken by the client
+	maxListings   = 4                // at once; a page of records is in memory for each
+	ownListings   = 2                // and more of root's and the daemon's user's
+	pageSize      = 64               // records read from the store at once
+	maxBody       = 512 << 10        // bytes of a request's body: MaxDomains names
+	maxExemptBody = 16 << 10         // bytes of the body of a request to exempt
+	writeTimeout  = 10 * time.Second // for a page, or a line, to be taken by the client
 
 	refreshAtOnce = 16 // refreshes at once for one request
 	forgetAtOnce  = 64 // so that they share commits

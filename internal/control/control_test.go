@@ -361,7 +361,7 @@ func TestARefreshEndsWhenItsClientGoesAway(t *testing.T) {
 	// Shutdown waits for handlers: it would run into its time if one hung.
 	end, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
-	if err := s.http.Shutdown(end); err != nil {
+	if err := s.http.Server.Shutdown(end); err != nil {
 		t.Error(err)
 	}
 }

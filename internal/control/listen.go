@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"syscall"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,7 +23,7 @@ const socketMode = 0o660
 // replaced; one that is in use is an error that says so. The socket is given
 // to Group if it exists and we may; if not, it stays with the process's own.
 func Listen(path string) (net.Listener, error) {
-	l, err := socketmap.Listen(socketmap.Endpoint{Network: "unix", Address: path}, socketMode)
+	l, err := endpoint.Listen(endpoint.Endpoint{Network: "unix", Address: path}, socketMode)
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}

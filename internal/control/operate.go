@@ -73,7 +73,7 @@ func (s *Server) exemptions(w http.ResponseWriter, _ *http.Request) {
 
 func (s *Server) setExempt(w http.ResponseWriter, r *http.Request) {
 	var req exemptRequest
-	if err := readBody(w, r, maxHeader, &req); err != nil {
+	if err := readBody(w, r, maxExemptBody, &req); err != nil {
 		refuse(w, http.StatusBadRequest, "%v", err)
 		return
 	}

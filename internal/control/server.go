@@ -16,6 +16,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/httpserver"
 )
 
 // Options are what a Server answers from.
@@ -39,7 +40,7 @@ type Options struct {
 // A Server answers on the control socket.
 type Server struct {
 	o        Options
-	http     http.Server
+	http     *httpserver.Server
 	listings places
 	own      uint32 // the daemon's uid
 
@@ -77,35 +78,22 @@ func NewServer(o Options) *Server {
 	mux.HandleFunc("POST /v1/exempt", s.writers(s.setExempt))
 	mux.HandleFunc("POST /v1/learn", s.writers(s.learn))
 	mux.HandleFunc("GET /v1/rehearsal", s.rehearsals)
-	s.http = http.Server{
-		Handler:           s.bounded(mux),
-		ReadHeaderTimeout: requestTimeout,
-		ReadTimeout:       requestTimeout, // the body's too; what takes longer says so: see unhurried
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
-		ConnContext:       withPeer,
-	}
+	s.http = httpserver.New(s.bounded(mux), o.Log, slog.LevelWarn) // what takes longer says so: see unhurried
+	s.http.ConnContext = withPeer
 	return s
 }
 
 // Serve answers on l until Shutdown, and then returns nil. It closes l.
 func (s *Server) Serve(l net.Listener) error {
-	err := s.http.Serve(newLimited(l, func(c net.Conn) bool { return peerOf(c).mayWrite(s.own) }))
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	if err := s.http.Serve(newLimited(l, func(c net.Conn) bool { return peerOf(c).mayWrite(s.own) })); err != nil {
+		return fmt.Errorf("control socket: %w", err)
 	}
-	return fmt.Errorf("control socket: %w", err)
+	return nil
 }
 
 // Shutdown stops listening, waits for what is being answered until ctx ends,
 // and then closes what is left.
-func (s *Server) Shutdown(ctx context.Context) error {
-	if err := s.http.Shutdown(ctx); err != nil {
-		return s.http.Close()
-	}
-	return nil
-}
+func (s *Server) Shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
 
 // bounded gives a request its times. One that reads has no body: nobody would
 // read it, and its client would be waited for.

@@ -142,12 +142,7 @@ func (c *Checker) recent(ctx context.Context) Probe {
 	}
 	done := c.probing()
 	p.mu.Unlock()
-	if !ended(ctx, done) {
-		return Probe{}
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return c.lastProbe()
+	return c.awaitProbe(ctx, done)
 }
 
 // Probe asks the resolver whether it validates, now, and returns the outcome: a
@@ -168,11 +163,17 @@ func (c *Checker) Probe(ctx context.Context) Probe {
 	p.mu.Lock()
 	done := c.probing()
 	p.mu.Unlock()
+	return c.awaitProbe(ctx, done)
+}
+
+// awaitProbe waits until the probe at work is done, and returns its outcome.
+// When ctx ends first, it is that of a probe without an answer.
+func (c *Checker) awaitProbe(ctx context.Context, done <-chan struct{}) Probe {
 	if !ended(ctx, done) {
 		return Probe{}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	c.prober.mu.Lock()
+	defer c.prober.mu.Unlock()
 	return c.lastProbe()
 }
 

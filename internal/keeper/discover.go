@@ -117,7 +117,7 @@ func (k *Keeper) discover(domain string, fl *flight) {
 	if err != nil {
 		k.remember(domain, known, held, err)
 		k.o.Observe(event)
-		fl.outcome = Refreshed{Domain: domain, Result: result, Err: reason(err)}
+		fl.outcome = Refreshed{Domain: domain, Result: result, Err: policy.Reason(err)}
 		return
 	}
 	event.Mode, event.Changed = found.Policy.Mode, true
@@ -142,7 +142,7 @@ func (k *Keeper) remember(domain string, known *cache.Record, held hold, err err
 	now := time.Now()
 	hash := k.hash(domain)
 	damaged := held == holdDamaged
-	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: reason(err), damaged: damaged}
+	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: policy.Reason(err), damaged: damaged}
 	if known != nil {
 		n.heldUntil = liveUntil(known.Fetched.Unix(), known.Expires.Unix())
 	}

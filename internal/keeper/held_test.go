@@ -135,13 +135,6 @@ func TestATextThatThisVersionDoesNotTakeMakesMailWaitUntilItIsFetchedAgain(t *te
 	})
 }
 
-func TestWhatIsRememberedOfAFailureIsShort(t *testing.T) {
-	long := &policy.Error{Domain: "example.com", Result: policy.ResultDNS, Err: errors.New(strings.Repeat("é", 4000))}
-	if got := reason(long); len(got) > maxReason+len("...") || strings.ContainsRune(got, '\uFFFD') {
-		t.Errorf("%d bytes: %q", len(got), got)
-	}
-}
-
 var errUnreadablePage = errors.Join(cache.ErrUnreadable, errors.New("as the test wants it"))
 
 // A policy that mail uses now is not given up for a newcomer, although its

@@ -50,8 +50,6 @@ const (
 	maxNegative      = 1 << 16
 	maxNegativeBytes = 16 << 20
 	negativeOverhead = 256
-	// maxReason is how many bytes of what went wrong are remembered.
-	maxReason = 400
 	// minNegative and maxNegativeTTL bound how long the DNS' denial is kept.
 	minNegative    = time.Minute
 	maxNegativeTTL = time.Hour

@@ -2,14 +2,11 @@ package keeper
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"strings"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"golang.org/x/time/rate"
 )
 
@@ -50,20 +47,6 @@ func (k *Keeper) logFailure(level slog.Level, words string, n *Negative, damaged
 	}
 	k.o.Log.Log(context.Background(), level, words,
 		"domain", n.Domain, "result", string(n.Result), "err", n.Err, "next", n.Until.Round(time.Second))
-}
-
-// reason is what went wrong, for those who know the domain and the result. It
-// is short, since it is remembered of many domains.
-func reason(err error) string {
-	var pe *policy.Error
-	if errors.As(err, &pe) {
-		err = pe.Err
-	}
-	s := err.Error()
-	if len(s) > maxReason {
-		s = strings.ToValidUTF8(s[:maxReason], "") + "..."
-	}
-	return s
 }
 
 // survive keeps a panic in one domain's work from ending the daemon: mail

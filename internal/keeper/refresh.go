@@ -237,7 +237,7 @@ func (k *Keeper) refetch(ctx context.Context, gate policy.Gate, r *cache.Record,
 	}
 	fl.outcome = Refreshed{Domain: r.Domain, Result: result, Mode: r.Mode.String(), ID: r.ID, Changed: event.Changed}
 	if err != nil {
-		fl.outcome.Err = reason(err)
+		fl.outcome.Err = policy.Reason(err)
 	}
 	return event.Changed, true
 }
@@ -254,7 +254,7 @@ func (k *Keeper) noteFailure(t timing, r *cache.Record, err error, now time.Time
 		return
 	}
 	r.Failures++
-	r.FailedAt, r.LastError = now, string(policy.ResultOf(err))+": "+reason(err)
+	r.FailedAt, r.LastError = now, string(policy.ResultOf(err))+": "+policy.Reason(err)
 	t.drawRetry(r, now)
 	if r.Mode != policy.ModeNone && k.mayLog(k.ownLines) {
 		level, words := slog.LevelWarn, "MTA-STS policy could not be refreshed; the one held stays in force"

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
 var testSeed = maphash.MakeSeed()
@@ -178,7 +180,7 @@ func TestNegativeResultsStayWithinTheirBytes(t *testing.T) {
 	}
 	for i := range uint64(2 * maxNegative) {
 		d := fmt.Sprintf("%06d.%s.example", i, strings.Repeat("a", 230))
-		n.put(i, &Negative{Domain: d, Err: strings.Repeat("x", maxReason), Until: until})
+		n.put(i, &Negative{Domain: d, Err: strings.Repeat("x", policy.MaxReason), Until: until})
 		n.put(i, &Negative{Domain: d, Until: until})
 		if i%3 == 0 {
 			n.drop(i)

@@ -73,6 +73,6 @@ func (k *Keeper) turnAway(domain string, damaged bool) {
 	err := k.tooMany(domain, maxFlights*k.o.LookupConcurrency)
 	k.counters.overloads.Add(1)
 	k.o.Observe(Event{Step: StepDiscovery, Domain: domain, Result: policy.ResultBusy, Err: err})
-	n := &Negative{Domain: domain, Result: policy.ResultBusy, Err: reason(err), Until: time.Now()}
+	n := &Negative{Domain: domain, Result: policy.ResultBusy, Err: policy.Reason(err), Until: time.Now()}
 	k.logFailure(slog.LevelInfo, discoveryFailed, n, damaged)
 }

@@ -12,10 +12,9 @@ const (
 	// scrapeTimeout bounds the gathering of the numbers.
 	scrapeTimeout = 10 * time.Second
 
-	requestTimeout = 10 * time.Second // for a request to arrive
-	writeTimeout   = 15 * time.Second // from there until the client has taken the answer
-	idleTimeout    = time.Minute      // without a request
-	maxHeader      = 16 << 10         // bytes of a request's header
+	// writeTimeout is the time from the request's arrival until the client has
+	// taken the answer.
+	writeTimeout = 15 * time.Second
 
 	// sampleSize is from how many records ages are told, and sampleEvery how
 	// often they are read.

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/httpserver"
 )
 
 const (
@@ -67,15 +69,15 @@ func status(t *testing.T, addr, request string) int {
 func TestOnlyMetricsAreServedAndOnlyRead(t *testing.T) {
 	addr := serve(t, "here", patience)
 	for request, want := range map[string]int{
-		"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n":                                            200,
-		"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n":                                           200,
-		"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n":                      405,
-		"DELETE /metrics HTTP/1.1\r\nHost: x\r\n\r\n":                                         405,
-		"GET / HTTP/1.1\r\nHost: x\r\n\r\n":                                                   404,
-		"GET /v1/cache HTTP/1.1\r\nHost: x\r\n\r\n":                                           404,
-		"GET /debug/pprof/ HTTP/1.1\r\nHost: x\r\n\r\n":                                       404,
-		"\x16\x03\x01 hello\r\n\r\n":                                                          400,
-		"GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 4*maxHeader) + "\r\n": 431,
+		"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n":                                                       200,
+		"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n":                                                      200,
+		"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n":                                 405,
+		"DELETE /metrics HTTP/1.1\r\nHost: x\r\n\r\n":                                                    405,
+		"GET / HTTP/1.1\r\nHost: x\r\n\r\n":                                                              404,
+		"GET /v1/cache HTTP/1.1\r\nHost: x\r\n\r\n":                                                      404,
+		"GET /debug/pprof/ HTTP/1.1\r\nHost: x\r\n\r\n":                                                  404,
+		"\x16\x03\x01 hello\r\n\r\n":                                                                     400,
+		"GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 4*httpserver.MaxHeader) + "\r\n": 431,
 	} {
 		if got := status(t, addr, request); got != want {
 			t.Errorf("%.40q: %d, want %d", request, got, want)

@@ -108,6 +108,23 @@ func Hint(err error) string {
 	return "The domain must serve https://mta-sts.DOMAIN/.well-known/mta-sts.txt. Nothing to do here."
 }
 
+// MaxReason bounds a reason, in bytes: it is remembered of many domains.
+const MaxReason = 400
+
+// Reason is what went wrong, for those who know the domain and the result:
+// these are left out.
+func Reason(err error) string {
+	var pe *Error
+	if errors.As(err, &pe) && pe.Err != nil {
+		err = pe.Err
+	}
+	s := err.Error()
+	if len(s) > MaxReason {
+		s = strings.ToValidUTF8(s[:MaxReason], "") + "..."
+	}
+	return s
+}
+
 // How much of a stranger's text goes into an error, in bytes.
 const (
 	maxQuoted = 80

@@ -1,14 +1,13 @@
 package recipe
 
 import (
-	"io"
+	"io/fs"
 	"net/netip"
 	"path"
 	"strings"
-)
 
-// resolvConfSize bounds what is read of a resolv.conf, in bytes.
-const resolvConfSize = 64 << 10
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+)
 
 // dane reports whether this Postfix does DANE: it must be switched on, and
 // nothing may make it impossible. Where it is impossible, a reply of dane-only
@@ -58,24 +57,23 @@ func (a *advice) adBit() string {
 	file := "/etc/resolv.conf"
 	if a.chrooted() {
 		inside := path.Join(a.p.Settings["queue_directory"], file)
-		if a.exists(inside) {
+		if exists(a.root, inside) {
 			file = inside // smtp(8) reads this one
 		}
 	}
-	servers, trustAD := parseResolvConf(a.readFile(file))
+	conf := resolvConf(a.root, file)
 	// Later ones set RES_TRUSTAD themselves when they ask for DNSSEC, and
 	// resolv.conf has no say (seen with 3.7, 3.10 and 3.11).
-	if !trustAD && !a.p.Version.AtLeast(3, 6, 0) {
+	if !conf.TrustAD && !a.p.Version.AtLeast(3, 6, 0) {
 		return file + " has no \"options trust-ad\": libc hides from Postfix what the resolver validated"
 	}
-	for _, s := range servers {
-		addr, err := netip.ParseAddr(s)
-		if err != nil || addr.IsLoopback() {
+	for _, s := range conf.Servers {
+		if !isRemote(s) {
 			continue
 		}
 		a.warn("the name server %s in %s is on another machine, and Postfix believes it: whoever can forge its answers on the way decides "+
 			"whether DANE protects a domain. A validating resolver on this machine is the way out.", s, file)
-		if !trustAD {
+		if !conf.TrustAD {
 			a.warn("%s has no \"options trust-ad\": Postfix believes %s all the same, sts-tlsmap does not, and its policies override DANE, "+
 				"which RFC 8461, 2 forbids. A validating resolver on this machine is the way out; else \"options trust-ad\", or trust_ad = true in [dns].", file, s)
 		}
@@ -84,46 +82,21 @@ func (a *advice) adBit() string {
 }
 
 // isRemote reports whether a name server is on another machine.
-func isRemote(server string) bool {
-	addr, err := netip.ParseAddr(server)
-	return err == nil && !addr.IsLoopback()
-}
+func isRemote(server netip.Addr) bool { return !server.Unmap().IsLoopback() }
 
-// readFile returns the start of a file, empty if it cannot be read: libc does
-// not complain either.
-func (a *advice) readFile(name string) string {
-	f, err := a.root.Open(strings.TrimPrefix(name, "/"))
+// resolvConf reads a resolv.conf. One that cannot be read is as an empty one:
+// libc does not complain either.
+func resolvConf(root fs.FS, name string) resolver.ResolvConf {
+	f, err := root.Open(strings.TrimPrefix(name, "/"))
 	if err != nil {
-		return ""
+		return resolver.ResolvConf{}
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, resolvConfSize))
+	conf, err := resolver.ReadResolvConf(f)
 	if err != nil {
-		return ""
+		return resolver.ResolvConf{}
 	}
-	return string(b)
-}
-
-// parseResolvConf returns the name servers, and whether the AD bit is passed
-// on (resolv.conf(5)).
-func parseResolvConf(text string) (servers []string, trustAD bool) {
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		switch f[0] {
-		case "nameserver":
-			servers = append(servers, f[1])
-		case "options":
-			for _, option := range f[1:] {
-				if option == "trust-ad" {
-					trustAD = true
-				}
-			}
-		}
-	}
-	return servers, trustAD
+	return conf
 }
 
 // hasWord reports whether a list of Postfix's has the word, in any case.

@@ -2,9 +2,9 @@ package recipe
 
 import (
 	"errors"
-	"net"
-	"net/netip"
 	"strings"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 )
 
 // endpoint chooses how Postfix reaches the daemon: over loopback where it can,
@@ -12,19 +12,18 @@ import (
 func (a *advice) endpoint() (string, error) {
 	var remote, inside, outside string
 	queue := strings.TrimSuffix(a.p.Settings["queue_directory"], "/") + "/"
-	for _, e := range a.d.Listen {
-		if address, ok := strings.CutPrefix(e, "inet:"); ok {
-			local, loopback := localAddress(address)
-			if loopback {
-				return "inet:" + local, nil
-			}
-			remote = first(remote, e)
-		} else if path, ok := strings.CutPrefix(e, "unix:"); ok {
-			if below, ok := strings.CutPrefix(path, queue); ok && queue != "/" {
-				inside = first(inside, "unix:"+below)
-			} else {
-				outside = first(outside, e)
-			}
+	for _, e := range endpoints(a.d.Listen) {
+		local, loopback := e.Local()
+		below, isBelow := strings.CutPrefix(e.Address, queue)
+		switch {
+		case e.Network == "tcp" && loopback:
+			return local.String(), nil
+		case e.Network == "tcp":
+			remote = first(remote, e.String())
+		case isBelow && queue != "/":
+			inside = first(inside, "unix:"+below)
+		default:
+			outside = first(outside, e.String())
 		}
 	}
 	switch {
@@ -44,24 +43,16 @@ func (a *advice) endpoint() (string, error) {
 	return "", errors.New("the daemon has no endpoint that Postfix can ask: set listen")
 }
 
-// localAddress returns how to reach an address from this machine, if it is on
-// loopback or stands for all addresses.
-func localAddress(address string) (string, bool) {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return address, false
+// endpoints reads the daemon's endpoints. It passes over those of another kind,
+// which systemd may have passed to the daemon.
+func endpoints(listen []string) []endpoint.Endpoint {
+	var list []endpoint.Endpoint
+	for _, s := range listen {
+		if e, err := endpoint.ParseRelative(s); err == nil {
+			list = append(list, e)
+		}
 	}
-	if host == "localhost" {
-		return address, true
-	}
-	addr, err := netip.ParseAddr(host)
-	switch {
-	case host == "", err == nil && addr.IsUnspecified() && addr.Is4():
-		return net.JoinHostPort("127.0.0.1", port), true
-	case err == nil && addr.IsUnspecified():
-		return net.JoinHostPort("::1", port), true
-	}
-	return address, err == nil && addr.Unmap().IsLoopback()
+	return list
 }
 
 func first(a, b string) string {

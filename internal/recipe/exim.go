@@ -16,10 +16,9 @@ import (
 
 // An EximRecipe is what to write into which files, and what to look at.
 type EximRecipe struct {
-	Title    string
-	Parts    []Part
-	Warnings []string // what undoes the protection, and what to do about it
-	Notes    []string
+	Title string
+	Parts []Part
+	Remarks
 }
 
 // A Part is text for one place in Exim's configuration.
@@ -32,14 +31,7 @@ type Part struct {
 func (r EximRecipe) String() string {
 	var b strings.Builder
 	comment(&b, "", r.Title)
-	for _, w := range r.Warnings {
-		b.WriteByte('\n')
-		comment(&b, "WARNING: ", w)
-	}
-	for _, n := range r.Notes {
-		b.WriteByte('\n')
-		comment(&b, "Note: ", n)
-	}
+	r.write(&b)
 	for _, p := range r.Parts {
 		b.WriteString("\n# " + strings.Repeat("-", width-2) + "\n")
 		comment(&b, "", p.Where)
@@ -120,14 +112,6 @@ func Exim(c EximConf, root fs.FS, d Daemon) (EximRecipe, error) {
 	return a.EximRecipe, nil
 }
 
-func (a *eximAdvice) warn(format string, args ...any) {
-	a.Warnings = append(a.Warnings, fmt.Sprintf(format, args...))
-}
-
-func (a *eximAdvice) note(format string, args ...any) {
-	a.Notes = append(a.Notes, fmt.Sprintf(format, args...))
-}
-
 // checkMap returns an error if the daemon would not answer, or not enforce.
 func (a *eximAdvice) checkMap() error {
 	for _, m := range a.d.Maps {
@@ -149,14 +133,15 @@ func (a *eximAdvice) checkMap() error {
 // and whether that crosses a network; "" if there is no way.
 func eximServer(listen []string) (server string, crosses bool) {
 	var remote, local string
-	for _, e := range listen {
-		if address, ok := strings.CutPrefix(e, "inet:"); ok {
-			if at, loopback := localAddress(address); loopback {
-				return "inet:" + at, false
-			}
-			remote = first(remote, e)
-		} else if path, ok := strings.CutPrefix(e, "unix:"); ok {
-			local = first(local, path)
+	for _, e := range endpoints(listen) {
+		at, loopback := e.Local()
+		switch {
+		case e.Network == "unix":
+			local = first(local, e.Address)
+		case loopback:
+			return at.String(), false
+		default:
+			remote = first(remote, e.String())
 		}
 	}
 	return first(local, remote), local == "" && remote != ""

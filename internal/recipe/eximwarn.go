@@ -20,11 +20,9 @@ func (a *eximAdvice) lists() {
 // hubbedHosts is the file of a router that Debian has before ours.
 const hubbedHosts = "/etc/exim4/hubbed_hosts"
 
-func (a *eximAdvice) exists(path string) bool { return (&advice{root: a.root}).exists(path) }
-
 // unused reports whether a router is Debian's for a file that is not there.
 func (a *eximAdvice) unused(r Instance) bool {
-	return r.Name == "hubbed_hosts" && !a.exists(hubbedHosts)
+	return r.Name == "hubbed_hosts" && !exists(a.root, hubbedHosts)
 }
 
 // earlierRouters warns of routers that take domains before ours do.
@@ -166,7 +164,7 @@ func parseEximTime(s string) (d time.Duration) {
 // authorities sees to it that certificates can be verified.
 func (a *eximAdvice) authorities() {
 	for _, known := range caFiles {
-		if a.exists(known) {
+		if exists(a.root, known) {
 			return
 		}
 	}
@@ -183,13 +181,13 @@ func (a *eximAdvice) dane() {
 	if regexp.MustCompile(`(?m)^\s*dns_dnssec_ok\s*=\s*0`).MatchString(a.c.Text) {
 		a.warn("dns_dnssec_ok = 0: Exim asks for no DNSSEC, and there is no DANE. Set: dns_dnssec_ok = 1")
 	}
-	servers, trustAD := parseResolvConf((&advice{root: a.root}).readFile("/etc/resolv.conf"))
-	if !trustAD {
+	conf := resolvConf(a.root, "/etc/resolv.conf")
+	if !conf.TrustAD {
 		a.warn("/etc/resolv.conf has no \"options trust-ad\": libc hides from Exim what the resolver validated, and there is no DANE. " +
 			"Where a validating resolver runs on this machine, add it.")
 		return
 	}
-	for _, s := range servers {
+	for _, s := range conf.Servers {
 		if isRemote(s) {
 			a.warn("the name server %s in /etc/resolv.conf is on another machine, and trust-ad believes it: whoever can forge its answers "+
 				"on the way decides whether DANE protects a domain.", s)

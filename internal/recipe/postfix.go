@@ -71,14 +71,6 @@ func (a *advice) set(name, value, why string) {
 // "yes" and "no", and the names of levels.
 func (a *advice) is(name, value string) bool { return strings.EqualFold(a.p.Settings[name], value) }
 
-func (a *advice) warn(format string, args ...any) {
-	a.Warnings = append(a.Warnings, fmt.Sprintf(format, args...))
-}
-
-func (a *advice) note(format string, args ...any) {
-	a.Notes = append(a.Notes, fmt.Sprintf(format, args...))
-}
-
 // chrooted reports whether a service that runs smtp(8) is in a chroot.
 func (a *advice) chrooted() bool {
 	for _, c := range a.p.Clients {
@@ -209,7 +201,7 @@ func (a *advice) securityLevel() {
 // authorities sees to it that certificates can be verified.
 func (a *advice) authorities() {
 	file := a.p.Settings["smtp_tls_CAfile"]
-	if file != "" && a.exists(file) {
+	if file != "" && exists(a.root, file) {
 		return
 	}
 	if file != "" {
@@ -218,7 +210,7 @@ func (a *advice) authorities() {
 		return
 	}
 	for _, known := range caFiles {
-		if a.exists(known) {
+		if exists(a.root, known) {
 			a.set("smtp_tls_CAfile", known, "without authorities no certificate verifies, and mail to domains with an enforced policy waits")
 			return
 		}
@@ -241,8 +233,8 @@ func (a *advice) seesFolder() bool {
 
 // exists reports whether there is a file. The name may go up by "..", which an
 // fs.FS does not take.
-func (a *advice) exists(name string) bool {
-	st, err := fs.Stat(a.root, strings.TrimPrefix(path.Clean("/"+name), "/"))
+func exists(root fs.FS, name string) bool {
+	st, err := fs.Stat(root, strings.TrimPrefix(path.Clean("/"+name), "/"))
 	return err == nil && !st.IsDir()
 }
 

@@ -7,6 +7,7 @@
 package recipe
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -26,8 +27,33 @@ type Daemon struct {
 type Recipe struct {
 	Title    string
 	Settings []Setting
+	Remarks
+}
+
+// Remarks are what to know beside what to write.
+type Remarks struct {
 	Warnings []string // what undoes the protection, and what to do about it
 	Notes    []string
+}
+
+func (r *Remarks) warn(format string, args ...any) {
+	r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...))
+}
+
+func (r *Remarks) note(format string, args ...any) {
+	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
+}
+
+// write writes the remarks as comments, an empty line before each.
+func (r *Remarks) write(b *strings.Builder) {
+	for _, w := range r.Warnings {
+		b.WriteByte('\n')
+		comment(b, "WARNING: ", w)
+	}
+	for _, n := range r.Notes {
+		b.WriteByte('\n')
+		comment(b, "Note: ", n)
+	}
 }
 
 // A Setting is one line of main.cf.
@@ -56,14 +82,7 @@ func (r Recipe) String() string {
 		b.WriteString(oneLine(s.Name + " = " + s.Value))
 		b.WriteByte('\n')
 	}
-	for _, w := range r.Warnings {
-		b.WriteByte('\n')
-		comment(&b, "WARNING: ", w)
-	}
-	for _, n := range r.Notes {
-		b.WriteByte('\n')
-		comment(&b, "Note: ", n)
-	}
+	r.write(&b)
 	return b.String()
 }
 

@@ -69,7 +69,7 @@ func newResolver(c Config, port uint16) (*Resolver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resolver configuration: %w", err)
 	}
-	l, err := readResolvConf(c, port)
+	l, err := fromFile(c, port)
 	if err != nil {
 		return nil, fmt.Errorf("resolver configuration: %w", err)
 	}

@@ -1,8 +1,6 @@
 package resolver
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -91,6 +88,45 @@ func newList(c Config, addrs []netip.AddrPort) *serverList {
 	return l
 }
 
+// fromFile returns the list of the configuration's resolv.conf. One that is
+// absent is as an empty one.
+func fromFile(c Config, port uint16) (*serverList, error) {
+	var r io.Reader = strings.NewReader("")
+	f, err := os.Open(c.ResolvConf)
+	switch {
+	case err == nil:
+		defer f.Close()
+		r = f
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	rc, err := ReadResolvConf(r)
+	if err != nil {
+		return nil, err
+	}
+	return fromResolvConf(c, rc, port), nil
+}
+
+// fromResolvConf completes the servers of resolv.conf. The configuration's own
+// settings go before what it says.
+func fromResolvConf(c Config, rc ResolvConf, port uint16) *serverList {
+	var addrs []netip.AddrPort
+	for _, a := range rc.Servers {
+		addrs = append(addrs, netip.AddrPortFrom(a, port))
+	}
+	l := newList(c, addrs)
+	if rc.TrustAD && c.TrustAD == nil {
+		l.trustAD = true
+	}
+	if rc.Timeout > 0 && c.Timeout <= 0 {
+		l.timeout = rc.Timeout
+	}
+	if rc.Attempts > 0 {
+		l.attempts = rc.Attempts
+	}
+	return l
+}
+
 // configured returns the list of the servers named in the configuration.
 func configured(c Config) (*serverList, error) {
 	var addrs []netip.AddrPort
@@ -114,76 +150,6 @@ func parseServer(s string) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("DNS server %q: want an address, with or without a port, as 127.0.0.1:53 or [::1]:53", s)
 	}
 	return netip.AddrPortFrom(a, 53), nil
-}
-
-// readResolvConf reads resolv.conf(5) as libc does: a file that is absent, or
-// names no server, stands for a server on this machine.
-func readResolvConf(c Config, port uint16) (*serverList, error) {
-	b, err := readBounded(c.ResolvConf)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	return parseResolvConf(c, b, port), nil
-}
-
-func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxResolvConf))
-}
-
-// parseResolvConf reads the lines that concern us: nameserver and options
-// timeout, attempts and trust-ad. Others, and what it does not understand, it
-// passes over, as libc does.
-func parseResolvConf(c Config, b []byte, port uint16) *serverList {
-	var addrs []netip.AddrPort
-	var options []string
-	lines := bufio.NewScanner(bytes.NewReader(b))
-	lines.Buffer(nil, maxResolvConf+1)
-	for lines.Scan() {
-		f := strings.Fields(lines.Text())
-		if len(f) < 2 {
-			continue
-		}
-		switch f[0] {
-		case "nameserver":
-			if a, err := netip.ParseAddr(f[1]); err == nil && len(addrs) < maxServers {
-				addrs = append(addrs, netip.AddrPortFrom(a, port))
-			}
-		case "options":
-			options = append(options, f[1:]...)
-		}
-	}
-	if len(addrs) == 0 {
-		addrs = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)}
-	}
-	l := newList(c, addrs)
-	for _, o := range options {
-		l.setOption(c, o)
-	}
-	return l
-}
-
-// setOption carries out one word of an options line. The configuration's own
-// settings go before it.
-func (l *serverList) setOption(c Config, option string) {
-	key, value, _ := strings.Cut(option, ":")
-	n, err := strconv.Atoi(value)
-	valid := err == nil && n > 0
-	switch {
-	case key == "trust-ad" && c.TrustAD == nil:
-		l.trustAD = true
-	case key == "timeout" && valid && c.Timeout <= 0:
-		l.timeout = maxTimeout
-		if n < int(maxTimeout/time.Second) {
-			l.timeout = time.Duration(n) * time.Second
-		}
-	case key == "attempts" && valid:
-		l.attempts = min(n, maxAttempts)
-	}
 }
 
 // A fileStamp tells one state of a file from another. That of an absent file
@@ -235,7 +201,7 @@ func (r *Resolver) lookAgain() {
 	}
 	var l *serverList
 	if err == nil {
-		l, err = readResolvConf(r.conf, r.port)
+		l, err = fromFile(r.conf, r.port)
 	}
 	if err != nil {
 		if r.broken {

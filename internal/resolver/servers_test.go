@@ -44,7 +44,11 @@ func TestResolvConf(t *testing.T) {
 		{"a very long line", "search " + strings.Repeat("x", 60000) + "\nnameserver ::1\n", Config{}, "[::1]:53", true, 5 * time.Second, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := parseResolvConf(c.conf, []byte(c.text), 53)
+			rc, err := ReadResolvConf(strings.NewReader(c.text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := fromResolvConf(c.conf, rc, 53)
 			var servers []string
 			for _, s := range l.servers {
 				servers = append(servers, s.addr.String())

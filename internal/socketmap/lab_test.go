@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 )
 
 // testWait bounds every wait of a test; a test that meets it fails.
@@ -40,7 +42,7 @@ func echoReply(dst, mapName, key []byte) []byte {
 type lab struct {
 	*Server
 	t      *testing.T
-	at     Endpoint
+	at     endpoint.Endpoint
 	log    *logBuffer
 	served chan error
 }
@@ -54,11 +56,11 @@ func startLab(t *testing.T, h Handler, change ...func(*Server)) *lab {
 	for _, f := range change {
 		f(l.Server)
 	}
-	listener, err := Listen(Endpoint{"tcp", "127.0.0.1:0"}, 0)
+	listener, err := endpoint.Listen(endpoint.Endpoint{Network: "tcp", Address: "127.0.0.1:0"}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.at = Endpoint{"tcp", listener.Addr().String()}
+	l.at = endpoint.Endpoint{Network: "tcp", Address: listener.Addr().String()}
 	go func() { l.served <- l.Serve(listener) }()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())

@@ -57,10 +57,6 @@ const (
 	// logEvery is the least time between two log lines about one kind of
 	// event that clients can cause at will.
 	logEvery = 10 * time.Second
-
-	// staleProbe is how long Listen waits for an answer on a socket that it
-	// finds in its place.
-	staleProbe = time.Second
 )
 
 // Limits of number and memory.
@@ -86,9 +82,6 @@ const (
 	// much of what is no request, in characters.
 	maxLogged      = 300
 	maxLoggedBytes = 40
-
-	// maxUnixPath is the longest path of a unix socket (unix(7)), in bytes.
-	maxUnixPath = 107
 )
 
 // limits are those that tests shorten.

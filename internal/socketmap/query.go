@@ -12,18 +12,20 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 )
 
 // Query asks the server at e for key in the map mapName, as an MTA does, and
 // returns the reply without its frame. It ends with ctx, and after
 // QueryTimeout at the latest.
-func Query(ctx context.Context, e Endpoint, mapName, key string) (reply string, err error) {
+func Query(ctx context.Context, e endpoint.Endpoint, mapName, key string) (reply string, err error) {
 	return query(ctx, new(net.Dialer).DialContext, e, mapName, key)
 }
 
 type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-func query(ctx context.Context, dial dialFunc, e Endpoint, mapName, key string) (reply string, err error) {
+func query(ctx context.Context, dial dialFunc, e endpoint.Endpoint, mapName, key string) (reply string, err error) {
 	if mapName == "" || strings.Contains(mapName, " ") {
 		return "", fmt.Errorf("ask %s: %q cannot be the name of a map", e, mapName)
 	}
@@ -53,7 +55,7 @@ func query(ctx context.Context, dial dialFunc, e Endpoint, mapName, key string) 
 }
 
 // queryError adds what to do about err.
-func queryError(ctx context.Context, e Endpoint, err error) error {
+func queryError(ctx context.Context, e endpoint.Endpoint, err error) error {
 	hint := ""
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:

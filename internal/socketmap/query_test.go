@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 )
 
 func TestQueryAsksAsAnMTADoes(t *testing.T) {
@@ -35,16 +37,16 @@ func TestAQueryErrorSaysWhatToDo(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed.Close()
-	nobody := Endpoint{"tcp", closed.Addr().String()}
+	nobody := endpoint.Endpoint{Network: "tcp", Address: closed.Addr().String()}
 	lab := startLab(t, echo)
 	for _, test := range []struct {
 		name         string
-		at           Endpoint
+		at           endpoint.Endpoint
 		mapName, key string
 		hint         string
 	}{
 		{"nobody listens", nobody, "postfix", "example.com", "is the daemon running?"},
-		{"no socket", Endpoint{"unix", filepath.Join(t.TempDir(), "none")}, "postfix", "example.com", "is the daemon running?"},
+		{"no socket", endpoint.Endpoint{Network: "unix", Address: filepath.Join(t.TempDir(), "none")}, "postfix", "example.com", "is the daemon running?"},
 		{"no map", lab.at, "", "example.com", "cannot be the name of a map"},
 		{"a map with a space", lab.at, "post fix", "example.com", "cannot be the name of a map"},
 		{"a request too long to be read", lab.at, "postfix", strings.Repeat("k", MaxRead), "at most 65536 are read"},
@@ -64,7 +66,7 @@ func TestAQueryErrorSaysWhatToDo(t *testing.T) {
 }
 
 // replying is a server that reads something, sends these bytes and closes.
-func replying(t *testing.T, reply string) Endpoint {
+func replying(t *testing.T, reply string) endpoint.Endpoint {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -80,7 +82,7 @@ func replying(t *testing.T, reply string) Endpoint {
 		nc.Read(make([]byte, 1000))
 		nc.Write([]byte(reply))
 	}()
-	return Endpoint{"tcp", l.Addr().String()}
+	return endpoint.Endpoint{Network: "tcp", Address: l.Addr().String()}
 }
 
 func TestAQueryEndsWithItsContext(t *testing.T) {
@@ -118,7 +120,7 @@ func TestAQueryEndsByItselfWhenPostfixWouldGiveUp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				begun := time.Now()
-				_, err := query(t.Context(), silent, Endpoint{"unix", "silent"}, "postfix", "example.com")
+				_, err := query(t.Context(), silent, endpoint.Endpoint{Network: "unix", Address: "silent"}, "postfix", "example.com")
 				if took := time.Since(begun); took != QueryTimeout || !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("%v after %v, want the end after %v", err, took, QueryTimeout)
 				}

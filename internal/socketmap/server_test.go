@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 )
 
 func TestAnswersRequestsInOrder(t *testing.T) {
@@ -74,8 +76,8 @@ func TestAnswersAClientThatHasHalfClosedAndThenCloses(t *testing.T) {
 // dialUnix serves a unix socket too, and connects to it.
 func (l *lab) dialUnix() *testClient {
 	l.t.Helper()
-	at := Endpoint{"unix", filepath.Join(l.t.TempDir(), "map.sock")}
-	listener, err := Listen(at, 0o666)
+	at := endpoint.Endpoint{Network: "unix", Address: filepath.Join(l.t.TempDir(), "map.sock")}
+	listener, err := endpoint.Listen(at, 0o666)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -376,7 +378,7 @@ func TestALookupAllocatesNothing(t *testing.T) {
 
 func BenchmarkLookup(b *testing.B) {
 	s := NewServer(echo, Options{})
-	l, err := Listen(Endpoint{"tcp", "127.0.0.1:0"}, 0)
+	l, err := endpoint.Listen(endpoint.Endpoint{Network: "tcp", Address: "127.0.0.1:0"}, 0)
 	if err != nil {
 		b.Fatal(err)
 	}

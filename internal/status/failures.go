@@ -2,8 +2,6 @@ package status
 
 import (
 	"container/list"
-	"errors"
-	"strings"
 	"sync"
 	"time"
 
@@ -41,22 +39,8 @@ func (f *Failures) Observe(e keeper.Event) {
 			f.strangers.drop(e.Domain)
 		}
 	case e.Err != nil && !(e.Step == keeper.StepDiscovery && e.Result == policy.ResultNoRecord):
-		of.note(Failure{Domain: e.Domain, Step: e.Step, Result: e.Result, Reason: reason(e.Err), At: time.Now(), Times: 1})
+		of.note(Failure{Domain: e.Domain, Step: e.Step, Result: e.Result, Reason: policy.Reason(e.Err), At: time.Now(), Times: 1})
 	}
-}
-
-// reason is an error without the domain and the result in front, which stand
-// beside it.
-func reason(err error) string {
-	var pe *policy.Error
-	if errors.As(err, &pe) && pe.Err != nil {
-		err = pe.Err
-	}
-	s := err.Error()
-	if len(s) > maxReason {
-		s = strings.ToValidUTF8(s[:maxReason], "") + "..."
-	}
-	return s
 }
 
 // recent are the last failures of some domains, the latest in front.

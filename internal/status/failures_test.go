@@ -32,7 +32,7 @@ func TestStrangersDoNotCrowdOutPoliciesThatAreHeld(t *testing.T) {
 		t.Errorf("held: %s", got)
 	}
 	got := f.strangers.last(1000)
-	if len(got) != maxFailures || got[0].Domain != "stranger-9999.test" || len(got[0].Reason) > maxReason+3 || len(f.strangers.byName) != maxFailures {
+	if len(got) != maxFailures || got[0].Domain != "stranger-9999.test" || len(got[0].Reason) > policy.MaxReason+3 || len(f.strangers.byName) != maxFailures {
 		t.Errorf("%d strangers, the last one %s with %d bytes", len(got), got[0].Domain, len(got[0].Reason))
 	}
 }

@@ -23,8 +23,6 @@ const (
 	maxFailures = 50
 	// shownFailures is how many of them are on the page.
 	shownFailures = 10
-	// maxReason is how many bytes of what went wrong are remembered.
-	maxReason = 400
 	// shownBusy is how many of the busiest domains are on the page.
 	shownBusy = 10
 	// maxQuestion is how many bytes of a question to the box are looked at.

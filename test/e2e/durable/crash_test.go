@@ -126,7 +126,7 @@ func stream(ctx context.Context, next *atomic.Int64) *flow {
 		f.running.Go(func() {
 			for {
 				domain := fmt.Sprintf("d%d.%s", next.Add(1), crashDomain)
-				reply, err := socketmap.Query(ctx, endpoint, "postfix", domain)
+				reply, err := socketmap.Query(ctx, daemonAt, "postfix", domain)
 				if err != nil {
 					return
 				}
@@ -167,7 +167,7 @@ func (f *flow) stop() []string {
 func missing(t *testing.T, domains []string) (lost []string) {
 	t.Helper()
 	for _, domain := range domains {
-		reply, err := socketmap.Query(t.Context(), endpoint, "postfix", domain)
+		reply, err := socketmap.Query(t.Context(), daemonAt, "postfix", domain)
 		if err != nil {
 			t.Fatalf("asking for %s after the restart: %v", domain, err)
 		}

@@ -11,14 +11,14 @@ import (
 	"os"
 	"testing"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
 func TestMain(m *testing.M) { stage.Main(m) }
 
-var endpoint = socketmap.Endpoint{Network: "tcp", Address: stage.Endpoint}
+var daemonAt = endpoint.Endpoint{Network: "tcp", Address: stage.Endpoint}
 
 // newLab starts a lab where the daemon will look for one.
 func newLab(t *testing.T) *testlab.T {

@@ -53,7 +53,7 @@ func TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered(t *testing.T) {
 	var lookups sync.WaitGroup
 	for _, domain := range domains {
 		lookups.Go(func() {
-			reply, err := socketmap.Query(t.Context(), endpoint, "postfix", domain)
+			reply, err := socketmap.Query(t.Context(), daemonAt, "postfix", domain)
 			if err != nil || !holds(reply, domain) {
 				t.Errorf("the reply for %s is %q (%v)", domain, reply, err)
 			}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
@@ -235,11 +236,11 @@ func (w *world) reply(t *testing.T, key string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), lookupTime)
 	defer cancel()
-	endpoint, err := socketmap.ParseEndpoint("inet:" + stage.Endpoint)
+	at, err := endpoint.Parse("inet:" + stage.Endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
-	reply, err := socketmap.Query(ctx, endpoint, w.mapName, key)
+	reply, err := socketmap.Query(ctx, at, w.mapName, key)
 	if err != nil {
 		t.Fatal(err)
 	}

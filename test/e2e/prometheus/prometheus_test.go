@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
@@ -29,7 +30,7 @@ func ask(t *testing.T) {
 	t.Helper()
 	for _, mapName := range []string{"postfix", "postfix-dane"} {
 		for _, domain := range []string{"enforced.test", "broken.test", "none.test"} {
-			e := socketmap.Endpoint{Network: "tcp", Address: stage.Endpoint}
+			e := endpoint.Endpoint{Network: "tcp", Address: stage.Endpoint}
 			if _, err := socketmap.Query(t.Context(), e, mapName, domain); err != nil {
 				t.Fatal(err)
 			}

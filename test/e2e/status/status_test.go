@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
@@ -53,7 +54,7 @@ domains = ["exempt.test"]
 
 // A daemon is the real program.
 type daemon struct {
-	lookups socketmap.Endpoint
+	lookups endpoint.Endpoint
 	page    string // where its page is
 	control *control.Client
 }
@@ -106,7 +107,7 @@ func startDaemon(ctx context.Context, t *testing.T, program string, lab *testlab
 		h, err := d.control.Health(ctx)
 		if err == nil {
 			d.page = "http://" + strings.TrimPrefix(h.Metrics, "inet:")
-			if d.lookups, err = socketmap.ParseEndpoint(h.Listeners[0]); err != nil {
+			if d.lookups, err = endpoint.Parse(h.Listeners[0]); err != nil {
 				t.Fatal(err)
 			}
 			return d

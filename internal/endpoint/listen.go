@@ -1,4 +1,4 @@
-package socketmap
+package endpoint
 
 import (
 	"context"
@@ -7,83 +7,13 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
+	"time"
 )
 
-// An Endpoint is where a server listens or a client connects.
-type Endpoint struct {
-	Network string // "tcp" or "unix"
-	Address string // host and port as net.Dial takes them, or the path
-}
-
-// ParseEndpoint reads an endpoint as Postfix writes it: "inet:HOST:PORT", with
-// brackets around an IPv6 address, or "unix:/PATH". Port 0 listens on any free
-// port.
-func ParseEndpoint(s string) (Endpoint, error) {
-	kind, rest, _ := strings.Cut(s, ":")
-	switch kind {
-	case "inet":
-		return parseInet(s, rest)
-	case "unix":
-		return parseUnix(s, rest)
-	}
-	hint := `write "inet:HOST:PORT" or "unix:/PATH"`
-	if strings.HasPrefix(s, "/") {
-		hint = fmt.Sprintf("write %q", "unix:"+s)
-	} else if host, _, err := net.SplitHostPort(s); err == nil && host != "" {
-		hint = fmt.Sprintf("write %q", "inet:"+s)
-	}
-	return Endpoint{}, fmt.Errorf("endpoint %q: it begins with neither inet: nor unix:; %s", s, hint)
-}
-
-func parseInet(s, address string) (Endpoint, error) {
-	fail := func(format string, args ...any) (Endpoint, error) {
-		return Endpoint{}, fmt.Errorf("endpoint %q: %s", s, fmt.Sprintf(format, args...))
-	}
-	host, port, err := net.SplitHostPort(address)
-	var wrong *net.AddrError
-	switch {
-	case errors.As(err, &wrong) && strings.Count(address, ":") > 1:
-		return fail(`an IPv6 address stands in brackets: "inet:[::1]:8461"`)
-	case err != nil:
-		return fail(`write "inet:HOST:PORT", such as "inet:127.0.0.1:8461"`)
-	case host == "":
-		return fail(`the host is missing; write "inet:127.0.0.1:%s" for this machine only, `+
-			`"inet:0.0.0.0:%[1]s" or "inet:[::]:%[1]s" for all its addresses`, port)
-	case host == "*":
-		return fail(`write "inet:0.0.0.0:%s" or "inet:[::]:%[1]s" for all addresses`, port)
-	case strings.ContainsAny(host, " \t\r\n/"):
-		return fail("%q is neither an address nor a host name", host)
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fail("the port %q is no number from 0 to 65535", port)
-	}
-	return Endpoint{"tcp", net.JoinHostPort(host, port)}, nil
-}
-
-func parseUnix(s, path string) (Endpoint, error) {
-	switch {
-	case !filepath.IsAbs(path):
-		return Endpoint{}, fmt.Errorf(`endpoint %q: the path must be absolute, such as "unix:/run/sts-tlsmap/map.sock"`, s)
-	case strings.ContainsRune(path, 0):
-		return Endpoint{}, fmt.Errorf("endpoint %q: the path holds a zero byte", s)
-	case len(path) > maxUnixPath:
-		return Endpoint{}, fmt.Errorf("endpoint %q: the path has %d bytes, the system allows %d; choose a shorter one",
-			s, len(path), maxUnixPath)
-	}
-	return Endpoint{"unix", path}, nil
-}
-
-// String returns the endpoint as ParseEndpoint reads it.
-func (e Endpoint) String() string {
-	if e.Network == "tcp" {
-		return "inet:" + e.Address
-	}
-	return e.Network + ":" + e.Address
-}
+// staleProbe is how long Listen waits for an answer on a socket that it finds
+// in its place.
+const staleProbe = time.Second
 
 // Listen listens at e. A unix socket gets the mode, replaces a socket file on
 // which nobody answers, and is removed when the listener is closed.

@@ -1,4 +1,4 @@
-package socketmap
+package endpoint
 
 import (
 	"io/fs"
@@ -9,52 +9,6 @@ import (
 	"syscall"
 	"testing"
 )
-
-func TestParseEndpoint(t *testing.T) {
-	for _, test := range []struct{ in, network, address string }{
-		{"inet:127.0.0.1:8461", "tcp", "127.0.0.1:8461"},
-		{"inet:localhost:8461", "tcp", "localhost:8461"},
-		{"inet:[::1]:8461", "tcp", "[::1]:8461"},
-		{"inet:127.0.0.1:0", "tcp", "127.0.0.1:0"},
-		{"unix:/run/x/map.sock", "unix", "/run/x/map.sock"},
-		{"unix:/run/a:b", "unix", "/run/a:b"},
-	} {
-		e, err := ParseEndpoint(test.in)
-		if want := (Endpoint{test.network, test.address}); e != want || err != nil {
-			t.Errorf("%q is %+v, %v; want %+v", test.in, e, err, want)
-		}
-		if e.String() != test.in {
-			t.Errorf("%q is written as %q", test.in, e)
-		}
-	}
-}
-
-func TestAnEndpointErrorSaysWhatToWrite(t *testing.T) {
-	for _, test := range []struct{ in, hint string }{
-		{"", `"inet:HOST:PORT"`},
-		{"127.0.0.1:8461", `"inet:127.0.0.1:8461"`},
-		{"/run/map.sock", `"unix:/run/map.sock"`},
-		{"tcp:127.0.0.1:8461", `"inet:HOST:PORT"`},
-		{"inet:", `"inet:127.0.0.1:8461"`},
-		{"inet:8461", `"inet:127.0.0.1:8461"`},
-		{"inet:127.0.0.1", `"inet:127.0.0.1:8461"`},
-		{"inet::8461", `"inet:127.0.0.1:8461" for this machine only`},
-		{"inet:*:8461", `"inet:0.0.0.0:8461"`},
-		{"inet:::1:8461", "brackets"},
-		{"inet:127.0.0.1:smtp", `"smtp" is no number`},
-		{"inet:127.0.0.1:65536", "from 0 to 65535"},
-		{"inet:a b:25", "neither an address nor a host name"},
-		{"unix:", "absolute"},
-		{"unix:run/map.sock", "absolute"},
-		{"unix:@abstract", "absolute"},
-		{"unix:/" + strings.Repeat("x", 107), "shorter"},
-		{"unix:/a\x00b", "zero byte"},
-	} {
-		if e, err := ParseEndpoint(test.in); err == nil || !strings.Contains(err.Error(), test.hint) {
-			t.Errorf("%q is %+v, %v; want an error with %s", test.in, e, err, test.hint)
-		}
-	}
-}
 
 func socketPath(t *testing.T) Endpoint {
 	return Endpoint{"unix", filepath.Join(t.TempDir(), "map.sock")}
