@@ -19,7 +19,7 @@ func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
 		return 0, err
 	}
 	wait := cfg.Lookup.Timeout + a.askWait
-	if errors.Is(a.peer.err, control.ErrNoAnswer) {
+	if isMute(a.peer.err) {
 		wait = a.askWait // lookups may be answered all the same, but not for sure
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)

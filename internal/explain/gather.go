@@ -173,7 +173,7 @@ func mxHosts(ctx context.Context, hop tlsmap.NextHop, s Sources) (*dane.MXSet, e
 
 func held(ctx context.Context, domain string, s Sources) *Cache {
 	h, from, err := s.Held(ctx, domain)
-	c := &Cache{From: from}
+	c := &Cache{From: from, notAsked: s.NotAsked, askHint: s.AskHint}
 	switch {
 	case err == nil:
 		c.Held = &h

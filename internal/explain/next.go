@@ -1,8 +1,10 @@
 package explain
 
 import (
+	"errors"
 	"fmt"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
@@ -33,6 +35,12 @@ func (r *Report) next(s Sources) string {
 	case r.negative() != nil:
 		return fmt.Sprintf("The policy can be had now, and an earlier failure is still remembered. Try: sts-tlsmap -refresh %s", r.Domain)
 	}
+	if r.Cache.Err != "" {
+		return "The policy can be had. Whether the daemon holds it is not known."
+	}
+	if r.Cache.From == File && r.cacheHint() != "" {
+		return "The policy is not held yet. When the daemon answers again, the next lookup finds it."
+	}
 	if r.Cache.From == File {
 		return "The policy is not held yet. Start the daemon, and the next lookup finds it: systemctl start sts-tlsmap"
 	}
@@ -50,6 +58,15 @@ func (r *Report) discoveryHint() string {
 		return ""
 	}
 	return hint + " "
+}
+
+// cacheHint says what to do about a daemon that could not be asked although
+// there may be one; nothing if it was asked, or nobody listens.
+func (r *Report) cacheHint() string {
+	if r.Cache == nil || errors.Is(r.Cache.notAsked, control.ErrNoDaemon) {
+		return ""
+	}
+	return r.Cache.askHint
 }
 
 // nextOfHeld is next for a domain whose held policy counts.

@@ -3,6 +3,7 @@ package explain
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -31,6 +32,9 @@ func (r *Report) WriteText(w io.Writer) error {
 	r.mapWords(t)
 	t.section("Next")
 	t.line("%s", r.Next)
+	if hint := r.cacheHint(); hint != "" {
+		t.line("About the daemon: %s.", printable(hint))
+	}
 	return t.w.Flush()
 }
 
@@ -148,13 +152,18 @@ func (r *Report) mxWords(t *text) {
 
 func (r *Report) cacheWords(t *text) {
 	c := r.Cache
-	switch c.From {
-	case Daemon:
+	switch {
+	case c.From == Daemon && c.notAsked != nil:
+		t.section("Cache (the daemon could not be asked)")
+	case c.From == Daemon:
 		t.section("Cache, as the daemon has it")
-	case File:
-		t.section("Cache, from the file (the daemon is not running)")
+	case c.From == File:
+		t.section("Cache, from the file (" + c.absence() + ")")
 	default:
 		t.section("Cache")
+	}
+	if c.notAsked != nil && c.Err != c.notAsked.Error() && !errors.Is(c.notAsked, control.ErrNoDaemon) {
+		t.row("daemon", c.notAsked.Error())
 	}
 	switch {
 	case c.Err != "":
@@ -164,6 +173,16 @@ func (r *Report) cacheWords(t *text) {
 	default:
 		heldWords(t, c.Held, r.now)
 	}
+}
+
+// absence says in short why the file was read, and not the daemon asked.
+func (c *Cache) absence() string {
+	for _, err := range []error{control.ErrNoAnswer, control.ErrBusy} {
+		if errors.Is(c.notAsked, err) {
+			return err.Error()
+		}
+	}
+	return control.ErrNoDaemon.Error()
 }
 
 // heldWords says what is held, but for the policy's text.
@@ -213,7 +232,11 @@ func heldWords(t *text, h *control.Held, now time.Time) {
 }
 
 func (r *Report) mapWords(t *text) {
-	t.section("What the maps reply")
+	if r.Cache != nil && r.Cache.Err != "" {
+		t.section("What the maps reply if the daemon holds nothing for this domain (that is not known)")
+	} else {
+		t.section("What the maps reply")
+	}
 	for _, m := range r.Maps {
 		t.line("%s", m.Map)
 		t.row("  reply", strings.TrimSpace(m.Reply))
