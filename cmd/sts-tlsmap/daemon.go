@@ -33,6 +33,8 @@ const (
 	drainTime = socketmap.DrainTimeout
 	// keeperTime is how long the keeper may still write after that.
 	keeperTime = 15 * time.Second
+	// controlTime is how long those who look on may still take.
+	controlTime = time.Second
 )
 
 // A service is the running daemon.
@@ -262,7 +264,7 @@ func (s *service) stop(stopKeeping func(), kept <-chan error) error {
 	if err := s.sockets.Shutdown(ctx); err != nil {
 		s.log.Warn("some lookups were not answered to the end", "err", err)
 	}
-	controlCtx, cancelControl := context.WithTimeout(context.Background(), time.Second)
+	controlCtx, cancelControl := context.WithTimeout(context.Background(), controlTime)
 	defer cancelControl()
 	if err := s.control.Shutdown(controlCtx); err != nil {
 		s.log.Warn("the control socket did not close well", "err", err)

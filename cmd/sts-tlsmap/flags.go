@@ -64,17 +64,21 @@ type flags struct {
 	exemptFor string
 }
 
+// maxArguments bounds the domains of one command line; the kernel's own bound is
+// lower, most often.
+const maxArguments = 1 << 20
+
 // arguments says how many arguments a mode takes, and what they are.
 var arguments = map[string]struct {
 	least, most int
 	what        string
 }{
 	modeDaemon:  {0, 0, ""},
-	modeCache:   {0, 1 << 20, "[DOMAIN...]"},
+	modeCache:   {0, maxArguments, "[DOMAIN...]"},
 	modeQuery:   {1, 1, "KEY"},
 	modeExplain: {1, 1, "DOMAIN"},
-	modeRefresh: {1, 1 << 20, "DOMAIN... or all"},
-	modeForget:  {1, 1 << 20, "DOMAIN... or all"},
+	modeRefresh: {1, maxArguments, "DOMAIN... or all"},
+	modeForget:  {1, maxArguments, "DOMAIN... or all"},
 	modeLearn:   {1, 1, "FILE"},
 	modeExempt:  {0, 1, "DOMAIN -for 4h"},
 	modeCheck:   {0, 0, ""},

@@ -22,6 +22,9 @@ const (
 	maxHosts = 50 // MX hosts that are shown
 	maxTexts = 20 // TXT records that are shown
 
+	maxPatterns = 20 // mx patterns of a policy that are listed beside its text
+	maxNamed    = 5  // hosts named in a sentence
+
 	// minLife is how long a policy counts after its fetch, whatever its
 	// max_age, as the keeper has it.
 	minLife = time.Minute

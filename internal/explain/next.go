@@ -102,12 +102,12 @@ func (r *Report) nextOfMail(well string) string {
 		return well
 	case r.protectedByDANE():
 		return fmt.Sprintf("DANE protects the domain, and with a map with DANE all is well. Its policy does not list %s, where other maps let no mail go: "+
-			"the domain should correct its policy or its MX records.", joinSome(unlisted, 5))
+			"the domain should correct its policy or its MX records.", joinSome(unlisted, maxNamed))
 	case len(unlisted) == len(r.MX.Hosts):
 		return fmt.Sprintf("No MX host is listed by the policy: mail to %s waits. The domain must correct its policy or its MX records. "+
 			"To send without protection meanwhile, sts-tlsmap -exempt %s -for 4h.", r.Domain, r.Domain)
 	}
-	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. The domain should correct its policy or its MX records.", joinSome(unlisted, 5))
+	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. The domain should correct its policy or its MX records.", joinSome(unlisted, maxNamed))
 }
 
 // protectedByDANE says whether the maps with DANE leave the next-hop to it, and

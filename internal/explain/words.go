@@ -125,7 +125,7 @@ func policyWords(t *text, p *policy.Policy) {
 	}
 	t.row("lasts", span(p.MaxAge)+" from each fetch")
 	if len(p.MX) > 0 {
-		t.row("lists", joinSome(p.MX, 20))
+		t.row("lists", joinSome(p.MX, maxPatterns))
 	}
 }
 
