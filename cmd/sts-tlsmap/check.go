@@ -52,7 +52,7 @@ func (a *app) check() (int, error) {
 	a.checkDaemon(cfg, &h, healthErr)
 	name := cfg.File
 	if name == "" {
-		name = config.DefaultPath + " (absent: the defaults)"
+		name = config.DefaultPath + " (absent; these are the defaults)"
 	}
 	fmt.Fprintf(a.stdout, "%s: ok\n", name)
 	return exitDone, nil

@@ -106,7 +106,7 @@ func (p *peer) fileHinted(err error) error {
 	case errors.As(err, &locked) && errors.Is(p.err, control.ErrNoAnswer):
 		return hint(err, "that is the daemon: it runs, but hangs; see journalctl -u sts-tlsmap, then systemctl restart sts-tlsmap")
 	case errors.As(err, &locked):
-		return hint(err, "a daemon runs with this cache, and not at %s: name its configuration with -config FILE", p.cfg.Control)
+		return hint(err, "a daemon uses this cache, but does not listen at %s: name its configuration with -config FILE", p.cfg.Control)
 	case errors.Is(err, fs.ErrPermission):
 		return hint(err, "run this as root or the daemon's user, or start the daemon")
 	}

@@ -43,7 +43,7 @@ func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
 	case "TEMP", "TIMEOUT":
 		return 0, hint(fmt.Errorf("the daemon replies %s: %s", word, printable(rest)), "see why: sts-tlsmap -explain %s", a.flags.args[0])
 	}
-	return 0, errors.New("what answers at " + endpoint.String() + " is no sts-tlsmap")
+	return 0, errors.New("what answers at " + endpoint.String() + " is not sts-tlsmap")
 }
 
 // printable keeps what a terminal would obey out of a reply.

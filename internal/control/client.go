@@ -145,7 +145,7 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 	res, err := c.http.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w (nobody listens at %s)", ErrNoDaemon, c.path)
+		return nil, fmt.Errorf("%w (nothing listens at %s)", ErrNoDaemon, c.path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w to ask the daemon (no permission to open %s)", ErrNotAllowed, c.path)
 	case errors.Is(err, syscall.EAGAIN): // of connect(2), and a time-out by its own account

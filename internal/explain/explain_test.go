@@ -170,7 +170,7 @@ func TestADaemonThatCouldNotBeAskedIsNotSaidToBeDown(t *testing.T) {
 		{"crowded", fmt.Errorf("%w (queue)", control.ErrBusy), File, locked,
 			[]string{"Cache, from the file (the daemon takes no more clients)\n", "do this."}, "not running"},
 		{"forbidden", control.ErrNotAllowed, Daemon, control.ErrNotAllowed,
-			[]string{"Cache (the daemon could not be asked)\n", "wrong        not allowed\n", "is not known.\n  About the daemon: do this.\n"}, "not running"},
+			[]string{"Cache (the daemon could not be asked)\n", "error        not allowed\n", "is not known.\n  About the daemon: do this.\n"}, "not running"},
 	} {
 		w := fresh()
 		w.asking, w.hint, w.from, w.heldIs = test.asking, "do this", test.from, test.heldIs

@@ -33,10 +33,10 @@ func (r *Report) next(s Sources) string {
 	case r.Fetch.fetched == nil:
 		return r.Fetch.hint
 	case r.negative() != nil:
-		return fmt.Sprintf("The policy can be had now, and an earlier failure is still remembered. Try: sts-tlsmap -refresh %s", r.Domain)
+		return fmt.Sprintf("The policy can be fetched now, but an earlier failure is still remembered. Try: sts-tlsmap -refresh %s", r.Domain)
 	}
 	if r.Cache.Err != "" {
-		return "The policy can be had. Whether the daemon holds it is not known."
+		return "The policy can be fetched now. Whether the daemon holds it is not known."
 	}
 	if r.Cache.From == File && r.cacheHint() != "" {
 		return "The policy is not held yet. When the daemon answers again, the next lookup finds it."
@@ -74,7 +74,7 @@ func (r *Report) nextOfHeld() string {
 	e := r.Cache.Held.Entry
 	switch {
 	case r.Record.Result == policy.ResultNoRecord:
-		return fmt.Sprintf("The domain's TXT record is gone, or is kept from us; the policy is in force until %s all the same (RFC 8461, 3.3). "+
+		return fmt.Sprintf("The domain's TXT record is gone, or somebody keeps it from us; the policy is in force until %s all the same (RFC 8461, 3.3). "+
 			"If you know from the domain itself that it gave up MTA-STS: sts-tlsmap -forget %s", clock(e.Expires), r.Domain)
 	case r.Record.Result != policy.ResultOK:
 		return "The policy held stays in force. " + r.Record.hint
@@ -101,7 +101,7 @@ func (r *Report) nextOfMail(well string) string {
 	case len(unlisted) == 0:
 		return well
 	case r.protectedByDANE():
-		return fmt.Sprintf("DANE protects the domain, and with a map with DANE all is well. Its policy does not list %s, where other maps let no mail go: "+
+		return fmt.Sprintf("DANE protects the domain, and with a map with DANE all is well. Its policy does not list %s, so with other maps its mail waits: "+
 			"the domain should correct its policy or its MX records.", joinSome(unlisted, maxNamed))
 	case len(unlisted) == len(r.MX.Hosts):
 		return fmt.Sprintf("No MX host is listed by the policy: mail to %s waits. The domain must correct its policy or its MX records. "+

@@ -85,7 +85,7 @@ func (r *Report) recordWords(t *text) {
 	case policy.ResultNoRecord:
 		t.row("so", "the domain publishes no MTA-STS policy: "+rec.Err)
 	default:
-		t.row("wrong", rec.Err)
+		t.row("error", rec.Err)
 	}
 }
 
@@ -103,8 +103,8 @@ func (r *Report) fetchWords(t *text) {
 	}
 	t.section("Policy at " + f.URL)
 	if f.fetched == nil {
-		t.row("wrong", f.Err)
-		t.row("in terms", string(f.Result)+" (RFC 8460, 4.3)")
+		t.row("error", f.Err)
+		t.row("result", string(f.Result)+" (RFC 8460, 4.3)")
 		return
 	}
 	t.row("served by", fmt.Sprintf("%s in %d ms, status 200", f.Address, f.Millis))
@@ -119,9 +119,9 @@ func policyWords(t *text, p *policy.Policy) {
 	case policy.ModeEnforce:
 		t.row("demands", "mail goes over verified TLS to a listed host, or not at all (enforce)")
 	case policy.ModeTesting:
-		t.row("demands", "failures are reported, mail is delivered all the same (testing)")
+		t.row("demands", "failures are reported, mail is delivered anyway (testing)")
 	default:
-		t.row("demands", "nothing: the domain gives MTA-STS up (none)")
+		t.row("demands", "nothing: the domain has given up MTA-STS (none)")
 	}
 	t.row("lasts", span(p.MaxAge)+" from each fetch")
 	if len(p.MX) > 0 {
@@ -167,9 +167,9 @@ func (r *Report) cacheWords(t *text) {
 	}
 	switch {
 	case c.Err != "":
-		t.row("wrong", c.Err)
+		t.row("error", c.Err)
 	case c.Held == nil:
-		t.row("holds", "nothing of this domain")
+		t.row("holds", "nothing for this domain")
 	default:
 		heldWords(t, c.Held, r.now)
 	}

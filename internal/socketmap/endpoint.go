@@ -59,7 +59,7 @@ func parseInet(s, address string) (Endpoint, error) {
 		return fail("%q is neither an address nor a host name", host)
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fail("the port %q is no number from 0 to 65535", port)
+		return fail("the port %q is not a number from 0 to 65535", port)
 	}
 	return Endpoint{"tcp", net.JoinHostPort(host, port)}, nil
 }
@@ -135,7 +135,7 @@ func removeStale(e Endpoint) error {
 	case err != nil:
 		return listenError(e, err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("listen at %s: a file that is no socket is in the place; remove it or choose another path", e)
+		return fmt.Errorf("listen at %s: a file that is not a socket is in the way; remove it or choose another path", e)
 	}
 	nc, err := net.DialTimeout(e.Network, e.Address, staleProbe)
 	if err == nil {
