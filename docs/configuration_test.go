@@ -3,6 +3,7 @@ package docs
 import (
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -70,6 +71,29 @@ func TestAFileOfTheListedDefaultsIsTheDefaultConfiguration(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the defaults of the page are not those of the program:\n%+v\n%+v", got, want)
+	}
+}
+
+// The program says itself what a key takes when it is given something else.
+func TestTheRangeOfEachKeyIsTheProgrammes(t *testing.T) {
+	ranged := regexp.MustCompile(`expected a (?:number|duration|size) from (\S+ to [^\s,]+)`)
+	found := 0
+	for _, r := range rows(t, "configuration.md") {
+		key := strings.Trim(r.cells[0], "`")
+		_, err := config.Parse("f.toml", []byte(key+" = 2026-01-01\n"))
+		if err == nil {
+			t.Fatalf("%s takes a date", key)
+		}
+		m := ranged.FindStringSubmatch(err.Error())
+		if m == nil {
+			continue
+		}
+		if found++; !strings.Contains(r.cells[2], m[1]) {
+			t.Errorf("%s takes %s, the page says %q", key, m[1], r.cells[2])
+		}
+	}
+	if found < 10 {
+		t.Errorf("only %d keys have a range", found)
 	}
 }
 

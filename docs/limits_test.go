@@ -13,9 +13,12 @@ import (
 	"time"
 )
 
-// bound is the name of a constant that must be a limit wherever it stands. In
-// a file named limits.go, all of them are.
-var bound = regexp.MustCompile(`^(max|Max|Default)[A-Z]`)
+// bound is the name of a constant that must be a limit wherever it stands. So
+// is every duration, and in a file named limits.go every constant.
+var bound = regexp.MustCompile(`^(max|Max|Default)[A-Z]|(AtOnce|PerSecond|Burst|Queue|Kept|Tries|Ways|Slots)$`)
+
+// units of time that have a name are no limits.
+var notLimits = []string{"internal/config.day"}
 
 // notShipped are folders whose limits concern tests only.
 var notShipped = []string{"internal/testlab"}
@@ -51,7 +54,8 @@ func TestEveryLimitIsListedWithItsValue(t *testing.T) {
 		for _, name := range sorted(tr.consts[folder]) {
 			c := tr.consts[folder][name]
 			isLimit := c.file == "limits.go" || bound.MatchString(name)
-			_, err := tr.value(folder, c.value)
+			v, err := tr.value(folder, c.value)
+			isLimit = isLimit || err == nil && v.isDuration && !slices.Contains(notLimits, folder+"."+name)
 			if isLimit && !listed[folder+"."+name] && (err == nil || c.file == "limits.go") {
 				t.Errorf("%s.%s is not listed; %v", folder, name, err)
 			}

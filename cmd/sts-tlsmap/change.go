@@ -84,7 +84,7 @@ func (a *app) forget(ctx context.Context) (int, error) {
 				code = exitFailed
 			case !f.Found:
 				if !a.all() {
-					fmt.Fprintf(a.stdout, "%s: nothing was held\n", f.Domain)
+					fmt.Fprintf(a.stdout, "%s: not in the cache\n", f.Domain)
 					code = max(code, exitNotFound)
 				}
 			default:
@@ -126,7 +126,7 @@ func (a *app) each(ctx context.Context, do func(domains []string, step func()) e
 	} else {
 		for _, arg := range a.flags.args {
 			if arg == everything {
-				return hint(errors.New("all stands for itself"), "name domains, or all alone")
+				return hint(errors.New("all cannot be mixed with domains"), "name the domains, or give all by itself")
 			}
 			domain, err := canonical(arg)
 			if err != nil {

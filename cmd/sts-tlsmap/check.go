@@ -49,10 +49,10 @@ func (a *app) check() (int, error) {
 		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: %s\n", w)
 	}
 	a.checkDNSSEC(cfg, out.checker)
-	a.checkDaemon(&h, healthErr)
+	a.checkDaemon(cfg, &h, healthErr)
 	name := cfg.File
 	if name == "" {
-		name = config.DefaultPath + " (absent: the defaults)"
+		name = config.DefaultPath + " (absent; these are the defaults)"
 	}
 	fmt.Fprintf(a.stdout, "%s: ok\n", name)
 	return exitDone, nil
@@ -103,12 +103,15 @@ func openedNow(h *control.Health) opened {
 // checkDaemon says what is wrong with the daemon, where it runs and lets itself
 // be asked. It is a warning: the configuration may be good all the same, and a
 // reload must not fail for it.
-func (a *app) checkDaemon(h *control.Health, err error) {
+func (a *app) checkDaemon(cfg *config.Config, h *control.Health, err error) {
 	switch {
 	case errors.Is(err, control.ErrNoDaemon):
 		return
 	case err != nil:
 		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: the daemon could not be asked what is wrong with it: %v\n", err)
+		if next := (&peer{cfg: cfg}).next(err); next != "" {
+			fmt.Fprintf(a.stderr, "sts-tlsmap: hint: %s\n", next)
+		}
 		return
 	}
 	for _, t := range h.Troubles {

@@ -33,6 +33,8 @@ const (
 	drainTime = socketmap.DrainTimeout
 	// keeperTime is how long the keeper may still write after that.
 	keeperTime = 15 * time.Second
+	// controlTime is how long those who look on may still take.
+	controlTime = time.Second
 )
 
 // A service is the running daemon.
@@ -260,15 +262,15 @@ func (s *service) stop(stopKeeping func(), kept <-chan error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	if err := s.sockets.Shutdown(ctx); err != nil {
-		s.log.Warn("some lookups were not answered to the end", "err", err)
+		s.log.Warn("some lookups were not answered before the daemon stopped", "err", err)
 	}
-	controlCtx, cancelControl := context.WithTimeout(context.Background(), time.Second)
+	controlCtx, cancelControl := context.WithTimeout(context.Background(), controlTime)
 	defer cancelControl()
 	if err := s.control.Shutdown(controlCtx); err != nil {
-		s.log.Warn("the control socket did not close well", "err", err)
+		s.log.Warn("the control socket did not close cleanly", "err", err)
 	}
 	if err := s.metrics.Shutdown(controlCtx); err != nil {
-		s.log.Warn("the metrics listener did not close well", "err", err)
+		s.log.Warn("the metrics listener did not close cleanly", "err", err)
 	}
 	stopKeeping()
 	var err error
@@ -293,7 +295,7 @@ func (s *service) stop(stopKeeping func(), kept <-chan error) error {
 // notify tells systemd, if it asked to be told.
 func (s *service) notify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		s.log.Warn("systemd could not be told", "state", state, "err", err)
+		s.log.Warn("systemd could not be notified", "state", state, "err", err)
 	}
 }
 

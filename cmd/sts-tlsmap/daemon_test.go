@@ -101,7 +101,7 @@ func TestKeysThatSystemdsSocketsReplaceAreNamed(t *testing.T) {
 		}
 		return string(out)
 	}
-	ignored := "listen: inet:127.0.0.1:8642 of the file does not count, for systemd holds the sockets: inet:" + open.Addr().String()
+	ignored := "listen: inet:127.0.0.1:8642 in the file has no effect, since systemd holds the sockets: inet:" + open.Addr().String()
 	if out := check("inet:127.0.0.1:8642"); !strings.Contains(out, "warning: "+ignored) || !strings.Contains(out, "systemctl edit sts-tlsmap.socket") {
 		t.Errorf("-check:\n%s", out)
 	}
@@ -111,7 +111,7 @@ func TestKeysThatSystemdsSocketsReplaceAreNamed(t *testing.T) {
 		t.Errorf("-check:\n%s", out)
 	}
 	p.stop(t)
-	if log := p.stderr.String(); !strings.Contains(log, reached) || !strings.Contains(log, "listen: inet:127.0.0.1:0 of the file does not count") {
+	if log := p.stderr.String(); !strings.Contains(log, reached) || !strings.Contains(log, "listen: inet:127.0.0.1:0 in the file has no effect") {
 		t.Errorf("at the start:\n%s", log)
 	}
 }

@@ -24,7 +24,7 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 		}
 		a.printExempt(list)
 		if len(list) == 0 {
-			fmt.Fprintln(a.stderr, "sts-tlsmap: no domain is exempt for a time")
+			fmt.Fprintln(a.stderr, "sts-tlsmap: no domain is exempt for now")
 		}
 		return exitDone, nil
 	}
@@ -34,7 +34,7 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	}
 	long, ok := config.ParseDuration(a.flags.exemptFor)
 	if !ok {
-		return 0, hint(fmt.Errorf("-for %q is no duration", a.flags.exemptFor), "write -for 4h, 90m or 2d; -for 0 ends the exemption")
+		return 0, hint(fmt.Errorf("-for %q is not a duration", a.flags.exemptFor), "write -for 4h, 90m or 2d; -for 0 ends the exemption")
 	}
 	if err := a.peer.needed(); err != nil {
 		return 0, err
@@ -53,7 +53,7 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 		fmt.Fprintf(a.stdout, "%s: not exempt any more\n", domain)
 	}
 	if x.Err != "" {
-		return 0, hint(errors.New(printable(x.Err)), "see to the disk; the daemon tries to write it again by itself")
+		return 0, hint(errors.New(printable(x.Err)), "check the disk; the daemon will try again by itself")
 	}
 	return exitDone, nil
 }
@@ -169,7 +169,7 @@ func (a *app) rehearsals(ctx context.Context) error {
 		return a.peer.hinted(err)
 	}
 	if lost.Deferred > 0 {
-		fmt.Fprintf(a.stdout, "and for more: no more are remembered, and %d fell out of memory; the log goes on\n", lost.Deferred)
+		fmt.Fprintf(a.stdout, "and for others, which are no longer remembered: %d such replies are in the log only\n", lost.Deferred)
 	}
 	if others > 0 {
 		more := ""
@@ -180,7 +180,7 @@ func (a *app) rehearsals(ctx context.Context) error {
 			since, others, more)
 	}
 	if deferred+others > 0 {
-		fmt.Fprintln(a.stdout, "Not seen here: hosts that could not prove their names. See the MTA's own log: sts-tlsmap(8), REHEARSALS.")
+		fmt.Fprintln(a.stdout, "This does not cover hosts whose certificates would not be accepted: for those see the MTA's own log, as in sts-tlsmap(8), REHEARSALS.")
 	}
 	return nil
 }

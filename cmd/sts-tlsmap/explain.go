@@ -31,6 +31,8 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 		Table:    table,
 		Exempt:   exempt.IsExempt,
 		Held:     a.held,
+		NotAsked: a.peer.err,
+		AskHint:  a.peer.next(a.peer.err),
 		Now:      time.Now,
 	})
 	if a.flags.json {

@@ -25,26 +25,27 @@ const (
 
 const usage = `Usage: sts-tlsmap [flags]
 
-Without a mode, sts-tlsmap is the daemon that a mail relay asks how to protect
-the connection to a domain (MTA-STS, RFC 8461).
+Without a mode, sts-tlsmap runs as the daemon that a mail relay asks how to
+protect the connection to a domain (MTA-STS, RFC 8461).
 
 Modes:
-  -cache [DOMAIN...]      print the cache: a table, or all that is held of the domains
+  -cache [DOMAIN...]      print the cache as a table, or all details of the domains
   -query KEY [-map NAME]  ask the running daemon as the MTA would (map: postfix)
-  -explain DOMAIN         every step to the answer for a domain, in words
+  -explain DOMAIN         explain, step by step, how a domain is answered and why
   -refresh DOMAIN...|all  check and fetch policies now
   -forget DOMAIN...|all   drop policies from the cache
-  -learn FILE             fill the cache: the domains in FILE (- is standard input), or
-                          another node's -cache -json
-  -exempt [DOMAIN -for T] answer NOTFOUND for a time, as 4h; 0 ends it; without a domain, list
-  -check                  check the configuration
-  -recipe postfix|exim    print what the MTA's configuration needs, for the version installed
+  -learn FILE             fill the cache from a list of domains (- is standard input) or
+                          from the output of -cache -json on another node
+  -exempt [DOMAIN -for T] ignore the policy of DOMAIN for a time such as 4h (0 ends it);
+                          without a domain, list what is exempt
+  -check                  check the configuration, the resolver and the running daemon
+  -recipe postfix|exim    print the configuration that the installed MTA needs
   -version                print the version
 
-With any of them:
+Other flags:
   -for T                  with -exempt: for how long
-  -config FILE            the configuration (default /etc/sts-tlsmap/sts-tlsmap.toml)
-  -json                   with -cache, -explain: one JSON object a line
+  -config FILE            the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)
+  -json                   with -cache, -explain: one JSON object per line
 
 Flags may stand after arguments: sts-tlsmap -cache example.com -json
 Exit codes: 0 done, 1 not found, 2 failed.
@@ -64,17 +65,21 @@ type flags struct {
 	exemptFor string
 }
 
+// maxArguments bounds the domains of one command line; the kernel's own bound is
+// lower, most often.
+const maxArguments = 1 << 20
+
 // arguments says how many arguments a mode takes, and what they are.
 var arguments = map[string]struct {
 	least, most int
 	what        string
 }{
 	modeDaemon:  {0, 0, ""},
-	modeCache:   {0, 1 << 20, "[DOMAIN...]"},
+	modeCache:   {0, maxArguments, "[DOMAIN...]"},
 	modeQuery:   {1, 1, "KEY"},
 	modeExplain: {1, 1, "DOMAIN"},
-	modeRefresh: {1, 1 << 20, "DOMAIN... or all"},
-	modeForget:  {1, 1 << 20, "DOMAIN... or all"},
+	modeRefresh: {1, maxArguments, "DOMAIN... or all"},
+	modeForget:  {1, maxArguments, "DOMAIN... or all"},
 	modeLearn:   {1, 1, "FILE"},
 	modeExempt:  {0, 1, "DOMAIN -for 4h"},
 	modeCheck:   {0, 0, ""},
@@ -96,7 +101,7 @@ func parseFlags(args []string) (*flags, error) {
 		}
 		if f.mode != modeDaemon {
 			first, second := min(mode, f.mode), max(mode, f.mode)
-			return nil, hint(fmt.Errorf("-%s and -%s are two modes", first, second), "give one of them")
+			return nil, hint(fmt.Errorf("-%s and -%s cannot be used together", first, second), "give one of them")
 		}
 		f.mode = mode
 	}
@@ -169,9 +174,9 @@ func (f *flags) check(given map[string]bool) error {
 	case n < a.least:
 		return hint(fmt.Errorf("-%s needs an argument", f.mode), "write: sts-tlsmap -%s %s", f.mode, a.what)
 	case n > a.most && a.most == 0:
-		return hint(fmt.Errorf("-%s takes no arguments, and there is %q", f.mode, f.args[0]), "see sts-tlsmap -help")
+		return hint(fmt.Errorf("-%s takes no arguments, but there is %q", f.mode, f.args[0]), "see sts-tlsmap -help")
 	case n > a.most:
-		return hint(fmt.Errorf("-%s takes one argument, and there are %d: %s", f.mode, n, strings.Join(f.args, " ")), "run it once for each")
+		return hint(fmt.Errorf("-%s takes one argument, not %d: %s", f.mode, n, strings.Join(f.args, " ")), "run it once for each")
 	}
 	if f.mapName == "" {
 		f.mapName = "postfix"

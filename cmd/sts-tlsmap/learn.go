@@ -128,7 +128,7 @@ func (l *learning) line(text []byte) error {
 	var e control.Entry
 	if bytes.HasPrefix(text, []byte("{")) {
 		if err := json.Unmarshal(text, &e); err != nil {
-			return fmt.Errorf("no entry of -cache -json: %w", err)
+			return fmt.Errorf("not an entry of -cache -json: %w", err)
 		}
 	} else {
 		text, _, _ = bytes.Cut(text, []byte("#"))
@@ -214,7 +214,7 @@ func (l *learning) summary() {
 		fmt.Fprintln(l.a.stdout, "what was taken over counts until its own expiry, and is fetched anew now, in the background")
 	}
 	if l.bad > 0 {
-		fmt.Fprintf(l.a.stderr, "sts-tlsmap: %d lines are no domains and were left out\n", l.bad)
+		fmt.Fprintf(l.a.stderr, "sts-tlsmap: %d lines are not domains and were left out\n", l.bad)
 	}
 }
 

@@ -84,7 +84,7 @@ func (a *app) cache(ctx context.Context, cfg *config.Config) (int, error) {
 		h, from, err := a.held(ctx, domain)
 		switch {
 		case errors.Is(err, control.ErrNothingHeld):
-			fmt.Fprintf(a.stderr, "sts-tlsmap: %s: nothing is held\n", domain)
+			fmt.Fprintf(a.stderr, "sts-tlsmap: %s: not in the cache\n", domain)
 			code = exitNotFound
 			continue
 		case err != nil && from == explain.File:

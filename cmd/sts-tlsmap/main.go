@@ -143,5 +143,5 @@ func configError(err error) error {
 	if os.IsPermission(err) || errors.Is(err, os.ErrPermission) {
 		return hint(err, "run this as root, or name a file that you can read with -config FILE")
 	}
-	return hint(err, "correct the file and see with: sts-tlsmap -check -config FILE")
+	return hint(err, "correct the file, then check it with: sts-tlsmap -check -config FILE")
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -170,6 +171,92 @@ func TestTheDefaultsInTheManualAreTheProgrammes(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("with the defaults of the manual:\n%+v\nwithout:\n%+v", got, want)
+	}
+}
+
+// manualText returns what sts-tlsmap.toml(5) says of a key, a line's macros and
+// words as they stand in the source.
+func manualText(t *testing.T, key string) string {
+	t.Helper()
+	_, text, found := strings.Cut(packaged(t, "man/sts-tlsmap.toml.5"), "\n.It Ic "+key+" ")
+	if !found {
+		_, text, found = strings.Cut(packaged(t, "man/sts-tlsmap.toml.5"), "\n.It Ic "+key+"\n")
+	}
+	if !found {
+		t.Fatalf("%s is not in the manual", key)
+	}
+	end := regexp.MustCompile(`\n\.(?:It|El)\b`).FindStringIndex(text)
+	return text[:end[0]]
+}
+
+// complaint is what the program says of a value that a key does not take.
+func complaint(t *testing.T, key, value string) string {
+	t.Helper()
+	_, err := config.Parse("f", []byte(key+" = "+value+"\n"))
+	if err == nil {
+		t.Fatalf("%s takes %.40s", key, value)
+	}
+	_, expected, _ := strings.Cut(err.Error(), "; expected ")
+	return expected
+}
+
+// What a key takes stands in the manual as the program says it itself when it
+// is given something else. A date is what no key takes.
+func TestTheRangesInTheManualAreTheProgrammes(t *testing.T) {
+	const date = "2026-01-01"
+	ranged := regexp.MustCompile(`^a (?:number|duration|size) from \S+ to [^\s,]+`)
+	words := regexp.MustCompile(`"([a-z]+)"`)
+	lists := map[string]string{
+		"listen":         fmt.Sprintf("1 to %d", config.MaxListeners),
+		"dns.servers":    fmt.Sprintf("at most %d", config.MaxServers),
+		"exempt.domains": fmt.Sprintf("at most %d", config.MaxExempt),
+	}
+	free := map[string]bool{} // neither a range nor a choice: a path, an endpoint, a mode
+	for _, key := range config.Keys() {
+		text, takes := manualText(t, key), complaint(t, key, date)
+		var want []string
+		switch {
+		case ranged.MatchString(takes):
+			want = []string{"A" + strings.TrimPrefix(ranged.FindString(takes), "a")}
+		case strings.HasPrefix(takes, "true or false"):
+			want = []string{".Cm true\n", ".Cm false"}
+		case lists[key] != "":
+			want = []string{"A list of " + lists[key] + " "}
+		case words.MatchString(takes):
+			for _, m := range words.FindAllStringSubmatch(takes, -1) {
+				want = append(want, ".Ql "+m[1])
+			}
+		default:
+			free[key] = true
+		}
+		for _, w := range want {
+			if !strings.Contains(text, w) {
+				t.Errorf("%s: %q is not in the manual, which has\n%s", key, w, text)
+			}
+		}
+	}
+	// These the program does not put into words that the manual could repeat.
+	for key, c := range map[string]struct{ says, last, beyond string }{
+		"socket.mode":   {".Ql 0777 ", `"0777"`, `"1000"`},
+		"control":       {".Ql unix:/PATH ", `"unix:/c"`, `"inet:127.0.0.1:1"`},
+		"metrics":       {".Ql inet:ADDRESS:PORT ", `"inet:127.0.0.1:1"`, `"unix:/m"`},
+		"cache.path":    {"A path;", `"/c"`, `""`},
+		"fetch.ca_file": {"A path to a file that exists; empty:", `""`, `"/nowhere/ca.pem"`},
+		"exempt.file":   {"A path to a file that exists, of at most " + config.FormatSize(config.MaxExemptFile)[:1] + " MiB; empty:", `""`, `"/nowhere/list"`},
+	} {
+		if text := manualText(t, key); !strings.Contains(text, c.says) {
+			t.Errorf("%s: %q is not in the manual, which has\n%s", key, c.says, text)
+		}
+		if _, err := config.Parse("/etc/f", []byte(key+" = "+c.last+"\n")); err != nil {
+			t.Error(err)
+		}
+		if _, err := config.Parse("/etc/f", []byte(key+" = "+c.beyond+"\n")); err == nil {
+			t.Errorf("%s takes %s", key, c.beyond)
+		}
+		delete(free, key)
+	}
+	for key := range free {
+		t.Errorf("%s: nothing compares what it takes with the manual", key)
 	}
 }
 

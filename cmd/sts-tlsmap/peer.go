@@ -43,7 +43,13 @@ func (a *app) askHealth(ctx context.Context, client *control.Client) (control.He
 func (p *peer) absent() bool { return isAbsent(p.err) }
 
 func isAbsent(err error) bool {
-	return errors.Is(err, control.ErrNoDaemon) || errors.Is(err, control.ErrNoAnswer)
+	return errors.Is(err, control.ErrNoDaemon) || isMute(err)
+}
+
+// isMute says whether somebody holds the socket, and nothing was to be had
+// there: no daemon, or one that hangs.
+func isMute(err error) bool {
+	return errors.Is(err, control.ErrNoAnswer) || errors.Is(err, control.ErrBusy)
 }
 
 // listeners are where lookups are answered: the running daemon's, since systemd
@@ -66,25 +72,41 @@ func (p *peer) needed() error {
 
 // hinted adds the hint that fits an error of the control socket.
 func (p *peer) hinted(err error) error {
-	switch {
-	case errors.Is(err, control.ErrNoDaemon):
-		return hint(err, "start it: systemctl start sts-tlsmap; or name its configuration with -config FILE")
-	case errors.Is(err, control.ErrNoAnswer):
-		return hint(err, "see what keeps it from starting: systemctl status sts-tlsmap; its sockets are open meanwhile")
-	case errors.Is(err, control.ErrNotAllowed):
-		return hint(err, "run this as root; to read, it is enough to be in the group of %s (%s)", p.cfg.Control.Address, control.Group)
+	if next := p.next(err); next != "" {
+		return hint(err, "%s", next)
 	}
 	return err
+}
+
+// next says what to do about an error of the control socket; nothing if it is
+// none.
+func (p *peer) next(err error) string {
+	switch {
+	case errors.Is(err, control.ErrNoDaemon):
+		return "start it: systemctl start sts-tlsmap; or name its configuration with -config FILE"
+	case errors.Is(err, control.ErrNoAnswer):
+		return "it hangs, or cannot start while systemd holds its sockets: see systemctl status sts-tlsmap " +
+			"and journalctl -u sts-tlsmap; then systemctl restart sts-tlsmap"
+	case errors.Is(err, control.ErrBusy):
+		return "too many others are asking it, or it hangs: see who asks with ps ax | grep sts-tlsmap, " +
+			"and how it is with systemctl status sts-tlsmap; then try again"
+	case errors.Is(err, control.ErrNotAllowed):
+		return fmt.Sprintf("run this as root, with sudo for instance; to read, it is enough to be in the group of %s: usermod -aG %s USER",
+			p.cfg.Control.Address, control.Group)
+	}
+	return ""
 }
 
 // fileHinted adds the hint that fits an error of the cache file.
 func (p *peer) fileHinted(err error) error {
 	var locked *cache.LockedError
 	switch {
+	case errors.As(err, &locked) && errors.Is(p.err, control.ErrBusy):
+		return hint(err, "that is the daemon: it runs, but %s", p.next(p.err))
 	case errors.As(err, &locked) && errors.Is(p.err, control.ErrNoAnswer):
-		return hint(err, "the daemon has the cache and does not answer: systemctl status sts-tlsmap")
+		return hint(err, "that is the daemon: it runs, but hangs; see journalctl -u sts-tlsmap, then systemctl restart sts-tlsmap")
 	case errors.As(err, &locked):
-		return hint(err, "a daemon runs with this cache, and not at %s: name its configuration with -config FILE", p.cfg.Control)
+		return hint(err, "a daemon uses this cache, but does not listen at %s: name its configuration with -config FILE", p.cfg.Control)
 	case errors.Is(err, fs.ErrPermission):
 		return hint(err, "run this as root or the daemon's user, or start the daemon")
 	}
@@ -94,7 +116,7 @@ func (p *peer) fileHinted(err error) error {
 // sayAbsent tells those who would take what is in the file for what the daemon
 // holds.
 func (a *app) sayAbsent() {
-	if errors.Is(a.peer.err, control.ErrNoAnswer) {
-		fmt.Fprintf(a.stderr, "sts-tlsmap: %v; what follows is from the file %s\n", a.peer.err, a.peer.cfg.Cache.Path)
+	if isMute(a.peer.err) {
+		fmt.Fprintf(a.stderr, "sts-tlsmap: %v; reading the file %s instead\n", a.peer.err, a.peer.cfg.Cache.Path)
 	}
 }

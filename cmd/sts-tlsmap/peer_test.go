@@ -42,12 +42,12 @@ func TestNoModeWaitsForADaemonThatDoesNotAnswer(t *testing.T) {
 		stdout, stderr string // parts of them
 	}{
 		// Those that read go by the file, and say so.
-		{"-cache", exitDone, "one.test", silence + dir + "/control.sock; what follows is from the file " + dir + "/cache.db"},
-		{"-cache one.test", exitDone, "mx: mx1.one.test", "what follows is from the file"},
-		{"-exempt", exitDone, "two.test exempt until ", "what follows is from the file"},
-		{"-explain one.test", exitDone, "Cache, from the file", ""},
+		{"-cache", exitDone, "one.test", silence + dir + "/control.sock; reading the file " + dir + "/cache.db instead"},
+		{"-cache one.test", exitDone, "mx: mx1.one.test", "cache.db instead"},
+		{"-exempt", exitDone, "two.test exempt until ", "cache.db instead"},
+		{"-explain one.test", exitDone, "Cache, from the file (the daemon does not answer)", ""},
 		// Those that change something fail, and say where to look.
-		{"-exempt one.test -for 4h", exitFailed, "", silence + dir + "/control.sock\nsts-tlsmap: hint: see what keeps it from starting"},
+		{"-exempt one.test -for 4h", exitFailed, "", silence + dir + "/control.sock\nsts-tlsmap: hint: it hangs, or cannot start while systemd holds its sockets"},
 		{"-forget all", exitFailed, "", silence},
 		{"-forget one.test", exitFailed, "", silence},
 		{"-refresh one.test", exitFailed, "", silence},

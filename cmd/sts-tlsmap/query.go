@@ -20,7 +20,7 @@ func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
 		return 0, err
 	}
 	wait := cfg.Lookup.Timeout + a.askWait
-	if errors.Is(a.peer.err, control.ErrNoAnswer) {
+	if isMute(a.peer.err) {
 		wait = a.askWait // lookups may be answered all the same, but not for sure
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
@@ -44,7 +44,7 @@ func (a *app) query(ctx context.Context, cfg *config.Config) (int, error) {
 	case "TEMP", "TIMEOUT":
 		return 0, hint(fmt.Errorf("the daemon replies %s: %s", word, printable(rest)), "see why: sts-tlsmap -explain %s", a.flags.args[0])
 	}
-	return 0, errors.New("what answers at " + at.String() + " is no sts-tlsmap")
+	return 0, errors.New("what answers at " + at.String() + " is not sts-tlsmap")
 }
 
 // printable keeps what a terminal would obey out of a reply.

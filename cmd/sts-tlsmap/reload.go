@@ -25,13 +25,13 @@ func (s *service) reload(file string) {
 	if err != nil {
 		var errs config.Errors
 		if !errors.As(err, &errs) {
-			s.log.Error("the configuration cannot be read again", "err", err, "next", "the old one stays in force; correct it and reload")
+			s.log.Error("the configuration could not be reloaded", "err", err, "next", "the old one stays in force; correct it and reload")
 		}
 		for _, e := range errs {
 			s.log.Error("mistake in the configuration", "err", e.Error())
 		}
 		if len(errs) > 0 {
-			s.log.Error("the configuration was not taken", "mistakes", len(errs), "next", "the old one stays in force; correct it and reload")
+			s.log.Error("the configuration was not reloaded", "mistakes", len(errs), "next", "the old one stays in force; correct it and reload")
 		}
 		return
 	}
@@ -42,7 +42,7 @@ func (s *service) reload(file string) {
 		s.log.Warn(w)
 	}
 	if len(late) > 0 {
-		s.log.Warn("changed settings that count after a restart only", "changed", strings.Join(late, " "), "next", "systemctl restart sts-tlsmap")
+		s.log.Warn("some changed settings take effect only after a restart", "changed", strings.Join(late, " "), "next", "systemctl restart sts-tlsmap")
 	}
 }
 

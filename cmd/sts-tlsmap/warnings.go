@@ -55,13 +55,13 @@ func warnings(cfg *config.Config, r *resolver.Resolver, o opened) []string {
 	list := ignored(cfg, o)
 	for _, e := range o.listen {
 		if isOpen(e) {
-			list = append(list, fmt.Sprintf("listen: %s can be reached from the network: whoever asks there has domains looked up; "+
+			list = append(list, fmt.Sprintf("listen: %s can be reached from the network: anyone who can connect can make the daemon look up domains; "+
 				"use a loopback address or a firewall", e))
 		}
 	}
 	for _, e := range o.metrics {
 		if isOpen(e) {
-			list = append(list, fmt.Sprintf("metrics: %s can be reached from the network: whoever asks there sees how much mail goes out, "+
+			list = append(list, fmt.Sprintf("metrics: %s can be reached from the network: anyone who can connect sees how much mail goes out, "+
 				"and what is wrong; use a loopback address or a firewall", e))
 		}
 	}
@@ -99,7 +99,7 @@ func ignored(cfg *config.Config, o opened) []string {
 		if !slices.Contains(o.overridden, k.key) || slices.Equal(k.wanted, k.usual) || !missing {
 			continue
 		}
-		list = append(list, fmt.Sprintf("%s: %s of the file does not count, for systemd holds the sockets: %s; "+
+		list = append(list, fmt.Sprintf("%s: %s in the file has no effect, since systemd holds the sockets: %s; "+
 			"change that with systemctl edit %s, and take the key out of the file",
 			k.key, strings.Join(k.wanted, " "), strings.Join(nonEmpty(k.real), " "), k.unit))
 	}

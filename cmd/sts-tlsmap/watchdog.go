@@ -27,7 +27,7 @@ const probeMap = "postfix"
 func (s *service) watch(ctx context.Context) {
 	period, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
-		s.log.Warn("systemd's watchdog is not served", "err", err, "next", "see WatchdogSec= in the unit")
+		s.log.Warn("systemd's watchdog cannot be served", "err", err, "next", "see WatchdogSec= in the unit")
 		return
 	}
 	if period <= 0 {
@@ -36,7 +36,7 @@ func (s *service) watch(ctx context.Context) {
 	beat(ctx, period/beatsPerPeriod, s.probe,
 		func() { s.notify(daemon.SdNotifyWatchdog) },
 		func(err error) {
-			s.log.Error("no lookup is answered", "err", err, "next", "systemd restarts the daemon if it stays so")
+			s.log.Error("lookups are not being answered", "err", err, "next", "systemd restarts the daemon if it stays so")
 		})
 }
 

@@ -93,7 +93,7 @@ func (s *Store) logReport(r Report) {
 			"next", "make room on the disk, or see who owns the cache's folder, and restart the daemon")
 		return
 	}
-	s.log.Error("the damaged cache file was moved aside, and a new one begun",
+	s.log.Error("the damaged cache file was moved aside, and a new one was started",
 		"path", s.path, "moved_to", r.MovedTo, "recovered", r.Recovered, "damaged", r.Damaged, "lost", r.Lost, "err", r.Why)
 }
 

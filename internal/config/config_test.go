@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -389,5 +390,18 @@ func TestASocketsPathIsMeasuredWithTheFolderItIsTakenFrom(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), "at most 107") {
 			t.Errorf("%s: got %v", text, err)
 		}
+	}
+}
+
+func TestALongListIsReadAtOnceAndItsMistakesHaveTheirLines(t *testing.T) {
+	const n = 60_000
+	text := "[exempt]\ndomains = [\n" + strings.Repeat("\"x.example\",\n", n) + "\"not a domain\",\n]\n"
+	start := time.Now()
+	_, err := Parse("f.toml", []byte(text))
+	if took := time.Since(start); took > 10*time.Second { // a moment, unless lines are counted from the start each time
+		t.Errorf("it took %s", took)
+	}
+	if want := fmt.Sprintf("f.toml:%d: exempt.domains[%d]: ", n+3, n); err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }

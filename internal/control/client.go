@@ -21,8 +21,12 @@ var (
 	// ErrNoDaemon: nobody listens on the control socket.
 	ErrNoDaemon = errors.New("the daemon is not running")
 	// ErrNoAnswer: somebody listens, and does not answer in time. So it is
-	// where systemd holds the socket of a daemon that cannot start.
+	// with a daemon that hangs, and where systemd holds the socket of one that
+	// cannot start.
 	ErrNoAnswer = errors.New("the daemon does not answer")
+	// ErrBusy: so many others are asking that one more is not let in: by the
+	// kernel, whose queue for the socket is full, or by the daemon itself.
+	ErrBusy = errors.New("the daemon takes no more clients")
 	// ErrNotAllowed: the socket cannot be opened, or the daemon refuses.
 	ErrNotAllowed = errors.New("not allowed")
 	// ErrNothingHeld: the daemon holds nothing of the domain.
@@ -141,9 +145,13 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 	res, err := c.http.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w (nobody listens at %s)", ErrNoDaemon, c.path)
+		return nil, fmt.Errorf("%w (nothing listens at %s)", ErrNoDaemon, c.path)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%w to open %s", ErrNotAllowed, c.path)
+		return nil, fmt.Errorf("%w to ask the daemon (no permission to open %s)", ErrNotAllowed, c.path)
+	case errors.Is(err, syscall.EAGAIN): // of connect(2), and a time-out by its own account
+		return nil, fmt.Errorf("%w (the queue of %s is full)", ErrBusy, c.path)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return nil, fmt.Errorf("%w (it hung up at %s)", ErrBusy, c.path)
 	case err != nil:
 		var late net.Error
 		if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &late) && late.Timeout() {

@@ -18,6 +18,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds every wait of a test.
@@ -424,6 +425,48 @@ func TestOnlyRootAndTheDaemonsUserMayChangeAnything(t *testing.T) {
 	}
 	if err := c.Forget(t.Context(), []string{"d000.test"}, func(Forgotten) error { return nil }); err != nil {
 		t.Errorf("root: %v", err)
+	}
+}
+
+func TestTheClientSaysThatItWasNotLetIn(t *testing.T) {
+	// A server that hangs up, as ours does on one client too many.
+	path := filepath.Join(t.TempDir(), "c.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	if _, err := NewClient(path).Health(t.Context()); !errors.Is(err, ErrBusy) || errors.Is(err, ErrNoAnswer) {
+		t.Errorf("hung up on: %v", err)
+	}
+	l.Close()
+	// A server that accepts nobody, until the kernel queues no more.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	first, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if _, err := NewClient(path).Health(t.Context()); !errors.Is(err, ErrBusy) || errors.Is(err, ErrNoAnswer) {
+		t.Errorf("a full queue: %v", err)
 	}
 }
 

@@ -103,7 +103,7 @@ func (s *Server) learn(w http.ResponseWriter, r *http.Request) {
 	}
 	for i := range req.Entries {
 		if d := req.Entries[i].Domain; err == nil && !isDomain(d) {
-			err = fmt.Errorf("%q is no domain in lower case and A-labels", d)
+			err = fmt.Errorf("%q is not a domain in lower case and A-labels", d)
 		}
 	}
 	if err != nil {

@@ -139,7 +139,7 @@ func (s *Server) stats(w http.ResponseWriter, _ *http.Request) { answer(w, http.
 func (s *Server) held(w http.ResponseWriter, r *http.Request) {
 	domain := r.PathValue("domain")
 	if !isDomain(domain) {
-		refuse(w, http.StatusBadRequest, "%q is no domain in lower case and A-labels", domain)
+		refuse(w, http.StatusBadRequest, "%q is not a domain in lower case and A-labels", domain)
 		return
 	}
 	h, err := s.Held(domain)
@@ -329,7 +329,7 @@ func (s *Server) domains(w http.ResponseWriter, r *http.Request) ([]string, erro
 	}
 	for _, d := range req.Domains {
 		if !isDomain(d) {
-			return nil, fmt.Errorf("%q is no domain in lower case and A-labels", d)
+			return nil, fmt.Errorf("%q is not a domain in lower case and A-labels", d)
 		}
 	}
 	return req.Domains, nil

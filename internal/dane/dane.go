@@ -353,7 +353,7 @@ func (c *Checker) survived(what string, panicked any) {
 	if !c.panicLog.Allow() {
 		return // the metric has the number
 	}
-	c.log.Error("bug: a panic was survived; please report it", "in", "dane", "work", what,
+	c.log.Error("bug: a panic was recovered from; please report it", "in", "dane", "work", what,
 		"panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))
 }
 

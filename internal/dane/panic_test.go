@@ -62,7 +62,7 @@ func TestAPanicInACheckIsSurvivedAndWhoWaitsDefers(t *testing.T) {
 				if n := c.Stats().Panics; n != 1 {
 					t.Errorf("%d panics counted", n)
 				}
-				if s := log.String(); !strings.Contains(s, "bug: a panic was survived") || !strings.Contains(s, "a mistake in the DNS library") || !strings.Contains(s, "panic_test.go") {
+				if s := log.String(); !strings.Contains(s, "bug: a panic was recovered from") || !strings.Contains(s, "a mistake in the DNS library") || !strings.Contains(s, "panic_test.go") {
 					t.Errorf("the log does not say where:\n%s", s)
 				}
 				b.arm()

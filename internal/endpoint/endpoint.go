@@ -78,7 +78,7 @@ func parseInet(s, address string) (Endpoint, error) {
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
-		return fail("the port %q is no number from 0 to 65535", port)
+		return fail("the port %q is not a number from 0 to 65535", port)
 	}
 	return Endpoint{"tcp", net.JoinHostPort(host, strconv.FormatUint(n, 10))}, nil
 }

@@ -65,7 +65,7 @@ func removeStale(e Endpoint) error {
 	case err != nil:
 		return listenError(e, err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("listen at %s: a file that is no socket is in the place; remove it or choose another path", e)
+		return fmt.Errorf("listen at %s: a file that is not a socket is in the way; remove it or choose another path", e)
 	}
 	nc, err := net.DialTimeout(e.Network, e.Address, staleProbe)
 	if err == nil {

@@ -187,11 +187,11 @@ func (r *Report) daneWords(t *text) {
 		t.row("  so", h.State)
 	}
 	if d.Beyond > 0 {
-		t.row("", fmt.Sprintf("and %d hosts more", d.Beyond))
+		t.row("", fmt.Sprintf("and %d more hosts", d.Beyond))
 	}
 	t.row("so", because(d.finding.State, d.Why))
 	if h := d.Held; h != nil {
-		t.row("held", fmt.Sprintf("for %s yet, by the daemon, which answers from it: %s", span(h.Until.Sub(r.now)), because(h.State, h.Why)))
+		t.row("held", fmt.Sprintf("for another %s, by the daemon, which answers from it: %s", span(h.Until.Sub(r.now)), because(h.State, h.Why)))
 	}
 	switch {
 	case !d.asked && r.policyState == tlsmap.PolicyEnforced:

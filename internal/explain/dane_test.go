@@ -211,7 +211,7 @@ func TestTheStateThatTheDaemonHoldsIsShownBesideTheLiveOne(t *testing.T) {
 	text := textOf(t, w.gather(t, "a.test"))
 	for _, want := range []string{
 		"  so           DANE protects the domain: 1 of 2 hosts have usable TLSA records\n",
-		"  held         for 20s yet, by the daemon, which answers from it: a lookup fails, and only the MTA can tell: so it was\n",
+		"  held         for another 20s, by the daemon, which answers from it: a lookup fails, and only the MTA can tell: so it was\n",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)

@@ -38,6 +38,8 @@ type world struct {
 	heldIs error
 	from   string
 	exempt bool
+	asking error               // why the daemon could not be asked
+	hint   string              // what to do about it
 	maps   []mtamap.Map        // nil: those built in
 	signed map[string][]string // "name type": records that come authenticated; nil ones fail
 }
@@ -144,7 +146,48 @@ func (w *world) gather(t *testing.T, key string) *Report {
 		Exempt: func(string) bool { return w.exempt },
 		Held:   func(context.Context, string) (control.Held, string, error) { return w.held, w.from, w.heldIs },
 		Now:    func() time.Time { return now },
+
+		NotAsked: w.asking, AskHint: w.hint,
 	})
+}
+
+func TestADaemonThatCouldNotBeAskedIsNotSaidToBeDown(t *testing.T) {
+	locked := errors.New("cache c.db: process 1 (sts-tlsmap) has it open")
+	for _, test := range []struct {
+		name   string
+		asking error
+		from   string
+		heldIs error
+		want   []string
+		never  string
+	}{
+		{"down", control.ErrNoDaemon, File, control.ErrNothingHeld,
+			[]string{"Cache, from the file (the daemon is not running)\n", "systemctl start sts-tlsmap", "What the maps reply\n"}, "About the daemon"},
+		{"hung", fmt.Errorf("%w at c.sock", control.ErrNoAnswer), File, locked,
+			[]string{"Cache, from the file (the daemon does not answer)\n", "  daemon       the daemon does not answer at c.sock\n", "process 1 ",
+				"if the daemon holds nothing for this domain", "is not known.\n  About the daemon: do this.\n"}, "not running"},
+		{"not started, and systemd holds the socket", control.ErrNoAnswer, File, control.ErrNothingHeld,
+			[]string{"(the daemon does not answer)\n", "holds        nothing", "When the daemon answers again", "do this."}, "systemctl start"},
+		{"crowded", fmt.Errorf("%w (queue)", control.ErrBusy), File, locked,
+			[]string{"Cache, from the file (the daemon takes no more clients)\n", "do this."}, "not running"},
+		{"forbidden", control.ErrNotAllowed, Daemon, control.ErrNotAllowed,
+			[]string{"Cache (the daemon could not be asked)\n", "error        not allowed\n", "is not known.\n  About the daemon: do this.\n"}, "not running"},
+	} {
+		w := fresh()
+		w.asking, w.hint, w.from, w.heldIs = test.asking, "do this", test.from, test.heldIs
+		var out bytes.Buffer
+		if err := w.gather(t, "a.test").WriteText(&out); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range test.want {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%s: there is no %q in\n%s", test.name, want, &out)
+			}
+		}
+		if strings.Contains(out.String(), test.never) {
+			t.Errorf("%s: there is %q in\n%s", test.name, test.never, &out)
+		}
+	}
 }
 
 func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {

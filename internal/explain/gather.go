@@ -22,6 +22,9 @@ const (
 	maxHosts = 50 // MX hosts that are shown
 	maxTexts = 20 // TXT records that are shown
 
+	maxPatterns = 20 // mx patterns of a policy that are listed beside its text
+	maxNamed    = 5  // hosts named in a sentence
+
 	// minLife is how long a policy counts after its fetch, whatever its
 	// max_age, as the keeper has it.
 	minLife = time.Minute
@@ -173,7 +176,7 @@ func mxHosts(ctx context.Context, hop tlsmap.NextHop, s Sources) (*dane.MXSet, e
 
 func held(ctx context.Context, domain string, s Sources) *Cache {
 	h, from, err := s.Held(ctx, domain)
-	c := &Cache{From: from}
+	c := &Cache{From: from, notAsked: s.NotAsked, askHint: s.AskHint}
 	switch {
 	case err == nil:
 		c.Held = &h

@@ -1,8 +1,10 @@
 package explain
 
 import (
+	"errors"
 	"fmt"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
@@ -31,7 +33,13 @@ func (r *Report) next(s Sources) string {
 	case r.Fetch.fetched == nil:
 		return r.Fetch.hint
 	case r.negative() != nil:
-		return fmt.Sprintf("The policy can be had now, and an earlier failure is still remembered. Try: sts-tlsmap -refresh %s", r.Domain)
+		return fmt.Sprintf("The policy can be fetched now, but an earlier failure is still remembered. Try: sts-tlsmap -refresh %s", r.Domain)
+	}
+	if r.Cache.Err != "" {
+		return "The policy can be fetched now. Whether the daemon holds it is not known."
+	}
+	if r.Cache.From == File && r.cacheHint() != "" {
+		return "The policy is not held yet. When the daemon answers again, the next lookup finds it."
 	}
 	if r.Cache.From == File {
 		return "The policy is not held yet. Start the daemon, and the next lookup finds it: systemctl start sts-tlsmap"
@@ -52,12 +60,21 @@ func (r *Report) discoveryHint() string {
 	return hint + " "
 }
 
+// cacheHint says what to do about a daemon that could not be asked although
+// there may be one; nothing if it was asked, or nobody listens.
+func (r *Report) cacheHint() string {
+	if r.Cache == nil || errors.Is(r.Cache.notAsked, control.ErrNoDaemon) {
+		return ""
+	}
+	return r.Cache.askHint
+}
+
 // nextOfHeld is next for a domain whose held policy counts.
 func (r *Report) nextOfHeld() string {
 	e := r.Cache.Held.Entry
 	switch {
 	case r.Record.Result == policy.ResultNoRecord:
-		return fmt.Sprintf("The domain's TXT record is gone, or is kept from us; the policy is in force until %s all the same (RFC 8461, 3.3). "+
+		return fmt.Sprintf("The domain's TXT record is gone, or somebody keeps it from us; the policy is in force until %s all the same (RFC 8461, 3.3). "+
 			"If you know from the domain itself that it gave up MTA-STS: sts-tlsmap -forget %s", clock(e.Expires), r.Domain)
 	case r.Record.Result != policy.ResultOK:
 		return "The policy held stays in force. " + r.Record.hint
@@ -84,13 +101,13 @@ func (r *Report) nextOfMail(well string) string {
 	case len(unlisted) == 0:
 		return well
 	case r.protectedByDANE():
-		return fmt.Sprintf("DANE protects the domain, and with a map with DANE all is well. Its policy does not list %s, where other maps let no mail go: "+
-			"the domain should correct its policy or its MX records.", joinSome(unlisted, 5))
+		return fmt.Sprintf("DANE protects the domain, and with a map with DANE all is well. Its policy does not list %s, so with other maps its mail waits: "+
+			"the domain should correct its policy or its MX records.", joinSome(unlisted, maxNamed))
 	case len(unlisted) == len(r.MX.Hosts):
 		return fmt.Sprintf("No MX host is listed by the policy: mail to %s waits. The domain must correct its policy or its MX records. "+
 			"To send without protection meanwhile, sts-tlsmap -exempt %s -for 4h.", r.Domain, r.Domain)
 	}
-	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. The domain should correct its policy or its MX records.", joinSome(unlisted, 5))
+	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. The domain should correct its policy or its MX records.", joinSome(unlisted, maxNamed))
 }
 
 // protectedByDANE says whether the maps with DANE leave the next-hop to it, and

@@ -36,7 +36,11 @@ type Sources struct {
 	// Held returns what is held of a domain and where: Daemon or File. An
 	// error that is control.ErrNothingHeld means that it is nothing.
 	Held func(ctx context.Context, domain string) (control.Held, string, error)
-	Now  func() time.Time
+	// NotAsked is why the daemon could not be asked, one of control's errors,
+	// and AskHint what to do about it. Nil: it answers.
+	NotAsked error
+	AskHint  string
+	Now      func() time.Time
 }
 
 // Where a Held was found.
@@ -121,6 +125,9 @@ type Cache struct {
 	Held   *control.Held `json:"held,omitempty"`
 	Err    string        `json:"error,omitempty"`
 	Counts string        `json:"counts,omitempty"` // "held" or "live": which policy a lookup is answered from now
+
+	notAsked error // as in Sources
+	askHint  string
 }
 
 // A Reply is what a map replies, and why.

@@ -3,6 +3,7 @@ package explain
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -31,6 +32,9 @@ func (r *Report) WriteText(w io.Writer) error {
 	r.mapWords(t)
 	t.section("Next")
 	t.line("%s", r.Next)
+	if hint := r.cacheHint(); hint != "" {
+		t.line("About the daemon: %s.", printable(hint))
+	}
 	return t.w.Flush()
 }
 
@@ -81,7 +85,7 @@ func (r *Report) recordWords(t *text) {
 	case policy.ResultNoRecord:
 		t.row("so", "the domain publishes no MTA-STS policy: "+rec.Err)
 	default:
-		t.row("wrong", rec.Err)
+		t.row("error", rec.Err)
 	}
 }
 
@@ -99,8 +103,8 @@ func (r *Report) fetchWords(t *text) {
 	}
 	t.section("Policy at " + f.URL)
 	if f.fetched == nil {
-		t.row("wrong", f.Err)
-		t.row("in terms", string(f.Result)+" (RFC 8460, 4.3)")
+		t.row("error", f.Err)
+		t.row("result", string(f.Result)+" (RFC 8460, 4.3)")
 		return
 	}
 	t.row("served by", fmt.Sprintf("%s in %d ms, status 200", f.Address, f.Millis))
@@ -115,13 +119,13 @@ func policyWords(t *text, p *policy.Policy) {
 	case policy.ModeEnforce:
 		t.row("demands", "mail goes over verified TLS to a listed host, or not at all (enforce)")
 	case policy.ModeTesting:
-		t.row("demands", "failures are reported, mail is delivered all the same (testing)")
+		t.row("demands", "failures are reported, mail is delivered anyway (testing)")
 	default:
-		t.row("demands", "nothing: the domain gives MTA-STS up (none)")
+		t.row("demands", "nothing: the domain has given up MTA-STS (none)")
 	}
 	t.row("lasts", span(p.MaxAge)+" from each fetch")
 	if len(p.MX) > 0 {
-		t.row("lists", joinSome(p.MX, 20))
+		t.row("lists", joinSome(p.MX, maxPatterns))
 	}
 }
 
@@ -148,22 +152,37 @@ func (r *Report) mxWords(t *text) {
 
 func (r *Report) cacheWords(t *text) {
 	c := r.Cache
-	switch c.From {
-	case Daemon:
+	switch {
+	case c.From == Daemon && c.notAsked != nil:
+		t.section("Cache (the daemon could not be asked)")
+	case c.From == Daemon:
 		t.section("Cache, as the daemon has it")
-	case File:
-		t.section("Cache, from the file (the daemon is not running)")
+	case c.From == File:
+		t.section("Cache, from the file (" + c.absence() + ")")
 	default:
 		t.section("Cache")
 	}
+	if c.notAsked != nil && c.Err != c.notAsked.Error() && !errors.Is(c.notAsked, control.ErrNoDaemon) {
+		t.row("daemon", c.notAsked.Error())
+	}
 	switch {
 	case c.Err != "":
-		t.row("wrong", c.Err)
+		t.row("error", c.Err)
 	case c.Held == nil:
-		t.row("holds", "nothing of this domain")
+		t.row("holds", "nothing for this domain")
 	default:
 		heldWords(t, c.Held, r.now)
 	}
+}
+
+// absence says in short why the file was read, and not the daemon asked.
+func (c *Cache) absence() string {
+	for _, err := range []error{control.ErrNoAnswer, control.ErrBusy} {
+		if errors.Is(c.notAsked, err) {
+			return err.Error()
+		}
+	}
+	return control.ErrNoDaemon.Error()
 }
 
 // heldWords says what is held, but for the policy's text.
@@ -213,7 +232,11 @@ func heldWords(t *text, h *control.Held, now time.Time) {
 }
 
 func (r *Report) mapWords(t *text) {
-	t.section("What the maps reply")
+	if r.Cache != nil && r.Cache.Err != "" {
+		t.section("What the maps reply if the daemon holds nothing for this domain (that is not known)")
+	} else {
+		t.section("What the maps reply")
+	}
 	for _, m := range r.Maps {
 		t.line("%s", m.Map)
 		t.row("  reply", strings.TrimSpace(m.Reply))

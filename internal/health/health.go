@@ -89,7 +89,7 @@ func (s *Signs) roots() Trouble {
 	if s.Roots != nil {
 		return Trouble{Condition: Roots,
 			What: fmt.Sprintf("the certificate authorities cannot be read any more (%v); those read at the start stay in force", s.Roots),
-			Next: "put the file of ca_file in [fetch] right: without it the daemon does not start again"}
+			Next: "correct ca_file in [fetch] or the file that it names: without it the daemon will not start again"}
 	}
 	return Trouble{Condition: Roots, told: true,
 		What: "no policy host's certificate has been trusted for some minutes, although several domains were tried",

@@ -98,7 +98,7 @@ func TestTheMonitorLogsWhatBeginsAndWhatEndsOnce(t *testing.T) {
 	}
 	ahead, rootsErr = 0, nil
 	rest()
-	if n := strings.Count(log.String(), "it is well again"); n != 3 {
+	if n := strings.Count(log.String(), "the trouble is over"); n != 3 {
 		t.Errorf("%d ends:\n%s", n, &log)
 	}
 }

@@ -72,7 +72,7 @@ func (m *Monitor) Look() {
 	}
 	for _, c := range Conditions() {
 		if m.holding[c] && !now[c] {
-			m.log.Info("it is well again", "condition", c)
+			m.log.Info("the trouble is over", "condition", c)
 		}
 	}
 	m.holding = now

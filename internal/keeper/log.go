@@ -58,7 +58,7 @@ func (k *Keeper) survive(what, domain string) {
 		if !k.hasRoom(k.ownLines) {
 			return
 		}
-		k.o.Log.Error("bug: a panic was survived; please report it", "in", what, "domain", domain,
+		k.o.Log.Error("bug: a panic was recovered from; please report it", "in", what, "domain", domain,
 			"panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 	}
 }

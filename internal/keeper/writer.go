@@ -219,7 +219,7 @@ func (w *writer) run(ctx context.Context) {
 				continue
 			}
 			if pause == commitRetryFirst { // one line, not one for each time
-				w.log.Error("cannot write to the cache; new policies are kept in memory and it is tried again",
+				w.log.Error("cannot write to the cache; new policies are kept in memory, and writing is tried again",
 					"err", err, "pending", w.length(), "next", "see whether the disk is full, and who owns the cache's folder")
 			}
 			select {

@@ -33,7 +33,7 @@ func (a *advice) endpoint() (string, error) {
 	case outside != "" && !a.chrooted():
 		return outside, nil
 	case remote != "":
-		a.warn("%s is no loopback address: replies cross a network where they can be forged, and with them the protection.", remote)
+		a.warn("%s is not a loopback address: replies cross a network, where they can be forged and the protection with them.", remote)
 		return remote, nil
 	case outside != "":
 		a.warn("%s is out of reach for smtp(8), which master.cf puts into a chroot: mail would wait. Have the daemon listen on "+

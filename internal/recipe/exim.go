@@ -154,7 +154,7 @@ func (a *eximAdvice) server() (string, error) {
 		return "", errors.New("the daemon has no endpoint that Exim can ask: set listen")
 	}
 	if crosses {
-		a.warn("%s is no loopback address: replies cross a network where they can be forged, and with them the protection.", at)
+		a.warn("%s is not a loopback address: replies cross a network, where they can be forged and the protection with them.", at)
 	}
 	switch a.c.Readsocket {
 	case readsocketAnswer:

@@ -105,7 +105,7 @@ var cutoff = regexp.MustCompile(`[FGH],\s*([0-9wdhms]+)\s*,`)
 // retryRule warns of a rule that gives up before a domain can mend itself.
 func (a *eximAdvice) retryRule() {
 	if a.c.RetryRule == "" {
-		a.warn("no retry rule covers all domains: mail that has to wait comes back at once. Write, after \"begin retry\": * * F,2h,15m; G,16h,1h,1.5; F,4d,6h")
+		a.warn("no retry rule covers all domains: deferred mail bounces at once. Write, after \"begin retry\": * * F,2h,15m; G,16h,1h,1.5; F,4d,6h")
 		return
 	}
 	var longest time.Duration

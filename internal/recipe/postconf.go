@@ -17,6 +17,7 @@ import (
 // Limits of reading postconf's output.
 const (
 	postconfTime   = 10 * time.Second // for one run
+	postconfEnd    = time.Second      // for its output to end after it was killed
 	postconfSize   = 4 << 20          // bytes of one run's output; Postfix 3.11 prints 50 KB
 	postconfErrors = 4 << 10          // bytes of its complaints that are kept
 )
@@ -152,7 +153,7 @@ func run(ctx context.Context, path string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, postconfTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = postconfEnd
 	out, errs := limited{max: postconfSize}, limited{max: postconfErrors, drop: true}
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {

@@ -29,7 +29,7 @@ func TestEachSettingThatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		{"an option in master.cf", func(k *kitchen) {
 			k.p.Overrides = []Override{{"relay/unix", "smtp_tls_policy_maps", ""}, {"smtp/unix", "syslog_name", "x"}}
 		}, `"-o smtp_tls_policy_maps=" for relay/unix`},
-		{"replies cross a network", func(k *kitchen) { k.d.Listen = []string{"inet:192.0.2.1:8461"} }, "no loopback address"},
+		{"replies cross a network", func(k *kitchen) { k.d.Listen = []string{"inet:192.0.2.1:8461"} }, "not a loopback address"},
 		{"a socket out of the chroot's reach", func(k *kitchen) {
 			k.d.Listen = []string{"unix:/run/sts-tlsmap.sock"}
 			k.p.Clients = []Client{{"smtp/unix", true}}

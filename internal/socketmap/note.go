@@ -15,7 +15,7 @@ func (s *Server) noteEnd(c *conn, err error) {
 	case errors.Is(err, errMalformed), errors.Is(err, errTooLong):
 		s.count(&s.totals.Malformed)
 		if s.malformedLog.pass(s.now()) {
-			s.log.Warn("connection closed: what came is no socketmap request", "client", client(c), "err", err,
+			s.log.Warn("connection closed: what came is not a socketmap request", "client", client(c), "err", err,
 				"bytes", fmt.Sprintf("%.*q", maxLoggedBytes, c.in[c.r:c.w]),
 				"next", "check what connects here; further ones are only counted for a while")
 		}

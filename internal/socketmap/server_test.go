@@ -154,7 +154,7 @@ func TestMalformedInputClosesThatConnectionOnly(t *testing.T) {
 			c.wantEnd()
 			other.ask("after.example")
 			until(t, "it is counted", func() bool { return l.Stats().Malformed == 1 })
-			if n := l.log.count("no socketmap request"); n != 1 {
+			if n := l.log.count("not a socketmap request"); n != 1 {
 				t.Errorf("%d log lines about it, want 1", n)
 			}
 		})
@@ -181,7 +181,7 @@ func TestMalformedInputIsNotLoggedWithoutEnd(t *testing.T) {
 		c.wantEnd()
 	}
 	until(t, "all are counted", func() bool { return l.Stats().Malformed == 20 })
-	if n := l.log.count("no socketmap request"); n != 1 {
+	if n := l.log.count("not a socketmap request"); n != 1 {
 		t.Errorf("%d log lines, want 1", n)
 	}
 }

@@ -218,7 +218,7 @@ func TestTheLogHasTheDomainAndTheReasonThatTheMTAIsGivenOnceAnHour(t *testing.T)
 		for range 10 {
 			ask(s, "exim", "Enforce.Example.")
 		}
-		const want = `level=WARN msg="mail has to wait" domain=enforce.example map=exim ` +
+		const want = `level=WARN msg="mail is deferred" domain=enforce.example map=exim ` +
 			`reason="MTA-STS: enforce.example: its MX hosts could not be looked up: SERVFAIL" err="DNS MX enforce.example: SERVFAIL (server 192.0.2.53:53)"`
 		if n := strings.Count(log.String(), want); n != 1 {
 			t.Errorf("%d lines:\n%s", n, &log)

@@ -93,7 +93,7 @@ func NewServer(t *Table, o Options) *Server {
 	s.timed.Store(&exempt.Set{})
 	s.rehearsed.init()
 	s.rehearsing.init(o.Log, slog.LevelInfo, "rehearsal: answered NOTFOUND, would have answered otherwise")
-	s.deferred.init(o.Log, slog.LevelWarn, "mail has to wait")
+	s.deferred.init(o.Log, slog.LevelWarn, "mail is deferred")
 	return s
 }
 
