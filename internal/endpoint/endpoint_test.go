@@ -36,7 +36,7 @@ func TestAnEndpointErrorSaysWhatToWrite(t *testing.T) {
 		{"inet::8461", `"inet:127.0.0.1:8461" for this machine only`},
 		{"inet:*:8461", `"inet:0.0.0.0:8461"`},
 		{"inet:::1:8461", "brackets"},
-		{"inet:127.0.0.1:smtp", `"smtp" is no number`},
+		{"inet:127.0.0.1:smtp", `"smtp" is not a number`},
 		{"inet:127.0.0.1:65536", "from 0 to 65535"},
 		{"inet:a b:25", "neither an address nor a host name"},
 		{"unix:", "write an absolute one"},
