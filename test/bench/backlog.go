@@ -24,7 +24,7 @@ const (
 	backlogStop  = 24 * time.Hour    // since the policies became due
 	backlogSlack = 1.02              // how much longer it may take than the rate says, or shorter
 	backlogFlat  = 1.05              // the last quarter's largest memory over that of the third
-	backlogPages = 10                // MiB that bbolt may come to remember its pages with after the second quarter
+	backlogPages = 12                // MiB with which bbolt comes to remember its pages, in all
 	backlogGrown = 1.05              // the file's size at the end over that at the beginning
 	memoryFolder = "/dev/shm"        // whose fsync costs nothing
 	backlogDone  = "all are fetched" // the side's last line
@@ -35,8 +35,10 @@ const (
 // is an error if that goes faster or slower than the configured rate, or if
 // memory or the file grow with time.
 //
-// bbolt remembers the pages that it has written since it was opened, so memory
-// grows until it has written all of them: some 10 MiB for a million policies.
+// bbolt remembers the pages that it has written since it was opened and has not
+// freed (freelist.shared.allocs), so memory grows until it has written all of
+// them: 11.5 MiB for a million policies, by a heap profile. What is due at once
+// comes in the order of the domains, so that each quarter has its share.
 //
 // The store is a real one; the time is simulated and the network answers at
 // once, so that fourteen hours pass in a minute or two.
@@ -79,7 +81,7 @@ func overdueMillion(b *bench) (result, error) {
 	mostByQuarter := fmt.Sprintf("%.1f MiB at most by quarters of the time", quarters)
 	// The second quarter, too: against the third alone, what grows by a
 	// twentieth a quarter would be flat.
-	if quarters[3] > quarters[2]*backlogFlat || quarters[3] > quarters[1]*backlogFlat+backlogPages {
+	if quarters[3] > quarters[2]*backlogFlat+backlogPages/4 || quarters[3] > quarters[1]*backlogFlat+backlogPages/2 {
 		return result{}, fmt.Errorf("memory grows: %s", mostByQuarter)
 	}
 	after, err := os.Stat(path)

@@ -124,6 +124,9 @@ func askSide(args []string) error {
 	r := bufio.NewReader(nc)
 	for {
 		request, err := readNetstring(r)
+		if err == io.EOF {
+			return nil // the row has ended
+		}
 		if err != nil {
 			return err
 		}

@@ -22,20 +22,23 @@ import (
 const loadTimeout = 5 * time.Minute
 
 // A load is a number of clients that ask as Postfix does: each on a connection
-// that it keeps, one request at a time, and each in a thread of its own that
-// sleeps in the kernel until the reply is there, as an smtp(8) process does.
-//
-// With the runtime's poller instead, one thread would wait for all of them. It
-// sleeps only when none of them has anything to read, so that how often a reply
-// has to wake it up, which the kernel bills to who writes, depends on how far
-// behind the server is.
+// that it keeps, one request at a time.
 type load struct {
 	clients []*client
-	rate    float64 // requests a second of all clients; 0: as fast as they are answered
+
+	// asleep has each client be a thread of its own that sleeps in the kernel
+	// until the reply is there, as an smtp(8) process does. Else the runtime's
+	// poller waits for all of them. Its thread sleeps only when none of them has
+	// anything to read, so that how often a reply has to wake it up, which the
+	// kernel bills to who writes, depends on how far behind the server is. What
+	// takes a server a millisecond can bear that.
+	asleep bool
+
+	rate float64 // requests a second of all clients; 0: as fast as they are answered
 }
 
 type client struct {
-	conn    blockingConn
+	conn    io.ReadWriteCloser
 	r       *bufio.Reader
 	request []byte // reused
 }
@@ -50,6 +53,8 @@ func (c blockingConn) Read(b []byte) (int, error) {
 	}
 	return max(n, 0), err
 }
+
+func (c blockingConn) Close() error { return c.file.Close() }
 
 func (c blockingConn) Write(b []byte) (int, error) {
 	n, err := ignoringEINTR(func() (int, error) { return unix.Write(int(c.file.Fd()), b) })
@@ -90,13 +95,28 @@ func dialBlocking(address string) (c blockingConn, err error) {
 // newLoad connects n clients to the server at address. The connections are
 // closed when the row ends.
 func (b *bench) newLoad(address string, n int) (*load, error) {
+	return b.dialLoad(n, func() (io.ReadWriteCloser, error) {
+		return net.Dial("tcp", address)
+	})
+}
+
+// newSleepingLoad is newLoad for clients that are asleep while they wait.
+func (b *bench) newSleepingLoad(address string, n int) (*load, error) {
+	l, err := b.dialLoad(n, func() (io.ReadWriteCloser, error) { return dialBlocking(address) })
+	if err == nil {
+		l.asleep = true
+	}
+	return l, err
+}
+
+func (b *bench) dialLoad(n int, dial func() (io.ReadWriteCloser, error)) (*load, error) {
 	l := &load{}
 	for range n {
-		conn, err := dialBlocking(address)
+		conn, err := dial()
 		if err != nil {
 			return nil, err
 		}
-		b.atEnd(func() { conn.file.Close() })
+		b.atEnd(func() { conn.Close() })
 		l.clients = append(l.clients, &client{conn: conn, r: bufio.NewReader(conn)})
 	}
 	return l, nil
@@ -142,13 +162,21 @@ func (p *pace) wait() error {
 
 // ask has the clients ask n requests between them.
 func (l *load) ask(ctx context.Context, n int, request requestFunc, check replyFunc) error {
-	// So many threads may be awake at once that none waits for its turn.
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + len(l.clients)))
+	if l.asleep { // so many threads may be awake at once that none waits for its turn
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + len(l.clients)))
+	}
 	group, _ := errgroup.WithContext(ctx)
 	for number, c := range l.clients {
 		group.Go(func() error {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
+			if l.asleep {
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+			}
+			if nc, ok := c.conn.(net.Conn); ok { // the others' limit is a socket option
+				if err := nc.SetDeadline(time.Now().Add(loadTimeout)); err != nil {
+					return err
+				}
+			}
 			var body []byte
 			pace := l.pace(number)
 			for i := range n / len(l.clients) {

@@ -50,7 +50,7 @@ func randomLookup(b *bench) (result, error) {
 // that jumps about.
 func (b *bench) lookUpEach(d *daemon) error {
 	const step = 617_531 // coprime to the number of policies
-	l, err := b.newLoad(d.address, lookupClients)
+	l, err := b.newSleepingLoad(d.address, lookupClients)
 	if err != nil {
 		return err
 	}

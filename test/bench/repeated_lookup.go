@@ -56,7 +56,7 @@ func repeatedLookup(b *bench) (result, error) {
 // have a check of their own. What it comes to without a rate is in the note.
 func (b *bench) lookupPairs(ours, limit *process, request requestFunc, checkOurs, checkLimit replyFunc) (result, error) {
 	side := func(p *process, check replyFunc, rate float64, n int) (measure, error) {
-		l, err := b.newLoad(p.address, lookupClients)
+		l, err := b.newSleepingLoad(p.address, lookupClients)
 		if err != nil {
 			return nil, err
 		}

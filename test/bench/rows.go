@@ -58,7 +58,7 @@ var rows = []row{
 	},
 	{
 		name:  "backlog",
-		what:  "largest anonymous resident memory of a keeper with its store, in simulated time and without a network, while 1,000,000 policies that are due at once after a long stop are worked off at the configured 20 a second: more than a day's refresh; an error if the rate is not kept, or if the file grows with time, or memory by 5 % from the third quarter to the last, or by that and 10 MiB, which bbolt takes to remember pages, from the second",
+		what:  "largest anonymous resident memory of a keeper with its store, in simulated time and without a network, while 1,000,000 policies that are due at once after a long stop are worked off at the configured 20 a second: more than a day's refresh; an error if the rate is not kept, or if the file grows with time, or memory by more than 5 % from the second quarter, or the third, to the last, and what bbolt takes to remember its pages, 3 MiB a quarter",
 		bound: 64,
 		unit:  "MiB",
 		run:   overdueMillion,
