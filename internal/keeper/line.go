@@ -35,7 +35,7 @@ type line struct {
 	wanted map[string]struct{} // domains in urgent
 
 	hurried bool         // the last turn was an urgent one's
-	round   int          // counts turns, for the troubled lane's share
+	round   atomic.Int64 // counts turns, for the troubled lane's share
 	late    atomic.Int64 // seconds by which the oldest due is overdue
 }
 
@@ -193,9 +193,9 @@ func (l *line) wantedNext() (string, bool) {
 
 // due returns the next domain that is due, and the lane it came from.
 func (l *line) due(now time.Time) (string, *lane) {
-	l.round++
+	round := l.round.Add(1)
 	troubled := &l.lanes[len(l.lanes)-1]
-	if l.round%troubledTurn == 0 {
+	if round%troubledTurn == 0 {
 		if d, ok := l.from(troubled, now); ok {
 			return d, troubled
 		}

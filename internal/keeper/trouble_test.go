@@ -225,10 +225,10 @@ func TestTheRefresherDoesNotSpinOverAPolicyWhoseDeletionWaitsForTheDisk(t *testi
 		}
 		settle(31 * time.Minute) // now it is due
 		synctest.Wait()
-		before := s.fetch.round
+		before := s.fetch.round.Load()
 		settle(time.Minute)
 		synctest.Wait()
-		if n := s.fetch.round - before; n > 10 {
+		if n := s.fetch.round.Load() - before; n > 10 {
 			t.Errorf("%d turns in a minute", n)
 		}
 		s.disk.set(func(d *faultyStore) { d.full = false })

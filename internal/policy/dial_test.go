@@ -338,9 +338,12 @@ func TestAFetchTakesFewOfAllPlaces(t *testing.T) {
 	}
 	inWorld(t, addrs, func(t *testing.T, w *world) {
 		gate := NewAddressLimiter(1).Waiting(100).(waiting)
+		var mu sync.Mutex
 		most := 0
 		watched := gateFunc(func(ctx context.Context, addr netip.Addr) (func(), error) {
 			release, err := gate.Acquire(ctx, addr)
+			mu.Lock()
+			defer mu.Unlock()
 			most = max(most, len(gate.total))
 			return release, err
 		})
