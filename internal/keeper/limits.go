@@ -1,6 +1,10 @@
 package keeper
 
-import "time"
+import (
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+)
 
 // Every limit of the keeper. docs/limits.md lists them.
 const (
@@ -107,9 +111,9 @@ const (
 	// in the last ten minutes.
 	maxLately = 1 << 15
 	// dueBatch is how many due records are read at once, and dueBatchMost if
-	// so many of them have to be passed over.
+	// so many of them have to be passed over: what the store reads at most.
 	dueBatch     = 64
-	dueBatchMost = 4096
+	dueBatchMost = cache.MaxPage
 	// idlePoll is how long the refresher sleeps at most. What is written to be
 	// due before wakes it.
 	idlePoll = time.Minute
