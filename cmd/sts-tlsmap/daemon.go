@@ -100,7 +100,7 @@ func (s *service) open() error {
 		Store:   s.store,
 		Network: s.out.client,
 		Prepare: tlsmap.Prepare,
-		Current: isReady,
+		Current: tlsmap.IsCurrent,
 		Observe: func(e keeper.Event) { numbers.Observe(e); failures.Observe(e) },
 		Log:     s.log,
 
@@ -140,12 +140,6 @@ func (s *service) open() error {
 func (s *service) exemptUntil(domain string) time.Time {
 	until, _ := s.maps.Exempt(domain)
 	return until
-}
-
-// isReady says whether what the store holds ready is of today's format.
-func isReady(ready []byte) bool {
-	_, ok := tlsmap.ParseReady(ready)
-	return ok
 }
 
 // inUse asks the keeper whether a policy may be in use. The cache is opened

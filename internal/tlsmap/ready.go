@@ -88,10 +88,14 @@ func appendText[T string | []byte](b []byte, text T) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(text))), text...)
 }
 
+// IsCurrent says whether b is of the format that Prepare makes today. That it
+// adds up as well is for ParseReady to say: a lookup parses it once.
+func IsCurrent(b []byte) bool { return len(b) > 0 && b[0] == readyVersion }
+
 // ParseReady returns a view of what Prepare made. It is false for another
 // version of the format, and for what is damaged so that it does not add up.
 func ParseReady(b []byte) (r Ready, ok bool) {
-	if len(b) == 0 || b[0] != readyVersion {
+	if !IsCurrent(b) {
 		return Ready{}, false
 	}
 	if r.match, b, ok = cutText(b[1:]); !ok {

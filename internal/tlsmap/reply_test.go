@@ -262,6 +262,9 @@ func TestReadyOfAnotherVersionOrDamagedIsRefused(t *testing.T) {
 	if _, ok := ParseReady(ready); !ok {
 		t.Fatal("what was prepared cannot be read")
 	}
+	if !IsCurrent(ready) || IsCurrent(nil) || IsCurrent([]byte{readyVersion + 1}) {
+		t.Error("the version is not seen")
+	}
 	if _, ok := ParseReady(nil); ok {
 		t.Error("nothing is taken for something")
 	}
