@@ -449,18 +449,25 @@ func (p *program) writes(ctx context.Context, t *testing.T, dir string) (late in
 	return s.Keeper.Late, s.Keeper.Pending
 }
 
-func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {
+// logFile returns an empty file to log to, and what JOURNAL_STREAM is where it
+// is the journal.
+func logFile(t *testing.T) (f *os.File, stream string) {
+	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() { f.Close() })
 	st, err := f.Stat()
 	if err != nil {
 		t.Fatal(err)
 	}
 	sys := st.Sys().(*syscall.Stat_t)
-	this := fmt.Sprintf("%d:%d", sys.Dev, sys.Ino)
+	return f, fmt.Sprintf("%d:%d", sys.Dev, sys.Ino)
+}
+
+func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {
+	f, this := logFile(t)
 	for stream, journal := range map[string]bool{
 		"": false, "1:2": false, this: true, this + "0": false, "nonsense": false,
 	} {
@@ -481,17 +488,8 @@ func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {
 }
 
 func TestEveryLineInTheJournalHasThePriorityOfItsLevel(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	sys := st.Sys().(*syscall.Stat_t)
-	t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", sys.Dev, sys.Ino))
+	f, journal := logFile(t)
+	t.Setenv("JOURNAL_STREAM", journal)
 	log := newLogger(f, slog.LevelDebug).With("a", 1).WithGroup("g")
 	log.Debug("d")
 	log.Info("i")
