@@ -3,7 +3,6 @@ package keeper
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
@@ -165,7 +164,7 @@ func (k *Keeper) remember(domain string, known *cache.Record, held hold, err err
 	}
 	n.Until = now.Add(keep)
 	if n.Result != policy.ResultNoRecord {
-		k.logFailure(slog.LevelInfo, discoveryFailed, n, damaged)
+		k.logFailure(n)
 	}
 	k.negative.put(hash, n)
 }

@@ -215,3 +215,22 @@ func TestAPolicyInMemoryOnlyIsFollowedAndFetchedBeforeItExpires(t *testing.T) {
 		}
 	})
 }
+
+func TestTheLogDoesNotSayThatAPolicyInMemoryOnlyIsNone(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.set("example.com", fakeHost{id: "2", fetchErr: policy.ResultFetch})
+		r := cache.Record{Domain: "example.com", Mode: policy.ModeEnforce, Fetched: time.Now(), Expires: time.Now().Add(day)}
+		s.inMemoryOnly(&r)
+		s.fetchSoon("example.com")
+		settle(time.Minute)
+		if log := s.log.String(); !strings.Contains(log, "the policy in memory still applies") || strings.Contains(log, "without us") {
+			t.Error(log)
+		}
+		settle(2 * day)
+		s.fetchSoon("example.com")
+		settle(time.Minute)
+		if log := s.log.String(); !strings.Contains(log, "without us") {
+			t.Errorf("when it has expired: %s", log)
+		}
+	})
+}

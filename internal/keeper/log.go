@@ -31,15 +31,16 @@ func (k *Keeper) hasRoom(limit *rate.Limiter) bool {
 	return false
 }
 
-// discoveryFailed is what the log says of a failure for which no mail waits.
-const discoveryFailed = "MTA-STS discovery failed; mail goes as it would without us"
-
-func (k *Keeper) logFailure(level slog.Level, words string, n *Negative, damaged bool) {
-	if damaged {
+// logFailure says that a discovery failed, and what that means for the mail.
+func (k *Keeper) logFailure(n *Negative) {
+	level, words := slog.LevelInfo, "MTA-STS discovery failed; mail goes as it would without us"
+	if n.damaged {
 		level, words = slog.LevelError, "the stored MTA-STS policy is damaged and could not be fetched again; mail waits"
+	} else if e := k.unkept(n.Domain); e != nil && time.Now().Unix() < liveUntil(e.Fetched, e.Expires) {
+		words = "MTA-STS discovery failed; the policy in memory still applies"
 	}
 	limit := k.strangersLines
-	if damaged {
+	if n.damaged {
 		limit = k.ownLines
 	}
 	if !k.mayLog(limit) {

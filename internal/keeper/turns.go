@@ -3,7 +3,6 @@ package keeper
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
@@ -73,6 +72,6 @@ func (k *Keeper) turnAway(domain string, damaged bool) {
 	err := k.tooMany(domain, maxFlights*k.o.LookupConcurrency)
 	k.counters.overloads.Add(1)
 	k.o.Observe(Event{Step: StepDiscovery, Domain: domain, Result: policy.ResultBusy, Err: err})
-	n := &Negative{Domain: domain, Result: policy.ResultBusy, Err: policy.Reason(err), Until: time.Now()}
-	k.logFailure(slog.LevelInfo, discoveryFailed, n, damaged)
+	n := &Negative{Domain: domain, Result: policy.ResultBusy, Err: policy.Reason(err), Until: time.Now(), damaged: damaged}
+	k.logFailure(n)
 }
