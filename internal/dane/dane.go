@@ -306,10 +306,10 @@ func (c *Checker) leave(ctx context.Context, n NextHop, old, f Finding, r *Repor
 }
 
 // noWeaker returns f, or the state that bound before, if f is weaker and may be
-// the doing of the resolver; where that vouches for anything, mail has to wait. A domain that had DANE and now comes without has
-// given it up, or the resolver no longer checks. Only a resolver that validates
-// can tell. A state for which nothing but a resolver's word ever stood falls
-// with that word.
+// the doing of the resolver; under one that vouches for anything it is undecided
+// instead. A domain that had DANE and now comes without has given it up, or the
+// resolver no longer checks. Only a resolver that validates can tell. A state for
+// which nothing but a resolver's word ever stood falls with that word.
 func (c *Checker) noWeaker(n NextHop, old, f Finding, v Verdict) Finding {
 	f.told = old.told
 	b := old.bound
