@@ -50,12 +50,36 @@ type Client struct {
 func NewClient(path string) *Client {
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", path)
+			conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", path)
+			if err != nil {
+				return nil, err
+			}
+			return &answered{Conn: conn}, nil
 		},
 		DisableCompression:    true,
 		ResponseHeaderTimeout: answerTimeout,
 	}
 	return &Client{path: path, http: http.Client{Transport: transport}, transport: transport}
+}
+
+// errHungUp: the daemon closed the connection without a word.
+var errHungUp = errors.New("the daemon hung up")
+
+// answered is a connection that tells a hang-up before the first byte from the
+// end of an answer. net/http has an error of its own, without a name, for one
+// that it sees before it has written the request.
+type answered struct {
+	net.Conn
+	begun bool // only Read looks at it, and net/http reads from one goroutine
+}
+
+func (c *answered) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.begun = c.begun || n > 0
+	if errors.Is(err, io.EOF) && !c.begun {
+		err = errHungUp
+	}
+	return n, err
 }
 
 // Close drops the connections that are kept.
@@ -150,7 +174,7 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 		return nil, fmt.Errorf("%w to ask the daemon (no permission to open %s)", ErrNotAllowed, c.path)
 	case errors.Is(err, syscall.EAGAIN): // of connect(2), and a time-out by its own account
 		return nil, fmt.Errorf("%w (the queue of %s is full)", ErrBusy, c.path)
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+	case errors.Is(err, errHungUp), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return nil, fmt.Errorf("%w (it hung up at %s)", ErrBusy, c.path)
 	case err != nil:
 		var late net.Error
