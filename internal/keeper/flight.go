@@ -18,7 +18,7 @@ type flight struct {
 	counted bool   // by begin
 	tried   bool   // something was asked of the network; otherwise the flight says nothing
 	entry   *Entry // the live policy; nil if there is none
-	err     error  // ErrNoPolicy or ErrUnreadable, where entry is nil
+	err     error  // ErrNoPolicy, ErrUnreadable or ErrBrokenOff, where entry is nil
 
 	outcome Refreshed // for the administrator
 }

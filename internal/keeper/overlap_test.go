@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -132,6 +133,65 @@ func TestForgetFindsAPolicyThatIsInMemoryOnly(t *testing.T) {
 		}
 		if found, err := s.Forget(t.Context(), "example.com"); err != nil || found {
 			t.Errorf("once more: %v, %v", found, err)
+		}
+	})
+}
+
+// inLateFetch runs a test while the refresher fetches the policy of
+// example.com, which has run out, and waits for the TXT record first. A lookup
+// that waits for it has begun; what it comes to is in the channel.
+func inLateFetch(t *testing.T, test func(t *testing.T, s *site, goOn func(), came <-chan error)) {
+	t.Helper()
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 5*time.Minute)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
+		settle(6 * time.Minute)
+		gate := make(chan struct{})
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr, h.recordGate = "", gate })
+		s.fetch.hurry("example.com")
+		synctest.Wait()
+		s.net.change("example.com", func(h *fakeHost) { h.recordGate = nil })
+		came := make(chan error, 1)
+		go func() { _, err := s.lookup(t, "example.com"); came <- err }()
+		synctest.Wait()
+		if n, _ := s.net.asked("example.com"); s.flights.length() != 1 || len(came) != 0 {
+			t.Fatalf("%d flights, %d TXT lookups: the lookup does not wait for the refresher", s.flights.length(), n)
+		}
+		test(t, s, func() { close(gate) }, came)
+	})
+}
+
+func TestALookupTriesItselfWhereTheRefresherHasNoTurn(t *testing.T) {
+	inLateFetch(t, func(t *testing.T, s *site, goOn func(), came <-chan error) {
+		for range hostFetches {
+			release, err := s.refreshGate.Acquire(t.Context(), addrOf("example.com"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer release()
+		}
+		goOn()
+		if err := <-came; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestALookupIsBrokenOffWithTheFetchItWaitsFor(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 5*time.Minute)
+		s.mustHold(t, "example.com")
+		r, err := s.held("example.com", time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		fl, _ := s.flights.join("example.com")
+		defer s.flights.end("example.com", fl)
+		if _, ok := s.refetch(ctx, s.refreshGate, r, fl); ok || !errors.Is(fl.err, ErrBrokenOff) {
+			t.Errorf("%v, %v", ok, fl.err)
 		}
 	})
 }

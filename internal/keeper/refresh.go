@@ -212,9 +212,12 @@ func (k *Keeper) refetch(ctx context.Context, gate policy.Gate, r *cache.Record,
 	found, err := k.o.Network.FetchThrough(ctx, r.Domain, gate)
 	now := time.Now()
 	if errors.Is(ctx.Err(), context.Canceled) {
-		return false, false // the daemon ends: nothing was learned
+		fl.err = ErrBrokenOff // for a lookup that waits, its policy having run out
+		return false, false   // the daemon ends: nothing was learned
 	}
 	result := policy.ResultOf(err)
+	// A lookup waits for a place at the address; the refresher does not.
+	fl.tried = result != policy.ResultBusy
 	k.counters.fetches.Add(1)
 	k.health.noteFetch(r.Domain, err, now)
 	event := Event{Step: StepFetch, Domain: r.Domain, Result: result, Err: err, Took: now.Sub(begun)}
