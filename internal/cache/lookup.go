@@ -14,6 +14,8 @@ type Hit struct {
 	Expires int64
 	Checked int64
 	Ready   []byte // a copy of the ready bytes, in the Hit's own buffer
+
+	copied []byte // a copy of a value, of maxHinted bytes at most
 }
 
 // Lookup reads what is stored for domain into hit. It is ErrNotFound if that is
@@ -26,17 +28,13 @@ func (s *Store) Lookup(domain []byte, hit *Hit) error {
 		return ErrClosed
 	}
 	defer sn.release()
-	err := guard(func() error {
-		raw, err := sn.policy.get(domain)
+	err := guard(func() (err error) {
+		var v Value
+		if v, hit.copied = sn.recall(domain, hit.copied); v == nil {
+			v, err = s.descend(sn, domain)
+		}
 		if err != nil {
 			return err
-		}
-		if raw == nil {
-			return sn.notFound(domain)
-		}
-		v, err := parseAt(domain, raw)
-		if err != nil {
-			return &DamagedError{Domain: string(domain), Err: err}
 		}
 		hit.Mode = v.Mode()
 		hit.Fetched = v.Fetched()
@@ -49,6 +47,30 @@ func (s *Store) Lookup(domain []byte, hit *Hit) error {
 		return err
 	}
 	return s.noticed(err)
+}
+
+// descend finds the value of domain through the pages of sn, and learns where it
+// is.
+func (s *Store) descend(sn *snapshot, domain []byte) (Value, error) {
+	leaf, i, err := sn.policy.locate(domain)
+	if err != nil {
+		return nil, err
+	}
+	if i < 0 {
+		return nil, sn.notFound(domain)
+	}
+	raw, _, err := leaf.value(i)
+	if err != nil {
+		return nil, err
+	}
+	v, err := parseAt(domain, raw)
+	if err != nil {
+		return nil, &DamagedError{Domain: string(domain), Err: err}
+	}
+	if len(raw) <= maxHinted {
+		s.learn(sn, domain, sn.policy.place(leaf, i))
+	}
+	return v, nil
 }
 
 // notFound returns ErrNotFound, unless the pages are not such that one could

@@ -117,12 +117,18 @@ func (p page) child(i int) uint64 {
 	return native.Uint64(p[pageHeader+i*elementSize+8:])
 }
 
-// value returns the value of element i of a leaf and whether it is a bucket.
-func (p page) value(i int) (v []byte, bucket bool, err error) {
+// valueOffset returns where the value of element i of a leaf begins, counted
+// from the page's start.
+func (p page) valueOffset(i int) uint64 {
 	at := uint64(pageHeader + i*elementSize)
 	e := p[at:][:elementSize]
-	from := at + uint64(native.Uint32(e[4:])) + uint64(native.Uint32(e[8:]))
-	length := uint64(native.Uint32(e[12:]))
+	return at + uint64(native.Uint32(e[4:])) + uint64(native.Uint32(e[8:]))
+}
+
+// value returns the value of element i of a leaf and whether it is a bucket.
+func (p page) value(i int) (v []byte, bucket bool, err error) {
+	e := p[pageHeader+i*elementSize:][:elementSize]
+	from, length := p.valueOffset(i), uint64(native.Uint32(e[12:]))
 	if from+length > uint64(len(p)) {
 		return nil, false, &pageError{p.id(), "has a value outside itself"}
 	}
@@ -201,29 +207,48 @@ func (t *tree) get(key []byte) ([]byte, error) {
 }
 
 func (t *tree) find(key []byte) (v []byte, bucket bool, err error) {
+	p, i, err := t.locate(key)
+	if err != nil || i < 0 {
+		return nil, false, err
+	}
+	return p.value(i)
+}
+
+// locate returns the leaf and the index in it of key; the index is -1 if there
+// is no such key.
+func (t *tree) locate(key []byte) (page, int, error) {
 	p, err := t.rootPage()
 	if err != nil {
-		return nil, false, err
+		return nil, -1, err
 	}
 	for range maxDepth {
 		i, found, err := p.search(key)
 		if err != nil {
-			return nil, false, err
+			return nil, -1, err
 		}
 		if p.leaf() {
 			if !found {
-				return nil, false, nil
+				i = -1
 			}
-			return p.value(i)
+			return p, i, nil
 		}
 		if !found && i > 0 {
 			i-- // a branch's key is the lowest of its child
 		}
 		if p, err = t.at(p.child(i)); err != nil {
-			return nil, false, err
+			return nil, -1, err
 		}
 	}
-	return nil, false, &pageError{t.root, "is the root of pages that run in a circle"}
+	return nil, -1, &pageError{t.root, "is the root of pages that run in a circle"}
+}
+
+// place returns where in the file the value of element i of the leaf p begins;
+// 0 if it is in a bucket that is kept in its parent.
+func (t *tree) place(p page, i int) uint64 {
+	if t.root == 0 {
+		return 0
+	}
+	return p.id()*t.size + p.valueOffset(i)
 }
 
 // check checks the pages on the way to key, all that is on them included. What

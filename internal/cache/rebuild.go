@@ -103,6 +103,7 @@ func (s *Store) rebuild(why error) {
 	}
 	old := s.file
 	s.file = file
+	sn.hints = newHints(sn.policies())
 	old.retire(s.snap.Swap(sn))
 	s.old = append(s.old, old)
 	s.lines.forget()

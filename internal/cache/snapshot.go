@@ -18,12 +18,14 @@ import (
 type snapshot struct {
 	file *boltFile
 	tx   *bbolt.Tx // nil: nobody writes the file
+	txID int       // of the transaction that made it
 	refs atomic.Int64
 	done chan struct{} // closed when refs is 0
 
 	policy, due, expiry, evict tree
 	exempt                     tree // if hasExempt
 	hasExempt                  bool
+	hints                      *hints // nil: none, in a store that only reads
 
 	counts   counts
 	newest   int64
@@ -42,6 +44,7 @@ func (b *boltFile) snapshot() (*snapshot, error) {
 		if sn.tx, err = b.db.Begin(false); err != nil {
 			return err
 		}
+		sn.txID = sn.tx.ID()
 		size := uint64(b.db.Info().PageSize)
 		stats := b.db.Stats()
 		sn.fileSize = sn.tx.Size()

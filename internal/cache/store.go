@@ -140,6 +140,7 @@ func (s *Store) open() error {
 		return fmt.Errorf("open cache %s: %w", s.path, err)
 	}
 	s.file = file
+	sn.hints = newHints(sn.policies())
 	s.snap.Store(sn)
 	if isNew {
 		return syncDir(s.path)
@@ -281,14 +282,14 @@ func (s *Store) current() *snapshot {
 	}
 }
 
-// renew replaces the current state by the newest one in the file. The caller
-// has the turn.
-func (s *Store) renew() error {
+// renew replaces the current state by the newest one in the file, to which p
+// has led. The caller has the turn.
+func (s *Store) renew(p *plan) error {
 	sn, err := s.file.snapshot()
 	if err != nil {
 		return err
 	}
-	s.file.retire(s.snap.Swap(sn))
+	s.file.retire(s.publish(sn, p))
 	s.closeOld()
 	return nil
 }

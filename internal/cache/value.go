@@ -167,8 +167,7 @@ func parse(raw []byte) (Value, error) {
 	if raw[offVersion] != valueVersion {
 		return nil, errVersion
 	}
-	if len(raw) > MaxValue || lengthOf(raw) != uint64(len(raw)) ||
-		uint64(binary.LittleEndian.Uint32(raw[offLength:])) != uint64(len(raw)) {
+	if len(raw) > MaxValue || lengthOf(raw) != uint64(len(raw)) || lengthField(raw) != uint64(len(raw)) {
 		return nil, errLength
 	}
 	if checksum(raw) != binary.LittleEndian.Uint32(raw[offChecksum:]) {
@@ -189,6 +188,9 @@ func parseAt(domain, raw []byte) (Value, error) {
 	}
 	return v, err
 }
+
+// lengthField returns the length of the whole value that the header has.
+func lengthField(raw []byte) uint64 { return uint64(binary.LittleEndian.Uint32(raw[offLength:])) }
 
 // lengthOf returns what the lengths in a header add up to.
 func lengthOf(raw []byte) uint64 {

@@ -79,8 +79,9 @@ func (s *Store) change(planFor func(*snapshot) (*plan, error)) error {
 		if p.empty() {
 			return nil
 		}
+		p.dropHints()
 		// After a failed commit too: a sync that fails may still have written.
-		err = errors.Join(s.file.update(p.apply), s.renew())
+		err = errors.Join(s.file.update(p.apply), s.renew(p))
 		s.lines.changed(p.puts) // not before Due can see them
 	}
 	if unreadable(err) {
