@@ -235,7 +235,11 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 		k.busiest.see(domain, clock)
 	}
 
-	if e := k.table.get(hash, domain); e != nil && now < liveUntil(e.Fetched, e.Expires) {
+	// The generation is read before it is seen that nothing is late: what
+	// becomes late after that is in the store not yet, and must not be hidden by
+	// what is.
+	e, generation := k.table.get(hash, domain)
+	if e != nil && now < liveUntil(e.Fetched, e.Expires) {
 		k.use(hash, domain, e.Checked, now)
 		h.fromEntry(e)
 		return nil
@@ -248,9 +252,6 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 		return ErrNoPolicy
 	}
 	h.Since = clock
-	// Before it is seen that nothing is late: what becomes late after that is in
-	// the store not yet, and must not be hidden by what is.
-	generation := k.table.generation(hash)
 	if e, late := k.writer.late(domain); late {
 		if e != nil && now < liveUntil(e.Fetched, e.Expires) {
 			k.use(hash, domain, e.Checked, now)

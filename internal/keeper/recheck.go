@@ -72,4 +72,7 @@ func (k *Keeper) recheckUnkept(ctx context.Context, domain string) {
 }
 
 // unkept returns what memory has of a domain that is not in the store.
-func (k *Keeper) unkept(domain string) *Entry { return k.table.get(k.hash(domain), []byte(domain)) }
+func (k *Keeper) unkept(domain string) *Entry {
+	e, _ := k.table.get(k.hash(domain), []byte(domain))
+	return e
+}

@@ -34,28 +34,23 @@ func newTable(limit int64) *table {
 
 func (t *table) shard(hash uint64) *shard { return &t.shards[hash%tableShards] }
 
-func (t *table) get(hash uint64, domain []byte) *Entry {
+// get returns the entry of a domain, nil if there is none, and the generation
+// of what it has looked at. That is to be read before the store is: an entry made
+// from what the store said then is refused by put if anything has changed in
+// between.
+func (t *table) get(hash uint64, domain []byte) (e *Entry, generation uint64) {
 	s := t.shard(hash)
 	s.mu.RLock()
-	el := s.entries[string(domain)]
+	el, generation := s.entries[string(domain)], s.changes
 	s.mu.RUnlock()
 	if el == nil {
-		return nil
+		return nil, generation
 	}
-	e := el.Value.(*Entry)
+	e = el.Value.(*Entry)
 	if !e.touched.Load() {
 		e.touched.Store(true)
 	}
-	return e
-}
-
-// generation is to be read before the store is: an entry made from what the
-// store said then is refused by put if anything has changed in between.
-func (t *table) generation(hash uint64) uint64 {
-	s := t.shard(hash)
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.changes
+	return e, generation
 }
 
 // secondUse says whether a domain was asked for before, not long ago.
