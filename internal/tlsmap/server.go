@@ -55,7 +55,8 @@ type Server struct {
 	exempt     atomic.Pointer[exempt.Set]
 	timed      atomic.Pointer[exempt.Set]
 	lookups    sync.Pool // of *lookup
-	counters   []mapCounters
+	counters   [stripes][]mapCounters
+	striped    atomic.Uint32 // lookups made so far, each of which has a stripe
 	unknown    atomic.Uint64
 	rehearsing sparseLog
 	rehearsed  rehearsals
@@ -69,6 +70,7 @@ type lookup struct {
 	name   [hostname.MaxName]byte // room for a domain that is not a part of the key
 	domain []byte                 // the policy domain; nil: there is none
 	why    string                 // what lies behind a TEMP reply; empty: nothing more to say
+	stripe uint32                 // of the counters: the pool gives a processor the same lookup again
 }
 
 // notFromMemory has the lookup timed, which began then.
@@ -86,8 +88,10 @@ func NewServer(t *Table, o Options) *Server {
 		policies: o.Policies,
 		hops:     o.NextHops,
 		timeout:  o.Timeout,
-		lookups:  sync.Pool{New: func() any { return new(lookup) }},
-		counters: make([]mapCounters, len(t.maps)),
+	}
+	s.lookups.New = func() any { return &lookup{stripe: s.striped.Add(1) % stripes} }
+	for i := range s.counters {
+		s.counters[i] = make([]mapCounters, len(t.maps))
 	}
 	s.exempt.Store(&exempt.Set{})
 	s.timed.Store(&exempt.Set{})
@@ -121,9 +125,10 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 		out = rehearsed[out]
 	}
 	if string(l.domain) != keeper.ProbeDomain { // which no mail asks for
-		s.counters[i].by[out].Add(1)
+		counters := &s.counters[l.stripe][i]
+		counters.by[out].Add(1)
 		if since := l.held.Since; !since.IsZero() {
-			s.counters[i].slow.add(time.Since(since))
+			counters.slow.add(time.Since(since))
 		}
 	}
 	s.lookups.Put(l)
