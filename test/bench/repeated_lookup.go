@@ -24,7 +24,7 @@ const (
 
 	// The same without a rate is measured beside it, in sections of as long.
 	rushRequests = 100_000
-	rushPairs    = leastPairs
+	rushPairs    = defaultPairs
 )
 
 // repeatedLookup asks for the same key again and again: a policy that is in
