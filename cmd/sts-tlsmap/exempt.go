@@ -161,8 +161,8 @@ func (a *app) rehearsals(ctx context.Context) error {
 		if deferred++; deferred == 1 {
 			fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have deferred mail for:\n", since)
 		}
-		fmt.Fprintf(a.stdout, "%s in map %s, %d lookups, the last %s: %s\n",
-			printable(r.Domain), r.Map, r.Count, r.Last.Format(time.RFC3339), printable(r.Reply))
+		fmt.Fprintf(a.stdout, "%s in map %s, asked %s, the last time %s: %s\n",
+			printable(r.Domain), r.Map, numbered(int(r.Count), "time"), r.Last.Format(time.RFC3339), printable(r.Reply))
 		return nil
 	})
 	if err != nil {
@@ -176,11 +176,19 @@ func (a *app) rehearsals(ctx context.Context) error {
 		if lost.Others > 0 {
 			more = " and more"
 		}
-		fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have enforced the policies of %d domains%s; see each with -explain.\n",
-			since, others, more)
+		fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have enforced the policies of %s%s; see each with -explain.\n",
+			since, numbered(others, "domain"), more)
 	}
 	if deferred+others > 0 {
 		fmt.Fprintln(a.stdout, "This does not cover hosts whose certificates would not be accepted: for those see the MTA's own log, as in sts-tlsmap(8), REHEARSALS.")
 	}
 	return nil
+}
+
+// numbered is so many of a thing.
+func numbered(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprint(n, " ", thing, "s")
 }

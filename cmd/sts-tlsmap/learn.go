@@ -100,12 +100,14 @@ var errInterrupted = errors.New("interrupted")
 func (l *learning) read(in io.Reader, name string) error {
 	lines := bufio.NewScanner(in)
 	lines.Buffer(nil, maxLearnLine)
-	for n := 1; lines.Scan(); n++ {
+	read := 0 // lines
+	for lines.Scan() {
+		read++
 		l.position += len(lines.Bytes()) + 1
 		err := l.line(bytes.TrimSpace(lines.Bytes()))
 		if err != nil {
 			if l.bad++; l.bad <= maxLearnErrors {
-				fmt.Fprintf(l.a.stderr, "sts-tlsmap: %s:%d: %s\n", name, n, printable(err.Error()))
+				fmt.Fprintf(l.a.stderr, "sts-tlsmap: %s:%d: %s\n", name, read, printable(err.Error()))
 			}
 		}
 		if len(l.domains) > maxLearnDomains {
@@ -117,7 +119,9 @@ func (l *learning) read(in io.Reader, name string) error {
 			}
 		}
 	}
-	if err := lines.Err(); err != nil {
+	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return fmt.Errorf("%s:%d: a line of more than %d bytes, which no domain and no entry of -cache -json is", name, read+1, maxLearnLine)
+	} else if err != nil {
 		return fmt.Errorf("%s cannot be read: %w", name, err)
 	}
 	return l.take()

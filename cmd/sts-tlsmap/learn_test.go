@@ -130,3 +130,11 @@ func TestLearningFromAStandardInputThatNeverEndsCanBeInterrupted(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestALineTooLongToLearnIsNamed(t *testing.T) {
+	l := &learning{a: &app{stdout: io.Discard, stderr: os.Stderr}, ctx: t.Context(), seen: make(map[string]bool)}
+	err := l.read(strings.NewReader("one.test\n"+strings.Repeat("x", maxLearnLine+1)), "list")
+	if err == nil || !strings.Contains(err.Error(), "list:2: a line of more than 4194304 bytes") {
+		t.Error(err)
+	}
+}

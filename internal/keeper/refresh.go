@@ -265,7 +265,7 @@ func (k *Keeper) noteFailure(t timing, r *cache.Record, err error, now time.Time
 			level, words = slog.LevelError, "MTA-STS policy is about to expire and cannot be refreshed; then mail goes without it"
 		}
 		k.o.Log.Log(context.Background(), level, words,
-			"domain", r.Domain, "mode", r.Mode.String(), "result", string(policy.ResultOf(err)), "err", err,
+			"domain", r.Domain, "mode", r.Mode.String(), "result", string(policy.ResultOf(err)), "err", policy.Reason(err),
 			"failures", r.Failures, "expires", r.Expires.Format(time.RFC3339), "next", r.FetchAt.Format(time.RFC3339))
 	}
 }
