@@ -38,18 +38,20 @@ const (
 // It cannot make a lookup find anything but the current record:
 //
 //   - What is there is copied, and counts if the copy is a whole value of the
-//     domain, by its checksum. If not, the lookup descends.
+//     domain, by its checksum, and the hint is there still when it has been
+//     made, and the state the current one. If not, the lookup descends.
 //   - A domain's hint is dropped before a transaction that changes the domain
 //     begins, since that may write on the very page, if it is free by now; and
 //     again in the moment in which its outcome becomes the current state.
 //   - A place is learned from the state that is the current one in that moment,
 //     and a transaction writes on none of that state's pages.
 //
-// So the record has not changed since its place was learned, and a copy of it is
+// So when the copy was made the record had not changed since its place was
+// learned, and nobody had begun to write what is to replace it: a copy of it is
 // the right one wherever it stands, be it on a page that is free.
 //
-// A state hands its hints on to the next one only if a single transaction lies
-// between them: then it is known what has changed.
+// A state hands its hints on to the next one only if no transaction lies
+// between them but the one of which it is known what it has changed.
 type hints struct {
 	buckets []hintBucket
 	seed    maphash.Seed
@@ -62,7 +64,8 @@ type hintBucket [hintsPerBucket]atomic.Uint64
 
 // newHints returns hints for so many policies.
 func newHints(policies int64) *hints {
-	n := (min(max(policies+policies/2, minHints), maxHints) + hintsPerBucket - 1) / hintsPerBucket
+	n := min(policies, maxHints) // a count may be damaged
+	n = (min(max(n+n/2, minHints), maxHints) + hintsPerBucket - 1) / hintsPerBucket
 	h := &hints{seed: maphash.MakeSeed()}
 	if n*int64(unsafe.Sizeof(hintBucket{})) < hintsOffHeap || !h.mapBuckets(int(n)) {
 		h.buckets = make([]hintBucket, n)
@@ -148,7 +151,7 @@ func (h *hints) drop(domain []byte) {
 
 // recall reads the value of domain from where it was found before, into buffer,
 // which it may replace. It is nil if there is no telling.
-func (sn *snapshot) recall(domain, buffer []byte) (v Value, _ []byte) {
+func (s *Store) recall(sn *snapshot, domain, buffer []byte) (v Value, _ []byte) {
 	if sn.hints == nil {
 		return nil, buffer
 	}
@@ -167,6 +170,12 @@ func (sn *snapshot) recall(domain, buffer []byte) (v Value, _ []byte) {
 	buffer = append(buffer[:0], raw[:length]...)
 	v, err := parseAt(domain, buffer)
 	if err != nil {
+		return nil, buffer
+	}
+	// A transaction that changes the domain may have begun since the hint was
+	// found, and have written on the page what is not stored yet: then the hint is
+	// gone, or this state is not the current one.
+	if again, found := sn.hints.find(domain); !found || again != place || s.snap.Load() != sn {
 		return nil, buffer
 	}
 	return v, buffer
@@ -202,10 +211,10 @@ func (p *plan) dropHintsLocked(h *hints) {
 }
 
 // publish makes sn the current state, which the plan led to, and returns the
-// one before.
-func (s *Store) publish(sn *snapshot, p *plan) (old *snapshot) {
+// one before. After a plan that was not carried out, what was may be another's.
+func (s *Store) publish(sn *snapshot, p *plan, committed bool) (old *snapshot) {
 	h := p.sn.hints
-	if txs := sn.txID - p.sn.txID; txs < 0 || txs > 1 || !h.fits(sn.policies()) {
+	if txs := sn.txID - p.sn.txID; txs < 0 || txs > 1 || txs == 1 && !committed || !h.fits(sn.policies()) {
 		sn.hints = newHints(sn.policies())
 		return s.snap.Swap(sn)
 	}

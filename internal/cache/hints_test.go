@@ -4,16 +4,20 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // hinted says whether a lookup of domain would be answered by a hint.
 func hinted(s *Store, domain string) bool {
-	v, _ := s.snap.Load().recall([]byte(domain), nil)
+	v, _ := s.recall(s.snap.Load(), []byte(domain), nil)
 	return v != nil
 }
 
@@ -263,7 +267,7 @@ func TestHintsGrowWithThePolicies(t *testing.T) {
 }
 
 func TestHintsAreBoundedAndDropped(t *testing.T) {
-	for _, policies := range []int64{0, 40_000, 1 << 40} {
+	for _, policies := range []int64{0, 40_000, math.MaxInt64} {
 		h := newHints(policies)
 		if n := int64(len(h.buckets)) * hintsPerBucket; n < minHints || n > maxHints+hintsPerBucket || !h.fits(policies) {
 			t.Errorf("%d hints for %d policies", n, policies)
@@ -288,4 +292,99 @@ func TestHintsAreBoundedAndDropped(t *testing.T) {
 			t.Errorf("a place that has no room: %d", got)
 		}
 	}
+}
+
+// What a transaction writes is not stored before its meta page is, and no
+// lookup may find it until then: a crash would take it back.
+func TestNoLookupGoesBackToAnOlderVersion(t *testing.T) {
+	s := openNew(t) // with sync: between a page and the meta page there is time
+	var all []Op
+	for i := range 500 {
+		all = append(all, Op{Put: version(fmt.Sprintf("d%03d.example", i), i)})
+	}
+	mustWrite(t, s, all...)
+	var stop atomic.Bool
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for last := -1; !stop.Load(); {
+				got, err := lookedUp(t, s, "d123.example")
+				if err != nil || got < last {
+					t.Errorf("version %d, %v; %d was found before", got, err, last)
+					return
+				}
+				last = got
+			}
+		})
+	}
+	for n, begun := 1000, time.Now(); time.Since(begun) < 3*time.Second; n++ {
+		mustWrite(t, s, puts(version("d123.example", n))...)
+		mustWrite(t, s, puts(version("d124.example", n))...) // its leaf moves: the hint's page is free
+		mustWrite(t, s, puts(version("d300.example", n))...)
+	}
+	stop.Store(true)
+	readers.Wait()
+}
+
+func TestAFreePageThatCannotBeReadHindersNoLookup(t *testing.T) {
+	s := openFilled(t)
+	if _, err := lookedUp(t, s, "d123.example"); err != nil || !hinted(s, "d123.example") {
+		t.Fatalf("%v; the hint is not there", err)
+	}
+	place, _ := s.snap.Load().hints.find([]byte("d123.example"))
+	mustWrite(t, s, puts(version("d124.example", 7000))...) // copies the leaf
+	sn := s.snap.Load()
+	at := place / sn.policy.size * sn.policy.size
+	if err := unix.Mprotect(sn.policy.data[at:at+sn.policy.size], unix.PROT_NONE); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := lookedUp(t, s, "d123.example"); got != 123 || err != nil {
+		t.Errorf("version %d, %v", got, err)
+	}
+}
+
+func TestHintsDoNotOutliveAnUnpublishedTransactionBeforeAFailedOne(t *testing.T) {
+	s := openFilled(t)
+	mustWrite(t, s, puts(version("a.example", 1))...)
+	p := newPlan(s.snap.Load(), s.options)
+	if err := p.addAll(puts(version("a.example", 2))); err != nil {
+		t.Fatal(err)
+	}
+	p.dropHints()
+	if err := s.file.update(p.apply); err != nil { // and as if the new state could not be opened
+		t.Fatal(err)
+	}
+	if _, err := lookedUp(t, s, "a.example"); err != nil {
+		t.Fatal(err)
+	}
+	s.file.db.MaxSize = 1
+	large := record("large.example")
+	large.Text = bytes.Repeat([]byte("#"), 400_000)
+	if _, err := s.Write(puts(large)); err == nil {
+		t.Fatal("there was room")
+	}
+	if got, err := lookedUp(t, s, "a.example"); got != 2 || err != nil {
+		t.Errorf("version %d, %v", got, err)
+	}
+}
+
+func TestABucketInTheValuesPlaceIsDamage(t *testing.T) {
+	s := openFilled(t)
+	sn := s.snap.Load()
+	leaf, i, err := sn.policy.locate([]byte("d123.example"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(s.path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{flagBucket}, int64(sn.policy.size*leaf.id())+pageHeader+int64(i)*elementSize); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lookedUp(t, s, "d123.example"); !errors.Is(err, ErrUnreadable) {
+		t.Errorf("%v", err)
+	}
+	awaitRebuild(t, s)
 }

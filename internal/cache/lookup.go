@@ -28,9 +28,24 @@ func (s *Store) Lookup(domain []byte, hit *Hit) error {
 		return ErrClosed
 	}
 	defer sn.release()
-	err := guard(func() (err error) {
+	err := s.lookup(sn, domain, hit, true)
+	if err != nil && isFault(err) { // of a page that is free, it may be: the one in use is elsewhere
+		err = s.lookup(sn, domain, hit, false)
+	}
+	if err == nil || err == ErrNotFound {
+		return err
+	}
+	return s.noticed(err)
+}
+
+// lookup is Lookup in one state.
+func (s *Store) lookup(sn *snapshot, domain []byte, hit *Hit, byHint bool) error {
+	return guard(func() (err error) {
 		var v Value
-		if v, hit.copied = sn.recall(domain, hit.copied); v == nil {
+		if byHint {
+			v, hit.copied = s.recall(sn, domain, hit.copied)
+		}
+		if v == nil {
 			v, err = s.descend(sn, domain)
 		}
 		if err != nil {
@@ -43,10 +58,6 @@ func (s *Store) Lookup(domain []byte, hit *Hit) error {
 		hit.Ready = append(hit.Ready[:0], v.Ready()...)
 		return nil
 	})
-	if err == nil || err == ErrNotFound {
-		return err
-	}
-	return s.noticed(err)
 }
 
 // descend finds the value of domain through the pages of sn, and learns where it
@@ -59,7 +70,10 @@ func (s *Store) descend(sn *snapshot, domain []byte) (Value, error) {
 	if i < 0 {
 		return nil, sn.notFound(domain)
 	}
-	raw, _, err := leaf.value(i)
+	raw, bucket, err := leaf.value(i)
+	if bucket {
+		return nil, sn.notFound(domain)
+	}
 	if err != nil {
 		return nil, err
 	}

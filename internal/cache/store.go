@@ -283,13 +283,13 @@ func (s *Store) current() *snapshot {
 }
 
 // renew replaces the current state by the newest one in the file, to which p
-// has led. The caller has the turn.
-func (s *Store) renew(p *plan) error {
+// has led if it was committed. The caller has the turn.
+func (s *Store) renew(p *plan, committed bool) error {
 	sn, err := s.file.snapshot()
 	if err != nil {
 		return err
 	}
-	s.file.retire(s.publish(sn, p))
+	s.file.retire(s.publish(sn, p, committed))
 	s.closeOld()
 	return nil
 }

@@ -309,7 +309,7 @@ func TestReadersSeeWholeStatesWhileOthersWriteAndTheFileIsRebuilt(t *testing.T) 
 	readers.Wait()
 	checkStore(t, s)
 	s.takeTurn(time.Second)
-	s.renew(newPlan(s.snap.Load(), s.options))
+	s.renew(newPlan(s.snap.Load(), s.options), true)
 	s.endTurn()
 	if len(s.old) != 0 || len(s.file.retired) > 1 {
 		t.Errorf("%d files and %d states are still open", len(s.old), len(s.file.retired))

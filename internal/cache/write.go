@@ -81,7 +81,8 @@ func (s *Store) change(planFor func(*snapshot) (*plan, error)) error {
 		}
 		p.dropHints()
 		// After a failed commit too: a sync that fails may still have written.
-		err = errors.Join(s.file.update(p.apply), s.renew(p))
+		err = s.file.update(p.apply)
+		err = errors.Join(err, s.renew(p, err == nil))
 		s.lines.changed(p.puts) // not before Due can see them
 	}
 	if unreadable(err) {
