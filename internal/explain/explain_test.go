@@ -245,6 +245,73 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 	}
 }
 
+func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
+	tested := strings.ReplaceAll(enforced, "enforce", "testing")
+	strict := func(name, format string, rehearsal bool) mtamap.Map {
+		m := mtamap.New(name)
+		m.Format, m.Testing, m.Enforce = format, true, !rehearsal
+		return m
+	}
+	for _, test := range []struct {
+		name   string
+		policy string
+		mx     []string
+		maps   []mtamap.Map // beside those built in
+		next   []string
+	}{
+		{"testing is enforced by no map", tested, []string{"10 evil.test."}, nil, []string{"Nothing to do"}},
+		{"testing is enforced, and all is well", tested, []string{"10 mx1.a.test."},
+			[]mtamap.Map{strict("strict", mtamap.FormatPostfix, false)}, []string{"Nothing to do"}},
+		{"testing is enforced for Postfix", tested, []string{"10 evil.test."}, []mtamap.Map{strict("strict", mtamap.FormatPostfix, false)},
+			[]string{"No MX host is listed by the policy: mail to a.test waits in map strict, which enforces policies with mode testing", "-exempt a.test -for 4h"}},
+		{"testing is enforced for Exim", tested, []string{"10 evil.test."}, []mtamap.Map{strict("strict", mtamap.FormatExim, false)},
+			[]string{"waits in map strict,"}},
+		{"testing is enforced in a rehearsal", tested, []string{"10 evil.test."}, []mtamap.Map{strict("trial", mtamap.FormatExim, true)},
+			[]string{"would wait in map trial if that were no rehearsal"}},
+		{"a pattern that is no host name", strings.ReplaceAll(enforced, "mx1.a.test", "hostname"), []string{"10 hostname."}, nil,
+			[]string{"The policy lists no host name that an MTA takes", "mail to a.test waits", "correct the mx lines"}},
+		{"a pattern that is no host name, and one that is", enforced + "mx: hostname\n", []string{"10 hostname."}, nil,
+			[]string{"No MX host is listed by the policy (hostname is there, but is no host name that an MTA takes): mail to a.test waits"}},
+		{"a null MX", enforced, []string{"0 ."}, nil,
+			[]string{"takes no mail (null MX, RFC 7505), but it has a policy", "in map exim it waits", "mode none", "dig a.test MX"}},
+		{"a null MX where testing is enforced", tested, []string{"0 ."}, []mtamap.Map{strict("strict", mtamap.FormatExim, false)},
+			[]string{"in map strict it waits"}},
+		{"a null MX of a policy that is not applied", tested, []string{"0 ."}, nil, []string{"Nothing to do"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := honest()
+			w.text, w.held.Entry.Policy, w.mx = test.policy, test.policy, test.mx
+			w.maps = append(mtamap.Builtin(), test.maps...)
+			r := w.gather(t, "a.test")
+			for _, want := range test.next {
+				if !strings.Contains(r.Next, want) {
+					t.Errorf("got %q, want %q", r.Next, want)
+				}
+			}
+			waits := false
+			for _, m := range r.Maps {
+				waits = waits || strings.HasPrefix(m.Reply, "TEMP") || strings.HasPrefix(m.Would, "TEMP")
+			}
+			if waits && strings.Contains(r.Next, "Nothing to do") {
+				t.Errorf("a map replies TEMP: %+v", r.Maps)
+			}
+		})
+	}
+}
+
+func TestAHostWhoseNameNoMTATakesIsNotSaidToBeListed(t *testing.T) {
+	w := honest()
+	w.text = strings.ReplaceAll(enforced, "mx1.a.test", "hostname")
+	w.held.Entry.Policy, w.mx = w.text, []string{"10 hostname."}
+	r := w.gather(t, "a.test")
+	if h := r.MX.Hosts; len(h) != 1 || *h[0].Listed || !h[0].Unusable {
+		t.Errorf("got %+v", h)
+	}
+	if text := textOf(t, r); !strings.Contains(text, "hostname, listed by the policy, but NOT usable") {
+		t.Error(text)
+	}
+}
+
 func TestMXHostsAreShownAsTheDNSHasThem(t *testing.T) {
 	w := honest()
 	w.mx = []string{"20 B.test.", "10 mx1.a.test."}

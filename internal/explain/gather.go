@@ -200,9 +200,11 @@ func (r *Report) decide(s Sources) {
 	if r.policy != nil {
 		state = tlsmap.StateOf(r.policy.Mode)
 		ready = tlsmap.Prepare(r.policy)
+		r.namesNone = tlsmap.NamesNone(ready)
 		for i := range r.MX.Hosts {
-			listed := r.policy.Lists(r.MX.Hosts[i].Name)
-			r.MX.Hosts[i].Listed = &listed
+			h := &r.MX.Hosts[i]
+			listed := tlsmap.Names(ready, h.Name)
+			h.Listed, h.Unusable = &listed, !listed && r.policy.Lists(h.Name)
 		}
 	}
 	r.policyState = state
@@ -210,7 +212,7 @@ func (r *Report) decide(s Sources) {
 	r.DANE.take(r.Cache.Held, r.now)
 	known := tlsmap.Known{Domain: r.Domain, Policy: state, Ready: ready, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
 	for _, m := range s.Table.Replies(known) {
-		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would}
+		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
 		if r.exempt(s) {
 			reply = Reply{Map: m.Map, Reply: "NOTFOUND ", Why: r.exemptWord()}
 		}

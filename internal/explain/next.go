@@ -3,6 +3,7 @@ package explain
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
@@ -92,22 +93,94 @@ func (r *Report) nextOfMail(well string) string {
 	if next := r.nextOfDANE(); next != "" {
 		return next
 	}
-	unlisted := r.unlisted()
+	unlisted, deferred := r.unlisted(), r.deferred()
 	switch {
-	case r.policy.Mode != policy.ModeEnforce:
+	case !slices.ContainsFunc(r.Maps, func(m Reply) bool { return m.applies }):
 		return well
 	case r.mxErr != nil:
-		return fmt.Sprintf("The MX hosts cannot be looked up, and mail to %s waits. Try: dig %s MX", r.Domain, r.Domain)
-	case len(unlisted) == 0:
+		return fmt.Sprintf("The MX hosts cannot be looked up, and %s. Try: dig %s MX", r.waits(), r.Domain)
+	case len(unlisted) == 0 && deferred == "":
 		return well
-	case r.protectedByDANE():
-		return fmt.Sprintf("DANE protects the domain, and with a map with DANE all is well. Its policy does not list %s, so with other maps its mail waits: "+
-			"the domain should correct its policy or its MX records.", joinSome(unlisted, maxNamed))
-	case len(unlisted) == len(r.MX.Hosts):
-		return fmt.Sprintf("No MX host is listed by the policy: mail to %s waits. The domain must correct its policy or its MX records. "+
-			"To send without protection meanwhile, sts-tlsmap -exempt %s -for 4h.", r.Domain, r.Domain)
+	case r.protectedByDANE() && len(unlisted) > 0:
+		return fmt.Sprintf("DANE protects the domain, and with a map with DANE all is well. Its policy does not list %s%s, so with other maps its mail waits: "+
+			"the domain should correct its policy or its MX records.", joinSome(unlisted, maxNamed), r.unusableWord())
+	case r.namesNone:
+		return fmt.Sprintf("The policy lists no host name that an MTA takes, as mx1.%s would be one: %s. The domain must correct the mx lines of its policy. %s",
+			r.Domain, r.waits(), r.meanwhile())
+	case r.takesNoMail():
+		return fmt.Sprintf("%s, but it has a policy to be applied. Postfix bounces its mail; in map %s it waits, since somebody may have forged that answer. "+
+			"If the domain has given up mail, it should publish a policy with mode none. Try: dig %s MX", r.noMailWord(), deferred, r.Domain)
+	case len(unlisted) == len(r.MX.Hosts) && len(unlisted) > 0:
+		return fmt.Sprintf("No MX host is listed by the policy%s: %s. The domain must correct its policy or its MX records. %s",
+			r.unusableWord(), r.waits(), r.meanwhile())
+	case len(unlisted) == 0:
+		return fmt.Sprintf("Mail to %s waits in map %s: see above why. %s", r.Domain, deferred, r.meanwhile())
 	}
-	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. The domain should correct its policy or its MX records.", joinSome(unlisted, maxNamed))
+	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s%s. The domain should correct its policy or its MX records.",
+		joinSome(unlisted, maxNamed), r.unusableWord())
+}
+
+// meanwhile says how mail goes until the domain is put right.
+func (r *Report) meanwhile() string {
+	return fmt.Sprintf("To send without protection meanwhile, sts-tlsmap -exempt %s -for 4h.", r.Domain)
+}
+
+// waits says whose mail waits. The maps are named where not all apply the
+// policy, or where those that do are rehearsals.
+func (r *Report) waits() string {
+	var in, rehearsed []string
+	for _, m := range r.Maps {
+		switch {
+		case m.applies && m.Would != "":
+			rehearsed = append(rehearsed, m.Map)
+		case m.applies:
+			in = append(in, m.Map)
+		}
+	}
+	switch {
+	case len(in) == 0:
+		return fmt.Sprintf("mail to %s would wait in map %s if that were no rehearsal", r.Domain, joinSome(rehearsed, maxNamed))
+	case r.policy.Mode != policy.ModeEnforce:
+		return fmt.Sprintf("mail to %s waits in map %s, which enforces policies with mode testing", r.Domain, joinSome(in, maxNamed))
+	}
+	return fmt.Sprintf("mail to %s waits", r.Domain)
+}
+
+// deferred names the maps in which mail waits, or would but for a rehearsal;
+// empty: there is none.
+func (r *Report) deferred() string {
+	var names []string
+	for _, m := range r.Maps {
+		if m.deferred {
+			names = append(names, m.Map)
+		}
+	}
+	return joinSome(names, maxNamed)
+}
+
+// takesNoMail says whether there is nowhere to send mail to.
+func (r *Report) takesNoMail() bool { return r.mxSet != nil && (r.mxSet.Null || r.mxSet.NXDomain) }
+
+func (r *Report) noMailWord() string {
+	if r.mxSet.NXDomain {
+		return "The DNS says that the domain does not exist"
+	}
+	return "The DNS says that the domain takes no mail (null MX, RFC 7505)"
+}
+
+// unusableWord says of the hosts that are not listed that some are, by names
+// that no MTA takes; nothing if there are none.
+func (r *Report) unusableWord() string {
+	var names []string
+	for _, h := range r.MX.Hosts {
+		if h.Unusable {
+			names = append(names, h.Name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%s is there, but is no host name that an MTA takes)", joinSome(names, maxNamed))
 }
 
 // protectedByDANE says whether the maps with DANE leave the next-hop to it, and

@@ -67,6 +67,7 @@ type Report struct {
 	policy *policy.Policy // the one that counts; nil if none does
 
 	policyState tlsmap.PolicyState
+	namesNone   bool        // the policy that counts lists no host in terms that an MTA takes
 	mxSet       *dane.MXSet // as map exim has it
 	mxErr       error
 }
@@ -116,7 +117,9 @@ type MX struct {
 type Host struct {
 	Name       string `json:"name"`
 	Preference uint16 `json:"preference"`
-	Listed     *bool  `json:"listed,omitempty"` // by the policy that counts; nil: there is none
+	Listed     *bool  `json:"listed,omitempty"` // by the policy that counts, in terms that an MTA takes; nil: there is none
+	// Unusable: the policy lists it, but as a name that no MTA can be given.
+	Unusable bool `json:"unusable,omitempty"`
 }
 
 // Cache is what is held of the domain.
@@ -136,6 +139,9 @@ type Reply struct {
 	Reply string `json:"reply"`
 	Why   string `json:"why"`
 	Would string `json:"would,omitempty"` // of a rehearsal
+
+	applies  bool // the map applies the policy that counts
+	deferred bool // the mail waits, or would without the rehearsal
 }
 
 // Found says whether there is a policy that a lookup is answered from.

@@ -140,6 +140,8 @@ func (r *Report) mxWords(t *text) {
 		listed := ""
 		if h.Listed != nil && *h.Listed {
 			listed = ", listed by the policy"
+		} else if h.Unusable {
+			listed = ", listed by the policy, but NOT usable: no MTA takes such a name"
 		} else if h.Listed != nil {
 			listed = ", NOT listed by the policy"
 		}
