@@ -14,6 +14,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
@@ -201,7 +202,7 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 	}{
 		{"all is well", honest(), func(w *world) {}, "OK secure match=mx1.a.test", "Nothing to do: the policy held is the one published."},
 		{"not held yet", fresh(), func(w *world) {}, "OK secure", "The next lookup finds the policy"},
-		{"no daemon", fresh(), func(w *world) { w.from = File }, "OK secure", "systemctl start sts-tlsmap"},
+		{"no daemon", fresh(), func(w *world) { w.from = File }, "OK secure", "The policy is not held yet: the next lookup finds it"},
 		{"no record, none held", fresh(), func(w *world) { w.txt = nil }, "NOTFOUND", "the domain does not publish MTA-STS"},
 		{"no record, one held", honest(), func(w *world) { w.txt = nil }, "OK secure", "in force until 2026-05-02"},
 		{"a broken record", fresh(), func(w *world) { w.txt = []string{"v=STSv1; id=?;"} }, "NOTFOUND", "must correct its TXT record"},
@@ -242,6 +243,35 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 				t.Errorf("got %+v, want %s", r.Maps, test.reply)
 			}
 		})
+	}
+}
+
+func TestADaemonThatIsDownComesFirstWhateverIsHeld(t *testing.T) {
+	const start = "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. "
+	for _, test := range []struct {
+		name   string
+		change func(*world)
+		next   string // the whole of it; ends in "...": its beginning
+	}{
+		{"held", func(*world) {}, start + "Otherwise there is nothing to do: the policy held is the one published."},
+		{"not held", func(w *world) { *w = *fresh() }, start + "The policy is not held yet: the next lookup finds it, keeps it and applies it."},
+		{"not held, and no host listed", func(w *world) { *w = *fresh(); w.mx = []string{"10 evil.test."} }, start + "No MX host is listed by the policy..."},
+		{"no MTA-STS", func(w *world) { *w = *fresh(); w.txt = nil }, start + "Otherwise there is nothing to do: the domain does not publish MTA-STS."},
+		{"exempt", func(w *world) { w.exempt = true }, start + "The domain is exempt..."},
+		{"another policy published", func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, start + "The domain publishes another policy..."},
+		{"it runs, without a control socket", func(w *world) {
+			*w = *fresh()
+			w.heldIs = &cache.LockedError{}
+		}, "The policy can be fetched now. Whether the daemon holds it is not known."},
+	} {
+		w := honest()
+		test.change(w)
+		w.from, w.asking = File, fmt.Errorf("%w (nothing listens)", control.ErrNoDaemon)
+		next := w.gather(t, "a.test").Next
+		begins, more := strings.CutSuffix(test.next, "...")
+		if more && !strings.HasPrefix(next, begins) || !more && next != test.next {
+			t.Errorf("%s: got %q, want %q", test.name, next, test.next)
+		}
 	}
 }
 

@@ -181,7 +181,7 @@ func held(ctx context.Context, domain string, s Sources) *Cache {
 	case err == nil:
 		c.Held = &h
 	case !errors.Is(err, control.ErrNothingHeld):
-		c.Err = err.Error()
+		c.err, c.Err = err, err.Error()
 	}
 	return c
 }

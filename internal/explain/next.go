@@ -4,15 +4,40 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
+// nothingToDo opens the words for a domain with which all is well.
+const nothingToDo = "Nothing to do: "
+
 // next says what to try next: about the first thing that stands in the way of
-// protected mail, in the order in which they must be put right.
+// protected mail, in the order in which they must be put right. Without a
+// daemon no lookup is answered, whatever is held.
 func (r *Report) next(s Sources) string {
+	next := r.nextOfDomain(s)
+	if !r.noDaemon() {
+		return next
+	}
+	if rest, well := strings.CutPrefix(next, nothingToDo); well {
+		next = "Otherwise there is nothing to do: " + rest
+	}
+	return "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. " + next
+}
+
+// noDaemon says whether no daemon runs. One that was passed no control socket
+// does, and has the cache open.
+func (r *Report) noDaemon() bool {
+	var locked *cache.LockedError
+	return errors.Is(r.Cache.notAsked, control.ErrNoDaemon) && !errors.As(r.Cache.err, &locked)
+}
+
+// nextOfDomain is next where the daemon runs.
+func (r *Report) nextOfDomain(s Sources) string {
 	if r.exempt(s) && !r.exemptUntil().IsZero() {
 		return fmt.Sprintf("The domain is exempt for a time: its policy is not applied. To end that: sts-tlsmap -exempt %s -for 0", r.Domain)
 	}
@@ -28,7 +53,7 @@ func (r *Report) next(s Sources) string {
 	}
 	switch {
 	case r.Record.Result == policy.ResultNoRecord:
-		return "Nothing to do: the domain does not publish MTA-STS."
+		return nothingToDo + "the domain does not publish MTA-STS."
 	case r.Record.Result != policy.ResultOK:
 		return r.Record.hint
 	case r.Fetch.fetched == nil:
@@ -43,7 +68,7 @@ func (r *Report) next(s Sources) string {
 		return "The policy is not held yet. When the daemon answers again, the next lookup finds it."
 	}
 	if r.Cache.From == File {
-		return "The policy is not held yet. Start the daemon, and the next lookup finds it: systemctl start sts-tlsmap"
+		return r.nextOfMail("The policy is not held yet: the next lookup finds it, keeps it and applies it.")
 	}
 	return r.nextOfMail("The next lookup finds the policy, keeps it and applies it.")
 }
@@ -84,7 +109,7 @@ func (r *Report) nextOfHeld() string {
 	case r.Fetch.Text != e.Policy || r.Record.ID != e.ID:
 		return fmt.Sprintf("The domain publishes another policy than the one held. To follow it now: sts-tlsmap -refresh %s", r.Domain)
 	}
-	return r.nextOfMail("Nothing to do: the policy held is the one published.")
+	return r.nextOfMail(nothingToDo + "the policy held is the one published.")
 }
 
 // nextOfMail looks at what would become of mail, and says well if nothing is

@@ -129,6 +129,7 @@ type Cache struct {
 	Err    string        `json:"error,omitempty"`
 	Counts string        `json:"counts,omitempty"` // "held" or "live": which policy a lookup is answered from now
 
+	err      error // whose text is Err
 	notAsked error // as in Sources
 	askHint  string
 }
