@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
@@ -20,7 +21,7 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	table, exempt, err := newMaps(cfg)
+	table, maps, err := newMaps(cfg)
 	if err != nil {
 		return 0, err
 	}
@@ -29,7 +30,7 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 		Policies: out.client,
 		NextHops: out.checker,
 		Table:    table,
-		Exempt:   exempt.IsExempt,
+		Exempt:   func(domain string) []control.ExemptEntry { return control.ExemptEntries(maps.ExemptBy(domain)) },
 		Held:     a.held,
 		NotAsked: a.peer.err,
 		AskHint:  a.peer.next(a.peer.err),

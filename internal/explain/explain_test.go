@@ -38,7 +38,7 @@ type world struct {
 	held   control.Held
 	heldIs error
 	from   string
-	exempt bool
+	exempt []control.ExemptEntry
 	asking error               // why the daemon could not be asked
 	hint   string              // what to do about it
 	maps   []mtamap.Map        // nil: those built in
@@ -144,7 +144,7 @@ func (w *world) gather(t *testing.T, key string) *Report {
 	}
 	return Gather(t.Context(), key, Sources{
 		Resolver: w, Policies: w, Table: table, NextHops: dane.New(dane.Options{Resolver: w}),
-		Exempt: func(string) bool { return w.exempt },
+		Exempt: func(string) []control.ExemptEntry { return w.exempt },
 		Held:   func(context.Context, string) (control.Held, string, error) { return w.held, w.from, w.heldIs },
 		Now:    func() time.Time { return now },
 
@@ -225,7 +225,7 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 		{"no host listed", honest(), func(w *world) { w.mx = []string{"10 evil.test."} }, "OK secure", "No MX host is listed by the policy: mail to a.test waits"},
 		{"one host not listed", honest(), func(w *world) { w.mx = []string{"10 mx1.a.test.", "20 old.test."} }, "OK secure", "not to old.test"},
 		{"MX hosts that cannot be looked up", honest(), func(w *world) { w.mxErr = errors.New("SERVFAIL") }, "OK secure", "dig a.test MX"},
-		{"an exempt domain", honest(), func(w *world) { w.exempt = true }, "NOTFOUND", "Take a.test out of [exempt]"},
+		{"an exempt domain", honest(), func(w *world) { w.exempt = []control.ExemptEntry{{Entry: "a.test"}} }, "NOTFOUND", "Take a.test out of [exempt]"},
 		{"testing, and no host listed", fresh(), func(w *world) {
 			w.text, w.mx = strings.ReplaceAll(enforced, "enforce", "testing"), []string{"10 evil.test."}
 		}, "NOTFOUND", "The next lookup"},
@@ -257,7 +257,7 @@ func TestADaemonThatIsDownComesFirstWhateverIsHeld(t *testing.T) {
 		{"not held", func(w *world) { *w = *fresh() }, start + "The policy is not held yet: the next lookup finds it, keeps it and applies it."},
 		{"not held, and no host listed", func(w *world) { *w = *fresh(); w.mx = []string{"10 evil.test."} }, start + "No MX host is listed by the policy..."},
 		{"no MTA-STS", func(w *world) { *w = *fresh(); w.txt = nil }, start + "Otherwise there is nothing to do: the domain does not publish MTA-STS."},
-		{"exempt", func(w *world) { w.exempt = true }, start + "The domain is exempt..."},
+		{"exempt", func(w *world) { w.exempt = []control.ExemptEntry{{Entry: "a.test"}} }, start + "The domain is exempt..."},
 		{"another policy published", func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, start + "The domain publishes another policy..."},
 		{"it runs, without a control socket", func(w *world) {
 			*w = *fresh()
@@ -271,6 +271,36 @@ func TestADaemonThatIsDownComesFirstWhateverIsHeld(t *testing.T) {
 		begins, more := strings.CutSuffix(test.next, "...")
 		if more && !strings.HasPrefix(next, begins) || !more && next != test.next {
 			t.Errorf("%s: got %q, want %q", test.name, next, test.next)
+		}
+	}
+}
+
+func TestTheEntryThatExemptsIsNamed(t *testing.T) {
+	until := func(entry string) control.ExemptEntry {
+		return control.ExemptEntry{Entry: entry, Until: now.Add(time.Hour)}
+	}
+	for _, test := range []struct {
+		name         string
+		file, held   []control.ExemptEntry
+		next, reason string
+		never        string
+	}{
+		{"its own, for a time", nil, []control.ExemptEntry{until("a.test")}, "To end that: sts-tlsmap -exempt a.test -for 0", "exempt until 2026", "[exempt]"},
+		{"all below, for a time", nil, []control.ExemptEntry{until(".test")},
+			"To end that: sts-tlsmap -exempt .test -for 0 (an entry that begins with a dot is for all below it, not for a.test alone)", "exempt by .test until 2026", "-exempt a.test"},
+		{"all below, for good", []control.ExemptEntry{{Entry: ".test"}}, nil, "Take .test out of [exempt] and reload", "exempt by .test ([exempt]", "Take a.test"},
+		{"both", []control.ExemptEntry{{Entry: "a.test"}}, []control.ExemptEntry{until("a.test"), until(".test")},
+			"Take a.test out of [exempt] and reload to end that, and for what is exempt for a time: sts-tlsmap -exempt a.test -for 0; sts-tlsmap -exempt .test -for 0",
+			"exempt ([exempt] in the configuration), and until 2026-05-01", "exempt for a time:  its"},
+	} {
+		w := honest()
+		w.exempt, w.held.ExemptBy, w.held.Exempt, w.from, w.asking = test.file, test.held, test.held != nil, File, control.ErrNoAnswer
+		r := w.gather(t, "a.test")
+		if !strings.Contains(r.Next, test.next) || strings.Contains(r.Next, test.never) {
+			t.Errorf("%s: got %q, want %q", test.name, r.Next, test.next)
+		}
+		if m := r.Maps[0]; m.Reply != "NOTFOUND " || !strings.Contains(m.Why, test.reason) {
+			t.Errorf("%s: got %+v, want %q", test.name, m, test.reason)
 		}
 	}
 }

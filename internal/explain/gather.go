@@ -56,7 +56,7 @@ func Gather(ctx context.Context, key string, s Sources) *Report {
 	steps.Wait()
 
 	r.decide(s)
-	r.Next = r.next(s)
+	r.Next = r.next()
 	return r
 }
 
@@ -210,10 +210,11 @@ func (r *Report) decide(s Sources) {
 	r.policyState = state
 	r.DANE.asked = s.Table.AsksForDANE(state)
 	r.DANE.take(r.Cache.Held, r.now)
+	r.exemptBy = r.exemptions(s)
 	known := tlsmap.Known{Domain: r.Domain, Policy: state, Ready: ready, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
 	for _, m := range s.Table.Replies(known) {
 		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
-		if r.exempt(s) {
+		if len(r.exemptBy) > 0 {
 			reply = Reply{Map: m.Map, Reply: "NOTFOUND ", Why: r.exemptWord()}
 		}
 		r.Maps = append(r.Maps, reply)
@@ -239,26 +240,6 @@ func (r *Report) negative() *control.Negative {
 		return h.Negative
 	}
 	return nil
-}
-
-// exemptWord says how the domain comes to be exempt.
-func (r *Report) exemptWord() string {
-	if until := r.exemptUntil(); !until.IsZero() {
-		return "the domain is exempt until " + clock(until) + " (-exempt)"
-	}
-	return "the domain is exempt ([exempt] in the configuration)"
-}
-
-// exemptUntil is when an exemption set at run time ends; zero: there is none.
-func (r *Report) exemptUntil() time.Time {
-	if r.Cache.Held == nil {
-		return time.Time{}
-	}
-	return r.Cache.Held.ExemptUntil
-}
-
-func (r *Report) exempt(s Sources) bool {
-	return s.Exempt(r.Domain) || r.Cache.Held != nil && r.Cache.Held.Exempt
 }
 
 // unlisted returns the MX hosts that the policy that counts does not list.

@@ -18,8 +18,8 @@ const nothingToDo = "Nothing to do: "
 // next says what to try next: about the first thing that stands in the way of
 // protected mail, in the order in which they must be put right. Without a
 // daemon no lookup is answered, whatever is held.
-func (r *Report) next(s Sources) string {
-	next := r.nextOfDomain(s)
+func (r *Report) next() string {
+	next := r.nextOfDomain()
 	if !r.noDaemon() {
 		return next
 	}
@@ -37,12 +37,9 @@ func (r *Report) noDaemon() bool {
 }
 
 // nextOfDomain is next where the daemon runs.
-func (r *Report) nextOfDomain(s Sources) string {
-	if r.exempt(s) && !r.exemptUntil().IsZero() {
-		return fmt.Sprintf("The domain is exempt for a time: its policy is not applied. To end that: sts-tlsmap -exempt %s -for 0", r.Domain)
-	}
-	if r.exempt(s) {
-		return fmt.Sprintf("The domain is exempt: its policy is not applied. Take %s out of [exempt] and reload to end that.", r.Domain)
+func (r *Report) nextOfDomain() string {
+	if len(r.exemptBy) > 0 {
+		return r.nextOfExempt()
 	}
 	if r.Cache.Counts == "held" {
 		return r.nextOfHeld()

@@ -32,7 +32,8 @@ type Sources struct {
 	Policies Discoverer
 	NextHops NextHops
 	Table    *tlsmap.Table
-	Exempt   func(domain string) bool
+	// Exempt returns the entries of [exempt] that are for a domain.
+	Exempt func(domain string) []control.ExemptEntry
 	// Held returns what is held of a domain and where: Daemon or File. An
 	// error that is control.ErrNothingHeld means that it is nothing.
 	Held func(ctx context.Context, domain string) (control.Held, string, error)
@@ -66,6 +67,7 @@ type Report struct {
 	now    time.Time
 	policy *policy.Policy // the one that counts; nil if none does
 
+	exemptBy    []control.ExemptEntry // what exempts the domain; none: it is not
 	policyState tlsmap.PolicyState
 	namesNone   bool        // the policy that counts lists no host in terms that an MTA takes
 	mxSet       *dane.MXSet // as map exim has it

@@ -222,7 +222,15 @@ func heldWords(t *text, h *control.Held, now time.Time) {
 			t.row("because", n.Err)
 		}
 	}
+	for _, e := range h.ExemptBy {
+		how := "in [exempt]"
+		if !e.Until.IsZero() {
+			how = "until " + clock(e.Until) + " (" + when(e.Until, now) + ")"
+		}
+		t.row("exempt", how+byEntry(e, h.Domain)+": every map replies NOTFOUND")
+	}
 	switch {
+	case len(h.ExemptBy) > 0: // said above
 	case h.Exempt && !h.ExemptUntil.IsZero():
 		t.row("exempt", "until "+clock(h.ExemptUntil)+" ("+when(h.ExemptUntil, now)+"): every map replies NOTFOUND")
 	case h.Exempt:
