@@ -299,6 +299,6 @@ func (s *service) health() control.Health {
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: s.listeners.names(), Cache: s.cfg.Cache.Path, Metrics: strings.Join(s.listeners.metricsNames(), " "),
 		Control: s.listeners.controlName(), Overridden: s.listeners.overridden(), Lost: s.maps.RehearsalsLost(),
-		Troubles: s.monitor.Troubles(),
+		Maps: s.cfg.Maps, Troubles: s.monitor.Troubles(),
 	}
 }

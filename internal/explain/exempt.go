@@ -9,8 +9,13 @@ import (
 )
 
 // exemptions returns the entries that exempt the domain; none: it is not exempt.
+// A daemon that was asked knows them all: what stands in the file may not be in
+// force.
 func (r *Report) exemptions(s Sources) []control.ExemptEntry {
-	entries := s.Exempt(r.Domain)
+	var entries []control.ExemptEntry
+	if !r.Cache.asked() {
+		entries = s.Exempt(r.Domain)
+	}
 	if h := r.Cache.Held; h != nil && h.Exempt {
 		for _, e := range r.exemptByHeld() {
 			if !slices.Contains(entries, e) {

@@ -42,6 +42,7 @@ type world struct {
 	asking error               // why the daemon could not be asked
 	hint   string              // what to do about it
 	maps   []mtamap.Map        // nil: those built in
+	runs   []mtamap.Map        // the daemon's; nil: not known
 	signed map[string][]string // "name type": records that come authenticated; nil ones fail
 }
 
@@ -143,7 +144,7 @@ func (w *world) gather(t *testing.T, key string) *Report {
 		t.Fatal(err)
 	}
 	return Gather(t.Context(), key, Sources{
-		Resolver: w, Policies: w, Table: table, NextHops: dane.New(dane.Options{Resolver: w}),
+		Resolver: w, Policies: w, Table: table, Running: w.runs, NextHops: dane.New(dane.Options{Resolver: w}),
 		Exempt: func(string) []control.ExemptEntry { return w.exempt },
 		Held:   func(context.Context, string) (control.Held, string, error) { return w.held, w.from, w.heldIs },
 		Now:    func() time.Time { return now },
@@ -225,7 +226,10 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 		{"no host listed", honest(), func(w *world) { w.mx = []string{"10 evil.test."} }, "OK secure", "No MX host is listed by the policy: mail to a.test waits"},
 		{"one host not listed", honest(), func(w *world) { w.mx = []string{"10 mx1.a.test.", "20 old.test."} }, "OK secure", "not to old.test"},
 		{"MX hosts that cannot be looked up", honest(), func(w *world) { w.mxErr = errors.New("SERVFAIL") }, "OK secure", "dig a.test MX"},
-		{"an exempt domain", honest(), func(w *world) { w.exempt = []control.ExemptEntry{{Entry: "a.test"}} }, "NOTFOUND", "Take a.test out of [exempt]"},
+		{"an exempt domain", honest(), func(w *world) {
+			w.exempt = []control.ExemptEntry{{Entry: "a.test"}}
+			w.held.Exempt, w.held.ExemptBy = true, w.exempt
+		}, "NOTFOUND", "Take a.test out of [exempt]"},
 		{"testing, and no host listed", fresh(), func(w *world) {
 			w.text, w.mx = strings.ReplaceAll(enforced, "enforce", "testing"), []string{"10 evil.test."}
 		}, "NOTFOUND", "The next lookup"},

@@ -56,6 +56,8 @@ func Gather(ctx context.Context, key string, s Sources) *Report {
 	steps.Wait()
 
 	r.decide(s)
+	r.compareExemptions(s)
+	r.compareMaps(s)
 	r.Next = r.next()
 	return r
 }
@@ -208,11 +210,12 @@ func (r *Report) decide(s Sources) {
 		}
 	}
 	r.policyState = state
-	r.DANE.asked = s.Table.AsksForDANE(state)
+	table := r.tableInForce(s)
+	r.DANE.asked = table.AsksForDANE(state)
 	r.DANE.take(r.Cache.Held, r.now)
 	r.exemptBy = r.exemptions(s)
 	known := tlsmap.Known{Domain: r.Domain, Policy: state, Ready: ready, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
-	for _, m := range s.Table.Replies(known) {
+	for _, m := range table.Replies(known) {
 		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
 		if len(r.exemptBy) > 0 {
 			reply = Reply{Map: m.Map, Reply: "NOTFOUND ", Why: r.exemptWord()}

@@ -17,16 +17,23 @@ const nothingToDo = "Nothing to do: "
 
 // next says what to try next: about the first thing that stands in the way of
 // protected mail, in the order in which they must be put right. Without a
-// daemon no lookup is answered, whatever is held.
+// daemon no lookup is answered, whatever is held; and what was changed in the
+// file and is not in force may be just what the domain needs.
 func (r *Report) next() string {
 	next := r.nextOfDomain()
-	if !r.noDaemon() {
+	first := ""
+	switch {
+	case r.noDaemon():
+		first = "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. "
+	case len(r.Stale) > 0:
+		first = fmt.Sprintf("The configuration file is not in force (%s): %s. ", strings.Join(r.Stale, "; "), r.stale)
+	default:
 		return next
 	}
 	if rest, well := strings.CutPrefix(next, nothingToDo); well {
 		next = "Otherwise there is nothing to do: " + rest
 	}
-	return "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. " + next
+	return first + next
 }
 
 // noDaemon says whether no daemon runs. One that was passed no control socket

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -31,8 +32,12 @@ type Sources struct {
 	Resolver Resolver
 	Policies Discoverer
 	NextHops NextHops
-	Table    *tlsmap.Table
-	// Exempt returns the entries of [exempt] that are for a domain.
+	Table    *tlsmap.Table // the maps of the file
+	// Running are the maps of the daemon, which it got when it started; none:
+	// they are not known, and those of the file stand in.
+	Running []mtamap.Map
+	// Exempt returns the entries of [exempt] in the file that are for a domain.
+	// Where the daemon was asked, it decides, and the file is compared with it.
 	Exempt func(domain string) []control.ExemptEntry
 	// Held returns what is held of a domain and where: Daemon or File. An
 	// error that is control.ErrNothingHeld means that it is nothing.
@@ -62,11 +67,15 @@ type Report struct {
 	DANE   *DANE   `json:"dane,omitempty"`
 	Cache  *Cache  `json:"cache,omitempty"`
 	Maps   []Reply `json:"maps,omitempty"`
-	Next   string  `json:"next"`
+	// Stale says in what the daemon is not as the configuration file has it.
+	Stale []string `json:"not_in_force,omitempty"`
+	Next  string   `json:"next"`
 
 	now    time.Time
 	policy *policy.Policy // the one that counts; nil if none does
 
+	mapsOf      string                // whose the maps are: Daemon or File
+	stale       string                // what to do about Stale
 	exemptBy    []control.ExemptEntry // what exempts the domain; none: it is not
 	policyState tlsmap.PolicyState
 	namesNone   bool        // the policy that counts lists no host in terms that an MTA takes

@@ -30,6 +30,12 @@ func (r *Report) WriteText(w io.Writer) error {
 		r.cacheWords(t)
 	}
 	r.mapWords(t)
+	if len(r.Stale) > 0 {
+		t.section("Not in force")
+		for _, s := range r.Stale {
+			t.line("%s", s)
+		}
+	}
 	t.section("Next")
 	t.line("%s", r.Next)
 	if hint := r.cacheHint(); hint != "" {
@@ -246,6 +252,12 @@ func (r *Report) mapWords(t *text) {
 		t.section("What the maps reply if the daemon holds nothing for this domain (that is not known)")
 	} else {
 		t.section("What the maps reply")
+	}
+	switch r.mapsOf {
+	case Daemon:
+		t.line("(the maps are those of the daemon)")
+	case File:
+		t.line("(the maps are those of the configuration file; a daemon has those that were there when it started)")
 	}
 	for _, m := range r.Maps {
 		t.line("%s", m.Map)
