@@ -130,7 +130,7 @@ func (s *service) open() error {
 	s.metrics = metrics.NewServer(scraped, s.page(table, failures), s.log)
 	s.control = control.NewServer(control.Options{
 		Keeper: s.keeper, Health: s.health, Stats: s.stats, Metrics: scraped, Exempt: s.maps.IsExempt, Log: s.log,
-		Learner: s.keeper, Exemptions: s.exempt, Rehearsed: s.maps.Rehearsed, ExemptUntil: s.exemptUntil,
+		Learner: s.keeper, Exemptions: s.exempt, Rehearsed: s.maps.Rehearsed, ExemptUntil: s.exemptUntil, ExemptBy: s.maps.ExemptBy,
 		DANE: s.out.checker.Findings,
 	})
 	return nil
@@ -299,6 +299,6 @@ func (s *service) health() control.Health {
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: s.listeners.names(), Cache: s.cfg.Cache.Path, Metrics: strings.Join(s.listeners.metricsNames(), " "),
 		Control: s.listeners.controlName(), Overridden: s.listeners.overridden(), Lost: s.maps.RehearsalsLost(),
-		Troubles: s.monitor.Troubles(),
+		Maps: s.cfg.Maps, Troubles: s.monitor.Troubles(),
 	}
 }

@@ -47,8 +47,10 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	case long > 0:
 		fmt.Fprintf(a.stdout, "%s: exempt until %s\n", domain, x.Until.Format(time.RFC3339))
 	case !x.Was:
-		fmt.Fprintf(a.stdout, "%s: was not exempt for a time\n", domain)
+		fmt.Fprintf(a.stdout, "%s: was not exempt for a time%s\n", domain, still(x.Still))
 		return exitNotFound, nil
+	case len(x.Still) > 0:
+		fmt.Fprintf(a.stdout, "%s: its own exemption has ended%s\n", domain, still(x.Still))
 	default:
 		fmt.Fprintf(a.stdout, "%s: not exempt any more\n", domain)
 	}
@@ -56,6 +58,22 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 		return 0, hint(errors.New(printable(x.Err)), "check the disk; the daemon will try again by itself")
 	}
 	return exitDone, nil
+}
+
+// still says what exempts a domain although its own exemption is over; nothing
+// if that is not so.
+func still(entries []control.ExemptEntry) string {
+	if len(entries) == 0 {
+		return ""
+	}
+	by := make([]string, len(entries))
+	for i, e := range entries {
+		by[i] = printable(e.Entry) + " in [exempt]"
+		if !e.Until.IsZero() {
+			by[i] = fmt.Sprintf("%s until %s (-exempt)", printable(e.Entry), e.Until.Format(time.RFC3339))
+		}
+	}
+	return "; still exempt by " + strings.Join(by, " and ")
 }
 
 // exemptDomain returns the domain that an argument stands for; one that begins
@@ -110,17 +128,14 @@ func exemptionsInFile(store *cache.Store) ([]control.Exemption, error) {
 	return list, err
 }
 
-// exemptInFile returns until when a domain is exempt; zero: it is not.
-func exemptInFile(store *cache.Store, domain string) (time.Time, error) {
+// exemptInFile returns the exemptions that are for a domain.
+func exemptInFile(store *cache.Store, domain string) ([]exempt.Exemption, error) {
 	list, err := exemptionsInFile(store)
 	set := make(exempt.Set, len(list))
 	for _, x := range list {
 		set[x.Domain] = x.Until.Unix()
 	}
-	if until := set.Until([]byte(domain), 0); until != 0 {
-		return time.Unix(until, 0).UTC(), err
-	}
-	return time.Time{}, err
+	return set.Matching(domain, 0), err
 }
 
 // printExempt prints exemptions, a line each.

@@ -5,7 +5,9 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -20,16 +22,21 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	table, exempt, err := newMaps(cfg)
+	table, maps, err := newMaps(cfg)
 	if err != nil {
 		return 0, err
+	}
+	var running []mtamap.Map
+	if a.peer.err == nil {
+		running = a.peer.health.Maps
 	}
 	report := explain.Gather(ctx, a.flags.args[0], explain.Sources{
 		Resolver: out.resolver,
 		Policies: out.client,
 		NextHops: out.checker,
 		Table:    table,
-		Exempt:   exempt.IsExempt,
+		Running:  running,
+		Exempt:   func(domain string) []control.ExemptEntry { return control.ExemptEntries(maps.ExemptBy(domain)) },
 		Held:     a.held,
 		NotAsked: a.peer.err,
 		AskHint:  a.peer.next(a.peer.err),

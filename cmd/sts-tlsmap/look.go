@@ -48,10 +48,16 @@ func heldInFile(cfg *config.Config, domain string) (control.Held, error) {
 		return h, err
 	}
 	defer store.Close()
-	if h.ExemptUntil, err = exemptInFile(store, domain); err != nil {
+	exemptions, err := exemptInFile(store, domain)
+	if err != nil {
 		return h, err
 	}
-	h.Exempt = !h.ExemptUntil.IsZero()
+	h.ExemptBy, h.Exempt = control.ExemptEntries(exemptions), len(exemptions) > 0
+	for _, e := range h.ExemptBy {
+		if e.Until.After(h.ExemptUntil) {
+			h.ExemptUntil = e.Until
+		}
+	}
 	rec, err := store.Get(domain)
 	var damaged *cache.DamagedError
 	switch {

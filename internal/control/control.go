@@ -23,8 +23,10 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
@@ -70,6 +72,8 @@ type Health struct {
 	Cache     string    `json:"cache"`
 	Metrics   string    `json:"metrics,omitempty"` // where they are served beside here, as "inet:127.0.0.1:9461"
 	Control   string    `json:"control"`           // the path of this socket
+
+	Maps []mtamap.Map `json:"maps"` // that lookups are answered in; none: a version that does not tell
 
 	// Overridden are the keys of the file that do not count, since systemd has
 	// passed sockets.
@@ -123,11 +127,28 @@ type Held struct {
 	Negative *Negative `json:"negative,omitempty"`
 	Exempt   bool      `json:"exempt,omitempty"`
 	// ExemptUntil is when that ends; zero: it is for good.
-	ExemptUntil time.Time   `json:"exempt_until,omitzero"`
-	Rehearsed   []Rehearsed `json:"rehearsed,omitempty"`
+	ExemptUntil time.Time `json:"exempt_until,omitzero"`
+	// ExemptBy are the entries that exempt the domain.
+	ExemptBy  []ExemptEntry `json:"exempt_by,omitempty"`
+	Rehearsed []Rehearsed   `json:"rehearsed,omitempty"`
 	// DANE is what is held of next-hops of that name, which maps with DANE
 	// answer from. It alone is not held of the domain.
 	DANE []DANE `json:"dane,omitempty"`
+}
+
+// An ExemptEntry exempts a domain, or all below it where it begins with a dot.
+type ExemptEntry struct {
+	Entry string    `json:"entry"`
+	Until time.Time `json:"until,omitzero"` // zero: for good, by [exempt] in the configuration
+}
+
+// ExemptEntries are exemptions, of which those without an end have no Until.
+func ExemptEntries(list []exempt.Exemption) []ExemptEntry {
+	var entries []ExemptEntry
+	for _, x := range list {
+		entries = append(entries, ExemptEntry{Entry: x.Domain, Until: utc(x.Until)})
+	}
+	return entries
 }
 
 // A DANE is what is held of the DANE of a next-hop.

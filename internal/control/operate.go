@@ -39,6 +39,9 @@ type Exemption struct {
 	Until  time.Time `json:"until,omitzero"` // zero: it has ended
 	Was    bool      `json:"was,omitempty"`  // there was one before
 	Err    string    `json:"error,omitempty"`
+
+	// Still are the entries that exempt the domain after its own has ended.
+	Still []ExemptEntry `json:"still,omitempty"`
 }
 
 // exemptRequest is the body of a request to exempt.
@@ -91,6 +94,9 @@ func (s *Server) setExempt(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		refuse(w, http.StatusBadRequest, "%v", err)
 		return
+	}
+	if domain, err := exempt.Parse(req.Domain); err == nil && req.For == 0 {
+		x.Still = ExemptEntries(s.o.ExemptBy(domain))
 	}
 	answer(w, http.StatusOK, x)
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,28 @@ func TestAnExemptionThatIsNotOnDiskIsInForceAndSaysSo(t *testing.T) {
 	var list []Exemption
 	if err := c.Exemptions(t.Context(), func(x Exemption) error { list = append(list, x); return nil }); err != nil || len(list) != 1 {
 		t.Errorf("%v, %v", list, err)
+	}
+}
+
+func TestWhatStillExemptsADomainIsSaidWhenItsOwnExemptionEnds(t *testing.T) {
+	c, _, _ := serve(t, &fakeKeeper{}, func(s *Server) {
+		s.o.Exemptions = new(fakeExemptions)
+		s.o.ExemptBy = func(d string) []exempt.Exemption {
+			if d != "a.test" {
+				return nil
+			}
+			return []exempt.Exemption{{Domain: ".test"}, {Domain: ".test", Until: exemptEnd}}
+		}
+	})
+	want := []ExemptEntry{{Entry: ".test"}, {Entry: ".test", Until: exemptEnd}}
+	if x, err := c.Exempt(t.Context(), "A.test", 0); err != nil || !slices.Equal(x.Still, want) {
+		t.Errorf("%+v, %v", x, err)
+	}
+	if x, err := c.Exempt(t.Context(), "a.test", time.Hour); err != nil || x.Still != nil {
+		t.Errorf("%+v, %v", x, err)
+	}
+	if x, err := c.Exempt(t.Context(), "b.test", 0); err != nil || x.Still != nil {
+		t.Errorf("%+v, %v", x, err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/httpserver"
 )
@@ -32,6 +33,10 @@ type Options struct {
 	Exemptions  Exemptions                      // those set at run time; nil: there are none
 	ExemptUntil func(domain string) time.Time   // zero: for good, or not at all; nil: there are no ends
 	Rehearsed   func(domain string) []Rehearsed // of all, if empty; nil: nothing is
+
+	// ExemptBy returns the entries that exempt a domain, an Until of zero: for
+	// good; nil: they are not known.
+	ExemptBy func(domain string) []exempt.Exemption
 
 	// DANE returns what is held of the next-hops of that name; nil: nothing is.
 	DANE func(host string) map[dane.NextHop]dane.Finding
@@ -57,6 +62,9 @@ func NewServer(o Options) *Server {
 	}
 	if o.ExemptUntil == nil {
 		o.ExemptUntil = func(string) time.Time { return time.Time{} }
+	}
+	if o.ExemptBy == nil {
+		o.ExemptBy = func(string) []exempt.Exemption { return nil }
 	}
 	if o.Rehearsed == nil {
 		o.Rehearsed = func(string) []Rehearsed { return nil }
@@ -172,6 +180,7 @@ func (s *Server) Held(domain string) (Held, error) {
 	if n, ok := s.o.Keeper.Negative(domain); ok {
 		h.Negative = &Negative{Result: n.Result, Err: n.Err, Until: utc(n.Until)}
 	}
+	h.ExemptBy = ExemptEntries(s.o.ExemptBy(domain))
 	h.ExemptUntil, h.Rehearsed = utc(s.o.ExemptUntil(domain)), s.o.Rehearsed(domain)
 	if s.o.DANE != nil {
 		for n, f := range s.o.DANE(domain) {

@@ -1,6 +1,7 @@
 package exempt
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -70,5 +71,38 @@ func TestOfSeveralExemptionsTheLongestCounts(t *testing.T) {
 	}
 	if !x.Has([]byte("b.example")) {
 		t.Error("what is in the set is not had")
+	}
+}
+
+func TestTheEntriesThatAreForADomainAreNamed(t *testing.T) {
+	always, err := ForGood([]string{".example", "b.example", "other.test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := time.Unix(20, 0)
+	timed, err := Timed([]Exemption{{".b.example", end}, {"a.b.example", end}, {".a.b.example", end}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		set    Set
+		domain string
+		now    int64
+		want   []Exemption
+	}{
+		{always, "b.example", 30, []Exemption{{Domain: "b.example"}, {Domain: ".example"}}},
+		{always, "a.b.example", 30, []Exemption{{Domain: ".example"}}},
+		{always, "example", 30, nil},
+		{timed, "a.b.example", 19, []Exemption{{"a.b.example", end}, {".b.example", end}}},
+		{timed, "a.b.example", 20, nil},
+		{timed, ".a.b.example", 19, []Exemption{{".a.b.example", end}, {".b.example", end}}},
+		{nil, "a.test", 0, nil},
+	} {
+		if got := tt.set.Matching(tt.domain, tt.now); !slices.Equal(got, tt.want) {
+			t.Errorf("%s at %d: %v, want %v", tt.domain, tt.now, got, tt.want)
+		}
+		if !strings.HasPrefix(tt.domain, ".") && (tt.set.Until([]byte(tt.domain), tt.now) != 0) != (tt.want != nil) {
+			t.Errorf("%s at %d: Until does not agree", tt.domain, tt.now)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"time"
 )
 
 // forGood is the time until which an entry without an end is in force.
@@ -67,4 +68,26 @@ func (s Set) Until(domain []byte, now int64) int64 {
 		note(s[string(domain[dot:])])
 		domain = domain[dot+1:]
 	}
+}
+
+// Matching returns the entries that are for the domain, in canonical form, and
+// in force at now, in Unix seconds: its own first, then those of its parents.
+// Until is zero for one without an end.
+func (s Set) Matching(domain string, now int64) []Exemption {
+	var list []Exemption
+	note := func(entry string) {
+		switch until := s[entry]; {
+		case until == forGood:
+			list = append(list, Exemption{Domain: entry})
+		case until > now:
+			list = append(list, Exemption{Domain: entry, Until: time.Unix(until, 0)})
+		}
+	}
+	note(domain)
+	for i := 1; i < len(domain); i++ {
+		if domain[i] == '.' {
+			note(domain[i:])
+		}
+	}
+	return list
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
@@ -37,10 +38,11 @@ type world struct {
 	held   control.Held
 	heldIs error
 	from   string
-	exempt bool
+	exempt []control.ExemptEntry
 	asking error               // why the daemon could not be asked
 	hint   string              // what to do about it
 	maps   []mtamap.Map        // nil: those built in
+	runs   []mtamap.Map        // the daemon's; nil: not known
 	signed map[string][]string // "name type": records that come authenticated; nil ones fail
 }
 
@@ -142,8 +144,8 @@ func (w *world) gather(t *testing.T, key string) *Report {
 		t.Fatal(err)
 	}
 	return Gather(t.Context(), key, Sources{
-		Resolver: w, Policies: w, Table: table, NextHops: dane.New(dane.Options{Resolver: w}),
-		Exempt: func(string) bool { return w.exempt },
+		Resolver: w, Policies: w, Table: table, Running: w.runs, NextHops: dane.New(dane.Options{Resolver: w}),
+		Exempt: func(string) []control.ExemptEntry { return w.exempt },
 		Held:   func(context.Context, string) (control.Held, string, error) { return w.held, w.from, w.heldIs },
 		Now:    func() time.Time { return now },
 
@@ -201,7 +203,7 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 	}{
 		{"all is well", honest(), func(w *world) {}, "OK secure match=mx1.a.test", "Nothing to do: the policy held is the one published."},
 		{"not held yet", fresh(), func(w *world) {}, "OK secure", "The next lookup finds the policy"},
-		{"no daemon", fresh(), func(w *world) { w.from = File }, "OK secure", "systemctl start sts-tlsmap"},
+		{"no daemon", fresh(), func(w *world) { w.from = File }, "OK secure", "The policy is not held yet: the next lookup finds it"},
 		{"no record, none held", fresh(), func(w *world) { w.txt = nil }, "NOTFOUND", "the domain does not publish MTA-STS"},
 		{"no record, one held", honest(), func(w *world) { w.txt = nil }, "OK secure", "in force until 2026-05-02"},
 		{"a broken record", fresh(), func(w *world) { w.txt = []string{"v=STSv1; id=?;"} }, "NOTFOUND", "must correct its TXT record"},
@@ -224,7 +226,10 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 		{"no host listed", honest(), func(w *world) { w.mx = []string{"10 evil.test."} }, "OK secure", "No MX host is listed by the policy: mail to a.test waits"},
 		{"one host not listed", honest(), func(w *world) { w.mx = []string{"10 mx1.a.test.", "20 old.test."} }, "OK secure", "not to old.test"},
 		{"MX hosts that cannot be looked up", honest(), func(w *world) { w.mxErr = errors.New("SERVFAIL") }, "OK secure", "dig a.test MX"},
-		{"an exempt domain", honest(), func(w *world) { w.exempt = true }, "NOTFOUND", "Take a.test out of [exempt]"},
+		{"an exempt domain", honest(), func(w *world) {
+			w.exempt = []control.ExemptEntry{{Entry: "a.test"}}
+			w.held.Exempt, w.held.ExemptBy = true, w.exempt
+		}, "NOTFOUND", "Take a.test out of [exempt]"},
 		{"testing, and no host listed", fresh(), func(w *world) {
 			w.text, w.mx = strings.ReplaceAll(enforced, "enforce", "testing"), []string{"10 evil.test."}
 		}, "NOTFOUND", "The next lookup"},
@@ -242,6 +247,132 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 				t.Errorf("got %+v, want %s", r.Maps, test.reply)
 			}
 		})
+	}
+}
+
+func TestADaemonThatIsDownComesFirstWhateverIsHeld(t *testing.T) {
+	const start = "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. "
+	for _, test := range []struct {
+		name   string
+		change func(*world)
+		next   string // the whole of it; ends in "...": its beginning
+	}{
+		{"held", func(*world) {}, start + "Otherwise there is nothing to do: the policy held is the one published."},
+		{"not held", func(w *world) { *w = *fresh() }, start + "The policy is not held yet: the next lookup finds it, keeps it and applies it."},
+		{"not held, and no host listed", func(w *world) { *w = *fresh(); w.mx = []string{"10 evil.test."} }, start + "No MX host is listed by the policy..."},
+		{"no MTA-STS", func(w *world) { *w = *fresh(); w.txt = nil }, start + "Otherwise there is nothing to do: the domain does not publish MTA-STS."},
+		{"exempt", func(w *world) { w.exempt = []control.ExemptEntry{{Entry: "a.test"}} }, start + "The domain is exempt..."},
+		{"another policy published", func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, start + "The domain publishes another policy..."},
+		{"it runs, without a control socket", func(w *world) {
+			*w = *fresh()
+			w.heldIs = &cache.LockedError{}
+		}, "The policy can be fetched now. Whether the daemon holds it is not known."},
+	} {
+		w := honest()
+		test.change(w)
+		w.from, w.asking = File, fmt.Errorf("%w (nothing listens)", control.ErrNoDaemon)
+		next := w.gather(t, "a.test").Next
+		begins, more := strings.CutSuffix(test.next, "...")
+		if more && !strings.HasPrefix(next, begins) || !more && next != test.next {
+			t.Errorf("%s: got %q, want %q", test.name, next, test.next)
+		}
+	}
+}
+
+func TestTheEntryThatExemptsIsNamed(t *testing.T) {
+	until := func(entry string) control.ExemptEntry {
+		return control.ExemptEntry{Entry: entry, Until: now.Add(time.Hour)}
+	}
+	for _, test := range []struct {
+		name         string
+		file, held   []control.ExemptEntry
+		next, reason string
+		never        string
+	}{
+		{"its own, for a time", nil, []control.ExemptEntry{until("a.test")}, "To end that: sts-tlsmap -exempt a.test -for 0", "exempt until 2026", "[exempt]"},
+		{"all below, for a time", nil, []control.ExemptEntry{until(".test")},
+			"To end that: sts-tlsmap -exempt .test -for 0 (an entry that begins with a dot is for all below it, not for a.test alone)", "exempt by .test until 2026", "-exempt a.test"},
+		{"all below, for good", []control.ExemptEntry{{Entry: ".test"}}, nil, "Take .test out of [exempt] and reload", "exempt by .test ([exempt]", "Take a.test"},
+		{"both", []control.ExemptEntry{{Entry: "a.test"}}, []control.ExemptEntry{until("a.test"), until(".test")},
+			"Take a.test out of [exempt] and reload to end that, and for what is exempt for a time: sts-tlsmap -exempt a.test -for 0; sts-tlsmap -exempt .test -for 0",
+			"exempt ([exempt] in the configuration), and until 2026-05-01", "exempt for a time:  its"},
+	} {
+		w := honest()
+		w.exempt, w.held.ExemptBy, w.held.Exempt, w.from, w.asking = test.file, test.held, test.held != nil, File, control.ErrNoAnswer
+		r := w.gather(t, "a.test")
+		if !strings.Contains(r.Next, test.next) || strings.Contains(r.Next, test.never) {
+			t.Errorf("%s: got %q, want %q", test.name, r.Next, test.next)
+		}
+		if m := r.Maps[0]; m.Reply != "NOTFOUND " || !strings.Contains(m.Why, test.reason) {
+			t.Errorf("%s: got %+v, want %q", test.name, m, test.reason)
+		}
+	}
+}
+
+func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
+	tested := strings.ReplaceAll(enforced, "enforce", "testing")
+	strict := func(name, format string, rehearsal bool) mtamap.Map {
+		m := mtamap.New(name)
+		m.Format, m.Testing, m.Enforce = format, true, !rehearsal
+		return m
+	}
+	for _, test := range []struct {
+		name   string
+		policy string
+		mx     []string
+		maps   []mtamap.Map // beside those built in
+		next   []string
+	}{
+		{"testing is enforced by no map", tested, []string{"10 evil.test."}, nil, []string{"Nothing to do"}},
+		{"testing is enforced, and all is well", tested, []string{"10 mx1.a.test."},
+			[]mtamap.Map{strict("strict", mtamap.FormatPostfix, false)}, []string{"Nothing to do"}},
+		{"testing is enforced for Postfix", tested, []string{"10 evil.test."}, []mtamap.Map{strict("strict", mtamap.FormatPostfix, false)},
+			[]string{"No MX host is listed by the policy: mail to a.test waits in map strict, which enforces policies with mode testing", "-exempt a.test -for 4h"}},
+		{"testing is enforced for Exim", tested, []string{"10 evil.test."}, []mtamap.Map{strict("strict", mtamap.FormatExim, false)},
+			[]string{"waits in map strict,"}},
+		{"testing is enforced in a rehearsal", tested, []string{"10 evil.test."}, []mtamap.Map{strict("trial", mtamap.FormatExim, true)},
+			[]string{"would wait in map trial if that were no rehearsal"}},
+		{"a pattern that is no host name", strings.ReplaceAll(enforced, "mx1.a.test", "hostname"), []string{"10 hostname."}, nil,
+			[]string{"The policy lists no host name that an MTA takes", "mail to a.test waits", "correct the mx lines"}},
+		{"a pattern that is no host name, and one that is", enforced + "mx: hostname\n", []string{"10 hostname."}, nil,
+			[]string{"No MX host is listed by the policy (hostname is there, but is no host name that an MTA takes): mail to a.test waits"}},
+		{"a null MX", enforced, []string{"0 ."}, nil,
+			[]string{"takes no mail (null MX, RFC 7505), but it has a policy", "in map exim it waits", "mode none", "dig a.test MX"}},
+		{"a null MX where testing is enforced", tested, []string{"0 ."}, []mtamap.Map{strict("strict", mtamap.FormatExim, false)},
+			[]string{"in map strict it waits"}},
+		{"a null MX of a policy that is not applied", tested, []string{"0 ."}, nil, []string{"Nothing to do"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := honest()
+			w.text, w.held.Entry.Policy, w.mx = test.policy, test.policy, test.mx
+			w.maps = append(mtamap.Builtin(), test.maps...)
+			r := w.gather(t, "a.test")
+			for _, want := range test.next {
+				if !strings.Contains(r.Next, want) {
+					t.Errorf("got %q, want %q", r.Next, want)
+				}
+			}
+			waits := false
+			for _, m := range r.Maps {
+				waits = waits || strings.HasPrefix(m.Reply, "TEMP") || strings.HasPrefix(m.Would, "TEMP")
+			}
+			if waits && strings.Contains(r.Next, "Nothing to do") {
+				t.Errorf("a map replies TEMP: %+v", r.Maps)
+			}
+		})
+	}
+}
+
+func TestAHostWhoseNameNoMTATakesIsNotSaidToBeListed(t *testing.T) {
+	w := honest()
+	w.text = strings.ReplaceAll(enforced, "mx1.a.test", "hostname")
+	w.held.Entry.Policy, w.mx = w.text, []string{"10 hostname."}
+	r := w.gather(t, "a.test")
+	if h := r.MX.Hosts; len(h) != 1 || *h[0].Listed || !h[0].Unusable {
+		t.Errorf("got %+v", h)
+	}
+	if text := textOf(t, r); !strings.Contains(text, "hostname, listed by the policy, but NOT usable") {
+		t.Error(text)
 	}
 }
 

@@ -56,7 +56,9 @@ func Gather(ctx context.Context, key string, s Sources) *Report {
 	steps.Wait()
 
 	r.decide(s)
-	r.Next = r.next(s)
+	r.compareExemptions(s)
+	r.compareMaps(s)
+	r.Next = r.next()
 	return r
 }
 
@@ -181,7 +183,7 @@ func held(ctx context.Context, domain string, s Sources) *Cache {
 	case err == nil:
 		c.Held = &h
 	case !errors.Is(err, control.ErrNothingHeld):
-		c.Err = err.Error()
+		c.err, c.Err = err, err.Error()
 	}
 	return c
 }
@@ -200,18 +202,22 @@ func (r *Report) decide(s Sources) {
 	if r.policy != nil {
 		state = tlsmap.StateOf(r.policy.Mode)
 		ready = tlsmap.Prepare(r.policy)
+		r.namesNone = tlsmap.NamesNone(ready)
 		for i := range r.MX.Hosts {
-			listed := r.policy.Lists(r.MX.Hosts[i].Name)
-			r.MX.Hosts[i].Listed = &listed
+			h := &r.MX.Hosts[i]
+			listed := tlsmap.Names(ready, h.Name)
+			h.Listed, h.Unusable = &listed, !listed && r.policy.Lists(h.Name)
 		}
 	}
 	r.policyState = state
-	r.DANE.asked = s.Table.AsksForDANE(state)
+	table := r.tableInForce(s)
+	r.DANE.asked = table.AsksForDANE(state)
 	r.DANE.take(r.Cache.Held, r.now)
+	r.exemptBy = r.exemptions(s)
 	known := tlsmap.Known{Domain: r.Domain, Policy: state, Ready: ready, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
-	for _, m := range s.Table.Replies(known) {
-		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would}
-		if r.exempt(s) {
+	for _, m := range table.Replies(known) {
+		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
+		if len(r.exemptBy) > 0 {
 			reply = Reply{Map: m.Map, Reply: "NOTFOUND ", Why: r.exemptWord()}
 		}
 		r.Maps = append(r.Maps, reply)
@@ -237,26 +243,6 @@ func (r *Report) negative() *control.Negative {
 		return h.Negative
 	}
 	return nil
-}
-
-// exemptWord says how the domain comes to be exempt.
-func (r *Report) exemptWord() string {
-	if until := r.exemptUntil(); !until.IsZero() {
-		return "the domain is exempt until " + clock(until) + " (-exempt)"
-	}
-	return "the domain is exempt ([exempt] in the configuration)"
-}
-
-// exemptUntil is when an exemption set at run time ends; zero: there is none.
-func (r *Report) exemptUntil() time.Time {
-	if r.Cache.Held == nil {
-		return time.Time{}
-	}
-	return r.Cache.Held.ExemptUntil
-}
-
-func (r *Report) exempt(s Sources) bool {
-	return s.Exempt(r.Domain) || r.Cache.Held != nil && r.Cache.Held.Exempt
 }
 
 // unlisted returns the MX hosts that the policy that counts does not list.

@@ -55,7 +55,7 @@ func FromHeld(h *control.Held, table *tlsmap.Table, now time.Time) *HeldReport {
 	if _, live := r.heldPolicy(); !live && r.negative() == nil && h.Damaged == "" && !h.Exempt {
 		return out // the next lookup begins with a discovery
 	}
-	r.decide(Sources{Table: table, Exempt: func(string) bool { return h.Exempt }})
+	r.decide(Sources{Table: table, Exempt: func(string) []control.ExemptEntry { return nil }})
 	for _, m := range r.Maps {
 		if strings.HasSuffix(m.Why, errNotAsked.Error()) {
 			why := "the policy is applied; how depends on MX and TLSA records, which are not asked for here"

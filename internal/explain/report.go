@@ -10,6 +10,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -31,8 +32,13 @@ type Sources struct {
 	Resolver Resolver
 	Policies Discoverer
 	NextHops NextHops
-	Table    *tlsmap.Table
-	Exempt   func(domain string) bool
+	Table    *tlsmap.Table // the maps of the file
+	// Running are the maps of the daemon, which it got when it started; none:
+	// they are not known, and those of the file stand in.
+	Running []mtamap.Map
+	// Exempt returns the entries of [exempt] in the file that are for a domain.
+	// Where the daemon was asked, it decides, and the file is compared with it.
+	Exempt func(domain string) []control.ExemptEntry
 	// Held returns what is held of a domain and where: Daemon or File. An
 	// error that is control.ErrNothingHeld means that it is nothing.
 	Held func(ctx context.Context, domain string) (control.Held, string, error)
@@ -61,12 +67,18 @@ type Report struct {
 	DANE   *DANE   `json:"dane,omitempty"`
 	Cache  *Cache  `json:"cache,omitempty"`
 	Maps   []Reply `json:"maps,omitempty"`
-	Next   string  `json:"next"`
+	// Stale says in what the daemon is not as the configuration file has it.
+	Stale []string `json:"not_in_force,omitempty"`
+	Next  string   `json:"next"`
 
 	now    time.Time
 	policy *policy.Policy // the one that counts; nil if none does
 
+	mapsOf      string                // whose the maps are: Daemon or File
+	stale       string                // what to do about Stale
+	exemptBy    []control.ExemptEntry // what exempts the domain; none: it is not
 	policyState tlsmap.PolicyState
+	namesNone   bool        // the policy that counts lists no host in terms that an MTA takes
 	mxSet       *dane.MXSet // as map exim has it
 	mxErr       error
 }
@@ -116,7 +128,9 @@ type MX struct {
 type Host struct {
 	Name       string `json:"name"`
 	Preference uint16 `json:"preference"`
-	Listed     *bool  `json:"listed,omitempty"` // by the policy that counts; nil: there is none
+	Listed     *bool  `json:"listed,omitempty"` // by the policy that counts, in terms that an MTA takes; nil: there is none
+	// Unusable: the policy lists it, but as a name that no MTA can be given.
+	Unusable bool `json:"unusable,omitempty"`
 }
 
 // Cache is what is held of the domain.
@@ -126,6 +140,7 @@ type Cache struct {
 	Err    string        `json:"error,omitempty"`
 	Counts string        `json:"counts,omitempty"` // "held" or "live": which policy a lookup is answered from now
 
+	err      error // whose text is Err
 	notAsked error // as in Sources
 	askHint  string
 }
@@ -136,6 +151,9 @@ type Reply struct {
 	Reply string `json:"reply"`
 	Why   string `json:"why"`
 	Would string `json:"would,omitempty"` // of a rehearsal
+
+	applies  bool // the map applies the policy that counts
+	deferred bool // the mail waits, or would without the rehearsal
 }
 
 // Found says whether there is a policy that a lookup is answered from.

@@ -30,6 +30,12 @@ func (r *Report) WriteText(w io.Writer) error {
 		r.cacheWords(t)
 	}
 	r.mapWords(t)
+	if len(r.Stale) > 0 {
+		t.section("Not in force")
+		for _, s := range r.Stale {
+			t.line("%s", s)
+		}
+	}
 	t.section("Next")
 	t.line("%s", r.Next)
 	if hint := r.cacheHint(); hint != "" {
@@ -140,6 +146,8 @@ func (r *Report) mxWords(t *text) {
 		listed := ""
 		if h.Listed != nil && *h.Listed {
 			listed = ", listed by the policy"
+		} else if h.Unusable {
+			listed = ", listed by the policy, but NOT usable: no MTA takes such a name"
 		} else if h.Listed != nil {
 			listed = ", NOT listed by the policy"
 		}
@@ -220,7 +228,15 @@ func heldWords(t *text, h *control.Held, now time.Time) {
 			t.row("because", n.Err)
 		}
 	}
+	for _, e := range h.ExemptBy {
+		how := "in [exempt]"
+		if !e.Until.IsZero() {
+			how = "until " + clock(e.Until) + " (" + when(e.Until, now) + ")"
+		}
+		t.row("exempt", how+byEntry(e, h.Domain)+": every map replies NOTFOUND")
+	}
 	switch {
+	case len(h.ExemptBy) > 0: // said above
 	case h.Exempt && !h.ExemptUntil.IsZero():
 		t.row("exempt", "until "+clock(h.ExemptUntil)+" ("+when(h.ExemptUntil, now)+"): every map replies NOTFOUND")
 	case h.Exempt:
@@ -236,6 +252,12 @@ func (r *Report) mapWords(t *text) {
 		t.section("What the maps reply if the daemon holds nothing for this domain (that is not known)")
 	} else {
 		t.section("What the maps reply")
+	}
+	switch r.mapsOf {
+	case Daemon:
+		t.line("(the maps are those of the daemon)")
+	case File:
+		t.line("(the maps are those of the configuration file; a daemon has those that were there when it started)")
 	}
 	for _, m := range r.Maps {
 		t.line("%s", m.Map)

@@ -22,13 +22,13 @@ const MaxName = 64
 // A Map is what an MTA can do, under the name that it asks with. Names are
 // case-sensitive.
 type Map struct {
-	Name       string
-	Format     string // FormatPostfix or FormatExim
-	DANE       bool   // DANE goes first where it protects the domain (FormatPostfix only)
-	TLSRPT     bool   // the reply carries the policy's attributes (Postfix 3.10 and later)
-	Servername bool   // the reply asks for SNI (RFC 8461, 7.1); means nothing to Exim
-	Testing    bool   // testing policies are treated as enforced ones
-	Enforce    bool   // false: a rehearsal, the reply is NOTFOUND
+	Name       string `json:"name"`
+	Format     string `json:"format"`     // FormatPostfix or FormatExim
+	DANE       bool   `json:"dane"`       // DANE goes first where it protects the domain (FormatPostfix only)
+	TLSRPT     bool   `json:"tlsrpt"`     // the reply carries the policy's attributes (Postfix 3.10 and later)
+	Servername bool   `json:"servername"` // the reply asks for SNI (RFC 8461, 7.1); means nothing to Exim
+	Testing    bool   `json:"testing"`    // testing policies are treated as enforced ones
+	Enforce    bool   `json:"enforce"`    // false: a rehearsal, the reply is NOTFOUND
 }
 
 // New returns a map of that name as it is where nothing is said of it.

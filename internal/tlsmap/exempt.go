@@ -53,3 +53,10 @@ func (s *Server) Exempt(domain string) (until time.Time, exempt bool) {
 	}
 	return time.Time{}, false
 }
+
+// ExemptBy returns the entries that exempt the domain, in canonical form: those
+// without an end, whose Until is zero, and then those until a time.
+func (s *Server) ExemptBy(domain string) []exempt.Exemption {
+	now := time.Now().Unix()
+	return append(s.exempt.Load().Matching(domain, now), s.timed.Load().Matching(domain, now)...)
+}

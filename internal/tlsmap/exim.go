@@ -109,14 +109,19 @@ func listedHosts(match []byte, set *dane.MXSet) []string {
 			shuffle(hosts[equals:])
 			equals = len(hosts)
 		}
-		// Checked here again: what is no host name may be an option to Exim, and
-		// what ends in a number an address.
-		if isListed(match, h.Name) && hostname.Labels(h.Name, 0) > 0 && !hostname.EndsInNumber(h.Name) {
+		if isUsableHost(match, h.Name) {
 			hosts = append(hosts, h.Name)
 		}
 	}
 	shuffle(hosts[equals:])
 	return hosts
+}
+
+// isUsableHost reports whether a match list has the host, and it may be said to
+// Exim: what is no host name may be an option there, and what ends in a number
+// an address.
+func isUsableHost(match []byte, host string) bool {
+	return isListed(match, host) && hostname.Labels(host, 0) > 0 && !hostname.EndsInNumber(host)
 }
 
 func shuffle(s []string) {

@@ -15,6 +15,9 @@ type MapReply struct {
 	Reply string // as the MTA gets it
 	Why   string
 	Would string // of a rehearsal: the reply if the map were enforced; else empty
+
+	Applies  bool // the map applies a policy in that state
+	Deferred bool // the mail waits, or would if the map were no rehearsal
 }
 
 // Known is what the replies for a next-hop follow from.
@@ -34,7 +37,10 @@ func (t *Table) Replies(k Known) []MapReply {
 	for i := range t.maps {
 		m := &t.maps[i]
 		reply, why := explain(m, k)
-		r := MapReply{Map: m.Name, Reply: reply, Why: why}
+		r := MapReply{
+			Map: m.Name, Reply: reply, Why: why,
+			Applies: applies(m, k.Policy), Deferred: strings.HasPrefix(reply, replyTemp),
+		}
 		if !m.Enforce && reply != replyNotFound {
 			r.Would, r.Reply = reply, replyNotFound
 			r.Why = "enforce = false makes this map a rehearsal; otherwise: " + why
@@ -42,6 +48,19 @@ func (t *Table) Replies(k Known) []MapReply {
 		replies = append(replies, r)
 	}
 	return replies
+}
+
+// Names reports whether the policy that ready was made of lists the host, which
+// is in lower case, by a name that an MTA takes.
+func Names(ready []byte, host string) bool {
+	r, ok := ParseReady(ready)
+	return ok && isUsableHost(r.match, host)
+}
+
+// NamesNone reports whether that policy lists no name at all that an MTA takes.
+func NamesNone(ready []byte) bool {
+	r, ok := ParseReady(ready)
+	return ok && len(r.match) == 0
 }
 
 // AsksForDANE reports whether any of the maps asks for the DANE of a next-hop
