@@ -214,6 +214,49 @@ func TestAllMistakesAreReportedAtOnceInTheOrderOfTheLines(t *testing.T) {
 	}
 }
 
+func TestAMistakeInOneKeyHidesNoneInAnother(t *testing.T) {
+	for _, test := range []struct{ name, text, want string }{
+		{"values and files", "log_level = 3\n[fetch]\nca_file = \"/nowhere.pem\"\n[exempt]\nfile = \"/nowhere\"\n",
+			"f.toml:1: log_level: is the number 3; |f.toml:3: fetch.ca_file: stat /nowhere.pem: |f.toml:5: exempt.file: open /nowhere: "},
+		{"values and sockets", "log_level = 3\nlisten = [\n\"unix:/x\",\n7,\nfalse,\n\"unix:/x\"]\n",
+			"f.toml:1: log_level: |f.toml:4: listen[1]: is the number 7; |f.toml:5: listen[2]: is false; |f.toml:6: listen[3]: unix:/x is there twice"},
+		{"two keys of a map", "[map.x]\nformat = \"exim\"\ndane = true\ntesting = true\n",
+			"f.toml:1: map.x: dane does not go with |f.toml:4: map.x.testing: is true; "},
+		{"a default in the place of a mistake", "listen = [\"unix:/run/sts-tlsmap/control.sock\"]\ncontrol = 7\n", "f.toml:2: control: is the number 7; "},
+		{"defaults in the place of a mistake", "listen = 7\nmetrics = \"inet:127.0.0.1:8461\"\n", "f.toml:1: listen: is the number 7; "},
+		{"a map's default in the place of a mistake", "[map.exim]\nformat = 7\ndane = true\n", "f.toml:2: map.exim.format: is the number 7; "},
+	} {
+		_, err := Parse("f.toml", []byte(test.text))
+		var errs Errors
+		if !errors.As(err, &errs) {
+			t.Errorf("%s: got %v", test.name, err)
+			continue
+		}
+		want := strings.Split(test.want, "|")
+		for i, e := range errs {
+			if len(errs) != len(want) || !strings.HasPrefix(e.Error(), want[i]) {
+				t.Errorf("%s: got\n%v\nwant\n%s", test.name, err, strings.Join(want, "\n"))
+				break
+			}
+		}
+	}
+}
+
+func TestAFileOfCertificatesWithoutAnyIsAMistakeOfItsKey(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "f.toml")
+	for _, text := range []string{"", "no certificate\n", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"} {
+		if err := os.WriteFile(filepath.Join(dir, "ca.pem"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Parse(file, []byte("[fetch]\nca_file = \"ca.pem\"\n"))
+		want := file + ":2: fetch.ca_file: there is no certificate in PEM form in " + dir + "/ca.pem; expected a file of PEM certificates"
+		if err == nil || err.Error() != want {
+			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
+	}
+}
+
 func TestTheNumberOfMapsIsBounded(t *testing.T) {
 	var b strings.Builder
 	for i := range MaxMaps {

@@ -140,6 +140,11 @@ func (d *document) fail(name, format string, args ...any) {
 	d.errs = append(d.errs, &Error{File: d.file, Line: d.line(name), Key: name, Text: fmt.Sprintf(format, args...)})
 }
 
+// failed says whether a mistake in a key has been noted.
+func (d *document) failed(name string) bool {
+	return slices.ContainsFunc(d.errs, func(e *Error) bool { return e.File == d.file && e.Key == name })
+}
+
 // apply sets in c what the file says, and notes what is wrong with it.
 func (d *document) apply(c *Config) {
 	keys := keysOf(c)

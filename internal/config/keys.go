@@ -51,7 +51,7 @@ func keysOf(c *Config) []key {
 		{"dns.timeout", between(&c.DNS.Timeout, 100*time.Millisecond, time.Minute)},
 
 		{"fetch.timeout", between(&c.Fetch.Timeout, time.Second, 5*time.Minute)},
-		{"fetch.ca_file", scalar(&c.Fetch.CAFile, anyString, "the path of a file of PEM certificates")},
+		{keyCAFile, scalar(&c.Fetch.CAFile, anyString, "the path of a file of PEM certificates")},
 		{"fetch.allow_private", boolean(&c.Fetch.AllowPrivate)},
 
 		{"lookup.timeout", between(&c.Lookup.Timeout, 100*time.Millisecond, MaxLookup)},

@@ -88,12 +88,13 @@ func (d *document) applyMap(m *mtamap.Map, full string, table map[string]any) {
 	for j := range keys {
 		keys[j].name = full + "." + keys[j].name
 	}
-	before := len(d.errs)
 	for _, k := range sortedKeys(table) {
 		d.set(keys, full+"."+k, table[k])
 	}
-	if len(d.errs) > before {
-		return
+	for _, k := range []string{"format", "dane", "tlsrpt"} {
+		if d.failed(full + "." + k) { // of those that can conflict
+			return
+		}
 	}
 	for _, err := range m.Conflicts() {
 		d.fail(full, "%v", err)
