@@ -204,7 +204,7 @@ func complaint(t *testing.T, key, value string) string {
 // is given something else. A date is what no key takes.
 func TestTheRangesInTheManualAreTheProgrammes(t *testing.T) {
 	const date = "2026-01-01"
-	ranged := regexp.MustCompile(`^a (?:number|duration|size) from \S+ to [^\s,]+`)
+	ranged := regexp.MustCompile(`^a (?:whole number|duration|size) from \S+ to [^\s,]+`)
 	words := regexp.MustCompile(`"([a-z]+)"`)
 	lists := map[string]string{
 		"listen":         fmt.Sprintf("1 to %d", config.MaxListeners),

@@ -6,6 +6,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -262,7 +263,10 @@ func (d *document) fits(name string, e endpoint.Endpoint) {
 	}
 }
 
-// readFile reads a regular file of at most limit bytes.
+// byteOrderMark is what some editors write in front of UTF-8.
+const byteOrderMark = "\xef\xbb\xbf"
+
+// readFile reads a file of at most limit bytes, without its byte order mark.
 func readFile(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -276,5 +280,5 @@ func readFile(path string, limit int64) ([]byte, error) {
 	if int64(len(text)) > limit {
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
 	}
-	return text, nil
+	return bytes.TrimPrefix(text, []byte(byteOrderMark)), nil
 }

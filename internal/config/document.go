@@ -1,8 +1,8 @@
 package config
 
 import (
-	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,13 +26,7 @@ type document struct {
 func newDocument(file string, text []byte) (*document, Errors) {
 	d := &document{file: file, root: map[string]any{}, lines: map[string]int{}}
 	if err := toml.Unmarshal(text, &d.root); err != nil {
-		e := &Error{File: file, Text: strings.TrimPrefix(err.Error(), "toml: ")}
-		var de *toml.DecodeError
-		if errors.As(err, &de) {
-			e.Line, _ = de.Position()
-			e.Key = strings.Join(de.Key(), ".")
-		}
-		return nil, Errors{e}
+		return nil, Errors{syntaxError(file, text, err)}
 	}
 	d.locate(text)
 	return d, nil
@@ -254,7 +248,11 @@ func describe(v any) string {
 	case int64:
 		return "the number " + strconv.FormatInt(v, 10)
 	case float64:
-		return "the number " + strconv.FormatFloat(v, 'g', -1, 64)
+		n := strconv.FormatFloat(v, 'g', -1, 64)
+		if v == math.Trunc(v) && !strings.ContainsAny(n, "eIN") {
+			n += ".0" // which tells it from a whole number
+		}
+		return "the number " + n
 	case bool:
 		return strconv.FormatBool(v)
 	case []any:

@@ -120,7 +120,7 @@ func number(dst *int, least, most int) func(*document, string, any) {
 	return func(d *document, name string, v any) {
 		n, ok := v.(int64)
 		if !ok || n < int64(least) || n > int64(most) {
-			d.fail(name, "is %s; expected a number from %d to %d", describe(v), least, most)
+			d.fail(name, "is %s; expected a whole number from %d to %d", describe(v), least, most)
 			return
 		}
 		*dst = int(n)
