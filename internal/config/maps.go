@@ -35,11 +35,11 @@ func mapKeys(m *mtamap.Map) []key {
 		{"dane", boolean(&m.DANE)},
 		{"tlsrpt", boolean(&m.TLSRPT)},
 		{"servername", boolean(&m.Servername)},
-		{"testing", func(d *document, name string, v any) {
+		{"testing", place{&m.Testing, func(d *document, name string, v any) {
 			word := "off"
-			scalar(&word, oneOf("off", "enforce"), `"off" or "enforce"`)(d, name, v)
+			scalar(&word, oneOf("off", "enforce"), `"off" or "enforce"`).set(d, name, v)
 			m.Testing = word == "enforce"
-		}},
+		}}},
 		{"enforce", boolean(&m.Enforce)},
 	}
 }
