@@ -144,6 +144,9 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"a key of another section", "max_size = \"1GiB\"", "f.toml:1: max_size: there is no such key; did you mean cache.max_size?"},
 		{"a key nobody can guess", "[cache]\nfrobnicate = 1", "f.toml:2: cache.frobnicate: there is no such key; [cache] has path, max_size"},
 		{"a key of two sections", "timeout = \"1s\"", "did you mean dns.timeout or fetch.timeout or lookup.timeout?"},
+		{"a key of a section in quotes", "\n\"cache.path\" = \"nowhere/x.db\"", `f.toml:2: "cache.path": there is no such key: the quotes make it one name, dots and all; did you mean cache.path, without them?`},
+		{"the same beside its section", "\"cache.path\" = \"/x.db\"\n[cache]\npath = \"/y.db\"", `f.toml:1: "cache.path": there is no such key`},
+		{"a table of a map in quotes", "[\"map.x\"]\ndane = true", `f.toml:1: "map.x": there is no such key`},
 		{"an unknown section", "[cahce]\npath = \"/x\"", "f.toml:1: cahce: there is no such key; did you mean the table"},
 		{"a section that is a value", "cache = \"/x\"", `f.toml:1: cache: is "/x"; expected a table: [cache]`},
 		{"an empty listen", "listen = []", "f.toml:1: listen: is empty; expected"},
@@ -175,6 +178,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"no quotes, and no array", "[dns]\nservers = 127.0.0.1", `f.toml:2: dns.servers: is "127.0.0.1"; expected an array`},
 		{"another word for true", "[dns]\ntrust_ad = yes", `f.toml:2: dns.trust_ad: is "yes"; expected true or false, without quotes`},
 		{"a number with a comma", "[socket]\nmax_connections = 1,000", `f.toml:2: socket.max_connections: is "1,000"; expected a whole number from 1 to 65536`},
+		{"no quotes but around the key", "\"cache.path\" = /x", `f.toml:1: "cache.path": there is no such key`},
 		{"no value", "[cache]\nmax_size =\n[dns]", "f.toml:2: cache.max_size: there is no value; expected a size from 1MiB to 1TiB"},
 		{"no sign", "log_level info", `f.toml:1: expected '=' after key, as in log_level = "info"`},
 		{"words after the value", "[cache]\npath = \"/x\" y", "f.toml:2: cache.path: expected newline"},
@@ -262,6 +266,7 @@ func TestAMistakeInOneKeyHidesNoneInAnother(t *testing.T) {
 			"f.toml:1: log_level: |f.toml:4: listen[1]: is the number 7; |f.toml:5: listen[2]: is false; |f.toml:6: listen[3]: unix:/x is there twice"},
 		{"two keys of a map", "[map.x]\nformat = \"exim\"\ndane = true\ntesting = true\n",
 			"f.toml:1: map.x: dane does not go with |f.toml:4: map.x.testing: is true; "},
+		{"a key in quotes and the one it looks like", "\"cache.path\" = \"/x.db\"\n[cache]\npath = 7\n", "f.toml:1: \"cache.path\": |f.toml:3: cache.path: is the number 7; "},
 		{"a default in the place of a mistake", "listen = [\"unix:/run/sts-tlsmap/control.sock\"]\ncontrol = 7\n", "f.toml:2: control: is the number 7; "},
 		{"defaults in the place of a mistake", "listen = 7\nmetrics = \"inet:127.0.0.1:8461\"\n", "f.toml:1: listen: is the number 7; "},
 		{"a map's default in the place of a mistake", "[map.exim]\nformat = 7\ndane = true\n", "f.toml:2: map.exim.format: is the number 7; "},
@@ -451,6 +456,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("[cache]\npath = /x\n"))
 	f.Add([]byte("listen = [\n\"a\",\nb,\n]\n"))
 	f.Add([]byte("map.x.\"a b\" =\n"))
+	f.Add([]byte("\"cache.path\" = 1\n\"a\\\".b\".c = 1\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := Parse("f.toml", text)
 		if err != nil {

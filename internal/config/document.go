@@ -77,7 +77,11 @@ func (d *document) locateKey(at lineStarts, under []string, it unstable.Iterator
 	name := slices.Clone(under)
 	for it.Next() {
 		n := it.Node()
-		name = append(name, string(n.Data))
+		part := string(n.Data)
+		if len(name) == 0 {
+			part = asWritten(part)
+		}
+		name = append(name, part)
 		d.mark(name, at.line(n.Raw.Offset))
 	}
 	return name
@@ -105,6 +109,16 @@ func (d *document) locateValue(at lineStarts, under []string, kv *unstable.Node)
 			i++
 		}
 	}
+}
+
+// asWritten is a name at the top of the file as errors have it: one with a dot
+// in it, which TOML takes in quotes, keeps them. Without, it would pass for a
+// key of a table.
+func asWritten(name string) string {
+	if strings.Contains(name, ".") {
+		return strconv.Quote(name)
+	}
+	return name
 }
 
 func (d *document) mark(name []string, line int) {
@@ -161,7 +175,7 @@ func (d *document) apply(c *Config) {
 				d.set(keys, name+"."+k, table[k])
 			}
 		default:
-			d.set(keys, name, v)
+			d.set(keys, asWritten(name), v)
 		}
 	}
 }
@@ -180,6 +194,10 @@ func (d *document) set(keys []key, name string, v any) {
 // unknown reports a key that does not exist, and the one that was meant: most
 // often a slip of the finger, or a key of another section.
 func (d *document) unknown(name string, keys []key) {
+	if written, err := strconv.Unquote(name); err == nil {
+		d.fail(name, "there is no such key: the quotes make it one name, dots and all%s", meant(written, keys))
+		return
+	}
 	names := make([]string, 0, len(keys))
 	section, last := splitName(name)
 	var elsewhere, siblings, sections []string
@@ -215,6 +233,18 @@ func (d *document) unknown(name string, keys []key) {
 		text += "; [" + section + "] has " + strings.Join(siblings, ", ")
 	}
 	d.fail(name, "%s", text)
+}
+
+// meant names the key that a name with dots in it is, or is close to.
+func meant(name string, keys []key) string {
+	names := make([]string, len(keys))
+	for i, k := range keys {
+		names[i] = k.name
+	}
+	if near := closest(name, names); near != "" {
+		return "; did you mean " + near + ", without them?"
+	}
+	return ""
 }
 
 func splitName(name string) (section, last string) {

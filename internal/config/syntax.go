@@ -22,7 +22,9 @@ func syntaxError(file string, text []byte, err error) *Error {
 	}
 	e.Line, _ = de.Position()
 	s := findSlip(text, e.Line)
-	e.Key = strings.Join(s.key, ".")
+	if s.key != nil {
+		e.Key = strings.Join(append([]string{asWritten(s.key[0])}, s.key[1:]...), ".")
+	}
 	if de.Key() != nil { // it is TOML so far, and something is there twice
 		if e.Key == "" {
 			e.Key = strings.Join(de.Key(), ".")
