@@ -258,6 +258,13 @@ func TestAByteOrderMarkIsNoPartOfAFile(t *testing.T) {
 	}
 }
 
+func TestALongLineWithoutQuotesIsNotRepeated(t *testing.T) {
+	_, err := Parse("f.toml", []byte("[exempt]\ndomains = ["+strings.Repeat("a.example,", 10_000)+"]\n"))
+	if want := "f.toml:2: exempt.domains: text stands in quotes"; err == nil || err.Error() != want {
+		t.Errorf("got %.200v, want %s", err, want)
+	}
+}
+
 func TestAMistakeInOneKeyHidesNoneInAnother(t *testing.T) {
 	for _, test := range []struct{ name, text, want string }{
 		{"values and files", "log_level = 3\n[fetch]\nca_file = \"/nowhere.pem\"\n[exempt]\nfile = \"/nowhere\"\n",

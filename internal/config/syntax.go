@@ -146,6 +146,9 @@ func (s slip) expected() string {
 	return s.takes(s.value, text, s.left+" = "+strconv.Quote(text))
 }
 
+// maxQuoted is the longest line that an error repeats, in bytes.
+const maxQuoted = 200
+
 // takes tries v, which is the value with its quotes, on the key. right is how
 // it is written.
 func (s slip) takes(value string, v any, right string) string {
@@ -154,6 +157,9 @@ func (s slip) takes(value string, v any, right string) string {
 	}
 	if mistake := s.try(v); mistake != "" {
 		return mistake
+	}
+	if len(right) > maxQuoted {
+		return "text stands in quotes"
 	}
 	return "text stands in quotes: " + right
 }
