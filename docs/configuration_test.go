@@ -76,7 +76,7 @@ func TestAFileOfTheListedDefaultsIsTheDefaultConfiguration(t *testing.T) {
 
 // The program says itself what a key takes when it is given something else.
 func TestTheRangeOfEachKeyIsTheProgrammes(t *testing.T) {
-	ranged := regexp.MustCompile(`expected a (?:number|duration|size) from (\S+ to [^\s,]+)`)
+	ranged := regexp.MustCompile(`expected a (?:whole number|duration|size) from (\S+ to [^\s,]+)`)
 	found := 0
 	for _, r := range rows(t, "configuration.md") {
 		key := strings.Trim(r.cells[0], "`")

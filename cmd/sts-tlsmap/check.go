@@ -42,7 +42,7 @@ func (a *app) check() (int, error) {
 	if healthErr == nil {
 		open = openedNow(&h).after(cfg)
 	}
-	for _, w := range warnings(cfg, out.resolver, open) {
+	for _, w := range slices.Concat(warnings(cfg, out.resolver, open), folderWarnings(cfg, open.overridden)) {
 		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: %s\n", w)
 	}
 	if w := cacheWarning(cfg, os.DirFS("/"), mayWrite); w != "" {

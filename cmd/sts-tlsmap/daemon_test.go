@@ -524,10 +524,10 @@ func TestAReloadNamesWhatNeedsARestart(t *testing.T) {
 	is.Listen = nil
 	is.Cache.MaxSize++
 	is.Maps[0].Enforce = false
-	if got := strings.Join(needRestart(was, is, nil), " "); got != "listen cache maps" {
+	if got := strings.Join(needRestart(was, is, nil), " "); got != "listen cache.max_size [map.postfix]" {
 		t.Errorf("got %s", got)
 	}
-	if got := strings.Join(needRestart(was, is, []string{keyListen, keyControl}), " "); got != "cache maps" {
+	if got := strings.Join(needRestart(was, is, []string{keyListen, keyControl}), " "); got != "cache.max_size [map.postfix]" {
 		t.Errorf("with systemd's sockets: got %s", got)
 	}
 }

@@ -143,5 +143,8 @@ func configError(err error) error {
 	if os.IsPermission(err) || errors.Is(err, os.ErrPermission) {
 		return hint(err, "run this as root, or name a file that you can read with -config FILE")
 	}
+	if errors.Is(err, os.ErrNotExist) {
+		return hint(err, "name a file that is there with -config FILE, or none: the default, %s, may be absent", config.DefaultPath)
+	}
 	return hint(err, "correct the file, then check it with: sts-tlsmap -check -config FILE")
 }

@@ -204,7 +204,7 @@ func complaint(t *testing.T, key, value string) string {
 // is given something else. A date is what no key takes.
 func TestTheRangesInTheManualAreTheProgrammes(t *testing.T) {
 	const date = "2026-01-01"
-	ranged := regexp.MustCompile(`^a (?:number|duration|size) from \S+ to [^\s,]+`)
+	ranged := regexp.MustCompile(`^a (?:whole number|duration|size) from \S+ to [^\s,]+`)
 	words := regexp.MustCompile(`"([a-z]+)"`)
 	lists := map[string]string{
 		"listen":         fmt.Sprintf("1 to %d", config.MaxListeners),
@@ -241,7 +241,7 @@ func TestTheRangesInTheManualAreTheProgrammes(t *testing.T) {
 		"control":       {".Ql unix:/PATH ", `"unix:/c"`, `"inet:127.0.0.1:1"`},
 		"metrics":       {".Ql inet:ADDRESS:PORT ", `"inet:127.0.0.1:1"`, `"unix:/m"`},
 		"cache.path":    {"A path;", `"/c"`, `""`},
-		"fetch.ca_file": {"A path to a file that exists; empty:", `""`, `"/nowhere/ca.pem"`},
+		"fetch.ca_file": {"A path to a file that has at least one; empty:", `""`, `"/nowhere/ca.pem"`},
 		"exempt.file":   {"A path to a file that exists, of at most " + config.FormatSize(config.MaxExemptFile)[:1] + " MiB; empty:", `""`, `"/nowhere/list"`},
 	} {
 		if text := manualText(t, key); !strings.Contains(text, c.says) {

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
 	"net/netip"
+	"os"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
@@ -29,7 +32,12 @@ func newOutside(cfg *config.Config, log *slog.Logger) (*outside, error) {
 		return nil, hint(err, "correct it, or name servers in [dns]")
 	}
 	roots, err := policy.LoadRoots(cfg.Fetch.CAFile)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission) && cfg.Fetch.CAFile != "":
+		return nil, hint(cfg.CAFileError(err), "uid %d, who runs this, must be able to read the file", os.Geteuid())
+	case err != nil && cfg.Fetch.CAFile != "":
+		return nil, cfg.CAFileError(err)
+	case err != nil:
 		return nil, hint(err, "without authorities no policy can be fetched; Debian has them in the package ca-certificates")
 	}
 	client, err := policy.NewClient(policy.Config{

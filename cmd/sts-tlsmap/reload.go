@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -46,22 +45,10 @@ func (s *service) reload(file string) {
 	}
 }
 
-// needRestart names the parts of the configuration that differ and cannot be
-// changed while the daemon runs. A restart does not help those in whose place
-// systemd's sockets are.
+// needRestart names the keys that differ and cannot be changed while the daemon
+// runs. A restart does not help those in whose place systemd's sockets are.
 func needRestart(was, is *config.Config, overridden []string) []string {
-	var names []string
-	a, b := reflect.ValueOf(*was), reflect.ValueOf(*is)
-	for i := range a.NumField() {
-		name := a.Type().Field(i).Name
-		switch name {
-		case "File", "Exempt", "LogLevel":
-			continue
-		}
-		name = strings.ToLower(name)
-		if !slices.Contains(overridden, name) && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
-			names = append(names, name)
-		}
-	}
-	return names
+	return slices.DeleteFunc(config.Changed(was, is), func(key string) bool {
+		return key == "log_level" || strings.HasPrefix(key, "exempt.") || slices.Contains(overridden, key)
+	})
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -73,6 +74,23 @@ func warnings(cfg *config.Config, r *resolver.Resolver, o opened) []string {
 			}
 		}
 	}
+	return list
+}
+
+// folderWarnings name the sockets of the file that have no folder to be in.
+// Those in whose place systemd's are need none.
+func folderWarnings(cfg *config.Config, overridden []string) []string {
+	var list []string
+	warn := func(key string, e endpoint.Endpoint) {
+		if dir := filepath.Dir(e.Address); e.Network == "unix" && !slices.Contains(overridden, key) && !isDir(dir) {
+			list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there, "+
+				"unless systemd passes the sockets", key, dir))
+		}
+	}
+	for _, e := range cfg.Listen {
+		warn(keyListen, e)
+	}
+	warn(keyControl, cfg.Control)
 	return list
 }
 

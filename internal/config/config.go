@@ -6,6 +6,8 @@
 package config
 
 import (
+	"bytes"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -69,6 +71,8 @@ type Fetch struct {
 	Timeout      time.Duration
 	CAFile       string // empty: the system's roots
 	AllowPrivate bool
+
+	caLine int // of ca_file; zero: it is not set
 }
 
 // Lookup is [lookup].
@@ -149,9 +153,7 @@ func Parse(path string, text []byte) (*Config, error) {
 	c := Default()
 	c.File = path
 	d.apply(c)
-	if len(d.errs) == 0 {
-		d.finish(c)
-	}
+	d.finish(c)
 	if len(d.errs) > 0 {
 		d.errs.sort()
 		return nil, d.errs
@@ -160,7 +162,8 @@ func Parse(path string, text []byte) (*Config, error) {
 }
 
 // finish resolves relative paths and checks what concerns several keys, or
-// other files.
+// other files. A key that has a mistake already is left out: what stands in its
+// place in c is not what the file says.
 func (d *document) finish(c *Config) {
 	dir, err := filepath.Abs(filepath.Dir(d.file))
 	if err != nil {
@@ -172,28 +175,11 @@ func (d *document) finish(c *Config) {
 			*p = filepath.Join(dir, *p)
 		}
 	}
-	c.Control = c.Control.In(dir)
-	d.fits("control", c.Control)
-	seen := map[endpoint.Endpoint]bool{}
-	for i := range c.Listen {
-		c.Listen[i] = c.Listen[i].In(dir)
-		d.fits(element("listen", i), c.Listen[i])
-		if e := c.Listen[i]; seen[e] && !e.AnyPort() {
-			d.fail(element("listen", i), "%s is there twice", e)
-		}
-		seen[c.Listen[i]] = true
-	}
-	if seen[c.Control] {
-		d.fail("control", "%s is in listen too; the two need sockets of their own", c.Control)
-	}
-	if c.Metrics.Network != "" && seen[c.Metrics] && !c.Metrics.AnyPort() {
-		d.fail("metrics", "%s is in listen too; the two need ports of their own", c.Metrics)
-	}
+	d.finishSockets(c, dir)
 	if c.Fetch.CAFile != "" {
-		if st, err := os.Stat(c.Fetch.CAFile); err != nil {
-			d.fail("fetch.ca_file", "%v; expected a file of PEM certificates", err)
-		} else if !st.Mode().IsRegular() {
-			d.fail("fetch.ca_file", "%s is not a file; expected a file of PEM certificates", c.Fetch.CAFile)
+		c.Fetch.caLine = d.line(keyCAFile)
+		if err := checkCAFile(c.Fetch.CAFile); err != nil {
+			d.errs = append(d.errs, c.CAFileError(err))
 		}
 	}
 	if c.Exempt.File != "" {
@@ -211,6 +197,64 @@ func (d *document) finish(c *Config) {
 	}
 }
 
+// finishSockets takes the sockets from the folder dir, and fails where two of
+// them are the same.
+func (d *document) finishSockets(c *Config, dir string) {
+	c.Control = c.Control.In(dir)
+	d.fits("control", c.Control)
+	seen := map[endpoint.Endpoint]bool{}
+	for i := range c.Listen {
+		name := element("listen", i)
+		if d.failed(name) {
+			continue
+		}
+		c.Listen[i] = c.Listen[i].In(dir)
+		d.fits(name, c.Listen[i])
+		if e := c.Listen[i]; seen[e] && !e.AnyPort() {
+			d.fail(name, "%s is there twice", e)
+		}
+		seen[c.Listen[i]] = true
+	}
+	if d.failed("listen") { // the defaults are in its place
+		return
+	}
+	if seen[c.Control] && !d.failed("control") {
+		d.fail("control", "%s is in listen too; the two need sockets of their own", c.Control)
+	}
+	if c.Metrics.Network != "" && seen[c.Metrics] && !c.Metrics.AnyPort() && !d.failed("metrics") {
+		d.fail("metrics", "%s is in listen too; the two need ports of their own", c.Metrics)
+	}
+}
+
+// keyCAFile is the key whose file is read again after the configuration.
+const keyCAFile = "fetch.ca_file"
+
+// CAFileError is an error of the file of certificates, with the place of the
+// key that names it.
+func (c *Config) CAFileError(err error) *Error {
+	return &Error{File: c.File, Line: c.Fetch.caLine, Key: keyCAFile, Text: fmt.Sprintf("%v; expected a file of PEM certificates", err)}
+}
+
+// checkCAFile looks whether a file has certificates. One that only others may
+// read is theirs to check: who asks a daemon something needs no certificates.
+func checkCAFile(path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a file", path)
+	}
+	pem, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		err = fmt.Errorf("there is no certificate in PEM form in %s", path)
+	}
+	return err
+}
+
 // fits fails where a socket's path is too long once it is taken from the
 // file's folder.
 func (d *document) fits(name string, e endpoint.Endpoint) {
@@ -219,7 +263,10 @@ func (d *document) fits(name string, e endpoint.Endpoint) {
 	}
 }
 
-// readFile reads a regular file of at most limit bytes.
+// byteOrderMark is what some editors write in front of UTF-8.
+const byteOrderMark = "\xef\xbb\xbf"
+
+// readFile reads a file of at most limit bytes, without its byte order mark.
 func readFile(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -233,5 +280,5 @@ func readFile(path string, limit int64) ([]byte, error) {
 	if int64(len(text)) > limit {
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
 	}
-	return text, nil
+	return bytes.TrimPrefix(text, []byte(byteOrderMark)), nil
 }

@@ -144,6 +144,9 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"a key of another section", "max_size = \"1GiB\"", "f.toml:1: max_size: there is no such key; did you mean cache.max_size?"},
 		{"a key nobody can guess", "[cache]\nfrobnicate = 1", "f.toml:2: cache.frobnicate: there is no such key; [cache] has path, max_size"},
 		{"a key of two sections", "timeout = \"1s\"", "did you mean dns.timeout or fetch.timeout or lookup.timeout?"},
+		{"a key of a section in quotes", "\n\"cache.path\" = \"nowhere/x.db\"", `f.toml:2: "cache.path": there is no such key: the quotes make it one name, dots and all; did you mean cache.path, without them?`},
+		{"the same beside its section", "\"cache.path\" = \"/x.db\"\n[cache]\npath = \"/y.db\"", `f.toml:1: "cache.path": there is no such key`},
+		{"a table of a map in quotes", "[\"map.x\"]\ndane = true", `f.toml:1: "map.x": there is no such key`},
 		{"an unknown section", "[cahce]\npath = \"/x\"", "f.toml:1: cahce: there is no such key; did you mean the table"},
 		{"a section that is a value", "cache = \"/x\"", `f.toml:1: cache: is "/x"; expected a table: [cache]`},
 		{"an empty listen", "listen = []", "f.toml:1: listen: is empty; expected"},
@@ -159,7 +162,28 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"a bad level", "log_level = \"loud\"", `f.toml:1: log_level: is "loud"; expected "debug", "info"`},
 		{"a mode that is a number", "[socket]\nmode = 666", "f.toml:2: socket.mode: is the number 666; expected an octal file mode"},
 		{"a mode with more than permissions", "[socket]\nmode = \"7777\"", "f.toml:2: socket.mode: "},
-		{"no connections", "[socket]\nmax_connections = 0", "expected a number from 1 to 65536"},
+		{"no connections", "[socket]\nmax_connections = 0", "expected a whole number from 1 to 65536"},
+		{"a number with a point", "[lookup]\nconcurrency = 1.0", "f.toml:2: lookup.concurrency: is the number 1.0; expected a whole number from 1 to 4096"},
+		{"no quotes", "log_level = info", `f.toml:1: log_level: text stands in quotes: log_level = "info"`},
+		{"no quotes in a section", "[cache]\npath = /var/lib/x # here", `f.toml:2: cache.path: text stands in quotes: path = "/var/lib/x"`},
+		{"no quotes around a mode", "socket.mode = 0666", `f.toml:1: socket.mode: text stands in quotes: socket.mode = "0666"`},
+		{"no quotes around a duration", "[dns]\ntimeout = 1s\r\n", `f.toml:2: dns.timeout: text stands in quotes: timeout = "1s"`},
+		{"no quotes in a map", "[map.x]\nformat = exim", `f.toml:2: map.x.format: text stands in quotes: format = "exim"`},
+		{"no quotes in an array", "listen = [inet:127.0.0.1:1, unix:/x]", `f.toml:1: listen: text stands in quotes: listen = ["inet:127.0.0.1:1", "unix:/x"]`},
+		{"no quotes in a long array", "[exempt]\ndomains = [\n\"a.example\",\nb.example,\n]", `f.toml:4: exempt.domains: text stands in quotes: "b.example"`},
+		{"no closing quote", "log_level = \"info\n", `f.toml:1: log_level: text stands in quotes: log_level = "info"`},
+		{"no opening quote", "log_level = info\"\n", `f.toml:1: log_level: text stands in quotes: log_level = "info"`},
+		{"quotes of a text processor", "log_level = “info”\n", `f.toml:1: log_level: text stands in quotes: log_level = "info"`},
+		{"no quotes, and not what the key takes", "log_level = loud", `f.toml:1: log_level: is "loud"; expected "debug", "info", "warn" or "error"`},
+		{"no quotes, and no array", "[dns]\nservers = 127.0.0.1", `f.toml:2: dns.servers: is "127.0.0.1"; expected an array`},
+		{"another word for true", "[dns]\ntrust_ad = yes", `f.toml:2: dns.trust_ad: is "yes"; expected true or false, without quotes`},
+		{"a number with a comma", "[socket]\nmax_connections = 1,000", `f.toml:2: socket.max_connections: is "1,000"; expected a whole number from 1 to 65536`},
+		{"no quotes but around the key", "\"cache.path\" = /x", `f.toml:1: "cache.path": there is no such key`},
+		{"no value", "[cache]\nmax_size =\n[dns]", "f.toml:2: cache.max_size: there is no value; expected a size from 1MiB to 1TiB"},
+		{"no sign", "log_level info", `f.toml:1: expected '=' after key, as in log_level = "info"`},
+		{"words after the value", "[cache]\npath = \"/x\" y", "f.toml:2: cache.path: expected newline"},
+		{"an array that does not end", "[dns]\nservers = [\n\"::1\",\n", "dns.servers: array is incomplete"},
+		{"a number given twice", "[socket]\nmax_connections = 5\nmax_connections = 5", "f.toml:3: socket.max_connections: key max_connections is already defined"},
 		{"a size without a unit known", "[cache]\nmax_size = \"4GB\"", `f.toml:2: cache.max_size: is "4GB"; expected a size from 1MiB to 1TiB`},
 		{"a size too small", "[cache]\nmax_size = 7", "f.toml:2: cache.max_size: is the number 7"},
 		{"a DNS server by name", "[dns]\nservers = [\"dns.example\"]", "f.toml:2: dns.servers[0]: "},
@@ -211,6 +235,77 @@ func TestAllMistakesAreReportedAtOnceInTheOrderOfTheLines(t *testing.T) {
 	want := "listen[0] listen[1] log_level foo cache.max_size map.x.bar"
 	if got := strings.Join(keys, " "); got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestAByteOrderMarkIsNoPartOfAFile(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "f.toml")
+	for path, text := range map[string]string{
+		file:                             "\ufefflog_level = \"debug\"\nexempt.file = \"exempt.txt\"\n",
+		filepath.Join(dir, "exempt.txt"): "\ufeffa.example\n",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.LogLevel != slog.LevelDebug || strings.Join(c.Exempt.Domains, " ") != "a.example" {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestALongLineWithoutQuotesIsNotRepeated(t *testing.T) {
+	_, err := Parse("f.toml", []byte("[exempt]\ndomains = ["+strings.Repeat("a.example,", 10_000)+"]\n"))
+	if want := "f.toml:2: exempt.domains: text stands in quotes"; err == nil || err.Error() != want {
+		t.Errorf("got %.200v, want %s", err, want)
+	}
+}
+
+func TestAMistakeInOneKeyHidesNoneInAnother(t *testing.T) {
+	for _, test := range []struct{ name, text, want string }{
+		{"values and files", "log_level = 3\n[fetch]\nca_file = \"/nowhere.pem\"\n[exempt]\nfile = \"/nowhere\"\n",
+			"f.toml:1: log_level: is the number 3; |f.toml:3: fetch.ca_file: stat /nowhere.pem: |f.toml:5: exempt.file: open /nowhere: "},
+		{"values and sockets", "log_level = 3\nlisten = [\n\"unix:/x\",\n7,\nfalse,\n\"unix:/x\"]\n",
+			"f.toml:1: log_level: |f.toml:4: listen[1]: is the number 7; |f.toml:5: listen[2]: is false; |f.toml:6: listen[3]: unix:/x is there twice"},
+		{"two keys of a map", "[map.x]\nformat = \"exim\"\ndane = true\ntesting = true\n",
+			"f.toml:1: map.x: dane does not go with |f.toml:4: map.x.testing: is true; "},
+		{"a key in quotes and the one it looks like", "\"cache.path\" = \"/x.db\"\n[cache]\npath = 7\n", "f.toml:1: \"cache.path\": |f.toml:3: cache.path: is the number 7; "},
+		{"a default in the place of a mistake", "listen = [\"unix:/run/sts-tlsmap/control.sock\"]\ncontrol = 7\n", "f.toml:2: control: is the number 7; "},
+		{"defaults in the place of a mistake", "listen = 7\nmetrics = \"inet:127.0.0.1:8461\"\n", "f.toml:1: listen: is the number 7; "},
+		{"a map's default in the place of a mistake", "[map.exim]\nformat = 7\ndane = true\n", "f.toml:2: map.exim.format: is the number 7; "},
+	} {
+		_, err := Parse("f.toml", []byte(test.text))
+		var errs Errors
+		if !errors.As(err, &errs) {
+			t.Errorf("%s: got %v", test.name, err)
+			continue
+		}
+		want := strings.Split(test.want, "|")
+		for i, e := range errs {
+			if len(errs) != len(want) || !strings.HasPrefix(e.Error(), want[i]) {
+				t.Errorf("%s: got\n%v\nwant\n%s", test.name, err, strings.Join(want, "\n"))
+				break
+			}
+		}
+	}
+}
+
+func TestAFileOfCertificatesWithoutAnyIsAMistakeOfItsKey(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "f.toml")
+	for _, text := range []string{"", "no certificate\n", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"} {
+		if err := os.WriteFile(filepath.Join(dir, "ca.pem"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Parse(file, []byte("[fetch]\nca_file = \"ca.pem\"\n"))
+		want := file + ":2: fetch.ca_file: there is no certificate in PEM form in " + dir + "/ca.pem; expected a file of PEM certificates"
+		if err == nil || err.Error() != want {
+			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
 	}
 }
 
@@ -365,6 +460,10 @@ func TestSizes(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(everything))
 	f.Add([]byte("map.x = {dane = true}\nlisten = [[1], {a = 2}, 1979-05-27]\n[[cache]]\n[refresh.x]\n"))
+	f.Add([]byte("[cache]\npath = /x\n"))
+	f.Add([]byte("listen = [\n\"a\",\nb,\n]\n"))
+	f.Add([]byte("map.x.\"a b\" =\n"))
+	f.Add([]byte("\"cache.path\" = 1\n\"a\\\".b\".c = 1\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := Parse("f.toml", text)
 		if err != nil {

@@ -1,8 +1,8 @@
 package config
 
 import (
-	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,13 +26,7 @@ type document struct {
 func newDocument(file string, text []byte) (*document, Errors) {
 	d := &document{file: file, root: map[string]any{}, lines: map[string]int{}}
 	if err := toml.Unmarshal(text, &d.root); err != nil {
-		e := &Error{File: file, Text: strings.TrimPrefix(err.Error(), "toml: ")}
-		var de *toml.DecodeError
-		if errors.As(err, &de) {
-			e.Line, _ = de.Position()
-			e.Key = strings.Join(de.Key(), ".")
-		}
-		return nil, Errors{e}
+		return nil, Errors{syntaxError(file, text, err)}
 	}
 	d.locate(text)
 	return d, nil
@@ -83,7 +77,11 @@ func (d *document) locateKey(at lineStarts, under []string, it unstable.Iterator
 	name := slices.Clone(under)
 	for it.Next() {
 		n := it.Node()
-		name = append(name, string(n.Data))
+		part := string(n.Data)
+		if len(name) == 0 {
+			part = asWritten(part)
+		}
+		name = append(name, part)
 		d.mark(name, at.line(n.Raw.Offset))
 	}
 	return name
@@ -113,6 +111,16 @@ func (d *document) locateValue(at lineStarts, under []string, kv *unstable.Node)
 	}
 }
 
+// asWritten is a name at the top of the file as errors have it: one with a dot
+// in it, which TOML takes in quotes, keeps them. Without, it would pass for a
+// key of a table.
+func asWritten(name string) string {
+	if strings.Contains(name, ".") {
+		return strconv.Quote(name)
+	}
+	return name
+}
+
 func (d *document) mark(name []string, line int) {
 	full := strings.Join(name, ".")
 	if _, ok := d.lines[full]; !ok {
@@ -140,6 +148,11 @@ func (d *document) fail(name, format string, args ...any) {
 	d.errs = append(d.errs, &Error{File: d.file, Line: d.line(name), Key: name, Text: fmt.Sprintf(format, args...)})
 }
 
+// failed says whether a mistake in a key has been noted.
+func (d *document) failed(name string) bool {
+	return slices.ContainsFunc(d.errs, func(e *Error) bool { return e.File == d.file && e.Key == name })
+}
+
 // apply sets in c what the file says, and notes what is wrong with it.
 func (d *document) apply(c *Config) {
 	keys := keysOf(c)
@@ -162,7 +175,7 @@ func (d *document) apply(c *Config) {
 				d.set(keys, name+"."+k, table[k])
 			}
 		default:
-			d.set(keys, name, v)
+			d.set(keys, asWritten(name), v)
 		}
 	}
 }
@@ -181,6 +194,10 @@ func (d *document) set(keys []key, name string, v any) {
 // unknown reports a key that does not exist, and the one that was meant: most
 // often a slip of the finger, or a key of another section.
 func (d *document) unknown(name string, keys []key) {
+	if written, err := strconv.Unquote(name); err == nil {
+		d.fail(name, "there is no such key: the quotes make it one name, dots and all%s", meant(written, keys))
+		return
+	}
 	names := make([]string, 0, len(keys))
 	section, last := splitName(name)
 	var elsewhere, siblings, sections []string
@@ -218,6 +235,18 @@ func (d *document) unknown(name string, keys []key) {
 	d.fail(name, "%s", text)
 }
 
+// meant names the key that a name with dots in it is, or is close to.
+func meant(name string, keys []key) string {
+	names := make([]string, len(keys))
+	for i, k := range keys {
+		names[i] = k.name
+	}
+	if near := closest(name, names); near != "" {
+		return "; did you mean " + near + ", without them?"
+	}
+	return ""
+}
+
 func splitName(name string) (section, last string) {
 	if i := strings.LastIndexByte(name, '.'); i >= 0 {
 		return name[:i], name[i+1:]
@@ -249,7 +278,11 @@ func describe(v any) string {
 	case int64:
 		return "the number " + strconv.FormatInt(v, 10)
 	case float64:
-		return "the number " + strconv.FormatFloat(v, 'g', -1, 64)
+		n := strconv.FormatFloat(v, 'g', -1, 64)
+		if v == math.Trunc(v) && !strings.ContainsAny(n, "eIN") {
+			n += ".0" // which tells it from a whole number
+		}
+		return "the number " + n
 	case bool:
 		return strconv.FormatBool(v)
 	case []any:

@@ -12,10 +12,16 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 )
 
-// A key is one key of the file: its full name and how its value is taken.
+// A key is one key of the file, by its full name.
 type key struct {
 	name string
-	set  func(d *document, name string, v any)
+	place
+}
+
+// A place is where a key's value goes, and how it is taken.
+type place struct {
+	at  any // a pointer into a Config
+	set func(d *document, name string, v any)
 }
 
 const (
@@ -44,14 +50,14 @@ func keysOf(c *Config) []key {
 		{"cache.max_size", sizeBetween(&c.Cache.MaxSize, 1<<20, 1<<40)},
 
 		{"dns.servers", listOf(&c.DNS.Servers, MaxServers, 0, parseServer, `the address of a DNS server, as "127.0.0.1:53"`)},
-		{"dns.trust_ad", func(d *document, name string, v any) {
+		{"dns.trust_ad", place{&c.DNS.TrustAD, func(d *document, name string, v any) {
 			c.DNS.TrustAD = new(bool)
-			boolean(c.DNS.TrustAD)(d, name, v)
-		}},
+			boolean(c.DNS.TrustAD).set(d, name, v)
+		}}},
 		{"dns.timeout", between(&c.DNS.Timeout, 100*time.Millisecond, time.Minute)},
 
 		{"fetch.timeout", between(&c.Fetch.Timeout, time.Second, 5*time.Minute)},
-		{"fetch.ca_file", scalar(&c.Fetch.CAFile, anyString, "the path of a file of PEM certificates")},
+		{keyCAFile, scalar(&c.Fetch.CAFile, anyString, "the path of a file of PEM certificates")},
 		{"fetch.allow_private", boolean(&c.Fetch.AllowPrivate)},
 
 		{"lookup.timeout", between(&c.Lookup.Timeout, 100*time.Millisecond, MaxLookup)},
@@ -70,8 +76,8 @@ func keysOf(c *Config) []key {
 }
 
 // scalar takes a string that parse understands. want says what that is.
-func scalar[T any](dst *T, parse func(string) (T, bool), want string) func(*document, string, any) {
-	return func(d *document, name string, v any) {
+func scalar[T any](dst *T, parse func(string) (T, bool), want string) place {
+	return place{dst, func(d *document, name string, v any) {
 		if s, ok := v.(string); ok {
 			if t, ok := parse(s); ok {
 				*dst = t
@@ -79,12 +85,12 @@ func scalar[T any](dst *T, parse func(string) (T, bool), want string) func(*docu
 			}
 		}
 		d.fail(name, "is %s; expected %s", describe(v), want)
-	}
+	}}
 }
 
 // listOf takes an array of strings, from least to most of them.
-func listOf[T any](dst *[]T, most, least int, parse func(string) (T, bool), want string) func(*document, string, any) {
-	return func(d *document, name string, v any) {
+func listOf[T any](dst *[]T, most, least int, parse func(string) (T, bool), want string) place {
+	return place{dst, func(d *document, name string, v any) {
 		a, ok := v.([]any)
 		switch {
 		case !ok:
@@ -97,38 +103,39 @@ func listOf[T any](dst *[]T, most, least int, parse func(string) (T, bool), want
 			d.fail(name, "has %d elements; expected at most %d", len(a), most)
 			return
 		}
-		list := make([]T, len(a))
+		*dst = nil // if it stays empty, too: no list and an empty one are the same
 		for i, v := range a {
-			scalar(&list[i], parse, want)(d, element(name, i), v)
+			var t T
+			scalar(&t, parse, want).set(d, element(name, i), v)
+			*dst = append(*dst, t)
 		}
-		*dst = list
-	}
+	}}
 }
 
-func boolean(dst *bool) func(*document, string, any) {
-	return func(d *document, name string, v any) {
+func boolean(dst *bool) place {
+	return place{dst, func(d *document, name string, v any) {
 		b, ok := v.(bool)
 		if !ok {
 			d.fail(name, "is %s; expected true or false, without quotes", describe(v))
 			return
 		}
 		*dst = b
-	}
+	}}
 }
 
-func number(dst *int, least, most int) func(*document, string, any) {
-	return func(d *document, name string, v any) {
+func number(dst *int, least, most int) place {
+	return place{dst, func(d *document, name string, v any) {
 		n, ok := v.(int64)
 		if !ok || n < int64(least) || n > int64(most) {
-			d.fail(name, "is %s; expected a number from %d to %d", describe(v), least, most)
+			d.fail(name, "is %s; expected a whole number from %d to %d", describe(v), least, most)
 			return
 		}
 		*dst = int(n)
-	}
+	}}
 }
 
-func between(dst *time.Duration, least, most time.Duration) func(*document, string, any) {
-	return func(d *document, name string, v any) {
+func between(dst *time.Duration, least, most time.Duration) place {
+	return place{dst, func(d *document, name string, v any) {
 		if s, ok := v.(string); ok {
 			if t, ok := ParseDuration(s); ok && t >= least && t <= most {
 				*dst = t
@@ -137,11 +144,11 @@ func between(dst *time.Duration, least, most time.Duration) func(*document, stri
 		}
 		d.fail(name, `is %s; expected a duration from %s to %s, as "90s", "1h30m" or "2d"`,
 			describe(v), FormatDuration(least), FormatDuration(most))
-	}
+	}}
 }
 
-func sizeBetween(dst *int64, least, most int64) func(*document, string, any) {
-	return func(d *document, name string, v any) {
+func sizeBetween(dst *int64, least, most int64) place {
+	return place{dst, func(d *document, name string, v any) {
 		n, ok := v.(int64)
 		if s, isString := v.(string); isString {
 			n, ok = ParseSize(s)
@@ -152,7 +159,7 @@ func sizeBetween(dst *int64, least, most int64) func(*document, string, any) {
 			return
 		}
 		*dst = n
-	}
+	}}
 }
 
 func anyString(s string) (string, bool) { return s, !strings.ContainsRune(s, 0) }

@@ -35,11 +35,11 @@ func mapKeys(m *mtamap.Map) []key {
 		{"dane", boolean(&m.DANE)},
 		{"tlsrpt", boolean(&m.TLSRPT)},
 		{"servername", boolean(&m.Servername)},
-		{"testing", func(d *document, name string, v any) {
+		{"testing", place{&m.Testing, func(d *document, name string, v any) {
 			word := "off"
-			scalar(&word, oneOf("off", "enforce"), `"off" or "enforce"`)(d, name, v)
+			scalar(&word, oneOf("off", "enforce"), `"off" or "enforce"`).set(d, name, v)
 			m.Testing = word == "enforce"
-		}},
+		}}},
 		{"enforce", boolean(&m.Enforce)},
 	}
 }
@@ -88,12 +88,13 @@ func (d *document) applyMap(m *mtamap.Map, full string, table map[string]any) {
 	for j := range keys {
 		keys[j].name = full + "." + keys[j].name
 	}
-	before := len(d.errs)
 	for _, k := range sortedKeys(table) {
 		d.set(keys, full+"."+k, table[k])
 	}
-	if len(d.errs) > before {
-		return
+	for _, k := range []string{"format", "dane", "tlsrpt"} {
+		if d.failed(full + "." + k) { // of those that can conflict
+			return
+		}
 	}
 	for _, err := range m.Conflicts() {
 		d.fail(full, "%v", err)
