@@ -243,7 +243,11 @@ func heldWords(t *text, h *control.Held, now time.Time) {
 		t.row("exempt", "the domain is exempt: every map replies NOTFOUND")
 	}
 	for _, x := range h.Rehearsed {
-		t.row("rehearsed", fmt.Sprintf("map %s would have replied to %d lookups, the last one %s: %s", x.Map, x.Count, when(x.Last, now), x.Reply))
+		lookups := "1 lookup"
+		if x.Count != 1 {
+			lookups = fmt.Sprintf("%d lookups", x.Count)
+		}
+		t.row("rehearsed", fmt.Sprintf("map %s would have replied to %s, the last one %s: %s", x.Map, lookups, when(x.Last, now), x.Reply))
 	}
 }
 
