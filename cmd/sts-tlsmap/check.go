@@ -48,6 +48,9 @@ func (a *app) check() (int, error) {
 	if w := cacheWarning(cfg, os.DirFS("/"), mayWrite); w != "" {
 		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: %s\n", w)
 	}
+	if out.proxy != "" {
+		fmt.Fprintf(a.stdout, "proxy: %s, by this environment; the daemon goes by its own\n", out.proxy)
+	}
 	a.checkDNSSEC(cfg, out.checker)
 	a.checkDaemon(cfg, &h, healthErr)
 	name := cfg.File

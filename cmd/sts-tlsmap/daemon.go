@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -236,7 +237,7 @@ func (s *service) announce() {
 	stats := s.store.Stats()
 	s.log.Info("ready", "version", version, "listen", s.listeners.names(), "control", s.listeners.controlName(),
 		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", servers, "trust_ad", s.out.resolver.TrustsAD(),
-		"metrics", s.listeners.metricsNames())
+		"metrics", s.listeners.metricsNames(), "proxy", cmp.Or(s.out.proxy, "none"))
 	for _, w := range warnings(s.cfg, s.out.resolver, s.listeners.opened()) {
 		s.log.Warn(w)
 	}
