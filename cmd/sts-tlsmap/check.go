@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
@@ -36,6 +37,9 @@ func (a *app) check() (int, error) {
 	}
 	if _, _, err := newMaps(cfg); err != nil {
 		return 0, err
+	}
+	if err := cache.CheckPath(cfg.Cache.Path); err != nil {
+		return 0, cacheError(err, cfg)
 	}
 	h, healthErr := a.checkedPeer(cfg)
 	open := openedBy(cfg)

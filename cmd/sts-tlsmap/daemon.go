@@ -165,7 +165,10 @@ func cacheError(err error, cfg *config.Config) error {
 	dir := filepath.Dir(cfg.Cache.Path)
 	err = fmt.Errorf("the cache cannot be opened: %w", err)
 	var locked *cache.LockedError
+	var noFile *cache.NotAFileError
 	switch {
+	case errors.As(err, &noFile):
+		return hint(err, "set path in [cache]")
 	case errors.As(err, &locked):
 		return hint(err, "stop that daemon, or give this one a cache of its own: path in [cache]")
 	case errors.Is(err, unix.EROFS):
