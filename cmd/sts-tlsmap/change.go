@@ -74,7 +74,7 @@ func refreshedWords(r control.Refreshed) string {
 
 // forget is -forget.
 func (a *app) forget(ctx context.Context) (int, error) {
-	code, found := exitDone, 0
+	code, found, failures := exitDone, 0, 0
 	err := a.each(ctx, func(domains []string, step func()) error {
 		return a.peer.client.Forget(ctx, domains, func(f control.Forgotten) error {
 			step()
@@ -82,6 +82,11 @@ func (a *app) forget(ctx context.Context) (int, error) {
 			case f.Err != "":
 				fmt.Fprintf(a.stdout, "%s: failed: %s\n", f.Domain, printable(f.Err))
 				code = exitFailed
+			case !f.Found && f.Failure:
+				failures++
+				if !a.all() {
+					fmt.Fprintf(a.stdout, "%s: forgotten: no policy was held, only a failure to find one\n", f.Domain)
+				}
 			case !f.Found:
 				if !a.all() {
 					fmt.Fprintf(a.stdout, "%s: not in the cache\n", f.Domain)
@@ -96,10 +101,16 @@ func (a *app) forget(ctx context.Context) (int, error) {
 			return nil
 		})
 	})
-	if err == nil && a.all() {
+	if err != nil || !a.all() {
+		return code, err
+	}
+	n, err := a.peer.client.ForgetFailures(ctx) // of domains that no list has
+	if failures += n; failures > 0 {
+		fmt.Fprintf(a.stdout, "%d forgotten; failures to find a policy: %d\n", found, failures)
+	} else {
 		fmt.Fprintf(a.stdout, "%d forgotten\n", found)
 	}
-	return code, err
+	return code, a.peer.hinted(err)
 }
 
 // all says whether the arguments are the word all.

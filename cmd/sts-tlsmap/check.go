@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
@@ -37,6 +38,9 @@ func (a *app) check() (int, error) {
 	if _, _, err := newMaps(cfg); err != nil {
 		return 0, err
 	}
+	if err := cache.CheckPath(cfg.Cache.Path); err != nil {
+		return 0, cacheError(err, cfg)
+	}
 	h, healthErr := a.checkedPeer(cfg)
 	open := openedBy(cfg)
 	if healthErr == nil {
@@ -47,6 +51,9 @@ func (a *app) check() (int, error) {
 	}
 	if w := cacheWarning(cfg, os.DirFS("/"), mayWrite); w != "" {
 		fmt.Fprintf(a.stderr, "sts-tlsmap: warning: %s\n", w)
+	}
+	if out.proxy != "" {
+		fmt.Fprintf(a.stdout, "proxy: %s, by this environment; the daemon goes by its own\n", out.proxy)
 	}
 	a.checkDNSSEC(cfg, out.checker)
 	a.checkDaemon(cfg, &h, healthErr)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -164,7 +165,10 @@ func cacheError(err error, cfg *config.Config) error {
 	dir := filepath.Dir(cfg.Cache.Path)
 	err = fmt.Errorf("the cache cannot be opened: %w", err)
 	var locked *cache.LockedError
+	var noFile *cache.NotAFileError
 	switch {
+	case errors.As(err, &noFile):
+		return hint(err, "set path in [cache]")
 	case errors.As(err, &locked):
 		return hint(err, "stop that daemon, or give this one a cache of its own: path in [cache]")
 	case errors.Is(err, unix.EROFS):
@@ -236,7 +240,7 @@ func (s *service) announce() {
 	stats := s.store.Stats()
 	s.log.Info("ready", "version", version, "listen", s.listeners.names(), "control", s.listeners.controlName(),
 		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", servers, "trust_ad", s.out.resolver.TrustsAD(),
-		"metrics", s.listeners.metricsNames())
+		"metrics", s.listeners.metricsNames(), "proxy", cmp.Or(s.out.proxy, "none"))
 	for _, w := range warnings(s.cfg, s.out.resolver, s.listeners.opened()) {
 		s.log.Warn(w)
 	}

@@ -17,6 +17,7 @@ import (
 type outside struct {
 	resolver *resolver.Resolver
 	client   *policy.Client
+	proxy    string // through which policies are fetched, without credentials; empty: none
 	checker  *dane.Checker
 }
 
@@ -40,18 +41,23 @@ func newOutside(cfg *config.Config, log *slog.Logger) (*outside, error) {
 	case err != nil:
 		return nil, hint(err, "without authorities no policy can be fetched; Debian has them in the package ca-certificates")
 	}
+	proxy, named, err := policy.ProxyFromEnvironment()
+	if err != nil {
+		return nil, hint(err, "write it as http://proxy.example:3128; with user:password@ before the name, each special character "+
+			"in these is written as its code, so %% is %%25")
+	}
 	client, err := policy.NewClient(policy.Config{
 		Resolver:     r,
 		Roots:        roots,
 		Timeout:      cfg.Fetch.Timeout,
 		AllowPrivate: cfg.Fetch.AllowPrivate,
-		Proxy:        policy.ProxyFromEnvironment(),
+		Proxy:        proxy,
 		UserAgent:    "sts-tlsmap/" + version,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &outside{resolver: r, client: client, checker: dane.New(dane.Options{Resolver: r, Log: log})}, nil
+	return &outside{resolver: r, client: client, proxy: named, checker: dane.New(dane.Options{Resolver: r, Log: log})}, nil
 }
 
 func isLoopback(a netip.AddrPort) bool { return a.Addr().Unmap().IsLoopback() }

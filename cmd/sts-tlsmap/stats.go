@@ -35,13 +35,14 @@ type salvage struct {
 	Recovered int    `json:"recovered"`
 	Damaged   int    `json:"damaged"`
 	Lost      int    `json:"lost"`
+	Unopened  bool   `json:"unopened,omitempty"` // how many were lost is not known
 }
 
 func salvageOf(r *cache.Report) *salvage {
 	if r == nil {
 		return nil
 	}
-	s := &salvage{MovedTo: r.MovedTo, Recovered: r.Recovered, Damaged: r.Damaged, Lost: r.Lost}
+	s := &salvage{MovedTo: r.MovedTo, Recovered: r.Recovered, Damaged: r.Damaged, Lost: r.Lost, Unopened: r.Unopened}
 	if r.Why != nil {
 		s.Why = r.Why.Error()
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"time"
@@ -25,10 +26,9 @@ const (
 )
 
 var (
-	errNotRegular = errors.New("it is not a regular file")
-	errNotWhole   = errors.New("one of its two meta pages, or both, cannot be read")
-	errCut        = errors.New("it is shorter than it was")
-	errFreelist   = errors.New("its list of free pages cannot be read")
+	errNotWhole = errors.New("one of its two meta pages, or both, cannot be read")
+	errCut      = errors.New("it is shorter than it was")
+	errFreelist = errors.New("its list of free pages cannot be read")
 )
 
 // A SchemaError is a file that a later version of this program has written.
@@ -158,14 +158,51 @@ func checkFile(path string) (int64, error) {
 // openRegular opens the file at path for reading, if it is a regular one: a
 // pipe would wait, a directory be of no use.
 func openRegular(path string) (*os.File, error) {
-	info, err := os.Stat(path)
-	if err != nil {
+	if err := CheckPath(path); err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() {
-		return nil, errors.Join(ErrUnreadable, errNotRegular)
-	}
 	return os.Open(path)
+}
+
+// A NotAFileError says that something else than a file is at the path of the
+// cache: that is a slip in the configuration, and no damage to a cache.
+type NotAFileError struct {
+	Path string
+	Kind string // what it is, as "folder"
+}
+
+func (e *NotAFileError) Error() string {
+	if e.Kind == kind(fs.ModeDir) {
+		return fmt.Sprintf("%s is a folder; name a file in it", e.Path)
+	}
+	return fmt.Sprintf("%s is a %s, not a file", e.Path, e.Kind)
+}
+
+// kind names what is not a regular file.
+func kind(mode fs.FileMode) string {
+	switch mode.Type() {
+	case 0:
+		return ""
+	case fs.ModeDir:
+		return "folder"
+	case fs.ModeNamedPipe:
+		return "pipe"
+	case fs.ModeSocket:
+		return "socket"
+	}
+	return "device"
+}
+
+// CheckPath returns a *NotAFileError if something else than a file is at path.
+func CheckPath(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil // Open tells
+	}
+	if k := kind(info.Mode()); k != "" {
+		return &NotAFileError{path, k}
+	}
+	return nil
 }
 
 // create makes the buckets of a new file.

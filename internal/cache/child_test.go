@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -312,7 +313,10 @@ func TestADamagedFileOnADiskWithoutRoomIsAnsweredFrom(t *testing.T) {
 }
 
 func openUnreadable(path string) error {
-	s, err := Open(path, testOptions())
+	var log strings.Builder
+	o := testOptions()
+	o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	s, err := Open(path, o)
 	if err != nil {
 		return err
 	}
@@ -320,6 +324,11 @@ func openUnreadable(path string) error {
 	report := s.Stats().Salvage
 	if report == nil {
 		return fmt.Errorf("the file was read")
+	}
+	if !report.Unopened || !strings.Contains(report.Advice(), "chown "+report.MovedTo+" to its user") ||
+		strings.Contains(log.String(), "is damaged") || !strings.Contains(log.String(), `lost="not known"`) ||
+		!strings.Contains(log.String(), `next="the file may be whole: stop the daemon`) {
+		return fmt.Errorf("%+v, and the log:\n%s", report, log.String())
 	}
 	if _, err := s.Write(puts(record("a.example"))); err != nil {
 		return err

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 func TestASecondDaemonIsToldWhoHasTheCache(t *testing.T) {
@@ -123,19 +125,38 @@ func TestAFileOfALaterSchemaIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestADirectoryInPlaceOfTheFileIsMovedAside(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "cache.db")
-	if err := os.MkdirAll(filepath.Join(path, "inside"), 0o700); err != nil {
+func TestWhatIsNoFileIsLeftInItsPlace(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	l, err := net.Listen("unix", at("socket"))
+	if err == nil {
+		defer l.Close()
+		err = errors.Join(os.Mkdir(at("folder"), 0o700), unix.Mkfifo(at("pipe"), 0o600), os.Symlink(at("folder"), at("link")))
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	s := openAt(t, path, testOptions())
-	mustWrite(t, s, puts(record("a.example"))...)
-	report := s.Stats().Salvage
-	if report == nil || !errors.Is(report.Why, errNotRegular) {
-		t.Fatalf("%+v", report)
+	for path, want := range map[string]string{
+		at("folder"): at("folder") + " is a folder; name a file in it",
+		at("link"):   at("folder") + " is a folder; name a file in it",
+		at("pipe"):   at("pipe") + " is a pipe, not a file",
+		at("socket"): at("socket") + " is a socket, not a file",
+		"/dev/null":  "/dev/null is a device, not a file",
+	} {
+		s, err := Open(path, testOptions())
+		if s != nil {
+			s.Close()
+		}
+		_, readErr := OpenReadOnly(path)
+		for _, err := range []error{err, readErr} {
+			var no *NotAFileError
+			if !errors.As(err, &no) || err.Error() != want {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
 	}
-	if _, err := os.Stat(filepath.Join(report.MovedTo, "inside")); err != nil {
-		t.Error(err)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 4 {
+		t.Errorf("%v, %v", entries, err)
 	}
 }
 

@@ -135,7 +135,7 @@ func (s *Store) settleRebuild() error {
 func putInPlace(rebuilt, path string, now time.Time) (aside string, err error) {
 	aside = asideName(path, now)
 	moved := false
-	if err = os.Link(path, aside); err != nil { // a directory, or a file system without links
+	if err = os.Link(path, aside); err != nil { // a file system without links
 		err = os.Rename(path, aside)
 		moved = err == nil
 	}

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,6 +25,28 @@ type Report struct {
 	Recovered int    // policies carried over
 	Damaged   int    // policies carried over although their checksum is wrong: held, but not readable
 	Lost      int    // policies that were there and are not now, as far as can be told
+	Unopened  bool   // the file could not be opened at all: how many were lost is not known
+}
+
+// Advice is what may bring everything back of a file that could not be opened
+// for want of permission; empty for any other.
+func (r *Report) Advice() string {
+	switch {
+	case !r.Unopened || !errors.Is(r.Why, fs.ErrPermission):
+		return ""
+	case r.MovedTo == "":
+		return fmt.Sprintf("the file may be whole: stop the daemon, chown the file to its user (uid %d), and start it again", os.Geteuid())
+	}
+	return fmt.Sprintf("the file may be whole: stop the daemon, chown %s to its user (uid %d), move it back, and start the daemon again",
+		r.MovedTo, os.Geteuid())
+}
+
+// lost is the number of policies lost for the log.
+func (r *Report) lost() any {
+	if r.Unopened {
+		return "not known"
+	}
+	return r.Lost
 }
 
 const (
@@ -54,8 +77,10 @@ func damage(err error) bool {
 // salvage makes a new file of what can be read of the one at the store's path,
 // which cannot be opened because of why, and puts it in that one's place.
 func (s *Store) salvage(why error) (*boltFile, *snapshot, Report, error) {
-	s.log.Error("the cache file is damaged; saving what can be read", "path", s.path, "err", why)
 	from, sn, whole, err := openMapped(s.path)
+	if from != nil {
+		s.log.Error("the cache file is damaged; saving what can be read", "path", s.path, "err", why)
+	}
 	if err != nil {
 		s.log.Error("nothing of the cache file can be read", "path", s.path, "err", err)
 	}
@@ -73,7 +98,7 @@ func (s *Store) salvage(why error) (*boltFile, *snapshot, Report, error) {
 			"path", s.path, "err", err)
 		file, next, report, err = s.toMemory(src)
 	}
-	report.Why = why
+	report.Why, report.Unopened = why, from == nil
 	if err != nil {
 		return nil, nil, report, fmt.Errorf("save what can be read of the damaged file: %w", err)
 	}
@@ -87,14 +112,22 @@ func noRoom(err error) bool {
 }
 
 func (s *Store) logReport(r Report) {
+	advice := r.Advice()
 	if r.MovedTo == "" {
 		s.log.Error("the damaged cache file was left in its place, and what could be read of it is in memory only: nothing that is found now outlives the daemon",
-			"path", s.path, "recovered", r.Recovered, "damaged", r.Damaged, "lost", r.Lost, "err", r.Why,
-			"next", "make room on the disk, or see who owns the cache's folder, and restart the daemon")
+			"path", s.path, "recovered", r.Recovered, "damaged", r.Damaged, "lost", r.lost(), "err", r.Why,
+			"next", cmp.Or(advice, "make room on the disk, or see who owns the cache's folder, and restart the daemon"))
 		return
 	}
-	s.log.Error("the damaged cache file was moved aside, and a new one was started",
-		"path", s.path, "moved_to", r.MovedTo, "recovered", r.Recovered, "damaged", r.Damaged, "lost", r.Lost, "err", r.Why)
+	what := "the damaged cache file was moved aside, and a new one was started"
+	if r.Unopened {
+		what = "the cache file could not be opened; it was moved aside, and a new one was started"
+	}
+	args := []any{"path", s.path, "moved_to", r.MovedTo, "recovered", r.Recovered, "damaged", r.Damaged, "lost", r.lost(), "err", r.Why}
+	if advice != "" {
+		args = append(args, "next", advice)
+	}
+	s.log.Error(what, args...)
 }
 
 // A source is a damaged file.

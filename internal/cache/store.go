@@ -68,12 +68,15 @@ type Store struct {
 
 // Open opens the cache at path, for this process alone, or makes it. Another
 // process that has it is a *LockedError, a file from a later version a
-// *SchemaError. A damaged file is moved aside, what can be read of it is carried
+// *SchemaError, and what is no file at all a *NotAFileError. A damaged file is moved aside, what can be read of it is carried
 // over into a new one, and Stats().Salvage says so; that takes the time to read
 // the file through. Any other error means that there can be no cache there: no
 // such directory, no space, no permission.
 func Open(path string, o Options) (*Store, error) {
 	path = resolve(path)
+	if err := CheckPath(path); err != nil {
+		return nil, err
+	}
 	lock, err := lockCache(path, true)
 	if err != nil {
 		return nil, err
@@ -165,6 +168,9 @@ func openPinned(path string, maxSize int64, sync bool) (*boltFile, *snapshot, er
 // changes nothing, and salvages nothing: that is for the daemon.
 func OpenReadOnly(path string) (*Store, error) {
 	path = resolve(path)
+	if err := CheckPath(path); err != nil {
+		return nil, err
+	}
 	lock, err := lockCache(path, false)
 	if err != nil {
 		return nil, err

@@ -140,8 +140,21 @@ func (c *Client) Forget(ctx context.Context, domains []string, each func(Forgott
 	return readLines(res.Body, each)
 }
 
+// ForgetFailures drops all remembered failures to find a policy, and returns how
+// many they were.
+func (c *Client) ForgetFailures(ctx context.Context) (int, error) {
+	var f ForgottenFailures
+	err := c.decode(ctx, http.MethodPost, "/v1/forget-failures", &f)
+	return f.Count, err
+}
+
 func (c *Client) get(ctx context.Context, path string, into any) error {
-	res, err := c.do(ctx, http.MethodGet, path, nil)
+	return c.decode(ctx, http.MethodGet, path, into)
+}
+
+// decode asks with no body, and decodes the answer.
+func (c *Client) decode(ctx context.Context, method, path string, into any) error {
+	res, err := c.do(ctx, method, path, nil)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@
 //	GET  /v1/cache/DOMAIN      what is held of a domain
 //	POST /v1/refresh           check and fetch domains now, a Refreshed a line, then an End
 //	POST /v1/forget            drop domains, a Forgotten a line, then an End
+//	POST /v1/forget-failures   forget all failures to find a policy, a ForgottenFailures
 //	GET  /v1/exempt            exemptions set at run time, an Exemption a line, then an End
 //	POST /v1/exempt            exempt a domain for a time, or end that
 //	POST /v1/learn             take policies over and discover domains, a Learned a line, then an End
@@ -58,7 +59,8 @@ type Keeper interface {
 	Get(domain string) (cache.Record, error)
 	List(after string, limit int) (list []cache.Record, next string, err error)
 	Refresh(ctx context.Context, domain string) (keeper.Refreshed, error)
-	Forget(ctx context.Context, domain string) (bool, error)
+	Forget(ctx context.Context, domain string) (held, failure bool, err error)
+	ForgetFailures() int
 	Negative(domain string) (keeper.Negative, bool)
 }
 
@@ -179,8 +181,16 @@ type Refreshed = keeper.Refreshed
 // Forgotten is what came of forgetting one domain.
 type Forgotten struct {
 	Domain string `json:"domain"`
-	Found  bool   `json:"found"`
-	Err    string `json:"error,omitempty"`
+	Found  bool   `json:"found"` // a policy was held
+
+	// Failure says that a failure to find one was remembered.
+	Failure bool   `json:"failure,omitempty"`
+	Err     string `json:"error,omitempty"`
+}
+
+// ForgottenFailures is what came of forgetting all failures to find a policy.
+type ForgottenFailures struct {
+	Count int `json:"count"`
 }
 
 // An End is the last line of every answer of several lines: without one, the

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -83,12 +84,20 @@ func (k *fakeKeeper) Refresh(ctx context.Context, domain string) (keeper.Refresh
 	return keeper.Refreshed{Domain: domain, Result: policy.ResultOK, Mode: "enforce", ID: "1"}, nil
 }
 
-func (k *fakeKeeper) Forget(_ context.Context, domain string) (bool, error) {
+func (k *fakeKeeper) Forget(_ context.Context, domain string) (held, failure bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	_, found := k.records[domain]
+	_, held = k.records[domain]
+	_, failure = k.negatives[domain]
 	delete(k.records, domain)
-	return found, nil
+	delete(k.negatives, domain)
+	return held, failure, nil
+}
+
+func (k *fakeKeeper) ForgetFailures() int {
+	n := len(k.negatives)
+	clear(k.negatives)
+	return n
 }
 
 func (k *fakeKeeper) Negative(domain string) (keeper.Negative, bool) {
@@ -336,15 +345,20 @@ func TestDomainsAreRefreshedAtOnceAndForgotten(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 
-	found := 0
-	err := c.Forget(t.Context(), []string{"d000000.test", "x.test"}, func(f Forgotten) error {
-		if f.Found {
-			found++
-		}
+	k.negatives = map[string]keeper.Negative{"y.test": {}, "z.test": {}}
+	forgotten := make(map[string]Forgotten)
+	err := c.Forget(t.Context(), []string{"d000000.test", "x.test", "y.test"}, func(f Forgotten) error {
+		forgotten[f.Domain] = f
 		return nil
 	})
-	if err != nil || found != 1 {
-		t.Errorf("found %d, %v", found, err)
+	want := map[string]Forgotten{
+		"d000000.test": {Domain: "d000000.test", Found: true}, "x.test": {Domain: "x.test"}, "y.test": {Domain: "y.test", Failure: true},
+	}
+	if err != nil || !maps.Equal(forgotten, want) {
+		t.Errorf("got %v, %v", forgotten, err)
+	}
+	if n, err := c.ForgetFailures(t.Context()); err != nil || n != 1 {
+		t.Errorf("%d failures, %v", n, err)
 	}
 }
 

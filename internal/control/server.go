@@ -82,6 +82,7 @@ func NewServer(o Options) *Server {
 	mux.HandleFunc("GET /v1/cache/{domain}", s.held)
 	mux.HandleFunc("POST /v1/refresh", s.writers(s.refresh))
 	mux.HandleFunc("POST /v1/forget", s.writers(s.forget))
+	mux.HandleFunc("POST /v1/forget-failures", s.writers(s.forgetFailures))
 	mux.HandleFunc("GET /v1/exempt", s.exemptions)
 	mux.HandleFunc("POST /v1/exempt", s.writers(s.setExempt))
 	mux.HandleFunc("POST /v1/learn", s.writers(s.learn))
@@ -260,13 +261,17 @@ func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) forget(w http.ResponseWriter, r *http.Request) {
 	s.each(w, r, forgetAtOnce, func(ctx context.Context, domain string) any {
-		found, err := s.o.Keeper.Forget(ctx, domain)
-		f := Forgotten{Domain: domain, Found: found}
+		held, failure, err := s.o.Keeper.Forget(ctx, domain)
+		f := Forgotten{Domain: domain, Found: held, Failure: failure}
 		if err != nil {
 			f.Err = err.Error()
 		}
 		return f
 	})
+}
+
+func (s *Server) forgetFailures(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, ForgottenFailures{Count: s.o.Keeper.ForgetFailures()})
 }
 
 // each does something for every domain of the request, as forEach does.

@@ -9,6 +9,7 @@
 package health
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -116,6 +117,12 @@ func (s *Signs) salvage() Trouble {
 	where := ""
 	if r.MovedTo != "" {
 		where = "; the damaged file is " + r.MovedTo
+	}
+	if r.Unopened {
+		where = strings.Replace(where, "damaged file", "file", 1)
+		return Trouble{Condition: Salvage, told: true,
+			What: fmt.Sprintf("the cache file could not be opened (%v), and a new one was started: how many policies were lost is not known%s", oneLine(r.Why), where),
+			Next: cmp.Or(r.Advice(), "look at the disk of this machine") + "; lost policies are found anew by the next lookup; this ends with a restart"}
 	}
 	return Trouble{Condition: Salvage, told: true,
 		What: fmt.Sprintf("the cache was damaged (%v): %d policies were saved, %d were damaged, %d lost%s",

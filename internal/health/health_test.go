@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
@@ -51,6 +54,20 @@ func TestNothingIsWrongWithADaemonThatWorks(t *testing.T) {
 		DANE: dane.Stats{Kept: 7, Verdict: dane.Validates}} // which they lose at their next renewal
 	if got := s.Troubles(); len(got) != 0 {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestAFileThatMayNotBeOpenedIsNotSaidToBeDamaged(t *testing.T) {
+	why := &fs.PathError{Op: "open", Path: "/cache.db", Err: unix.EACCES}
+	s := Signs{Now: noon, Cache: cache.Stats{Salvage: &cache.Report{Why: why, MovedTo: "/cache.db.damaged-1", Unopened: true}}}
+	list := s.Troubles()
+	if len(list) != 1 || !strings.Contains(list[0].What, "lost is not known; the file is /cache.db.damaged-1") ||
+		!strings.HasPrefix(list[0].Next, "the file may be whole: stop the daemon, chown /cache.db.damaged-1 to its user") {
+		t.Errorf("%+v", list)
+	}
+	s.Cache.Salvage.Why = unix.EIO
+	if list := s.Troubles(); len(list) != 1 || !strings.HasPrefix(list[0].Next, "look at the disk") {
+		t.Errorf("%+v", list)
 	}
 }
 

@@ -126,26 +126,31 @@ func (k *Keeper) refreshNow(domain string, fl *flight) {
 // Forget drops a domain from the cache, and what is remembered of failures.
 // A discovery or a fetch under way ends first, so that what it finds does not
 // come after. It returns once that is on disk, and says whether a policy was
-// held.
-func (k *Keeper) Forget(ctx context.Context, domain string) (bool, error) {
+// held, and whether a failure to find one was remembered.
+func (k *Keeper) Forget(ctx context.Context, domain string) (held, failure bool, err error) {
 	fl := k.flights.alone(ctx, domain)
 	if fl == nil {
-		return false, ctx.Err()
+		return false, false, ctx.Err()
 	}
 	defer k.flights.end(domain, fl)
-	_, err := k.Get(domain)
+	_, failure = k.Negative(domain)
+	_, err = k.Get(domain)
 	inMemory := k.unkept(domain) != nil // where the store had no room, it is nowhere else
-	found := err == nil || isDamaged(err) || inMemory
-	if err != nil && !found && !errors.Is(err, cache.ErrNotFound) {
-		return false, err
+	held = err == nil || isDamaged(err) || inMemory
+	if err != nil && !held && !errors.Is(err, cache.ErrNotFound) {
+		return false, false, err
 	}
 	p := &pending{domain: domain}
 	if err := k.writer.write(p); err != nil {
-		return found, err
+		return held, failure, err
 	}
 	k.publish(p)
 	if isClosed(p.done) {
-		return found, nil
+		return held, failure, nil
 	}
-	return found, errors.New("forgotten in memory, but not on disk yet: it is slow or full")
+	return held, failure, errors.New("forgotten in memory, but not on disk yet: it is slow or full")
 }
+
+// ForgetFailures drops what is remembered of domains without a policy, and
+// returns how many they were. A discovery under way may still leave one.
+func (k *Keeper) ForgetFailures() int { return k.negative.clear(time.Now()) }

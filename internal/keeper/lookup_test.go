@@ -310,7 +310,7 @@ func TestAListingIsWholeWhereWhatWaitsForTheDiskIsPartOfIt(t *testing.T) {
 		}
 		// Pages on which everything was forgotten do not end it.
 		for _, d := range want[:5] {
-			_, _ = s.Forget(t.Context(), d) // on a full disk
+			_, _, _ = s.Forget(t.Context(), d) // on a full disk
 		}
 		if got := s.listed(t, 2); !slices.Equal(got, want[5:]) {
 			t.Errorf("after some were forgotten: %d domains, not %d", len(got), len(want)-5)
@@ -345,7 +345,7 @@ func TestForgetDropsThePolicyFromMemoryAndDisk(t *testing.T) {
 		for range 3 {
 			s.mustHold(t, "example.com") // into the table, too
 		}
-		found, err := s.Forget(t.Context(), "example.com")
+		found, _, err := s.Forget(t.Context(), "example.com")
 		if err != nil || !found {
 			t.Fatalf("forget: %v, %v", found, err)
 		}
@@ -353,9 +353,40 @@ func TestForgetDropsThePolicyFromMemoryAndDisk(t *testing.T) {
 		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
 			t.Errorf("after forget: %v", err)
 		}
-		if found, _ := s.Forget(t.Context(), "example.com"); found {
+		if found, _, _ := s.Forget(t.Context(), "example.com"); found {
 			t.Error("found once more")
 		}
+	})
+}
+
+func TestForgetDropsRememberedFailuresAndSaysSo(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		fails := func(domain string) {
+			t.Helper()
+			s.net.enforced(domain, 30*day)
+			s.net.change(domain, func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
+			if _, err := s.lookup(t, domain); !errors.Is(err, ErrNoPolicy) {
+				t.Fatal(err)
+			}
+		}
+		fails("a.example")
+		for _, want := range []bool{true, false} {
+			if held, failure, err := s.Forget(t.Context(), "a.example"); err != nil || held || failure != want {
+				t.Errorf("held %v, a failure %v, %v", held, failure, err)
+			}
+		}
+		fails("a.example")
+		fails("b.example")
+		for _, want := range []int{2, 0} {
+			if n := s.ForgetFailures(); n != want {
+				t.Errorf("%d failures forgotten, not %d", n, want)
+			}
+		}
+		if s.negative.bytes != 0 {
+			t.Errorf("%d bytes are left", s.negative.bytes)
+		}
+		s.net.change("b.example", func(h *fakeHost) { h.recordErr = "" })
+		s.mustHold(t, "b.example")
 	})
 }
 

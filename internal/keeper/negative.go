@@ -91,6 +91,20 @@ func (n *negatives) drop(hash uint64) {
 	n.byHash.Remove(hash)
 }
 
+// clear drops all, and returns how many of them counted at now.
+func (n *negatives) clear(now time.Time) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	counted := 0
+	for _, v := range n.byHash.Values() {
+		if v.counts(now) {
+			counted++
+		}
+	}
+	n.byHash.Purge()
+	return counted
+}
+
 // Negative returns what is remembered of a domain without a policy.
 func (k *Keeper) Negative(domain string) (Negative, bool) {
 	v, ok := k.negative.byHash.Peek(k.hash(domain))

@@ -51,7 +51,7 @@ func TestACheckDoesNotPutAnOldPolicyInTheNewOnesPlace(t *testing.T) {
 
 func TestACheckDoesNotBringBackWhatWasForgotten(t *testing.T) {
 	inSlowCheck(t, func(t *testing.T, s *site, goOn func()) {
-		if found, err := s.Forget(t.Context(), "example.com"); err != nil || !found {
+		if found, _, err := s.Forget(t.Context(), "example.com"); err != nil || !found {
 			t.Fatalf("forget: %v, %v", found, err)
 		}
 		goOn()
@@ -68,7 +68,7 @@ func TestForgetComesAfterTheDiscoveryThatIsUnderWay(t *testing.T) {
 		errs := make(chan error, 1)
 		go func() { _, err := s.lookup(t, "example.com"); errs <- err }()
 		synctest.Wait()
-		if found, err := s.Forget(t.Context(), "example.com"); err != nil || !found {
+		if found, _, err := s.Forget(t.Context(), "example.com"); err != nil || !found {
 			t.Errorf("forget: %v, %v", found, err)
 		}
 		if err := <-errs; err != nil {
@@ -128,10 +128,10 @@ func TestForgetFindsAPolicyThatIsInMemoryOnly(t *testing.T) {
 		if _, err := s.lookup(t, "example.com"); err != nil {
 			t.Fatal(err)
 		}
-		if found, err := s.Forget(t.Context(), "example.com"); err != nil || !found {
+		if found, _, err := s.Forget(t.Context(), "example.com"); err != nil || !found {
 			t.Errorf("forget: %v, %v", found, err)
 		}
-		if found, err := s.Forget(t.Context(), "example.com"); err != nil || found {
+		if found, _, err := s.Forget(t.Context(), "example.com"); err != nil || found {
 			t.Errorf("once more: %v, %v", found, err)
 		}
 	})

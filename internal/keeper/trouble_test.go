@@ -220,7 +220,7 @@ func TestTheRefresherDoesNotSpinOverAPolicyWhoseDeletionWaitsForTheDisk(t *testi
 		s.net.enforced("example.com", time.Hour)
 		s.mustHold(t, "example.com")
 		s.disk.set(func(d *faultyStore) { d.full = true })
-		if _, err := s.Forget(t.Context(), "example.com"); err == nil {
+		if _, _, err := s.Forget(t.Context(), "example.com"); err == nil {
 			t.Fatal("it is on disk")
 		}
 		settle(31 * time.Minute) // now it is due

@@ -1,6 +1,8 @@
 package metrics
 
 import (
+	"math"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
@@ -62,13 +64,16 @@ func collectCache(o out, s cache.Stats) {
 	o.counter(damaged, s.Damaged)
 	o.counter(unreadable, s.Unreadable)
 	o.counter(rebuilds, s.Rebuilds)
-	lost := 0
+	lost := 0.0
 	for _, r := range []*cache.Report{s.Salvage, s.Rebuild} { // the later one counts
 		if r != nil {
-			lost = r.Lost
+			lost = float64(r.Lost)
+			if r.Unopened {
+				lost = math.NaN()
+			}
 		}
 	}
-	o.gauge(salvagedLost, float64(lost))
+	o.gauge(salvagedLost, lost)
 }
 
 func collectKeeper(o out, s keeper.Stats) {

@@ -33,7 +33,7 @@ var (
 	damaged      = desc("cache_damaged_values_total", "Stored policies met that could not be read.")
 	unreadable   = desc("cache_unreadable_pages_total", "Pages of the cache file met that could not be read.")
 	rebuilds     = desc("cache_rebuilds_total", "Times the cache file was rebuilt while in use.")
-	salvagedLost = desc("cache_lost_policies", "Policies that the last salvage or rebuild of the cache since the start could not save.")
+	salvagedLost = desc("cache_lost_policies", "Policies that the last salvage or rebuild of the cache since the start could not save; NaN: it is not known, since the file could not be opened.")
 	storeErrors  = desc("cache_errors_total", "Readings of the cache that failed.")
 	sampled      = desc("policy_sample", "Policies that the ages are told from: a sample, newly drawn each minute.")
 	age          = desc("policy_age_seconds", "Time since a policy of the sample was fetched.", "rank")

@@ -115,3 +115,13 @@ func TestScrapesShareASample(t *testing.T) {
 		t.Errorf("the cache was read %d times", n)
 	}
 }
+
+func TestHowManyPoliciesAFileLostThatCouldNotBeOpenedIsNotKnown(t *testing.T) {
+	sources := metricstest.Sources()
+	sources.Cache = func() cache.Stats { return cache.Stats{Salvage: &cache.Report{Unopened: true}} }
+	w := httptest.NewRecorder()
+	metrics.New().Handler(sources).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if want := "\nsts_tlsmap_cache_lost_policies NaN\n"; !strings.Contains(w.Body.String(), want) {
+		t.Errorf("missing: %s", want)
+	}
+}

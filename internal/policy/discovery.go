@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/net/http/httpproxy"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
@@ -110,11 +109,6 @@ func NewClient(config Config) (*Client, error) {
 		c.userAgent = "sts-tlsmap"
 	}
 	return c, nil
-}
-
-// ProxyFromEnvironment reads HTTPS_PROXY and NO_PROXY, now, for Config.Proxy.
-func ProxyFromEnvironment() func(*url.URL) (*url.URL, error) {
-	return httpproxy.FromEnvironment().ProxyFunc()
 }
 
 // Record asks the DNS for the TXT record of a policy domain. The duration is

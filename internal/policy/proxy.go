@@ -11,7 +11,47 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/http/httpproxy"
 )
+
+// ProxyFromEnvironment reads HTTPS_PROXY and NO_PROXY, now, for Config.Proxy.
+// Named is the proxy of the first, without the user and the password that may be
+// in it; empty: there is none. An error says which variable is wrong, and nothing
+// of what is in it.
+func ProxyFromEnvironment() (proxy func(*url.URL) (*url.URL, error), named string, err error) {
+	config := httpproxy.FromEnvironment()
+	if config.HTTPSProxy == "" {
+		return config.ProxyFunc(), "", nil
+	}
+	variable := "https_proxy" // which goes first
+	if os.Getenv(variable) == "" {
+		variable = "HTTPS_PROXY"
+	}
+	// The package takes what it cannot read for no proxy, and does not tell; or
+	// for one at a host called http, after which a colon stands.
+	alone := httpproxy.Config{HTTPSProxy: config.HTTPSProxy}
+	u, err := alone.ProxyFunc()(&url.URL{Scheme: "https", Host: "mta-sts.example.com"})
+	switch {
+	case err != nil || u == nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") || !validPort(u.Port()):
+		return nil, "", fmt.Errorf("%s is not the URL of a proxy", variable)
+	case !speaks(u):
+		return nil, "", fmt.Errorf("%s: %s is neither an http nor an https proxy", variable, quote(u.Scheme))
+	}
+	return config.ProxyFunc(), u.Scheme + "://" + u.Host, nil
+}
+
+// validPort says whether a URL may have this port; empty: the scheme's own.
+func validPort(port string) bool {
+	n, err := strconv.ParseUint(port, 10, 16)
+	return port == "" || err == nil && n > 0
+}
+
+// speaks says whether we speak the protocol of a proxy.
+func speaks(proxy *url.URL) bool { return proxy.Scheme == "http" || proxy.Scheme == "https" }
 
 // proxyFor returns the proxy that leads to a domain's policy host, or nil.
 func (c *Client) proxyFor(domain string) (*url.URL, error) {
@@ -26,7 +66,7 @@ func (c *Client) proxyFor(domain string) (*url.URL, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", ErrProxy, words(err))
 	}
-	if proxy != nil && proxy.Scheme != "http" && proxy.Scheme != "https" {
+	if proxy != nil && !speaks(proxy) {
 		return nil, fmt.Errorf("%w: %s is neither an http nor an https proxy", ErrProxy, quote(proxy.Scheme))
 	}
 	return proxy, nil

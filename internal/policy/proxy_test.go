@@ -76,7 +76,11 @@ func TestTheEnvironmentNamesTheProxyAndWhatGoesWithoutIt(t *testing.T) {
 	}
 	t.Setenv("HTTPS_PROXY", lab.Proxy.URL())
 	t.Setenv("NO_PROXY", "mta-sts.without.test")
-	c := newClient(t, lab, func(c *Config) { c.Proxy = ProxyFromEnvironment() })
+	proxy, named, err := ProxyFromEnvironment()
+	if err != nil || named != lab.Proxy.URL() {
+		t.Fatalf("got %q, %v", named, err)
+	}
+	c := newClient(t, lab, func(c *Config) { c.Proxy = proxy })
 	for _, name := range []string{"with.test", "without.test"} {
 		if _, err := c.Fetch(t.Context(), name); err != nil {
 			t.Error(err)
@@ -84,6 +88,47 @@ func TestTheEnvironmentNamesTheProxyAndWhatGoesWithoutIt(t *testing.T) {
 	}
 	if n := lab.Proxy.Connected(); n != 1 {
 		t.Errorf("%d connections through the proxy", n)
+	}
+}
+
+func TestAVariableThatNamesNoProxyIsAnErrorThatShowsNothingOfIt(t *testing.T) {
+	for _, value := range []string{
+		"http://user:50%off@127.0.0.1:3199", "user:50%off@127.0.0.1:3199", "::garbage", "http://", "http://:3199",
+		"http://user:50off@proxy.test:port", "http://user:50off@proxy.test:65536", "http://user:50off@proxy.test:0",
+		"socks5://user:50off@127.0.0.1:3199", "ftp://user:50off@proxy.test",
+	} {
+		for _, variable := range []string{"HTTPS_PROXY", "https_proxy"} {
+			t.Run(variable+"="+value, func(t *testing.T) {
+				t.Setenv("https_proxy", "")
+				t.Setenv("HTTPS_PROXY", "http://unused.test:3128")
+				t.Setenv(variable, value)
+				proxy, named, err := ProxyFromEnvironment()
+				if err == nil || proxy != nil || named != "" {
+					t.Fatalf("got %q, %v", named, err)
+				}
+				if !strings.Contains(err.Error(), variable) || strings.Contains(err.Error(), "off") || strings.Contains(err.Error(), "user") {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+	}
+}
+
+func TestTheProxyIsNamedWithoutItsCredentials(t *testing.T) {
+	t.Setenv("https_proxy", "")
+	for value, want := range map[string]string{
+		"":                                    "",
+		"http://proxy.test:3128":              "http://proxy.test:3128",
+		"proxy.test:3128":                     "http://proxy.test:3128",
+		"192.0.2.1:3128":                      "http://192.0.2.1:3128",
+		"HTTPS://user:50%25off@[::1]:3128/":   "https://[::1]:3128",
+		"user:50off@proxy.test":               "http://proxy.test",
+		"http://token@proxy.test:3128/?a=off": "http://proxy.test:3128",
+	} {
+		t.Setenv("HTTPS_PROXY", value)
+		if proxy, named, err := ProxyFromEnvironment(); err != nil || proxy == nil || named != want {
+			t.Errorf("%s: got %q, %v", value, named, err)
+		}
 	}
 }
 
