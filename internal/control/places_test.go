@@ -121,7 +121,9 @@ func TestReadersCannotKeepRootOut(t *testing.T) {
 	}
 	k := &fakeKeeper{}
 	k.add(4000, []byte(strings.Repeat("x", 8<<10)))
-	c, s, path := serve(t, k, nil)
+	c, s, path := serve(t, k, func(s *Server) {
+		s.http.ReadHeaderTimeout, s.http.ReadTimeout = time.Minute, time.Minute // the strangers stay, however slow the machine
+	})
 	open(t, path)
 	stranger := func(request string) net.Conn {
 		conn := dialAs(t, path, 65534)
