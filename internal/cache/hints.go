@@ -210,8 +210,9 @@ func (p *plan) dropHintsLocked(h *hints) {
 	}
 }
 
-// publish makes sn the current state, which the plan led to, and returns the
-// one before. After a plan that was not carried out, what was may be another's.
+// publish makes sn the current state, which the plan led to if it was committed,
+// and returns the one before. If it was not, a transaction that lies between them
+// is another's, and what that has changed is not known.
 func (s *Store) publish(sn *snapshot, p *plan, committed bool) (old *snapshot) {
 	h := p.sn.hints
 	if txs := sn.txID - p.sn.txID; txs < 0 || txs > 1 || txs == 1 && !committed || !h.fits(sn.policies()) {
