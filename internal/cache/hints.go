@@ -102,16 +102,16 @@ func (h *hints) of(domain []byte) (*hintBucket, uint64) {
 
 const placeMask = 1<<placeBits - 1
 
-// find returns where the domain's value begins in the file. It may be another's.
-func (h *hints) find(domain []byte) (place uint64, found bool) {
-	defer runtime.KeepAlive(h)
+// slot returns where the domain's hint is, and the hint; nil if there is none.
+// It may be another's.
+func (h *hints) slot(domain []byte) (slot *atomic.Uint64, hint uint64) {
 	bucket, whose := h.of(domain)
 	for i := range bucket {
 		if hint := bucket[i].Load(); hint&^placeMask == whose && hint != 0 {
-			return hint & placeMask, true
+			return &bucket[i], hint
 		}
 	}
-	return 0, false
+	return nil, 0
 }
 
 // put is for the holder of mu.
@@ -141,11 +141,8 @@ func (h *hints) put(domain []byte, place uint64) {
 // drop is for the holder of mu.
 func (h *hints) drop(domain []byte) {
 	defer runtime.KeepAlive(h)
-	bucket, whose := h.of(domain)
-	for i := range bucket {
-		if hint := bucket[i].Load(); hint&^placeMask == whose && hint != 0 {
-			bucket[i].Store(0)
-		}
+	if slot, _ := h.slot(domain); slot != nil {
+		slot.Store(0)
 	}
 }
 
@@ -155,9 +152,10 @@ func (s *Store) recall(sn *snapshot, domain, buffer []byte) (v Value, _ []byte) 
 	if sn.hints == nil {
 		return nil, buffer
 	}
-	place, found := sn.hints.find(domain)
-	end := sn.policy.limit * sn.policy.size
-	if !found || place+headerSize > end {
+	defer runtime.KeepAlive(sn.hints)
+	slot, hint := sn.hints.slot(domain)
+	place, end := hint&placeMask, sn.policy.limit*sn.policy.size
+	if slot == nil || place+headerSize > end {
 		return nil, buffer
 	}
 	raw := sn.policy.data[place:end]
@@ -175,7 +173,7 @@ func (s *Store) recall(sn *snapshot, domain, buffer []byte) (v Value, _ []byte) 
 	// A transaction that changes the domain may have begun since the hint was
 	// found, and have written on the page what is not stored yet: then the hint is
 	// gone, or this state is not the current one.
-	if again, found := sn.hints.find(domain); !found || again != place || s.snap.Load() != sn {
+	if slot.Load() != hint || s.snap.Load() != sn {
 		return nil, buffer
 	}
 	return v, buffer

@@ -21,6 +21,12 @@ func hinted(s *Store, domain string) bool {
 	return v != nil
 }
 
+// find returns the place of a domain's hint.
+func (h *hints) find(domain []byte) (place uint64, found bool) {
+	slot, hint := h.slot(domain)
+	return hint & placeMask, slot != nil
+}
+
 // version is a record that tells by its times which one it is.
 func version(domain string, n int) *Record {
 	r := record(domain)
