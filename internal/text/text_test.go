@@ -1,0 +1,55 @@
+package text_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+)
+
+func TestPrintableEscapesWhatATerminalWouldObey(t *testing.T) {
+	for in, want := range map[string]string{
+		"mx.example.com":         "mx.example.com",
+		"a\x1b[2Jb":              `a\x1b[2Jb`,
+		"a\nb\x7f":               `a\x0ab\x7f`,
+		"\u009b31m":              `\u{9b}31m`,
+		"a\u202eb":               `a\u{202e}b`,
+		"\xff\xfe":               `\xff\xfe`,
+		"bücher":                 "bücher",
+		strings.Repeat("x", 2e3): strings.Repeat("x", text.MaxPrinted) + "...",
+	} {
+		if got := text.Printable(in); got != want {
+			t.Errorf("Printable(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestCutKeepsCharactersWhole(t *testing.T) {
+	if got := text.Cut("aüb", 2); got != "a..." {
+		t.Errorf("got %q", got)
+	}
+	if got := text.Quote("a\nb", 80); got != `"a\nb"` {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestWhenAndSpan(t *testing.T) {
+	now := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
+	for want, at := range map[string]time.Time{
+		"never":     {},
+		"3h12m ago": now.Add(-3*time.Hour - 12*time.Minute - 5*time.Second),
+		"in 6d":     now.Add(6 * 24 * time.Hour),
+		"in 1d2h":   now.Add(26 * time.Hour),
+		"0s ago":    now,
+		"in 1m30s":  now.Add(90 * time.Second),
+		"in 12d":    now.Add(12*24*time.Hour + 7*time.Hour),
+	} {
+		if got := text.When(at, now); got != want {
+			t.Errorf("When(%v) = %q, want %q", at, got, want)
+		}
+	}
+	if got := text.Span(-time.Second); got != "0s" {
+		t.Errorf("Span of a negative duration is %q", got)
+	}
+}
