@@ -107,7 +107,7 @@ func (n noNetwork) Record(_ context.Context, domain string) (policy.Record, time
 	return policy.Record{}, 0, errors.New("no network")
 }
 
-func (n noNetwork) FetchThrough(ctx context.Context, domain string, _ policy.Gate) (*policy.Fetched, error) {
+func (n noNetwork) Fetch(ctx context.Context, domain string, _ policy.Gate) (*policy.Fetched, error) {
 	_, _, err := n.Record(ctx, domain)
 	return nil, err
 }

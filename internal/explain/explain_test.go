@@ -122,7 +122,7 @@ func (w *world) Record(_ context.Context, domain string) (policy.Record, time.Du
 	return rec, 0, nil
 }
 
-func (w *world) Fetch(_ context.Context, domain string) (*policy.Fetched, error) {
+func (w *world) Fetch(_ context.Context, domain string, _ policy.Gate) (*policy.Fetched, error) {
 	if w.fetch != nil {
 		return nil, &policy.Error{Domain: domain, Result: policy.ResultFetch, Err: w.fetch}
 	}

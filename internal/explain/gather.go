@@ -96,7 +96,7 @@ func record(ctx context.Context, domain string, s Sources) *Record {
 
 func fetch(ctx context.Context, domain string, s Sources) *Fetch {
 	f := &Fetch{URL: policy.URL(domain)}
-	fetched, err := s.Policies.Fetch(ctx, domain)
+	fetched, err := s.Policies.Fetch(ctx, domain, nil)
 	f.Result = policy.ResultOf(err)
 	if err != nil {
 		f.Err, f.hint = reason(err), hintFor(err, domain)

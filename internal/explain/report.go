@@ -24,7 +24,7 @@ type Resolver interface {
 // A Discoverer finds policies; *policy.Client is one.
 type Discoverer interface {
 	Record(ctx context.Context, domain string) (policy.Record, time.Duration, error)
-	Fetch(ctx context.Context, domain string) (*policy.Fetched, error)
+	Fetch(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error)
 }
 
 // Sources are what a Report is gathered from.

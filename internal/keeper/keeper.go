@@ -42,9 +42,9 @@ var (
 type Discoverer interface {
 	// Record asks for the TXT record. The duration is its TTL.
 	Record(ctx context.Context, domain string) (policy.Record, time.Duration, error)
-	// FetchThrough gets the policy over HTTPS. It passes the gate before each
+	// Fetch gets the policy over HTTPS. It passes the gate before each
 	// connection to the policy host.
-	FetchThrough(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error)
+	Fetch(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error)
 }
 
 // A Store keeps records on disk; *cache.Store is one.

@@ -115,7 +115,7 @@ func addrOf(domain string) netip.Addr {
 	return netip.AddrFrom16([16]byte(append(h.Sum([]byte{0x2a, 0}), 0, 0, 0, 0, 0, 1)))
 }
 
-func (n *fakeNet) FetchThrough(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error) {
+func (n *fakeNet) Fetch(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error) {
 	release, err := gate.Acquire(ctx, addrOf(domain))
 	if err != nil {
 		return nil, &policy.Error{Domain: domain, Result: policy.ResultBusy, Err: err}

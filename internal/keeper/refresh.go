@@ -209,7 +209,7 @@ func (k *Keeper) refetch(ctx context.Context, gate policy.Gate, r *cache.Record,
 	if recordErr == nil {
 		id = record.ID
 	}
-	found, err := k.o.Network.FetchThrough(ctx, r.Domain, gate)
+	found, err := k.o.Network.Fetch(ctx, r.Domain, gate)
 	now := time.Now()
 	if errors.Is(ctx.Err(), context.Canceled) {
 		fl.err = ErrBrokenOff // for a lookup that waits, its policy having run out

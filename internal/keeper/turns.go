@@ -26,7 +26,7 @@ func (k *Keeper) find(ctx context.Context, domain string) (policy.Record, *polic
 	if err != nil {
 		return policy.Record{}, nil, err
 	}
-	found, err := k.o.Network.FetchThrough(ctx, domain, &entrance{k.lookupGate, k.o.LookupTimeout, leave})
+	found, err := k.o.Network.Fetch(ctx, domain, &entrance{k.lookupGate, k.o.LookupTimeout, leave})
 	return record, found, err
 }
 

@@ -293,11 +293,11 @@ func (c *Client) wire(ctx context.Context, addr netip.Addr, proxy *url.URL) (net
 func failed(ctx context.Context, kind error, doing string, err error) error {
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
-		return fmt.Errorf("%s: given up: %w", doing, context.Canceled)
+		return fmt.Errorf("%s: given up: %w", doing, context.Cause(ctx))
 	case ctx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%w: %s", ErrTimeout, doing)
 	}
-	return fmt.Errorf("%w: %s: %s", kind, doing, words(err))
+	return fmt.Errorf("%w: %s: %w", kind, doing, printable{err})
 }
 
 // bind lets the context end everything that waits on the connection, until

@@ -170,7 +170,7 @@ func (w *world) wantDials(want ...string) {
 
 func TestAnAddressThatDoesNotAnswerGetsCompany(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": stall, "2a00::2": answer, "93.184.215.14": stall}, func(t *testing.T, w *world) {
-		f, err := w.client.Fetch(t.Context(), "example.test")
+		f, err := w.client.Fetch(t.Context(), "example.test", nil)
 		if err != nil || f.Addr.String() != "2a00::2" || f.Duration != 500*time.Millisecond {
 			t.Errorf("got %+v, %v", f, err)
 		}
@@ -180,7 +180,7 @@ func TestAnAddressThatDoesNotAnswerGetsCompany(t *testing.T) {
 
 func TestAnAddressThatRefusesIsFollowedAtOnce(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": refuse, "93.184.215.14": answer}, func(t *testing.T, w *world) {
-		f, err := w.client.Fetch(t.Context(), "example.test")
+		f, err := w.client.Fetch(t.Context(), "example.test", nil)
 		if err != nil || f.Addr.String() != "93.184.215.14" || f.Duration != 0 {
 			t.Errorf("got %+v, %v", f, err)
 		}
@@ -206,7 +206,7 @@ func TestAnAddressThatFailsInTheHandshakeDoesNotHideAGoodOne(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, map[string]dialing{"2a00::1": tt.how, "93.184.215.14": answer}, func(t *testing.T, w *world) {
 				limiter := NewAddressLimiter(1)
-				f, err := w.client.FetchThrough(t.Context(), "example.test", limiter.Waiting(9))
+				f, err := w.client.Fetch(t.Context(), "example.test", limiter.Waiting(9))
 				if err != nil || f.Addr.String() != "93.184.215.14" || f.Duration != tt.next {
 					t.Errorf("got %+v, %v", f, err)
 				}
@@ -223,7 +223,7 @@ func TestAHandshakeThatDoesNotEndIsGivenUpInTime(t *testing.T) {
 	for name, tt := range handshakeFailures {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, map[string]dialing{"93.184.215.14": tt.how}, func(t *testing.T, w *world) {
-				_, err := w.client.Fetch(t.Context(), "example.test")
+				_, err := w.client.Fetch(t.Context(), "example.test", nil)
 				wantError(t, err, "example.test", tt.result, tt.want)
 				if took := time.Since(w.start); took != tt.took {
 					t.Errorf("it took %v", took)
@@ -239,7 +239,7 @@ func TestACertificateThatDoesNotHoldIsSaidWhateverTheOtherAddressesDo(t *testing
 			addrs := map[string]dialing{"2a00::1": how, "93.184.215.14": how}
 			addrs[addr] = strange
 			inWorld(t, addrs, func(t *testing.T, w *world) {
-				_, err := w.client.Fetch(t.Context(), "example.test")
+				_, err := w.client.Fetch(t.Context(), "example.test", nil)
 				wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
 			})
 		}
@@ -251,7 +251,7 @@ func TestACertificateThatDoesNotHoldIsSaidWhateverTheOtherAddressesDo(t *testing
 			t.Fatal(err)
 		}
 		defer release()
-		_, err = w.client.FetchThrough(t.Context(), "example.test", limiter.NonWaiting())
+		_, err = w.client.Fetch(t.Context(), "example.test", limiter.NonWaiting())
 		wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
 	})
 }
@@ -271,7 +271,7 @@ func TestThroughAProxyTheAddressesTakeTurns(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, map[string]dialing{first: tt.how, second: answer}, func(t *testing.T, w *world) {
 				w.behindProxy()
-				f, err := w.client.Fetch(t.Context(), "example.test")
+				f, err := w.client.Fetch(t.Context(), "example.test", nil)
 				if err != nil || f.Addr.String() != second || f.Duration != tt.next {
 					t.Errorf("got %+v, %v", f, err)
 				}
@@ -321,7 +321,7 @@ func TestOnlySoManyAddressesAreTried(t *testing.T) {
 		addrs[fmt.Sprintf("2a00::%x", i+1)], addrs[fmt.Sprintf("93.184.215.%d", i+1)] = refuse, refuse
 	}
 	inWorld(t, addrs, func(t *testing.T, w *world) {
-		_, err := w.client.Fetch(t.Context(), "example.test")
+		_, err := w.client.Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultFetch, ErrConnect)
 		if len(w.dials) != MaxAddresses || !strings.Contains(err.Error(), "at 7 more") {
 			t.Errorf("dials %q, %v", w.dials, err)
@@ -347,7 +347,7 @@ func TestAFetchTakesFewOfAllPlaces(t *testing.T) {
 			most = max(most, len(gate.total))
 			return release, err
 		})
-		_, err := w.client.FetchThrough(t.Context(), "example.test", watched)
+		_, err := w.client.Fetch(t.Context(), "example.test", watched)
 		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
 		if most != maxAtOnce {
 			t.Errorf("%d places taken at once", most)
@@ -360,7 +360,7 @@ func TestAFetchTakesFewOfAllPlaces(t *testing.T) {
 
 func TestAddressesThatDoNotAnswerEndTheFetchInTime(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": stall, "93.184.215.14": stall}, func(t *testing.T, w *world) {
-		_, err := w.client.Fetch(t.Context(), "example.test")
+		_, err := w.client.Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
 		if took := time.Since(w.start); took != staggerDelay+ConnectTimeout {
 			t.Errorf("it took %v", took)
@@ -370,7 +370,7 @@ func TestAddressesThatDoNotAnswerEndTheFetchInTime(t *testing.T) {
 
 func TestRFC8461_3_3_AHostThatFallsSilentEndsTheFetchInTime(t *testing.T) {
 	inWorld(t, map[string]dialing{"93.184.215.14": deaf}, func(t *testing.T, w *world) {
-		_, err := w.client.Fetch(t.Context(), "example.test")
+		_, err := w.client.Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
 		if took := time.Since(w.start); took != DefaultTimeout {
 			t.Errorf("it took %v", took)
@@ -381,7 +381,7 @@ func TestRFC8461_3_3_AHostThatFallsSilentEndsTheFetchInTime(t *testing.T) {
 func TestOneFamilysSilentNameServerDelaysTheFetchALittle(t *testing.T) {
 	inWorld(t, map[string]dialing{"93.184.215.14": answer}, func(t *testing.T, w *world) {
 		w.late[dns.TypeAAAA] = -1
-		f, err := w.client.Fetch(t.Context(), "example.test")
+		f, err := w.client.Fetch(t.Context(), "example.test", nil)
 		if err != nil || f.Duration != familyGrace {
 			t.Errorf("got %+v, %v", f, err)
 		}
@@ -391,7 +391,7 @@ func TestOneFamilysSilentNameServerDelaysTheFetchALittle(t *testing.T) {
 func TestALateFamilyIsWaitedForWhileTheOtherIsEmpty(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": answer}, func(t *testing.T, w *world) {
 		w.late[dns.TypeAAAA] = 5 * time.Second
-		f, err := w.client.Fetch(t.Context(), "example.test")
+		f, err := w.client.Fetch(t.Context(), "example.test", nil)
 		if err != nil || f.Duration != 5*time.Second {
 			t.Errorf("got %+v, %v", f, err)
 		}
@@ -401,7 +401,7 @@ func TestALateFamilyIsWaitedForWhileTheOtherIsEmpty(t *testing.T) {
 func TestSilentNameServersEndTheFetchInTime(t *testing.T) {
 	inWorld(t, map[string]dialing{"93.184.215.14": answer}, func(t *testing.T, w *world) {
 		w.late[dns.TypeAAAA], w.late[dns.TypeA] = -1, -1
-		_, err := w.client.Fetch(t.Context(), "example.test")
+		_, err := w.client.Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultFetch, ErrHostLookup)
 		if took := time.Since(w.start); took != DefaultTimeout {
 			t.Errorf("it took %v", took)
@@ -419,7 +419,7 @@ func TestOfTwoConnectionsTheSecondIsClosedAndItsPlaceGivenBack(t *testing.T) {
 			}
 			return limiter.Waiting(9).Acquire(ctx, addr)
 		})
-		if _, err := w.client.FetchThrough(t.Context(), "example.test", gate); err != nil {
+		if _, err := w.client.Fetch(t.Context(), "example.test", gate); err != nil {
 			t.Fatal(err)
 		}
 		if len(limiter.slots) != 0 {
@@ -441,12 +441,12 @@ func TestFetchesAtOneAddressWaitForEachOther(t *testing.T) {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), DefaultTimeout-time.Duration(i)*time.Second)
 				defer cancel()
-				_, err := w.client.FetchThrough(ctx, "example.test", limiter.Waiting(9))
+				_, err := w.client.Fetch(ctx, "example.test", limiter.Waiting(9))
 				results[i] = ResultOf(err)
 			})
 			synctest.Wait()
 		}
-		_, err := w.client.FetchThrough(t.Context(), "example.test", limiter.NonWaiting())
+		_, err := w.client.Fetch(t.Context(), "example.test", limiter.NonWaiting())
 		wantError(t, err, "example.test", ResultBusy, ErrBusy)
 		if took := time.Since(w.start); took != 0 {
 			t.Errorf("the answer of the gate that does not wait took %v", took)
@@ -469,7 +469,7 @@ func TestABusyAddressDoesNotHideAFreeOne(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, err := w.client.FetchThrough(t.Context(), "example.test", limiter.NonWaiting())
+		f, err := w.client.Fetch(t.Context(), "example.test", limiter.NonWaiting())
 		if err != nil || f.Addr.String() != "93.184.215.14" {
 			t.Errorf("got %+v, %v", f, err)
 		}
@@ -489,7 +489,7 @@ func TestABusyAddressProvesNothingAgainstTheHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer release()
-		_, err = w.client.FetchThrough(t.Context(), "example.test", limiter.NonWaiting())
+		_, err = w.client.Fetch(t.Context(), "example.test", limiter.NonWaiting())
 		wantError(t, err, "example.test", ResultBusy, ErrBusy)
 	})
 }

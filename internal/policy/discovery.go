@@ -190,15 +190,11 @@ type Fetched struct {
 	Certificate *x509.Certificate // of the policy host, verified
 }
 
-// Fetch gets the policy of a policy domain over HTTPS. The error is an *Error
-// with ResultFetch, ResultInvalid or ResultWebPKI.
-func (c *Client) Fetch(ctx context.Context, domain string) (*Fetched, error) {
-	return c.FetchThrough(ctx, domain, nil)
-}
-
-// FetchThrough is Fetch, with a gate to pass before each connection; nil is
-// none. The result of an error may also be ResultBusy.
-func (c *Client) FetchThrough(ctx context.Context, domain string, gate Gate) (*Fetched, error) {
+// Fetch gets the policy of a policy domain over HTTPS. Each connection first
+// passes the gate; nil: there is none. The error is an *Error with ResultFetch,
+// ResultInvalid, ResultWebPKI or, from the gate, ResultBusy. Where ctx has been
+// cancelled with a cause, the error wraps the cause.
+func (c *Client) Fetch(ctx context.Context, domain string, gate Gate) (*Fetched, error) {
 	domain = hostname.Lower(domain)
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, c.timeout) // RFC 8461, 3.3

@@ -1,10 +1,14 @@
 package policy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
 // ErrRecordLookup is a lookup of the TXT record that got no answer.
@@ -27,6 +31,7 @@ var (
 	ErrTooLarge       = errors.New("the policy host's answer is too large")
 	ErrTimeout        = errors.New("the policy host did not answer in time")
 	ErrBusy           = errors.New("too many fetches at once")
+	ErrNoRoots        = errors.New("there are no certificate authorities to trust")
 )
 
 // A StatusError is an HTTP status other than 200 from the policy host.
@@ -63,6 +68,24 @@ func resultOfFetch(err error) Result {
 		}
 	}
 	return ResultFetch
+}
+
+// OurFault reports whether a discovery failed for a reason on this side, so that
+// the failure says nothing about the domain: no place was free in time, no
+// descriptor or buffer was left, the caller cancelled the discovery (the daemon
+// is shutting down), no DNS server could be reached, the proxy could not be
+// used, or there are no certificate authorities.
+func OurFault(err error) bool {
+	for _, ours := range []error{
+		ErrBusy, ErrProxy, ErrNoRoots, context.Canceled,
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS,
+	} {
+		if errors.Is(err, ours) {
+			return true
+		}
+	}
+	var dns *resolver.Error
+	return errors.As(err, &dns) && dns.Kind == resolver.KindNetwork
 }
 
 // hints says what to do about an error; the first that fits counts.
@@ -138,6 +161,13 @@ func quote(s string) string {
 	}
 	return strconv.QuoteToASCII(s)
 }
+
+// A printable is an error whose text may hold a stranger's: its own text is
+// short and on one line.
+type printable struct{ err error }
+
+func (p printable) Error() string { return words(p.err) }
+func (p printable) Unwrap() error { return p.err }
 
 // words is the text of an error that may hold a stranger's: short, printable
 // ASCII, on one line.

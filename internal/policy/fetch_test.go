@@ -16,7 +16,7 @@ import (
 func TestRFC8461_3_3_ThePolicyIsFetched(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("example.test", testlab.With{NoMail: true, Policy: exampleText})
-	f, err := newClient(t, lab, nil).Fetch(t.Context(), "Example.TEST")
+	f, err := newClient(t, lab, nil).Fetch(t.Context(), "Example.TEST", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func TestRFC8461_3_3_NothingIsCached(t *testing.T) {
 	}))
 	c := newClient(t, lab, nil)
 	for range 2 {
-		if _, err := c.Fetch(t.Context(), "example.test"); err != nil {
+		if _, err := c.Fetch(t.Context(), "example.test", nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -71,7 +71,7 @@ func TestRFC8461_3_3_TheCertificateMustBeValid(t *testing.T) {
 		if err := d.Policy.Present(kind); err != nil {
 			t.Fatal(err)
 		}
-		_, err := c.Fetch(t.Context(), "example.test")
+		_, err := c.Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultWebPKI, want)
 	}
 	if d.Policy.Asked() != 0 {
@@ -79,13 +79,13 @@ func TestRFC8461_3_3_TheCertificateMustBeValid(t *testing.T) {
 	}
 	for _, name := range []string{"mta-sts.example.test", "*.example.test"} {
 		present(t, lab, d.Policy, name)
-		if _, err := c.Fetch(t.Context(), "example.test"); err != nil {
+		if _, err := c.Fetch(t.Context(), "example.test", nil); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for _, name := range []string{"*.test", "*.*.test", "m*.example.test", "example.test"} {
 		present(t, lab, d.Policy, name)
-		_, err := c.Fetch(t.Context(), "example.test")
+		_, err := c.Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
 	}
 }
@@ -107,7 +107,7 @@ func TestACertificateWithManyStrangeNamesMakesAShortError(t *testing.T) {
 		names[i] = strings.Repeat("x", 50) + fmt.Sprintf("%d.test", i)
 	}
 	present(t, lab, d.Policy, names...)
-	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test")
+	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test", nil)
 	wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
 	if !strings.Contains(err.Error(), "and 197 more") {
 		t.Errorf("got %v", err)
@@ -147,7 +147,7 @@ func TestRFC8461_3_3_WhateverElseThePolicyHostDoesIsNoPolicy(t *testing.T) {
 	for _, tt := range faults {
 		t.Run(tt.name, func(t *testing.T) {
 			d.Policy.Behave(tt.fault)
-			_, err := c.Fetch(t.Context(), "example.test")
+			_, err := c.Fetch(t.Context(), "example.test", nil)
 			want := tt.want
 			if status := (*StatusError)(nil); want == nil && errors.As(err, &status) {
 				want = status
@@ -159,7 +159,7 @@ func TestRFC8461_3_3_WhateverElseThePolicyHostDoesIsNoPolicy(t *testing.T) {
 		})
 	}
 	d.Policy.Behave(testlab.PolicyFine)
-	if _, err := c.Fetch(t.Context(), "example.test"); err != nil {
+	if _, err := c.Fetch(t.Context(), "example.test", nil); err != nil {
 		t.Errorf("well-behaved again: %v", err)
 	}
 }
@@ -184,7 +184,7 @@ func TestOneServerOfAPolicyHostThatRefusesTheHandshakeDoesNotHideTheOther(t *tes
 					through(lab.Proxy.URL())(c)
 				}
 			})
-			f, err := c.Fetch(t.Context(), "example.test")
+			f, err := c.Fetch(t.Context(), "example.test", nil)
 			if err != nil || f.Addr.String() != "93.184.215.15" || bad.Handshakes() != 1 {
 				t.Errorf("%s, through a proxy %v: %+v, %v, %d handshakes at the first", name, proxied, f, err, bad.Handshakes())
 			}
@@ -195,7 +195,7 @@ func TestOneServerOfAPolicyHostThatRefusesTheHandshakeDoesNotHideTheOther(t *tes
 func TestRFC8461_3_3_RedirectsAreNotFollowed(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("example.test", testlab.With{NoMail: true, PolicyFault: testlab.Redirect})
-	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test")
+	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test", nil)
 	var status *StatusError
 	if !errors.As(err, &status) || status.Code != 302 || !strings.Contains(err.Error(), "policy-has-moved-here") {
 		t.Errorf("got %v", err)
@@ -222,7 +222,7 @@ func TestRFC8461_3_3_AFetchEndsInTime(t *testing.T) {
 			lab := testlab.New(t)
 			lab.Domain("example.test", testlab.With{NoMail: true, PolicyFault: fault})
 			start := time.Now()
-			_, err := newClient(t, lab, func(c *Config) { c.Timeout = stalled }).Fetch(t.Context(), "example.test")
+			_, err := newClient(t, lab, func(c *Config) { c.Timeout = stalled }).Fetch(t.Context(), "example.test", nil)
 			wantError(t, err, "example.test", ResultFetch, ErrTimeout)
 			if took := time.Since(start); took < stalled || took > 20*stalled {
 				t.Errorf("it took %v", took)
@@ -240,6 +240,6 @@ func TestRFC8461_3_3_TheCallerCanGiveUp(t *testing.T) {
 		lab.Await(t.Context(), func() bool { return gate.Waiting() > 0 })
 		cancel()
 	}()
-	_, err := newClient(t, lab, nil).Fetch(ctx, "example.test")
+	_, err := newClient(t, lab, nil).Fetch(ctx, "example.test", nil)
 	wantError(t, err, "example.test", ResultFetch, context.Canceled)
 }

@@ -37,7 +37,7 @@ func TestRFC8461_3_3_TheMediaTypeIsTextPlainWithAnyParameters(t *testing.T) {
 		"text/html; x=text/plain": false, "text/html, text/plain": false,
 	} {
 		serve(d.Policy, exampleText, "HTTP/1.1 200 OK", "Content-Type: "+media, length)
-		_, err := c.Fetch(t.Context(), "example.test")
+		_, err := c.Fetch(t.Context(), "example.test", nil)
 		if ok && err != nil {
 			t.Errorf("%q: %v", media, err)
 		}
@@ -64,7 +64,7 @@ func TestRFC8461_3_3_TheBodyIsLimited(t *testing.T) {
 	for name, body := range map[string]string{"a length": full, "chunks": chunked(full, 1000), "the end": full} {
 		framing := map[string]string{"a length": fmt.Sprintf("Content-Length: %d", len(full)), "chunks": "Transfer-Encoding: chunked", "the end": "X: y"}
 		serve(d.Policy, body, ok, plain, framing[name])
-		if f, err := c.Fetch(t.Context(), "example.test"); err != nil || string(f.Text) != full {
+		if f, err := c.Fetch(t.Context(), "example.test", nil); err != nil || string(f.Text) != full {
 			t.Errorf("%d bytes, by %s: %v", len(full), name, err)
 		}
 		if name != "chunks" {
@@ -73,7 +73,7 @@ func TestRFC8461_3_3_TheBodyIsLimited(t *testing.T) {
 			body = chunked(full+"y", 1000)
 		}
 		serve(d.Policy, body, ok, plain, strings.Replace(framing[name], "65536", "65537", 1))
-		_, err := c.Fetch(t.Context(), "example.test")
+		_, err := c.Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultFetch, ErrTooLarge)
 	}
 	for name, body := range map[string]string{
@@ -82,7 +82,7 @@ func TestRFC8461_3_3_TheBodyIsLimited(t *testing.T) {
 		"a trailer too large": strings.TrimSuffix(chunked(exampleText, 1000), "\r\n") + strings.Repeat("X: y\r\n", 1<<16) + "\r\n",
 	} {
 		serve(d.Policy, body, ok, plain, "Transfer-Encoding: chunked")
-		if _, err := c.Fetch(t.Context(), "example.test"); ResultOf(err) != ResultFetch {
+		if _, err := c.Fetch(t.Context(), "example.test", nil); ResultOf(err) != ResultFetch {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -133,7 +133,7 @@ func TestRFC8461_3_3_OddHTTP(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			serve(d.Policy, exampleText, tt.header...)
-			f, err := c.Fetch(t.Context(), "example.test")
+			f, err := c.Fetch(t.Context(), "example.test", nil)
 			var want, got *StatusError
 			switch {
 			case tt.want == nil && (err != nil || string(f.Text) != exampleText):
@@ -171,7 +171,7 @@ func TestRFC8461_10_3_ATextThatEndsWithTheConnectionMustEndWithinTLS(t *testing.
 		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"+exampleText)
 		conn.(*tls.Conn).NetConn().Close()
 	}))
-	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test")
+	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test", nil)
 	wantError(t, err, "example.test", ResultFetch, ErrHTTP)
 	if !strings.Contains(err.Error(), "without saying so within TLS") {
 		t.Errorf("got %v", err)
@@ -181,7 +181,7 @@ func TestRFC8461_10_3_ATextThatEndsWithTheConnectionMustEndWithinTLS(t *testing.
 func TestRFC8461_3_3_ABrokenPolicyIsNone(t *testing.T) {
 	lab := testlab.New(t)
 	lab.Domain("example.test", testlab.With{NoMail: true, Policy: "version: STSv1\nmode: enforce\nmax_age: 1\n"})
-	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test")
+	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test", nil)
 	wantError(t, err, "example.test", ResultInvalid, ErrInvalid)
 }
 
@@ -190,12 +190,12 @@ func TestRFC8461_7_2_TLS12AndLaterTowardsThePolicyHost(t *testing.T) {
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
 	c := newClient(t, lab, nil)
 	d.Policy.Behave(testlab.OldTLS)
-	_, err := c.Fetch(t.Context(), "example.test")
+	_, err := c.Fetch(t.Context(), "example.test", nil)
 	wantError(t, err, "example.test", ResultFetch, ErrTLS)
 	for fault, version := range map[testlab.PolicyFault]uint16{testlab.TLS12Only: tls.VersionTLS12, testlab.PolicyFine: tls.VersionTLS13} {
 		d.Policy.Behave(fault)
 		d.Policy.Forget()
-		if _, err := c.Fetch(t.Context(), "example.test"); err != nil {
+		if _, err := c.Fetch(t.Context(), "example.test", nil); err != nil {
 			t.Fatal(err)
 		}
 		if r := d.Policy.Requests(); r[0].TLSVersion != version {

@@ -47,7 +47,7 @@ func TestAPanicInAFetchComesToTheCallerAndLeavesNothingBehind(t *testing.T) {
 						t.Errorf("places are still taken: %v", limiter.slots)
 					}
 				}()
-				_, err := w.client.FetchThrough(t.Context(), "example.test", limiter.Waiting(9))
+				_, err := w.client.Fetch(t.Context(), "example.test", limiter.Waiting(9))
 				t.Errorf("got %v", err)
 			})
 		})

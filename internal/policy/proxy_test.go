@@ -44,7 +44,7 @@ func TestAProxyIsToldTheAddressThatWasChecked(t *testing.T) {
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
 	onTheInternet(lab, d, "93.184.215.14", "93.184.215.15")
 	c := newClient(t, lab, through(lab.Proxy.URL()))
-	f, err := c.Fetch(t.Context(), "example.test")
+	f, err := c.Fetch(t.Context(), "example.test", nil)
 	if err != nil || f.Addr.String() != "93.184.215.15" {
 		t.Errorf("got %+v, %v", f, err)
 	}
@@ -55,14 +55,14 @@ func TestAProxyIsToldTheAddressThatWasChecked(t *testing.T) {
 	if err := d.Policy.Present(testlab.CertWrongName); err != nil {
 		t.Fatal(err)
 	}
-	_, err = c.Fetch(t.Context(), "example.test")
+	_, err = c.Fetch(t.Context(), "example.test", nil)
 	wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
 }
 
 func TestAProxyIsNotAskedForSpecialAddresses(t *testing.T) {
 	lab := testlab.New(t)
 	lab.Domain("example.test", testlab.With{NoMail: true})
-	_, err := newClient(t, lab, through(lab.Proxy.URL())).Fetch(t.Context(), "example.test")
+	_, err := newClient(t, lab, through(lab.Proxy.URL())).Fetch(t.Context(), "example.test", nil)
 	wantError(t, err, "example.test", ResultFetch, ErrAddressRefused)
 	if got := lab.Proxy.Targets(); len(got) > 0 {
 		t.Errorf("the proxy was asked for %q", got)
@@ -82,7 +82,7 @@ func TestTheEnvironmentNamesTheProxyAndWhatGoesWithoutIt(t *testing.T) {
 	}
 	c := newClient(t, lab, func(c *Config) { c.Proxy = proxy })
 	for _, name := range []string{"with.test", "without.test"} {
-		if _, err := c.Fetch(t.Context(), name); err != nil {
+		if _, err := c.Fetch(t.Context(), name, nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -176,14 +176,14 @@ func TestAProxyThatDoesNotLeadOnIsSaidToBeTheReason(t *testing.T) {
 		"HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", MaxHeader): "more than 16384 bytes",
 	} {
 		addr := proxyThat(t, nil, func(conn net.Conn, r *http.Request) { io.WriteString(conn, answer) })
-		_, err := newClient(t, lab, through("http://user:secret@"+addr)).Fetch(t.Context(), "example.test")
+		_, err := newClient(t, lab, through("http://user:secret@"+addr)).Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultFetch, ErrProxy)
 		if !strings.Contains(err.Error(), words) || !strings.Contains(err.Error(), addr) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("got %v; want something of %s", err, words)
 		}
 	}
 	for _, proxy := range []string{"socks5://127.0.0.1:1", "http://127.0.0.1:1"} {
-		_, err := newClient(t, lab, through(proxy)).Fetch(t.Context(), "example.test")
+		_, err := newClient(t, lab, through(proxy)).Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultFetch, ErrProxy)
 	}
 }
@@ -198,7 +198,7 @@ func TestRFC8461_3_3_AProxyThatFallsSilentEndsTheFetchInTime(t *testing.T) {
 		c.Timeout = short
 	})
 	start := time.Now()
-	_, err := c.Fetch(t.Context(), "example.test")
+	_, err := c.Fetch(t.Context(), "example.test", nil)
 	wantError(t, err, "example.test", ResultFetch, ErrTimeout)
 	if took := time.Since(start); took > 20*short {
 		t.Errorf("it took %v", took)
@@ -225,7 +225,7 @@ func TestAProxyMaySpeakTLSAndWantCredentials(t *testing.T) {
 		go io.Copy(to, conn)
 		io.Copy(conn, to)
 	})
-	f, err := newClient(t, lab, through("https://user:secret@"+addr)).Fetch(t.Context(), "example.test")
+	f, err := newClient(t, lab, through("https://user:secret@"+addr)).Fetch(t.Context(), "example.test", nil)
 	if err != nil || f.Addr.String() != "93.184.215.14" {
 		t.Errorf("got %+v, %v", f, err)
 	}
@@ -245,7 +245,7 @@ func TestAProxyThatDoesNotProveItsNameGetsNoCredentials(t *testing.T) {
 		}
 		asked := make(chan *http.Request, 1)
 		addr := proxyThat(t, &tls.Config{Certificates: []tls.Certificate{cert}}, func(_ net.Conn, r *http.Request) { asked <- r })
-		_, err = newClient(t, lab, through("https://user:secret@"+addr)).Fetch(t.Context(), "example.test")
+		_, err = newClient(t, lab, through("https://user:secret@"+addr)).Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultFetch, ErrProxy)
 		select {
 		case r := <-asked:

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"os"
 )
@@ -18,7 +17,7 @@ func LoadRoots(caFile string) (*x509.CertPool, error) {
 			return nil, fmt.Errorf("the system's certificate authorities: %w", err)
 		}
 		if roots.Equal(x509.NewCertPool()) {
-			return nil, errors.New("the system has no certificate authorities: install the package ca-certificates, or set ca_file in [fetch]")
+			return nil, fmt.Errorf("%w: the system has none; install the package ca-certificates, or set ca_file in [fetch]", ErrNoRoots)
 		}
 		return roots, nil
 	}
@@ -28,7 +27,7 @@ func LoadRoots(caFile string) (*x509.CertPool, error) {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("certificate authorities: there is no certificate in PEM form in %s", caFile)
+		return nil, fmt.Errorf("%w: %s holds no certificate in PEM form", ErrNoRoots, caFile)
 	}
 	return roots, nil
 }

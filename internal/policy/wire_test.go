@@ -109,7 +109,7 @@ func TestRFC8461_3_1_RecordAndPolicyHostMayBeCNAMEs(t *testing.T) {
 	if r, _, err := c.Record(t.Context(), "customer.test"); err != nil || r.ID != "7" {
 		t.Errorf("got %+v, %v", r, err)
 	}
-	f, err := c.Fetch(t.Context(), "customer.test")
+	f, err := c.Fetch(t.Context(), "customer.test", nil)
 	if err != nil || string(f.Text) != exampleText {
 		t.Errorf("got %+v, %v", f, err)
 	}
@@ -170,7 +170,7 @@ func TestRFC8461_3_4_TheParentIsNeverAsked(t *testing.T) {
 	c := newClient(t, lab, nil)
 	_, _, err := c.Record(t.Context(), "sub.example.test")
 	wantError(t, err, "sub.example.test", ResultNoRecord, ErrNoRecord)
-	_, err = c.Fetch(t.Context(), "sub.example.test")
+	_, err = c.Fetch(t.Context(), "sub.example.test", nil)
 	wantError(t, err, "sub.example.test", ResultFetch, ErrHostAbsent)
 	for _, q := range lab.DNS.Questions() {
 		if !strings.HasSuffix(q.Name, "mta-sts.sub.example.test.") && !strings.HasSuffix(q.Name, "mta-sts.sub.example.test") {
@@ -193,10 +193,10 @@ func TestThePolicyHostIsDownOrAbsent(t *testing.T) {
 	c := newClient(t, lab, nil)
 	for domain, want := range map[string]error{"down.test": ErrConnect, "absent.test": ErrHostAbsent, "broken.test": ErrHostLookup,
 		"not a name": ErrHostAbsent, strings.Repeat("a.", 121) + "test": ErrHostAbsent} {
-		_, err := c.Fetch(t.Context(), domain)
+		_, err := c.Fetch(t.Context(), domain, nil)
 		wantError(t, err, domain, ResultFetch, want)
 	}
-	if _, err := c.Fetch(t.Context(), "half.test"); err != nil || half.Policy.Asked() != 1 {
+	if _, err := c.Fetch(t.Context(), "half.test", nil); err != nil || half.Policy.Asked() != 1 {
 		t.Errorf("a host of which one family cannot be looked up: %v", err)
 	}
 }
@@ -206,7 +206,7 @@ func TestRFC8461_10_3_SpecialAddressesAreRefused(t *testing.T) {
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
 	c := newClient(t, lab, func(c *Config) { c.AllowPrivate = false })
 	server := d.Policy.Server
-	_, err := c.Fetch(t.Context(), "example.test")
+	_, err := c.Fetch(t.Context(), "example.test", nil)
 	wantError(t, err, "example.test", ResultFetch, ErrAddressRefused)
 	if server.Connections() != 0 || !strings.Contains(err.Error(), "loopback (RFC 1122") {
 		t.Errorf("%d connections, %v", server.Connections(), err)
@@ -214,7 +214,7 @@ func TestRFC8461_10_3_SpecialAddressesAreRefused(t *testing.T) {
 	// An ordinary address beside it is used, and it alone.
 	lab.Set(fmt.Sprintf("mta-sts.example.test. 60 IN A %s", server.Addr), "mta-sts.example.test. 60 IN A 93.184.215.14")
 	lab.Route("93.184.215.14", 443, server.Real)
-	f, err := c.Fetch(t.Context(), "example.test")
+	f, err := c.Fetch(t.Context(), "example.test", nil)
 	if err != nil || f.Addr.String() != "93.184.215.14" {
 		t.Errorf("got %+v, %v", f, err)
 	}

@@ -177,7 +177,7 @@ func (instantNet) Record(context.Context, string) (policy.Record, time.Duration,
 	return policy.Record{ID: millionID}, time.Hour, nil
 }
 
-func (instantNet) FetchThrough(_ context.Context, domain string, _ policy.Gate) (*policy.Fetched, error) {
+func (instantNet) Fetch(_ context.Context, domain string, _ policy.Gate) (*policy.Fetched, error) {
 	text := []byte(policyText(domain))
 	p, err := policy.Parse(text)
 	if err != nil {
