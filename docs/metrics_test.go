@@ -9,16 +9,15 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/metrics"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/metrics/metricstest"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe/observetest"
 )
 
 func TestEveryMetricIsOnThePageWithItsTypeAndLabels(t *testing.T) {
 	m := httptest.NewRecorder()
-	metricstest.Handler().ServeHTTP(m, httptest.NewRequest("GET", "/metrics", nil))
+	observetest.Handler().ServeHTTP(m, httptest.NewRequest("GET", "/metrics", nil))
 	text := m.Body.String()
-	series := regexp.MustCompile(`(?m)^(` + metrics.Prefix + `[a-z_]+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? `)
+	series := regexp.MustCompile(`(?m)^(` + observe.Prefix + `[a-z_]+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? `)
 	label := regexp.MustCompile(`([a-z]+)="`)
 	labels := map[string][]string{}
 	for _, s := range series.FindAllStringSubmatch(text, -1) {
@@ -29,7 +28,7 @@ func TestEveryMetricIsOnThePageWithItsTypeAndLabels(t *testing.T) {
 		}
 	}
 	served := map[string]string{}
-	for _, l := range regexp.MustCompile(`(?m)^# TYPE (`+metrics.Prefix+`\S+) (\S+)$`).FindAllStringSubmatch(text, -1) {
+	for _, l := range regexp.MustCompile(`(?m)^# TYPE (`+observe.Prefix+`\S+) (\S+)$`).FindAllStringSubmatch(text, -1) {
 		slices.Sort(labels[l[1]])
 		served[l[1]] = l[2] + "|" + strings.Join(labels[l[1]], ", ")
 	}
@@ -58,8 +57,8 @@ func TestEveryMetricIsOnThePageWithItsTypeAndLabels(t *testing.T) {
 			t.Errorf("%s is on the page and not served", name)
 		}
 	}
-	if !slices.Equal(conditions, health.Conditions()) {
-		t.Errorf("the page has the conditions %q, the program %q", conditions, health.Conditions())
+	if !slices.Equal(conditions, observe.Conditions()) {
+		t.Errorf("the page has the conditions %q, the program %q", conditions, observe.Conditions())
 	}
 }
 
@@ -75,7 +74,7 @@ func packaged(t *testing.T, name string) string {
 
 func TestEveryConditionHasOneAlertRuleAndATestOfIt(t *testing.T) {
 	rules, tests := packaged(t, "prometheus/sts-tlsmap.rules.yaml"), packaged(t, "prometheus/sts-tlsmap.rules.test.yaml")
-	for _, c := range health.Conditions() {
+	for _, c := range observe.Conditions() {
 		expr := `expr: sts_tlsmap_trouble{condition="` + c + `"} == 1`
 		if n := strings.Count(rules, expr); n != 1 {
 			t.Errorf("%s: %d rules", c, n)
@@ -96,7 +95,7 @@ func TestTheRulesAndTheDashboardUseMetricsThatThereAre(t *testing.T) {
 	for _, r := range rows(t, "metrics.md") {
 		listed[strings.Trim(r.cells[0], "`")] = true
 	}
-	used := regexp.MustCompile(metrics.Prefix + `[a-z_]+`)
+	used := regexp.MustCompile(observe.Prefix + `[a-z_]+`)
 	for _, name := range []string{"prometheus/sts-tlsmap.rules.yaml", "grafana/sts-tlsmap.json"} {
 		for _, m := range used.FindAllString(packaged(t, name), -1) {
 			if !listed[m] && !listed[strings.TrimSuffix(strings.TrimSuffix(m, "_bucket"), "_count")] {

@@ -12,8 +12,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
@@ -25,30 +25,30 @@ func TestCheckShowsEachTroubleOfTheDaemonAndWhatToDo(t *testing.T) {
 	now := time.Now()
 	var shown []string
 	defer func() {
-		if want := health.Conditions(); !slices.Equal(shown, want) {
+		if want := observe.Conditions(); !slices.Equal(shown, want) {
 			t.Errorf("shown are %q, there are %q", shown, want)
 		}
 	}()
 	for _, test := range []struct {
 		condition  string
-		signs      health.Signs
+		signs      observe.Signs
 		what, next string
 	}{
-		{health.Discovery, health.Signs{Keeper: keeper.Stats{FetchDead: true}},
+		{observe.Discovery, observe.Signs{Keeper: keeper.Stats{FetchDead: true}},
 			"no policy fetch has succeeded for some minutes", "port 443"},
-		{health.Roots, health.Signs{Keeper: keeper.Stats{FetchDead: true, Untrusted: true}},
+		{observe.Roots, observe.Signs{Keeper: keeper.Stats{FetchDead: true, Untrusted: true}},
 			"no policy host's certificate has been trusted", "ca-certificates"},
-		{health.Resolver, health.Signs{Keeper: keeper.Stats{DNSDead: true}},
+		{observe.Resolver, observe.Signs{Keeper: keeper.Stats{DNSDead: true}},
 			"no TXT lookup has succeeded for some minutes", "/etc/resolv.conf"},
-		{health.Clock, health.Signs{Cache: cache.Stats{Newest: now.Add(time.Hour)}},
+		{observe.Clock, observe.Signs{Cache: cache.Stats{Newest: now.Add(time.Hour)}},
 			"before the newest record of the cache", "set the clock"},
-		{health.Refresher, health.Signs{Keeper: keeper.Stats{LateSeconds: 7200}},
+		{observe.Refresher, observe.Signs{Keeper: keeper.Stats{LateSeconds: 7200}},
 			"the refresher is 2h0m0s late", "raise fetch_rate"},
-		{health.Writes, health.Signs{Keeper: keeper.Stats{Failing: true}},
+		{observe.Writes, observe.Signs{Keeper: keeper.Stats{Failing: true}},
 			"the cache cannot be written to", "whether the disk is full"},
-		{health.Salvage, health.Signs{Cache: cache.Stats{Salvage: &cache.Report{Recovered: 7, Lost: 2}}},
+		{observe.Salvage, observe.Signs{Cache: cache.Stats{Salvage: &cache.Report{Recovered: 7, Lost: 2}}},
 			"the cache was damaged", "the disk and the memory"},
-		{health.Validation, health.Signs{DANE: dane.Stats{Kept: 3, Verdict: dane.NoAD}},
+		{observe.Validation, observe.Signs{DANE: dane.Stats{Kept: 3, Verdict: dane.NoAD}},
 			"3 next-hops keep the DANE that they had", "run a resolver on this machine that validates"},
 	} {
 		shown = append(shown, test.condition)

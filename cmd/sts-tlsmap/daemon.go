@@ -21,11 +21,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/metrics"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/status"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -52,8 +50,8 @@ type service struct {
 	exempt  *exempt.List
 	sockets *socketmap.Server
 	control *control.Server
-	monitor *health.Monitor
-	metrics *metrics.Server
+	monitor *observe.Monitor
+	metrics *observe.Server
 
 	listeners listeners
 	failed    chan error // of what must not end by itself
@@ -96,7 +94,7 @@ func (s *service) open() error {
 	if s.store, err = openCache(cfg, s.inUse, s.log); err != nil {
 		return err
 	}
-	numbers, failures := metrics.New(), new(status.Failures)
+	numbers, failures := observe.New(), new(observe.Failures)
 	s.keeper = keeper.New(keeper.Options{
 		Store:   s.store,
 		Network: s.out.client,
@@ -126,9 +124,9 @@ func (s *service) open() error {
 		return errors.Join(err, s.store.Close())
 	}
 	s.sockets = socketmap.NewServer(s.maps, socketmap.Options{MaxConnections: cfg.Socket.MaxConnections, Log: s.log})
-	s.monitor = health.NewMonitor(s.signs, s.rootsAgain, s.log)
+	s.monitor = observe.NewMonitor(s.signs, s.rootsAgain, s.log)
 	scraped := numbers.Handler(s.sources())
-	s.metrics = metrics.NewServer(scraped, s.page(table, failures), s.log)
+	s.metrics = observe.NewServer(scraped, s.page(table, failures), s.log)
 	s.control = control.NewServer(control.Options{
 		Keeper: s.keeper, Health: s.health, Stats: s.stats, Metrics: scraped, Exempt: s.maps.IsExempt, Log: s.log,
 		Learner: s.keeper, Exemptions: s.exempt, Rehearsed: s.maps.Rehearsed, ExemptUntil: s.exemptUntil, ExemptBy: s.maps.ExemptBy,

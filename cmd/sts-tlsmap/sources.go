@@ -5,16 +5,14 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/metrics"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/status"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // sources are where the metrics come from.
-func (s *service) sources() metrics.Sources {
-	return metrics.Sources{
+func (s *service) sources() observe.Sources {
+	return observe.Sources{
 		Version: version, Commit: commit, Started: s.started,
 		Keeper: s.keeper.Stats, Cache: s.store.Stats, Maps: s.maps.Stats, Sockets: s.sockets.Stats,
 		DANE: s.out.checker.Stats, Troubles: s.monitor.Troubles, List: s.keeper.List, Log: s.log,
@@ -22,12 +20,12 @@ func (s *service) sources() metrics.Sources {
 }
 
 // page is the status page.
-func (s *service) page(table *tlsmap.Table, failures *status.Failures) *status.Page {
+func (s *service) page(table *tlsmap.Table, failures *observe.Failures) *observe.Page {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "a machine without a name"
 	}
-	return status.New(status.Sources{
+	return observe.NewPage(observe.PageSources{
 		Version: version, Host: host, Started: s.started,
 		Keeper: s.keeper, Cache: s.store.Stats, Troubles: s.monitor.Troubles, Failures: failures,
 		Table: table, Log: s.log,
@@ -36,8 +34,8 @@ func (s *service) page(table *tlsmap.Table, failures *status.Failures) *status.P
 }
 
 // signs are what tells whether something is wrong.
-func (s *service) signs() health.Signs {
-	return health.Signs{Now: time.Now(), Keeper: s.keeper.Stats(), Cache: s.store.Stats(), DANE: s.out.checker.Stats()}
+func (s *service) signs() observe.Signs {
+	return observe.Signs{Now: time.Now(), Keeper: s.keeper.Stats(), Cache: s.store.Stats(), DANE: s.out.checker.Stats()}
 }
 
 // rootsAgain reads the certificate authorities as the next start would, where

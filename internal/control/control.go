@@ -25,7 +25,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -84,7 +83,17 @@ type Health struct {
 	// Lost is what rehearsals have lost of what they would have replied.
 	Lost tlsmap.RehearsalsLost `json:"rehearsals_lost"`
 
-	Troubles []health.Trouble `json:"troubles"` // what is wrong; empty: nothing
+	Troubles []Trouble `json:"troubles"` // what is wrong; empty: nothing
+}
+
+// A Trouble is a condition in which an operator has to act; package observe
+// tells them.
+type Trouble struct {
+	Condition string `json:"condition"`
+	What      string `json:"what"`
+	Next      string `json:"next"` // what to do
+
+	Told bool `json:"-"` // in the log by those who noticed
 }
 
 // An Entry is a policy that is held, as -cache -json prints it.

@@ -146,7 +146,7 @@ const (
 	// failed before the fault is taken to be ours.
 	troubleDomains = 3
 	// LateAfter is how far behind the refresher may be before it is an error in
-	// the log, and a trouble to package health.
+	// the log, and a trouble to package observe.
 	LateAfter = time.Hour
 
 	// logsPerSecond and logBurst bound the lines that hostile domains can cause:

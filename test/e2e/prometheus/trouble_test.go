@@ -15,7 +15,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
@@ -29,10 +29,10 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 		condition, alert, line string
 		before, after          func(*testing.T) // the daemon's start
 	}{
-		{health.Salvage, "StsTlsmapCacheSalvaged", "the damaged cache file was moved aside", zeroCache, nil},
-		{health.Clock, "StsTlsmapClockBehind", "condition=clock", cacheFromTomorrow, nil},
-		{health.Roots, "StsTlsmapNoRoots", "condition=roots", nil, removeRoots},
-		{health.Writes, "StsTlsmapCannotWrite", "cannot write to the cache", nil, fillDisk},
+		{observe.Salvage, "StsTlsmapCacheSalvaged", "the damaged cache file was moved aside", zeroCache, nil},
+		{observe.Clock, "StsTlsmapClockBehind", "condition=clock", cacheFromTomorrow, nil},
+		{observe.Roots, "StsTlsmapNoRoots", "condition=roots", nil, removeRoots},
+		{observe.Writes, "StsTlsmapCannotWrite", "cannot write to the cache", nil, fillDisk},
 	} {
 		t.Run(test.condition, func(t *testing.T) {
 			smallDisk(t)

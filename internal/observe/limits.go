@@ -1,8 +1,28 @@
-package status
+package observe
 
 import "time"
 
-// The limits of the page. docs/limits.md lists them.
+// The limits of the listener and of a scrape. docs/limits.md lists them.
+const (
+	// MaxConnections is how many clients are served at once; more wait.
+	MaxConnections = 32
+	// scrapesAtOnce is how many scrapes are answered at once; one more is
+	// refused with 503.
+	scrapesAtOnce = 4
+	// scrapeTimeout bounds the gathering of the numbers.
+	scrapeTimeout = 10 * time.Second
+
+	// writeTimeout is the time from the request's arrival until the client has
+	// taken the answer.
+	writeTimeout = 15 * time.Second
+
+	// agesSize is from how many records ages are told, and agesEvery how
+	// often they are read.
+	agesSize  = 200
+	agesEvery = time.Minute
+)
+
+// The limits of the page.
 const (
 	// pagesAtOnce is how many pages are made at once; one more is refused
 	// with 503.

@@ -1,4 +1,4 @@
-package health
+package observe
 
 import (
 	"bytes"
@@ -20,7 +20,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 )
 
-var noon = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+var noon = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 
 // broken are signs of each condition, and of nothing else.
 var broken = map[string]Signs{

@@ -1,4 +1,4 @@
-package metrics
+package observe
 
 import (
 	"math/rand/v2"
@@ -9,10 +9,10 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 )
 
-// A sample tells how old policies are, and how much life they have left. The
+// An ageSample tells how old policies are, and how much life they have left. The
 // records of the cache are not read through for that: those that follow a
 // place drawn at random in the order of the domains stand for all of them.
-type sample struct {
+type ageSample struct {
 	list func(after string, limit int) ([]cache.Record, string, error)
 	now  func() time.Time
 
@@ -22,11 +22,11 @@ type sample struct {
 }
 
 // collect draws a new sample when it is time.
-func (s *sample) collect(o out) {
+func (s *ageSample) collect(o out) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	if since := now.Sub(s.drawn); since < 0 || since >= sampleEvery {
+	if since := now.Sub(s.drawn); since < 0 || since >= agesEvery {
 		s.draw()
 		s.drawn = now
 	}
@@ -45,14 +45,14 @@ func (s *sample) collect(o out) {
 
 // draw reads a sample. A cache that cannot be read has none; that is counted
 // where it is noticed.
-func (s *sample) draw() {
+func (s *ageSample) draw() {
 	s.fetched, s.expires = nil, nil
 	letters := "abcdefghijklmnopqrstuvwxyz"
 	after := string([]byte{letters[rand.IntN(len(letters))], letters[rand.IntN(len(letters))], letters[rand.IntN(len(letters))]})
-	records, next, err := s.list(after, sampleSize)
+	records, next, err := s.list(after, agesSize)
 	if err == nil && next == "" {
 		// Near the end: the beginning follows it.
-		records, _, err = s.list("", sampleSize)
+		records, _, err = s.list("", agesSize)
 	}
 	if err != nil {
 		return

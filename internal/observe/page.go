@@ -1,14 +1,4 @@
-// Package status is the page for people who look rather than read: policies by
-// mode, what is due when, what failed of late, the busiest domains, what is
-// wrong, and a box that explains one domain from what is held of it. Whoever
-// asks, and whatever for, the page sends no packet and writes nothing.
-//
-// It is plain HTML, CSS and SVG from the binary, without any script, and says
-// so in its Content-Security-Policy. What comes from the network is shown as
-// package explain shows it on a terminal, and escaped by html/template. The work
-// for one request is bounded, whatever the size of the cache: counts that the
-// cache keeps, a bounded sample of its records, and short lists in memory.
-package status
+package observe
 
 import (
 	"bytes"
@@ -25,7 +15,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
@@ -37,14 +26,14 @@ type Keeper interface {
 	Busiest(most int) []keeper.Busy
 }
 
-// Sources are what the page is made from.
-type Sources struct {
+// PageSources are what the page is made from.
+type PageSources struct {
 	Version  string
 	Host     string // this machine's name
 	Started  time.Time
 	Keeper   Keeper
 	Cache    func() cache.Stats
-	Troubles func() []health.Trouble
+	Troubles func() []control.Trouble
 	Failures *Failures
 	Table    *tlsmap.Table
 	Held     func(domain string) (control.Held, error) // all that is held of a domain
@@ -69,7 +58,7 @@ var (
 
 // A Page serves the status page at / and its style sheet at /style.css.
 type Page struct {
-	Sources
+	PageSources
 	mux   *http.ServeMux
 	slots chan struct{} // pages that are being made
 
@@ -77,15 +66,15 @@ type Page struct {
 	last *overview
 }
 
-// New returns the page.
-func New(s Sources) *Page {
+// NewPage returns the page.
+func NewPage(s PageSources) *Page {
 	if s.Now == nil {
 		s.Now = time.Now
 	}
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Page{Sources: s, mux: http.NewServeMux(), slots: make(chan struct{}, pagesAtOnce)}
+	p := &Page{PageSources: s, mux: http.NewServeMux(), slots: make(chan struct{}, pagesAtOnce)}
 	p.mux.HandleFunc("GET /{$}", p.serve)
 	p.mux.HandleFunc("GET /style.css", style)
 	return p

@@ -1,4 +1,4 @@
-package status
+package observe
 
 import (
 	"errors"
@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -26,7 +26,7 @@ type overview struct {
 	at time.Time
 
 	Version, Host, Now, Up string
-	Troubles               []health.Trouble
+	Troubles               []control.Trouble
 	Policies               int64
 	Modes                  []mode
 	Read                   int // policies behind the plots

@@ -1,4 +1,4 @@
-package status
+package observe
 
 import (
 	"context"
@@ -15,7 +15,6 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -65,11 +64,11 @@ func newPage(t *testing.T, f *fake) *Page {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return New(Sources{
+	return NewPage(PageSources{
 		Version: "1.0", Host: "relay", Started: noon.Add(-time.Hour), Now: func() time.Time { return noon },
 		Keeper:   f,
 		Cache:    func() cache.Stats { return cache.Stats{ByMode: [4]int64{0, 1234, 0, 5678}} },
-		Troubles: func() []health.Trouble { return nil },
+		Troubles: func() []control.Trouble { return nil },
 		Failures: new(Failures), Table: table,
 		Held: func(domain string) (control.Held, error) {
 			h := control.Held{Domain: domain, Exempt: domain == "exempt.test"}
@@ -123,7 +122,7 @@ func TestHostileNamesAndTextsAreShownAndDoNothing(t *testing.T) {
 	}
 	p := newPage(t, f)
 	p.Host = nasty
-	p.Troubles = func() []health.Trouble { return []health.Trouble{{Condition: "salvage", What: nasty, Next: nasty}} }
+	p.Troubles = func() []control.Trouble { return []control.Trouble{{Condition: "salvage", What: nasty, Next: nasty}} }
 	p.Failures.Observe(failed(keeper.StepFetch, nasty, policy.ResultFetch, errors.New(nasty)))
 	p.Failures.Observe(failed(keeper.StepDiscovery, nasty, policy.ResultFetch, errors.New(nasty)))
 	for _, asked := range []string{"", "hostile.test", nasty, strings.Repeat(nasty, 1000), "\xff\xfe.test"} {

@@ -1,12 +1,16 @@
-// Package metrics makes the daemon's numbers into Prometheus metrics and serves
-// them over HTTP. The packages that do the work count for themselves, in their
-// Stats; these are read at each scrape. What they do not count, how discoveries
-// and refreshes went, comes through the keeper's hook for observers.
+// Package observe is the one place for what is observed: the conditions in
+// which an operator has to act, the metrics for Prometheus, and the status page.
+// The packages that do the work count for themselves, in their Stats; these are
+// read at each scrape. What they do not count, how discoveries and refreshes
+// went, comes through the keeper's hook for observers.
 //
 // No label holds a domain, an address or anything else from the network, so the
-// number of series has a bound. docs/metrics.md lists every metric; a test keeps
-// it in step.
-package metrics
+// number of series has a bound. The page is plain HTML, CSS and SVG without any
+// script. Whoever asks, nothing here sends a packet or writes.
+//
+// Left out: what keeps the daemon from starting, which is the error it ends with;
+// and what is wrong with one domain, which is in the log and in -explain.
+package observe
 
 import (
 	"log/slog"
@@ -19,8 +23,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -36,7 +40,7 @@ type Sources struct {
 	Maps     func() tlsmap.Stats
 	Sockets  func() socketmap.Stats
 	DANE     func() dane.Stats
-	Troubles func() []health.Trouble
+	Troubles func() []control.Trouble
 	// List returns records in the order of their domains, after one.
 	List func(after string, limit int) (list []cache.Record, next string, err error)
 
@@ -94,7 +98,7 @@ func (m *Metrics) Handler(s Sources) http.Handler {
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
-	m.registry.MustRegister(&collector{Sources: s, sample: sample{list: s.List, now: time.Now}})
+	m.registry.MustRegister(&collector{Sources: s, ages: ageSample{list: s.List, now: time.Now}})
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
 		// What can be told is told.
@@ -108,7 +112,7 @@ func (m *Metrics) Handler(s Sources) http.Handler {
 // A collector reads the sources.
 type collector struct {
 	Sources
-	sample sample
+	ages ageSample
 }
 
 // Describe is prometheus.Collector's.
@@ -132,7 +136,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		collectMap(o, &maps.Maps[i])
 	}
 	collectCache(o, c.Cache())
-	c.sample.collect(o)
+	c.ages.collect(o)
 	collectKeeper(o, c.Keeper())
 	collectDANE(o, c.DANE())
 	collectSockets(o, c.Sockets())

@@ -1,10 +1,12 @@
-package health
+package observe
 
 import (
 	"context"
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 )
 
 // lookEvery is how often a Monitor looks.
@@ -30,7 +32,7 @@ func NewMonitor(signs func() Signs, roots func() error, log *slog.Logger) *Monit
 }
 
 // Troubles returns the conditions that hold now.
-func (m *Monitor) Troubles() []Trouble {
+func (m *Monitor) Troubles() []control.Trouble {
 	s := m.signs()
 	m.mu.Lock()
 	s.Roots = m.rootsErr
@@ -66,7 +68,7 @@ func (m *Monitor) Look() {
 	now := make(map[string]bool)
 	for _, t := range m.Troubles() {
 		now[t.Condition] = true
-		if !m.holding[t.Condition] && !t.told {
+		if !m.holding[t.Condition] && !t.Told {
 			m.log.Error(t.What, "condition", t.Condition, "next", t.Next)
 		}
 	}

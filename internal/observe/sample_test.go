@@ -1,4 +1,4 @@
-package status
+package observe
 
 import (
 	"errors"
@@ -8,8 +8,6 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 )
-
-var noon = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 
 // due returns a record that is due, with as much life left.
 func due(in, left time.Duration) cache.Record {

@@ -1,25 +1,25 @@
 // Package metricstest has metrics to test against: every one of them is there,
 // with made-up numbers.
-package metricstest
+package observetest
 
 import (
 	"net/http"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/metrics"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // Sources return numbers that are all different from zero where it matters.
-func Sources() metrics.Sources {
+func Sources() observe.Sources {
 	now := time.Now()
-	return metrics.Sources{
+	return observe.Sources{
 		Version: "1.2.3", Commit: "abc", Started: now,
 		Keeper: func() keeper.Stats { return keeper.Stats{Pending: 3, LateSeconds: 7, Panics: 1} },
 		Cache: func() cache.Stats {
@@ -36,7 +36,7 @@ func Sources() metrics.Sources {
 		DANE: func() dane.Stats {
 			return dane.Stats{Verdict: dane.NoAD, Findings: [dane.NotValidating + 1]uint64{dane.Usable: 6}}
 		},
-		Troubles: func() []health.Trouble { return []health.Trouble{{Condition: health.Clock}} },
+		Troubles: func() []control.Trouble { return []control.Trouble{{Condition: observe.Clock}} },
 		List: func(string, int) ([]cache.Record, string, error) {
 			return []cache.Record{
 				{Fetched: now.Add(-3 * time.Hour), Expires: now.Add(time.Hour)},
@@ -49,7 +49,7 @@ func Sources() metrics.Sources {
 
 // Handler serves the Sources, and something that was observed.
 func Handler() http.Handler {
-	m := metrics.New()
+	m := observe.New()
 	m.Observe(keeper.Event{Step: keeper.StepDiscovery, Result: policy.ResultOK, Took: time.Second, Mode: policy.ModeEnforce, Changed: true})
 	m.Observe(keeper.Event{Step: keeper.StepFetch, Result: policy.ResultWebPKI, Took: time.Minute, Mode: policy.ModeEnforce})
 	return m.Handler(Sources())

@@ -1,4 +1,4 @@
-package metrics
+package observe
 
 import (
 	"math"
@@ -7,7 +7,6 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/health"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
@@ -19,7 +18,7 @@ func (c *collector) collectTroubles(o out) {
 	for _, t := range c.Troubles() {
 		holds[t.Condition] = 1
 	}
-	for _, name := range health.Conditions() {
+	for _, name := range Conditions() {
 		o.gauge(trouble, holds[name], name)
 	}
 }

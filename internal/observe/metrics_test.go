@@ -1,4 +1,4 @@
-package metrics_test
+package observe_test
 
 import (
 	"errors"
@@ -10,11 +10,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/metrics"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/metrics/metricstest"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe/observetest"
 )
 
-func scrape(t *testing.T, m *metrics.Metrics, s metrics.Sources) string {
+func scrape(t *testing.T, m *observe.Metrics, s observe.Sources) string {
 	t.Helper()
 	w := httptest.NewRecorder()
 	m.Handler(s).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
@@ -26,7 +26,7 @@ func scrape(t *testing.T, m *metrics.Metrics, s metrics.Sources) string {
 
 func TestTheNumbersOfTheSourcesAreServed(t *testing.T) {
 	w := httptest.NewRecorder()
-	metricstest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	observetest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	got := "\n" + w.Body.String()
 	for _, want := range []string{
 		`sts_tlsmap_lookups_total{map="postfix",result="ok"} 5`,
@@ -62,7 +62,7 @@ func TestTheNumbersOfTheSourcesAreServed(t *testing.T) {
 
 func TestTheAgesAreThoseOfTheSample(t *testing.T) {
 	w := httptest.NewRecorder()
-	metricstest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	observetest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{ // and some milliseconds more, or less
 		`age_seconds\{rank="least"\} 360\d`, `age_seconds\{rank="median"\} 720\d`, `age_seconds\{rank="most"\} 1080\d`,
 		`left_seconds\{rank="least"\} -360\d`, `left_seconds\{rank="median"\} 359\d`, `left_seconds\{rank="most"\} 1799\d`,
@@ -75,7 +75,7 @@ func TestTheAgesAreThoseOfTheSample(t *testing.T) {
 
 func TestTheMetricsAreAsPrometheusAsksForThem(t *testing.T) {
 	w := httptest.NewRecorder()
-	metricstest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	observetest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	problems, err := promlint.New(w.Body).Lint()
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func TestTheMetricsAreAsPrometheusAsksForThem(t *testing.T) {
 
 func TestEveryMetricSaysWhatItIs(t *testing.T) {
 	w := httptest.NewRecorder()
-	metricstest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	observetest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	text := w.Body.String()
 	if h, n := strings.Count(text, "# HELP "), strings.Count(text, "# TYPE "); h != n || h == 0 {
 		t.Errorf("%d metrics, %d with words", n, h)
@@ -95,19 +95,19 @@ func TestEveryMetricSaysWhatItIs(t *testing.T) {
 }
 
 func TestACacheThatCannotBeReadCostsTheAgesOnly(t *testing.T) {
-	s := metricstest.Sources()
+	s := observetest.Sources()
 	s.List = func(string, int) ([]cache.Record, string, error) { return nil, "", errors.New("on purpose") }
-	got := scrape(t, metrics.New(), s)
+	got := scrape(t, observe.New(), s)
 	if !strings.Contains(got, "sts_tlsmap_policy_sample 0\n") || strings.Contains(got, "sts_tlsmap_policy_age_seconds{") {
 		t.Errorf("%s", got)
 	}
 }
 
 func TestScrapesShareASample(t *testing.T) {
-	s := metricstest.Sources()
+	s := observetest.Sources()
 	list, n := s.List, 0
 	s.List = func(after string, limit int) ([]cache.Record, string, error) { n++; return list(after, limit) }
-	h := metrics.New().Handler(s)
+	h := observe.New().Handler(s)
 	for range 10 {
 		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil))
 	}
@@ -117,10 +117,10 @@ func TestScrapesShareASample(t *testing.T) {
 }
 
 func TestHowManyPoliciesAFileLostThatCouldNotBeOpenedIsNotKnown(t *testing.T) {
-	sources := metricstest.Sources()
+	sources := observetest.Sources()
 	sources.Cache = func() cache.Stats { return cache.Stats{Salvage: &cache.Report{Unopened: true}} }
 	w := httptest.NewRecorder()
-	metrics.New().Handler(sources).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	observe.New().Handler(sources).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	if want := "\nsts_tlsmap_cache_lost_policies NaN\n"; !strings.Contains(w.Body.String(), want) {
 		t.Errorf("missing: %s", want)
 	}
