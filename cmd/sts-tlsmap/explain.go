@@ -7,7 +7,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -26,7 +26,7 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	var running []mtamap.Map
+	var running []mta.Map
 	if a.peer.err == nil {
 		running = a.peer.health.Maps
 	}

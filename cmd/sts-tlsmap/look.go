@@ -11,14 +11,14 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // canonical returns the policy domain that an argument stands for, in the
 // form in which it is stored.
 func canonical(arg string) (string, error) {
-	hop, kind := tlsmap.ParseKey([]byte(arg), nil)
-	if kind != tlsmap.KeyPolicyDomain {
+	hop, kind := mta.ParseKey([]byte(arg), nil)
+	if kind != mta.KeyPolicyDomain {
 		return "", hint(fmt.Errorf("%q is %s", arg, kind), "name a domain, as example.com")
 	}
 	return string(hop.Domain), nil

@@ -63,9 +63,7 @@ func TestEveryFlagIsWhereFlagsAreListedAndNoOther(t *testing.T) {
 func TestTheValuesOfFlagsAreWhereTheyAreListedAndNoOthers(t *testing.T) {
 	var builtIn []string
 	for _, m := range config.Default().Maps {
-		if !strings.HasPrefix(m.Name, "QUERY") { // for those who come from elsewhere
-			builtIn = append(builtIn, m.Name)
-		}
+		builtIn = append(builtIn, m.Name)
 	}
 	mtas := slices.Sorted(maps.Keys(recipes))
 	slices.Sort(builtIn)

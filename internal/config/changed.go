@@ -4,7 +4,7 @@ import (
 	"reflect"
 	"slices"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // Changed names the keys whose values differ, as the file has them: "cache.path",
@@ -19,7 +19,7 @@ func Changed(was, is *Config) []string {
 	}
 	var maps []string
 	for _, m := range slices.Concat(is.Maps, was.Maps) {
-		if !slices.Contains(maps, m.Name) && is.table(m.Name) != was.table(m.Name) {
+		if !slices.Contains(maps, m.Name) && is.named(m.Name) != was.named(m.Name) {
 			maps = append(maps, m.Name)
 			names = append(names, "[map."+m.Name+"]")
 		}
@@ -27,22 +27,11 @@ func Changed(was, is *Config) []string {
 	return names
 }
 
-// table is a map as its own table has made it: an alias that is like the map
-// that it stands for has none. The zero Map: there is no such map.
-func (c *Config) table(name string) mtamap.Map {
-	m := c.named(name)
-	alias := c.named(mtamap.StandsFor(name))
-	alias.Name = name
-	if m == alias {
-		return mtamap.Map{Name: name}
-	}
-	return m
-}
-
-func (c *Config) named(name string) mtamap.Map {
-	i := slices.IndexFunc(c.Maps, func(m mtamap.Map) bool { return m.Name == name })
+// named returns the map of that name, or the zero Map.
+func (c *Config) named(name string) mta.Map {
+	i := slices.IndexFunc(c.Maps, func(m mta.Map) bool { return m.Name == name })
 	if i < 0 {
-		return mtamap.Map{}
+		return mta.Map{}
 	}
 	return c.Maps[i]
 }

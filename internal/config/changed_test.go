@@ -34,7 +34,7 @@ func TestWhatIsWrittenAnotherWayHasNotChanged(t *testing.T) {
 		{"dns.trust_ad = true", "", "dns.trust_ad"},
 		{"[map.x]", "", "[map.x]"},
 		{"[map.QUERY]\nenforce = false", "", "[map.QUERY]"},
-		{"[map.postfix-dane]\nenforce = false", "", "[map.postfix-dane]"}, // and of the alias nothing is in the file
+		{"[map.postfix-dane]\nenforce = false", "", "[map.postfix-dane]"},
 	} {
 		if got := strings.Join(changed(t, test.was, test.is), " "); got != test.want {
 			t.Errorf("from %q to %q: got %q, want %q", test.was, test.is, got, test.want)

@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // DefaultPath is the file that is read when none is named; it may be absent.
@@ -44,7 +44,7 @@ type Config struct {
 	Lookup  Lookup
 	Refresh Refresh
 	Exempt  Exempt
-	Maps    []mtamap.Map // the built-in ones first, then those of the file by name
+	Maps    []mta.Map // the built-in ones first, then those of the file by name
 }
 
 // Socket is [socket].
@@ -118,7 +118,7 @@ func Default() *Config {
 			FetchRate:   20,
 			Concurrency: 32,
 		},
-		Maps: mtamap.Builtin(),
+		Maps: mta.Builtin(),
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 func TestAnAbsentDefaultFileIsNoErrorAndANamedOneIs(t *testing.T) {
@@ -105,13 +105,11 @@ func TestEveryKeyIsTaken(t *testing.T) {
 			CheckRate: 13, FetchRate: 14, Concurrency: 15,
 		},
 		Exempt: Exempt{Domains: []string{"example.com", ".xn--bcher-kva.example"}},
-		Maps: []mtamap.Map{
+		Maps: []mta.Map{
 			{Name: "postfix", Format: "postfix", Servername: true, Enforce: true, Testing: true},
 			{Name: "postfix-tlsrpt", Format: "postfix", TLSRPT: true, Servername: true, Enforce: true},
 			{Name: "postfix-dane", Format: "postfix", Servername: true, Enforce: true},
 			{Name: "postfix-dane-tlsrpt", Format: "postfix", DANE: true, TLSRPT: true, Servername: true, Enforce: true},
-			{Name: "QUERY", Format: "postfix", Servername: true, Enforce: true},
-			{Name: "QUERYwithTLSRPT", Format: "postfix", DANE: true, TLSRPT: true, Servername: true, Enforce: true},
 			{Name: "exim", Format: "exim", Servername: true, Enforce: true},
 			{Name: "rehearsal", Format: "postfix", TLSRPT: true},
 			{Name: "zrelay", Format: "exim", Servername: true, Enforce: true},
@@ -323,18 +321,16 @@ func TestTheNumberOfMapsIsBounded(t *testing.T) {
 	}
 }
 
-func TestAnAliasIsLikeTheMapItStandsForButForItsOwnTable(t *testing.T) {
-	c, err := Parse("f", []byte("[map.QUERY]\nenforce = false\n[map.postfix-dane]\ntesting = \"enforce\"\n[map.postfix-dane-tlsrpt]\nservername = false\n"))
+func TestATableNamedAsAnAliasBeginsWithTheMapThatTheAliasStandsFor(t *testing.T) {
+	c, err := Parse("f", []byte("[map.query]\nenforce = false\n[map.postfix-dane]\ntesting = \"enforce\"\n[map.sts]\nservername = false\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []mtamap.Map{
-		{Name: "postfix-dane", Format: "postfix", DANE: true, Servername: true, Enforce: true, Testing: true},
-		{Name: "postfix-dane-tlsrpt", Format: "postfix", DANE: true, TLSRPT: true, Enforce: true},
-		{Name: "QUERY", Format: "postfix", DANE: true, Servername: true, Testing: true},
-		{Name: "QUERYwithTLSRPT", Format: "postfix", DANE: true, TLSRPT: true, Enforce: true},
+	want := []mta.Map{
+		{Name: "query", Format: "postfix", DANE: true, Servername: true, Testing: true},
+		{Name: "sts", Format: "postfix", Enforce: true},
 	}
-	if got := c.Maps[2:6]; !reflect.DeepEqual(got, want) {
+	if got := c.Maps[5:]; !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 }
@@ -473,7 +469,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if len(c.Listen) == 0 || c.Lookup.Timeout > MaxLookup || len(c.Maps) > len(mtamap.Builtin())+MaxMaps {
+		if len(c.Listen) == 0 || c.Lookup.Timeout > MaxLookup || len(c.Maps) > len(mta.Builtin())+MaxMaps {
 			t.Fatalf("out of bounds: %+v", c)
 		}
 	})

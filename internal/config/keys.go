@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // A key is one key of the file, by its full name.
@@ -194,7 +194,7 @@ func Keys() []string {
 	for _, k := range keysOf(Default()) {
 		names = append(names, k.name)
 	}
-	for _, k := range mapKeys(&mtamap.Map{}) {
+	for _, k := range mapKeys(&mta.Map{}) {
 		names = append(names, "map.NAME."+k.name)
 	}
 	slices.Sort(names)

@@ -3,35 +3,22 @@ package config
 import (
 	"slices"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // MaxMaps bounds the maps that a file adds to the built-in ones.
 const MaxMaps = 8
 
-// followAliases makes each alias like the map that it stands for.
-func (c *Config) followAliases() {
-	for i := range c.Maps {
-		alias := c.Maps[i].Name
-		for _, m := range c.Maps {
-			if m.Name == mtamap.StandsFor(alias) {
-				c.Maps[i] = m
-				c.Maps[i].Name = alias
-			}
-		}
-	}
-}
-
 // SetsDANE says whether the file has a map that follows DANE, besides the
 // built-in ones as they are.
 func (c *Config) SetsDANE() bool {
-	builtin := mtamap.Builtin()
-	return slices.ContainsFunc(c.Maps, func(m mtamap.Map) bool { return m.DANE && !slices.Contains(builtin, m) })
+	builtin := mta.Builtin()
+	return slices.ContainsFunc(c.Maps, func(m mta.Map) bool { return m.DANE && !slices.Contains(builtin, m) })
 }
 
-func mapKeys(m *mtamap.Map) []key {
+func mapKeys(m *mta.Map) []key {
 	return []key{
-		{"format", scalar(&m.Format, oneOf(mtamap.FormatPostfix, mtamap.FormatExim), `"postfix" or "exim"`)},
+		{"format", scalar(&m.Format, oneOf(mta.FormatPostfix, mta.FormatExim), `"postfix" or "exim"`)},
 		{"dane", boolean(&m.DANE)},
 		{"tlsrpt", boolean(&m.TLSRPT)},
 		{"servername", boolean(&m.Servername)},
@@ -44,19 +31,15 @@ func mapKeys(m *mtamap.Map) []key {
 	}
 }
 
-// applyMaps takes the tables under [map].
+// applyMaps takes the tables under [map]. Those named as an alias come last: they
+// begin with the settings of the map that the alias stands for.
 func (d *document) applyMaps(c *Config, tables map[string]any) {
-	var later []string
-	for _, name := range sortedKeys(tables) {
-		if mtamap.StandsFor(name) != "" {
-			later = append(later, name)
-			continue
+	for _, alias := range []bool{false, true} {
+		for _, name := range sortedKeys(tables) {
+			if alias == (mta.AliasFor(name) != "") {
+				d.applyMapTable(c, name, tables[name])
+			}
 		}
-		d.applyMapTable(c, name, tables[name])
-	}
-	c.followAliases()
-	for _, name := range later {
-		d.applyMapTable(c, name, tables[name])
 	}
 }
 
@@ -68,22 +51,27 @@ func (d *document) applyMapTable(c *Config, name string, v any) {
 		d.fail(full, "is %s; expected a table: [map.NAME]", describe(v))
 		return
 	}
-	if mtamap.CheckName(name) != nil {
-		d.fail(full, "%s is no name of a map; expected letters, digits, '-', '_' and '.', at most %d", describe(name), mtamap.MaxName)
+	if mta.CheckName(name) != nil {
+		d.fail(full, "%s is no name of a map; expected letters, digits, '-', '_' and '.', at most %d", describe(name), mta.MaxName)
 		return
 	}
-	i := slices.IndexFunc(c.Maps, func(m mtamap.Map) bool { return m.Name == name })
-	if i < 0 {
+	i := mta.Find(c.Maps, name)
+	if i < 0 || c.Maps[i].Name != name {
+		m := mta.New(name)
+		if i >= 0 {
+			m = c.Maps[i]
+			m.Name = name
+		}
 		i = len(c.Maps)
-		if i == len(mtamap.Builtin())+MaxMaps {
+		if i == len(mta.Builtin())+MaxMaps {
 			d.fail(full, "too many maps; expected at most %d besides the built-in ones", MaxMaps)
 		}
-		c.Maps = append(c.Maps, mtamap.New(name))
+		c.Maps = append(c.Maps, m)
 	}
 	d.applyMap(&c.Maps[i], full, table)
 }
 
-func (d *document) applyMap(m *mtamap.Map, full string, table map[string]any) {
+func (d *document) applyMap(m *mta.Map, full string, table map[string]any) {
 	keys := mapKeys(m)
 	for j := range keys {
 		keys[j].name = full + "." + keys[j].name

@@ -26,7 +26,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
@@ -74,7 +74,7 @@ type Health struct {
 	Metrics   string    `json:"metrics,omitempty"` // where they are served beside here, as "inet:127.0.0.1:9461"
 	Control   string    `json:"control"`           // the path of this socket
 
-	Maps []mtamap.Map `json:"maps"` // that lookups are answered in; none: a version that does not tell
+	Maps []mta.Map `json:"maps"` // that lookups are answered in; none: a version that does not tell
 
 	// Overridden are the keys of the file that do not count, since systemd has
 	// passed sockets.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -85,7 +86,7 @@ type Lookup struct {
 }
 
 // lookAtDANE asks all about the next-hop's DANE, after the resolver was probed.
-func lookAtDANE(ctx context.Context, hop tlsmap.NextHop, s Sources) *DANE {
+func lookAtDANE(ctx context.Context, hop mta.NextHop, s Sources) *DANE {
 	probe := s.NextHops.Probe(ctx)
 	d := &DANE{Resolver: probe.Verdict.String()}
 	if v := probe.Verdict; v != dane.NoVerdict {
@@ -95,7 +96,7 @@ func lookAtDANE(ctx context.Context, hop tlsmap.NextHop, s Sources) *DANE {
 	for _, l := range probe.Lookups {
 		d.Probe = append(d.Probe, lookupOf(l))
 	}
-	n, ok := hop.DANE()
+	n, ok := tlsmap.DANENextHop(hop)
 	if !ok {
 		d.finding = dane.Finding{Why: tlsmap.UnknownPort}
 	} else {

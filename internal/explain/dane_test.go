@@ -9,7 +9,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -76,7 +76,7 @@ func TestTheDANESectionShowsWhatWasAskedAndWhatFollows(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"postfix": "OK secure match=mx1.a.test servername=hostname", "postfix-dane": "OK dane-only", "QUERYwithTLSRPT": "OK dane-only", "exim": "OK mx1.a.test",
+		"postfix": "OK secure match=mx1.a.test servername=hostname", "postfix-dane": "OK dane-only", "postfix-dane-tlsrpt": "OK dane-only", "exim": "OK mx1.a.test",
 	} {
 		if got := replyOf(t, r, name); got.Reply != want {
 			t.Errorf("map %s: %+v, want %s", name, got, want)
@@ -147,7 +147,7 @@ func TestWhereNoPolicyIsEnforcedTheSectionSaysThatMailDoesNotNeedIt(t *testing.T
 
 func TestWhereAMapEnforcesTestingPoliciesTheSectionDoesNotSayThatMailDoesNotNeedIt(t *testing.T) {
 	w := daneDomain()
-	w.maps = append(mtamap.Builtin(), mtamap.Map{Name: "strict", Format: mtamap.FormatPostfix, DANE: true, Enforce: true, Servername: true, Testing: true})
+	w.maps = append(mta.Builtin(), mta.Map{Name: "strict", Format: mta.FormatPostfix, DANE: true, Enforce: true, Servername: true, Testing: true})
 	w.text = strings.ReplaceAll(enforced, "enforce", "testing")
 	w.held.Entry.Policy = w.text
 	r := w.gather(t, "a.test")
@@ -218,7 +218,7 @@ func TestTheStateThatTheDaemonHoldsIsShownBesideTheLiveOne(t *testing.T) {
 		}
 	}
 	// The status page has nothing else to go by.
-	table, err := tlsmap.NewTable(mtamap.Builtin())
+	table, err := tlsmap.NewTable(mta.Builtin())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -41,8 +41,8 @@ type world struct {
 	exempt []control.ExemptEntry
 	asking error               // why the daemon could not be asked
 	hint   string              // what to do about it
-	maps   []mtamap.Map        // nil: those built in
-	runs   []mtamap.Map        // the daemon's; nil: not known
+	maps   []mta.Map           // nil: those built in
+	runs   []mta.Map           // the daemon's; nil: not known
 	signed map[string][]string // "name type": records that come authenticated; nil ones fail
 }
 
@@ -137,7 +137,7 @@ func (w *world) gather(t *testing.T, key string) *Report {
 	t.Helper()
 	maps := w.maps
 	if maps == nil {
-		maps = mtamap.Builtin()
+		maps = mta.Builtin()
 	}
 	table, err := tlsmap.NewTable(maps)
 	if err != nil {
@@ -243,7 +243,7 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 			if !strings.Contains(r.Next, test.next) {
 				t.Errorf("next: got %q, want %q", r.Next, test.next)
 			}
-			if len(r.Maps) != len(mtamap.Builtin()) || !strings.HasPrefix(r.Maps[0].Reply, test.reply) {
+			if len(r.Maps) != len(mta.Builtin()) || !strings.HasPrefix(r.Maps[0].Reply, test.reply) {
 				t.Errorf("got %+v, want %s", r.Maps, test.reply)
 			}
 		})
@@ -311,8 +311,8 @@ func TestTheEntryThatExemptsIsNamed(t *testing.T) {
 
 func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
 	tested := strings.ReplaceAll(enforced, "enforce", "testing")
-	strict := func(name, format string, rehearsal bool) mtamap.Map {
-		m := mtamap.New(name)
+	strict := func(name, format string, rehearsal bool) mta.Map {
+		m := mta.New(name)
 		m.Format, m.Testing, m.Enforce = format, true, !rehearsal
 		return m
 	}
@@ -320,17 +320,17 @@ func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
 		name   string
 		policy string
 		mx     []string
-		maps   []mtamap.Map // beside those built in
+		maps   []mta.Map // beside those built in
 		next   []string
 	}{
 		{"testing is enforced by no map", tested, []string{"10 evil.test."}, nil, []string{"Nothing to do"}},
 		{"testing is enforced, and all is well", tested, []string{"10 mx1.a.test."},
-			[]mtamap.Map{strict("strict", mtamap.FormatPostfix, false)}, []string{"Nothing to do"}},
-		{"testing is enforced for Postfix", tested, []string{"10 evil.test."}, []mtamap.Map{strict("strict", mtamap.FormatPostfix, false)},
+			[]mta.Map{strict("strict", mta.FormatPostfix, false)}, []string{"Nothing to do"}},
+		{"testing is enforced for Postfix", tested, []string{"10 evil.test."}, []mta.Map{strict("strict", mta.FormatPostfix, false)},
 			[]string{"No MX host is listed by the policy: mail to a.test waits in map strict, which enforces policies with mode testing", "-exempt a.test -for 4h"}},
-		{"testing is enforced for Exim", tested, []string{"10 evil.test."}, []mtamap.Map{strict("strict", mtamap.FormatExim, false)},
+		{"testing is enforced for Exim", tested, []string{"10 evil.test."}, []mta.Map{strict("strict", mta.FormatExim, false)},
 			[]string{"waits in map strict,"}},
-		{"testing is enforced in a rehearsal", tested, []string{"10 evil.test."}, []mtamap.Map{strict("trial", mtamap.FormatExim, true)},
+		{"testing is enforced in a rehearsal", tested, []string{"10 evil.test."}, []mta.Map{strict("trial", mta.FormatExim, true)},
 			[]string{"would wait in map trial if that were no rehearsal"}},
 		{"a pattern that is no host name", strings.ReplaceAll(enforced, "mx1.a.test", "hostname"), []string{"10 hostname."}, nil,
 			[]string{"The policy lists no host name that an MTA takes", "mail to a.test waits", "correct the mx lines"}},
@@ -338,14 +338,14 @@ func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
 			[]string{"No MX host is listed by the policy (hostname is there, but is no host name that an MTA takes): mail to a.test waits"}},
 		{"a null MX", enforced, []string{"0 ."}, nil,
 			[]string{"takes no mail (null MX, RFC 7505), but it has a policy", "in map exim it waits", "mode none", "dig a.test MX"}},
-		{"a null MX where testing is enforced", tested, []string{"0 ."}, []mtamap.Map{strict("strict", mtamap.FormatExim, false)},
+		{"a null MX where testing is enforced", tested, []string{"0 ."}, []mta.Map{strict("strict", mta.FormatExim, false)},
 			[]string{"in map strict it waits"}},
 		{"a null MX of a policy that is not applied", tested, []string{"0 ."}, nil, []string{"Nothing to do"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := honest()
 			w.text, w.held.Entry.Policy, w.mx = test.policy, test.policy, test.mx
-			w.maps = append(mtamap.Builtin(), test.maps...)
+			w.maps = append(mta.Builtin(), test.maps...)
 			r := w.gather(t, "a.test")
 			for _, want := range test.next {
 				if !strings.Contains(r.Next, want) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -34,8 +35,8 @@ const (
 // ends when ctx does.
 func Gather(ctx context.Context, key string, s Sources) *Report {
 	r := &Report{Key: key, now: s.Now()}
-	hop, kind := tlsmap.ParseKey([]byte(key), nil)
-	if kind != tlsmap.KeyPolicyDomain {
+	hop, kind := mta.ParseKey([]byte(key), nil)
+	if kind != mta.KeyPolicyDomain {
 		r.NoKey = kind.String()
 		r.noPolicyDomain(kind)
 		return r
@@ -63,10 +64,10 @@ func Gather(ctx context.Context, key string, s Sources) *Report {
 }
 
 // noPolicyDomain fills in what is left to say of a key that is no domain.
-func (r *Report) noPolicyDomain(kind tlsmap.KeyKind) {
+func (r *Report) noPolicyDomain(kind mta.KeyKind) {
 	r.Maps = []Reply{{Map: "every map", Reply: "NOTFOUND ", Why: kind.String()}}
 	r.Next = "Ask for the domain of a recipient, or the name of a smart host."
-	if kind == tlsmap.KeyUnconvertible {
+	if kind == mta.KeyUnconvertible {
 		r.Maps[0].Reply = "TEMP"
 		r.Next = "The name cannot be written in A-labels (IDNA): see how the MTA came by it."
 	}
@@ -168,7 +169,7 @@ func mx(ctx context.Context, domain string, bracketed bool, s Sources) *MX {
 }
 
 // mxHosts returns the hosts as map exim has them.
-func mxHosts(ctx context.Context, hop tlsmap.NextHop, s Sources) (*dane.MXSet, error) {
+func mxHosts(ctx context.Context, hop mta.NextHop, s Sources) (*dane.MXSet, error) {
 	domain := string(hop.Domain)
 	if hop.Bracketed {
 		return &dane.MXSet{Hosts: []dane.MXHost{{Name: domain}}}, nil

@@ -10,7 +10,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -35,7 +35,7 @@ type Sources struct {
 	Table    *tlsmap.Table // the maps of the file
 	// Running are the maps of the daemon, which it got when it started; none:
 	// they are not known, and those of the file stand in.
-	Running []mtamap.Map
+	Running []mta.Map
 	// Exempt returns the entries of [exempt] in the file that are for a domain.
 	// Where the daemon was asked, it decides, and the file is compared with it.
 	Exempt func(domain string) []control.ExemptEntry

@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -64,8 +64,8 @@ func (r *Report) compareMaps(s Sources) {
 	r.staleMaps(gone, "taken out of the file")
 }
 
-func hasName(name string) func(mtamap.Map) bool {
-	return func(m mtamap.Map) bool { return m.Name == name }
+func hasName(name string) func(mta.Map) bool {
+	return func(m mta.Map) bool { return m.Name == name }
 }
 
 func (r *Report) staleMaps(names []string, how string) {

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 func TestTheDaemonDecidesWhatIsExemptAndTheFileIsComparedWithIt(t *testing.T) {
@@ -49,8 +49,8 @@ func TestTheDaemonDecidesWhatIsExemptAndTheFileIsComparedWithIt(t *testing.T) {
 
 func TestTheRepliesAreThoseOfTheDaemonsMaps(t *testing.T) {
 	w := honest()
-	w.runs = append(mtamap.Builtin(), mtamap.New("gone"))
-	w.maps = append(mtamap.Builtin(), mtamap.New("new"))
+	w.runs = append(mta.Builtin(), mta.New("gone"))
+	w.maps = append(mta.Builtin(), mta.New("new"))
 	w.maps[0].Servername = false
 	r := w.gather(t, "a.test")
 	for name, want := range map[string]string{
@@ -79,7 +79,7 @@ func TestTheRepliesAreThoseOfTheDaemonsMaps(t *testing.T) {
 	if r := w.gather(t, "a.test"); len(r.Stale) != 0 || !strings.HasPrefix(r.Next, "Nothing to do") {
 		t.Errorf("got %q and %q", r.Stale, r.Next)
 	}
-	w.runs = []mtamap.Map{{Name: "x", Format: "of another version"}}
+	w.runs = []mta.Map{{Name: "x", Format: "of another version"}}
 	if r := w.gather(t, "a.test"); len(r.Stale) != 0 || !strings.Contains(textOf(t, r), "the maps are those of the configuration file") {
 		t.Errorf("got %q", r.Stale)
 	}

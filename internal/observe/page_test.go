@@ -16,7 +16,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
@@ -60,7 +60,7 @@ func (f *fake) Busiest(most int) []keeper.Busy { return f.busy[:min(most, len(f.
 
 func newPage(t *testing.T, f *fake) *Page {
 	t.Helper()
-	table, err := tlsmap.NewTable(mtamap.Builtin())
+	table, err := tlsmap.NewTable(mta.Builtin())
 	if err != nil {
 		t.Fatal(err)
 	}

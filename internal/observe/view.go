@@ -10,8 +10,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // A view is what the template needs for one request.
@@ -167,8 +167,8 @@ type answer struct {
 func (p *Page) answer(question string) *answer {
 	key := strings.TrimSpace(question)
 	key = key[strings.LastIndexByte(key, '@')+1:]
-	hop, kind := tlsmap.ParseKey([]byte(key), nil)
-	if kind != tlsmap.KeyPolicyDomain {
+	hop, kind := mta.ParseKey([]byte(key), nil)
+	if kind != mta.KeyPolicyDomain {
 		return &answer{Wrong: "This is " + kind.String() + ". Ask for the domain of a recipient, or the name of a smart host."}
 	}
 	domain := string(hop.Domain)

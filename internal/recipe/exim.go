@@ -11,7 +11,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/packaging/exim"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // An EximRecipe is what to write into which files, and what to look at.
@@ -118,7 +118,7 @@ func (a *eximAdvice) checkMap() error {
 		if m.Name != eximMap {
 			continue
 		}
-		if m.Format != mtamap.FormatExim {
+		if m.Format != mta.FormatExim {
 			return fmt.Errorf("map %s of the daemon has format %q", eximMap, m.Format)
 		}
 		if !m.Enforce {

@@ -12,7 +12,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/packaging/exim"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // The files in testdata named exim-RELEASE are what Debian's Exim prints for
@@ -51,7 +51,7 @@ func newEximKitchen(t *testing.T, release string) *eximKitchen {
 		},
 		d: Daemon{
 			Listen:        []string{"unix:/run/x.sock", "inet:127.0.0.1:8461"},
-			Maps:          []mtamap.Map{{Name: "exim", Format: "exim", Enforce: true}},
+			Maps:          []mta.Map{{Name: "exim", Format: "exim", Enforce: true}},
 			LookupTimeout: 20 * time.Second,
 		},
 	}

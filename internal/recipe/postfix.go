@@ -7,7 +7,7 @@ import (
 	"path"
 	"strings"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // caFiles are where systems keep the public certificate authorities in one
@@ -107,7 +107,7 @@ func (a *advice) mapName(dane bool) (string, error) {
 // find returns the first map that enforces, with these properties.
 func (a *advice) find(dane, tlsrpt bool) string {
 	for _, m := range a.d.Maps {
-		if m.Format == mtamap.FormatPostfix && m.Enforce && m.Servername && !m.Testing && m.DANE == dane && m.TLSRPT == tlsrpt {
+		if m.Format == mta.FormatPostfix && m.Enforce && m.Servername && !m.Testing && m.DANE == dane && m.TLSRPT == tlsrpt {
 			return m.Name
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // A Daemon is the part of the daemon's configuration that the MTA meets.
@@ -19,7 +19,7 @@ type Daemon struct {
 	// Listen are the endpoints in Postfix's syntax: "inet:127.0.0.1:8461",
 	// "unix:/path".
 	Listen        []string
-	Maps          []mtamap.Map  // those that the daemon answers
+	Maps          []mta.Map     // those that the daemon answers
 	LookupTimeout time.Duration // of one lookup
 }
 

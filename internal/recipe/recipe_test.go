@@ -8,7 +8,7 @@ import (
 	"testing"
 	"testing/fstest"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // The files in testdata named after Debian's releases are what postconf -x
@@ -35,7 +35,7 @@ func readRelease(t *testing.T, name string) Postconf {
 }
 
 // allMaps are the builtin maps once DANE is there.
-var allMaps = []mtamap.Map{
+var allMaps = []mta.Map{
 	{Name: "rehearsal", Format: "postfix", Servername: true},
 	{Name: "strict", Format: "postfix", Servername: true, Enforce: true, Testing: true},
 	{Name: "nosni", Format: "postfix", Enforce: true},
@@ -44,7 +44,6 @@ var allMaps = []mtamap.Map{
 	{Name: "postfix-tlsrpt", Format: "postfix", Servername: true, Enforce: true, TLSRPT: true},
 	{Name: "postfix-dane", Format: "postfix", Servername: true, Enforce: true, DANE: true},
 	{Name: "postfix-dane-tlsrpt", Format: "postfix", Servername: true, Enforce: true, TLSRPT: true, DANE: true},
-	{Name: "QUERY", Format: "postfix", Servername: true, Enforce: true, DANE: true},
 }
 
 // A kitchen is a machine on which a recipe is wanted; each test spoils it in
@@ -194,8 +193,8 @@ func TestAPostfixThatDoesNotKnowServernameIsRefused(t *testing.T) {
 }
 
 func TestADaemonWithoutTheRightMap(t *testing.T) {
-	keep := func(names ...string) []mtamap.Map {
-		var maps []mtamap.Map
+	keep := func(names ...string) []mta.Map {
+		var maps []mta.Map
 		for _, m := range allMaps {
 			for _, name := range names {
 				if m.Name == name {

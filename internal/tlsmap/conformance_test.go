@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 func TestRFC8461_4_2_TheReplyDemandsACertificateThatVerifiesForAListedHost(t *testing.T) {
@@ -13,7 +13,7 @@ func TestRFC8461_4_2_TheReplyDemandsACertificateThatVerifiesForAListedHost(t *te
 	// trusted chain, within its dates, and a name out of match (postconf(5),
 	// smtp_tls_policy_maps): no other level does, and no name but the listed
 	// ones may be in match.
-	for _, m := range mtamap.Builtin() {
+	for _, m := range mta.Builtin() {
 		if m.DANE {
 			continue // where DANE protects the domain, the certificate is checked by TLSA
 		}

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // slowPolicies says of each lookup that it began so long ago, beyond memory.
@@ -20,7 +20,7 @@ func (p slowPolicies) Lookup(_ context.Context, _ []byte, h *keeper.Held) error 
 }
 
 func TestOnlyLookupsThatAreNotAnsweredFromMemoryAreTimed(t *testing.T) {
-	table, err := NewTable(mtamap.Builtin())
+	table, err := NewTable(mta.Builtin())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -93,7 +93,7 @@ func daneServer(t *testing.T, names ...string) (*Server, *fakePolicies, *fakeHop
 	return s, f, s.hops.(*fakeHops)
 }
 
-var daneMaps = []string{"postfix-dane", "postfix-dane-tlsrpt", "QUERY", "QUERYwithTLSRPT"}
+var daneMaps = []string{"postfix-dane", "postfix-dane-tlsrpt", "QUERY", "querywithtlsrpt"}
 
 func TestRFC8461_2_WhereDANEProtectsTheReplyIsBareDANEOnly(t *testing.T) {
 	s, _, _ := daneServer(t, "dane.example", "sick.example", "undecided.example", "plain.example")

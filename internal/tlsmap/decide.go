@@ -2,7 +2,7 @@ package tlsmap
 
 import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // A PolicyState is what is known of a domain's MTA-STS policy.
@@ -60,7 +60,7 @@ func (v Verdict) String() string {
 
 // applies reports whether a policy in that state is applied by the map
 // (RFC 8461, 5).
-func applies(m *mtamap.Map, p PolicyState) bool {
+func applies(m *mta.Map, p PolicyState) bool {
 	return p == PolicyEnforced || p == PolicyTesting && m.Testing
 }
 
@@ -69,7 +69,7 @@ func applies(m *mtamap.Map, p PolicyState) bool {
 // under a policy that is applied; nobody needs to ask before. Whether the map
 // is a rehearsal plays no part. What Decide does not know it defers. The table
 // is in docs/decision.md, and a test compares the two.
-func Decide(p PolicyState, m *mtamap.Map, d dane.State) Verdict {
+func Decide(p PolicyState, m *mta.Map, d dane.State) Verdict {
 	switch p {
 	case PolicyAbsent, PolicyNone:
 		return StandAside // RFC 8461, 3.3 and 5

@@ -4,7 +4,7 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // Every state, and one past the last of each.
@@ -29,7 +29,7 @@ func TestTheDecisionInEveryCombination(t *testing.T) {
 	n := 0
 	for p := range policyStates {
 		for d := range daneStates {
-			for _, m := range []mtamap.Map{{}, {Testing: true}, {DANE: true}, {DANE: true, Testing: true}} {
+			for _, m := range []mta.Map{{}, {Testing: true}, {DANE: true}, {DANE: true, Testing: true}} {
 				var want Verdict
 				switch {
 				case p == PolicyUnreadable:
@@ -42,7 +42,7 @@ func TestTheDecisionInEveryCombination(t *testing.T) {
 					want = verdicts[d]
 				}
 				// What is no part of the decision changes nothing.
-				for _, same := range []mtamap.Map{m, {DANE: m.DANE, Testing: m.Testing, TLSRPT: true, Servername: true, Enforce: true, Name: "x"}} {
+				for _, same := range []mta.Map{m, {DANE: m.DANE, Testing: m.Testing, TLSRPT: true, Servername: true, Enforce: true, Name: "x"}} {
 					n++
 					if got := Decide(p, &same, d); got != want {
 						t.Errorf("policy %s, DANE %s, map %+v: %s, want %s", p, d, same, got, want)
@@ -57,12 +57,12 @@ func TestTheDecisionInEveryCombination(t *testing.T) {
 }
 
 func TestWhatIsUnknownIsDeferred(t *testing.T) {
-	for _, m := range []mtamap.Map{{}, {DANE: true}, {DANE: true, Testing: true}} {
+	for _, m := range []mta.Map{{}, {DANE: true}, {DANE: true, Testing: true}} {
 		if got := Decide(policyStates, &m, dane.Usable); got != Defer {
 			t.Errorf("an unknown state of the policy: %s", got)
 		}
 	}
-	if got := Decide(PolicyEnforced, &mtamap.Map{DANE: true}, daneStates); got != Defer {
+	if got := Decide(PolicyEnforced, &mta.Map{DANE: true}, daneStates); got != Defer {
 		t.Errorf("an unknown state of DANE: %s", got)
 	}
 	var zero struct {
@@ -70,24 +70,24 @@ func TestWhatIsUnknownIsDeferred(t *testing.T) {
 		d dane.State
 		v Verdict
 	}
-	if got := Decide(zero.p, &mtamap.Map{}, zero.d); got != Defer {
+	if got := Decide(zero.p, &mta.Map{}, zero.d); got != Defer {
 		t.Errorf("a policy state that nobody set: %s", got)
 	}
-	if got := Decide(PolicyEnforced, &mtamap.Map{DANE: true}, zero.d); got != Defer || zero.v != Defer {
+	if got := Decide(PolicyEnforced, &mta.Map{DANE: true}, zero.d); got != Defer || zero.v != Defer {
 		t.Errorf("a DANE state that nobody set: %s", got)
 	}
 }
 
 func TestRFC8461_5_OnlyEnforceIsApplied(t *testing.T) {
 	for p, want := range map[PolicyState]Verdict{PolicyNone: StandAside, PolicyTesting: StandAside, PolicyEnforced: Secure} {
-		if got := Decide(p, &mtamap.Map{}, dane.Undecided); got != want {
+		if got := Decide(p, &mta.Map{}, dane.Undecided); got != want {
 			t.Errorf("mode %s: %s, want %s", p, got, want)
 		}
 	}
 }
 
 func TestRFC8461_2_DANEIsNotOverridden(t *testing.T) {
-	m := mtamap.Map{DANE: true}
+	m := mta.Map{DANE: true}
 	for _, d := range []dane.State{dane.Usable, dane.LookupFailed, dane.Undecided} {
 		if got := Decide(PolicyEnforced, &m, d); got == Secure {
 			t.Errorf("DANE %s: MTA-STS goes over it", d)
@@ -112,7 +112,7 @@ func TestEveryStateHasAName(t *testing.T) {
 	for v := range DANEOnly + 1 {
 		add("verdict", v.String())
 	}
-	for k := range KeyPolicyDomain + 1 {
+	for k := range mta.KeyPolicyDomain + 1 {
 		add("key", k.String())
 	}
 }

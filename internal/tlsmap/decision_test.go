@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // tableUnder returns the cells of the table that follows a line.
@@ -61,7 +61,7 @@ func TestTheTablesOfTheDecisionAreThoseOfTheCode(t *testing.T) {
 	}
 	for p := range policyStates {
 		for d := range daneStates {
-			for _, m := range []mtamap.Map{{}, {Testing: true}, {DANE: true}, {DANE: true, Testing: true}} {
+			for _, m := range []mta.Map{{}, {Testing: true}, {DANE: true}, {DANE: true, Testing: true}} {
 				row := p
 				if p == PolicyTesting && m.Testing { // as the page says above the table
 					row = PolicyEnforced

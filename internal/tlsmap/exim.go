@@ -10,7 +10,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
@@ -35,7 +35,7 @@ const (
 )
 
 // answerHosts appends the reply for an applied policy in Exim's terms.
-func (s *Server) answerHosts(ctx context.Context, dst []byte, m *mtamap.Map, hop NextHop, began time.Time, l *lookup) ([]byte, outcome) {
+func (s *Server) answerHosts(ctx context.Context, dst []byte, m *mta.Map, hop mta.NextHop, began time.Time, l *lookup) ([]byte, outcome) {
 	l.notFromMemory(began) // MX hosts may be held, but that is not told
 	set, err := s.findMX(ctx, hop, began)
 	if err != nil {
@@ -50,7 +50,7 @@ func (s *Server) answerHosts(ctx context.Context, dst []byte, m *mtamap.Map, hop
 }
 
 // findMX returns the MX hosts of a next-hop; in brackets, the name is the host.
-func (s *Server) findMX(ctx context.Context, hop NextHop, began time.Time) (*dane.MXSet, error) {
+func (s *Server) findMX(ctx context.Context, hop mta.NextHop, began time.Time) (*dane.MXSet, error) {
 	if hop.Bracketed {
 		return &dane.MXSet{Hosts: []dane.MXHost{{Name: string(hop.Domain)}}}, nil
 	}
@@ -66,7 +66,7 @@ func (s *Server) findMX(ctx context.Context, hop NextHop, began time.Time) (*dan
 // preferred first, equals in an order that changes from one call to the next
 // (RFC 5321, 5.1). Names in a set are host names: nothing in them means
 // anything to Exim.
-func appendHosts(dst []byte, m *mtamap.Map, domain, ready []byte, set *dane.MXSet, err error) []byte {
+func appendHosts(dst []byte, m *mta.Map, domain, ready []byte, set *dane.MXSet, err error) []byte {
 	r, ok := ParseReady(ready)
 	switch {
 	case !ok:

@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // A MapReply is what a map replies, and why.
@@ -66,11 +66,11 @@ func NamesNone(ready []byte) bool {
 // AsksForDANE reports whether any of the maps asks for the DANE of a next-hop
 // when the policy is in that state.
 func (t *Table) AsksForDANE(p PolicyState) bool {
-	return slices.ContainsFunc(t.maps, func(m mtamap.Map) bool { return m.DANE && applies(&m, p) })
+	return slices.ContainsFunc(t.maps, func(m mta.Map) bool { return m.DANE && applies(&m, p) })
 }
 
 // explain returns the map's reply if it is no rehearsal, and why.
-func explain(m *mtamap.Map, k Known) (reply, why string) {
+func explain(m *mta.Map, k Known) (reply, why string) {
 	domain := []byte(k.Domain)
 	switch Decide(k.Policy, m, k.DANE.State) {
 	case StandAside:
@@ -81,7 +81,7 @@ func explain(m *mtamap.Map, k Known) (reply, why string) {
 		}
 		return replyDANEOnly, because("DANE protects the domain, and MTA-STS does not override it (RFC 8461, 2)", k.DANE.Why)
 	case Secure:
-		if m.Format == mtamap.FormatExim {
+		if m.Format == mta.FormatExim {
 			return explainHosts(m, k)
 		}
 		r, ok := ParseReady(k.Ready)
@@ -101,7 +101,7 @@ func explain(m *mtamap.Map, k Known) (reply, why string) {
 }
 
 // explainHosts is explain for an applied policy in Exim's terms.
-func explainHosts(m *mtamap.Map, k Known) (reply, why string) {
+func explainHosts(m *mta.Map, k Known) (reply, why string) {
 	err := k.MXErr
 	if k.MX == nil && err == nil {
 		err = errors.New("nobody asked")
@@ -124,7 +124,7 @@ func because(what, why string) string {
 	return what + ": " + why
 }
 
-func whyAside(m *mtamap.Map, p PolicyState) string {
+func whyAside(m *mta.Map, p PolicyState) string {
 	switch p {
 	case PolicyTesting:
 		return "the policy's mode is testing: failures are reported, mail is delivered (RFC 8461, 5)"
@@ -134,7 +134,7 @@ func whyAside(m *mtamap.Map, p PolicyState) string {
 	return "no MTA-STS policy is known"
 }
 
-func whySecure(m *mtamap.Map, p PolicyState, d dane.Finding) string {
+func whySecure(m *mta.Map, p PolicyState, d dane.Finding) string {
 	why := "the policy is enforced"
 	if p == PolicyTesting {
 		why = "the policy's mode is testing, and this map enforces those"

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -46,12 +46,12 @@ func TestWhatIsExplainedIsWhatIsAnswered(t *testing.T) {
 
 func TestTheReasonNamesWhatDecided(t *testing.T) {
 	ready := Prepare(policyOf("mx.example.com"))
-	first := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, DANE: true, Enforce: true}
-	exim := mtamap.Map{Name: "x", Format: mtamap.FormatExim, Enforce: true}
-	plain := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, Enforce: true}
-	strict := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, Testing: true, Enforce: true}
+	first := mta.Map{Name: "x", Format: mta.FormatPostfix, DANE: true, Enforce: true}
+	exim := mta.Map{Name: "x", Format: mta.FormatExim, Enforce: true}
+	plain := mta.Map{Name: "x", Format: mta.FormatPostfix, Enforce: true}
+	strict := mta.Map{Name: "x", Format: mta.FormatPostfix, Testing: true, Enforce: true}
 	for _, tt := range []struct {
-		m           mtamap.Map
+		m           mta.Map
 		p           PolicyState
 		d           dane.State
 		reply, want string
@@ -84,7 +84,7 @@ func TestTheReasonNamesWhatDecided(t *testing.T) {
 
 func TestDANEOnlyIsSentBare(t *testing.T) {
 	// Postfix rejects policy attributes on a policy that is not sts.
-	m := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, DANE: true, TLSRPT: true, Servername: true, Enforce: true}
+	m := mta.Map{Name: "x", Format: mta.FormatPostfix, DANE: true, TLSRPT: true, Servername: true, Enforce: true}
 	ready := Prepare(&policy.Policy{MX: []string{"mx.example.com"}})
 	if reply, _ := explain(&m, Known{Domain: "example.com", Policy: PolicyEnforced, Ready: ready, DANE: dane.Finding{State: dane.Usable}}); reply != "OK dane-only" {
 		t.Errorf("%q", reply)

@@ -8,7 +8,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -28,7 +28,7 @@ func unparsed(text []byte) *policy.Policy {
 }
 
 // checkReply checks what may be in a reply to the domain with that policy.
-func checkReply(t *testing.T, m *mtamap.Map, domain string, p *policy.Policy, reply string) {
+func checkReply(t *testing.T, m *mta.Map, domain string, p *policy.Policy, reply string) {
 	t.Helper()
 	if len(reply) > MaxReply {
 		t.Fatalf("%d bytes", len(reply))
@@ -132,7 +132,7 @@ func checkStrings(t *testing.T, p *policy.Policy, lines []string) {
 	}
 }
 
-var kindsOfMap = []mtamap.Map{{}, {Servername: true}, {TLSRPT: true}, {TLSRPT: true, Servername: true}}
+var kindsOfMap = []mta.Map{{}, {Servername: true}, {TLSRPT: true}, {TLSRPT: true, Servername: true}}
 
 func FuzzReply(f *testing.F) {
 	for _, text := range []string{
@@ -161,8 +161,8 @@ func FuzzReply(f *testing.F) {
 			for i := range kindsOfMap {
 				m := &kindsOfMap[i]
 				// The domain of a lookup has been through ParseKey.
-				hop, kind := ParseKey([]byte(domain), nil)
-				if kind != KeyPolicyDomain || string(hop.Domain) != domain {
+				hop, kind := mta.ParseKey([]byte(domain), nil)
+				if kind != mta.KeyPolicyDomain || string(hop.Domain) != domain {
 					hop.Domain = []byte("example.com")
 				}
 				reply := appendSecure([]byte("before"), m, hop.Domain, r)
@@ -209,7 +209,7 @@ func FuzzHosts(f *testing.F) {
 		for i, name := range strings.Split(hosts, " ") {
 			set.Hosts = append(set.Hosts, dane.MXHost{Name: name, Preference: uint16(i / 2)})
 		}
-		m := mtamap.Map{Format: mtamap.FormatExim}
+		m := mta.Map{Format: mta.FormatExim}
 		reply := string(appendHosts(nil, &m, []byte("example.com"), Prepare(p), set, nil))
 		if len(reply) > MaxReply {
 			t.Fatalf("%d bytes", len(reply))

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // MaxMaps bounds the table: maps, the built-in ones included. A configuration
@@ -12,22 +12,22 @@ import (
 const MaxMaps = 64
 
 // asksDNS reports whether an applied policy is not all that a reply needs.
-func asksDNS(m *mtamap.Map) bool { return m.DANE || m.Format == mtamap.FormatExim }
+func asksDNS(m *mta.Map) bool { return m.DANE || m.Format == mta.FormatExim }
 
 // A Table holds the maps by name. It does not change once made.
 type Table struct {
-	maps    []mtamap.Map
+	maps    []mta.Map
 	byName  map[string]int
 	unknown string // the reason of a PERM reply: the known maps
 }
 
 // NewTable returns the table of the maps, which are checked. Their order is
 // kept for Maps and for the numbers of Stats.
-func NewTable(maps []mtamap.Map) (*Table, error) {
+func NewTable(maps []mta.Map) (*Table, error) {
 	if len(maps) > MaxMaps {
 		return nil, fmt.Errorf("%d maps; at most %d are possible", len(maps), MaxMaps)
 	}
-	t := &Table{maps: append([]mtamap.Map(nil), maps...), byName: make(map[string]int, len(maps))}
+	t := &Table{maps: append([]mta.Map(nil), maps...), byName: make(map[string]int, len(maps))}
 	names := make([]string, len(maps))
 	for i := range t.maps {
 		m := &t.maps[i]
@@ -45,14 +45,14 @@ func NewTable(maps []mtamap.Map) (*Table, error) {
 }
 
 // Maps returns the maps in order.
-func (t *Table) Maps() []mtamap.Map { return append([]mtamap.Map(nil), t.maps...) }
+func (t *Table) Maps() []mta.Map { return append([]mta.Map(nil), t.maps...) }
 
 // index returns the number of the map, or -1.
 func (t *Table) index(name []byte) int {
 	if i, ok := t.byName[string(name)]; ok {
 		return i
 	}
-	return -1
+	return mta.Find(t.maps, string(name)) // an alias
 }
 
 // Replies are kept on an entry by what they contain, not by map: maps that
@@ -64,7 +64,7 @@ const (
 )
 
 // slotOf returns the place of the map's reply among those kept on an entry.
-func slotOf(m *mtamap.Map) int {
+func slotOf(m *mta.Map) int {
 	s := 0
 	if m.TLSRPT {
 		s |= slotTLSRPT

@@ -6,35 +6,35 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 func TestAMapThatCannotBeAnsweredIsRefused(t *testing.T) {
-	ok := mtamap.Map{Name: "x", Format: mtamap.FormatPostfix, Enforce: true}
+	ok := mta.Map{Name: "x", Format: mta.FormatPostfix, Enforce: true}
 	tests := []struct {
 		name   string
-		change func(*mtamap.Map)
+		change func(*mta.Map)
 		want   string
 	}{
-		{"no name", func(m *mtamap.Map) { m.Name = "" }, "1 to 64 characters"},
-		{"an endless name", func(m *mtamap.Map) { m.Name = strings.Repeat("x", 65) }, "1 to 64 characters"},
-		{"a name with a space", func(m *mtamap.Map) { m.Name = "a b" }, "letters, digits"},
-		{"a name with a colon", func(m *mtamap.Map) { m.Name = "a:b" }, "letters, digits"},
-		{"an unknown format", func(m *mtamap.Map) { m.Format = "sendmail" }, `format "sendmail" is not known`},
+		{"no name", func(m *mta.Map) { m.Name = "" }, "1 to 64 characters"},
+		{"an endless name", func(m *mta.Map) { m.Name = strings.Repeat("x", 65) }, "1 to 64 characters"},
+		{"a name with a space", func(m *mta.Map) { m.Name = "a b" }, "letters, digits"},
+		{"a name with a colon", func(m *mta.Map) { m.Name = "a:b" }, "letters, digits"},
+		{"an unknown format", func(m *mta.Map) { m.Format = "sendmail" }, `format "sendmail" is not known`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			m := ok
 			tt.change(&m)
-			if _, err := NewTable([]mtamap.Map{m}); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := NewTable([]mta.Map{m}); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 		})
 	}
-	if _, err := NewTable([]mtamap.Map{ok, ok}); err == nil || !strings.Contains(err.Error(), "twice") {
+	if _, err := NewTable([]mta.Map{ok, ok}); err == nil || !strings.Contains(err.Error(), "twice") {
 		t.Errorf("the same name twice: %v", err)
 	}
-	many := make([]mtamap.Map, MaxMaps+1)
+	many := make([]mta.Map, MaxMaps+1)
 	for i := range many {
 		many[i] = ok
 		many[i].Name = fmt.Sprint("m", i)
@@ -61,16 +61,14 @@ func TestTheBuiltinMapsAreWhatTheirNamesSay(t *testing.T) {
 		"postfix-tlsrpt":      {tlsrpt, false},
 		"postfix-dane":        {plain, true},
 		"postfix-dane-tlsrpt": {tlsrpt, true},
-		"QUERY":               {plain, true},
-		"QUERYwithTLSRPT":     {tlsrpt, true},
 		"exim":                {},
 	}
-	maps := mtamap.Builtin()
+	maps := mta.Builtin()
 	if len(maps) != len(want) {
 		t.Errorf("%d maps, want %d", len(maps), len(want))
 	}
 	for _, m := range maps {
-		if m.Format == mtamap.FormatExim { // see exim_test.go
+		if m.Format == mta.FormatExim { // see exim_test.go
 			delete(want, m.Name)
 			continue
 		}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // maxRehearsed bounds the rehearsed replies that are remembered, of each of two
@@ -65,7 +65,7 @@ func (r *rehearsals) init() {
 
 // note notes what the map would have replied. Nothing is allocated for a reply
 // that was the same the last time.
-func (r *rehearsals) note(m *mtamap.Map, domain, reply []byte, deferred bool) {
+func (r *rehearsals) note(m *mta.Map, domain, reply []byte, deferred bool) {
 	if len(domain) > logShown {
 		domain = domain[:logShown]
 	}
@@ -130,14 +130,14 @@ func (s *Server) RehearsalsLost() RehearsalsLost {
 }
 
 // rehearse notes and logs what the map would have replied.
-func (s *Server) rehearse(m *mtamap.Map, key, reply []byte, deferred bool, l *lookup) {
+func (s *Server) rehearse(m *mta.Map, key, reply []byte, deferred bool, l *lookup) {
 	domain := l.domain
 	if domain == nil {
 		domain = key
 	}
 	s.rehearsed.note(m, domain, bytes.TrimSpace(reply), deferred)
 	same := reply
-	if m.Format == mtamap.FormatExim && !deferred {
+	if m.Format == mta.FormatExim && !deferred {
 		same = same[:len(replyHosts)] // the order of the hosts changes each time
 	}
 	if s.rehearsing.due(m.Name, key, same) {

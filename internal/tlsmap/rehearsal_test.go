@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 func TestARehearsalRemembersWhatWouldHaveBeen(t *testing.T) {
@@ -39,7 +39,7 @@ func TestARehearsalRemembersWhatWouldHaveBeen(t *testing.T) {
 
 func TestWhatWasRehearsedIsBoundedAndOKDoesNotPushOutTEMP(t *testing.T) {
 	s, _ := newTestServer(t)
-	m := &mtamap.Map{Name: "rehearsal"}
+	m := &mta.Map{Name: "rehearsal"}
 	s.rehearsed.note(m, []byte("deferred.test"), []byte("TEMP x"), true)
 	for i := range 2*maxRehearsed + 1 {
 		s.rehearsed.note(m, fmt.Appendf(nil, "d%d.test", i), []byte(strings.Repeat("r", 2*logShown)), false)

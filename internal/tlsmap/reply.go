@@ -2,7 +2,7 @@ package tlsmap
 
 import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 // The words of socketmap_table(5). The space after NOTFOUND belongs to it.
@@ -39,7 +39,7 @@ const (
 // within MaxReply is TEMP, never a shorter list: a host that is left out
 // would be one that the domain allows, a list without end one that Postfix
 // rejects.
-func appendSecure(dst []byte, m *mtamap.Map, domain []byte, r Ready) []byte {
+func appendSecure(dst []byte, m *mta.Map, domain []byte, r Ready) []byte {
 	if len(r.match) == 0 {
 		return appendTemp(dst, m, reasonNoPattern, domain)
 	}
@@ -70,9 +70,9 @@ func appendSecure(dst []byte, m *mtamap.Map, domain []byte, r Ready) []byte {
 // says of which domain it speaks, and to Postfix's administrators, whose log
 // names the recipient anyway, where to read on. The domain is in canonical
 // form: at most 253 bytes, all of them printable.
-func appendTemp(dst []byte, m *mtamap.Map, reason string, domain []byte) []byte {
+func appendTemp(dst []byte, m *mta.Map, reason string, domain []byte) []byte {
 	dst = append(dst, replyTemp...)
-	if m.Format == mtamap.FormatExim {
+	if m.Format == mta.FormatExim {
 		dst = append(dst, eximReason...)
 		dst = append(dst, domain...)
 		dst = append(dst, ": "...)
@@ -85,9 +85,9 @@ func appendTemp(dst []byte, m *mtamap.Map, reason string, domain []byte) []byte 
 
 // appendUnconvertible appends the reply for a next-hop that has no policy
 // domain, and may not be shown.
-func appendUnconvertible(dst []byte, m *mtamap.Map) []byte {
+func appendUnconvertible(dst []byte, m *mta.Map) []byte {
 	dst = append(dst, replyTemp...)
-	if m.Format == mtamap.FormatExim {
+	if m.Format == mta.FormatExim {
 		dst = append(dst, eximReason...)
 	}
 	return append(dst, reasonUnconvertible...)
@@ -97,8 +97,8 @@ func appendUnconvertible(dst []byte, m *mtamap.Map) []byte {
 func (t *Table) appendUnknownMap(dst, name []byte) []byte {
 	dst = append(dst, replyPerm...)
 	dst = append(dst, "unknown map "...)
-	if len(name) > mtamap.MaxName {
-		name = name[:mtamap.MaxName]
+	if len(name) > mta.MaxName {
+		name = name[:mta.MaxName]
 	}
 	for _, c := range name {
 		if c <= ' ' || c > '~' {

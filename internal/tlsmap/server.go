@@ -13,7 +13,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -136,7 +136,7 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 }
 
 // logDeferred says in the log what the MTA is told, and what lies behind it.
-func (s *Server) logDeferred(m *mtamap.Map, key, reply []byte, l *lookup) {
+func (s *Server) logDeferred(m *mta.Map, key, reply []byte, l *lookup) {
 	domain := l.domain
 	if domain == nil {
 		domain = key
@@ -156,12 +156,12 @@ func (s *Server) logDeferred(m *mtamap.Map, key, reply []byte, l *lookup) {
 var rehearsed = [outcomes]outcome{outcomeOK: outcomeRehearsedOK, outcomeTemp: outcomeRehearsedTemp}
 
 // answer appends the reply that the map would give if it is no rehearsal.
-func (s *Server) answer(ctx context.Context, dst []byte, m *mtamap.Map, key []byte, l *lookup) ([]byte, outcome) {
-	hop, kind := ParseKey(key, l.name[:0])
+func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte, l *lookup) ([]byte, outcome) {
+	hop, kind := mta.ParseKey(key, l.name[:0])
 	switch {
-	case kind == KeyUnconvertible:
+	case kind == mta.KeyUnconvertible:
 		return appendUnconvertible(dst, m), outcomeTemp
-	case kind != KeyPolicyDomain:
+	case kind != mta.KeyPolicyDomain:
 		return append(dst, replyNotFound...), outcomeNotFound
 	case s.isExempt(hop.Domain) && string(hop.Domain) != keeper.ProbeDomain:
 		return append(dst, replyNotFound...), outcomeExempt
@@ -185,7 +185,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mtamap.Map, key []by
 	case StandAside:
 		return append(dst, replyNotFound...), outcomeNotFound
 	case Secure:
-		if m.Format == mtamap.FormatExim {
+		if m.Format == mta.FormatExim {
 			return s.answerHosts(ctx, dst, m, hop, began, l)
 		}
 		start := len(dst)
@@ -209,10 +209,19 @@ func (s *Server) startProbe() {
 	}
 }
 
+// UnknownPort is why nothing can be said of a next-hop whose port is 0.
+const UnknownPort = "the next-hop names a service whose port is not known here: write the port in digits"
+
+// DANENextHop returns the next-hop as package dane takes it. It is false where
+// the port is not known: TLSA records are asked for at a port.
+func DANENextHop(h mta.NextHop) (dane.NextHop, bool) {
+	return dane.NextHop{Host: string(h.Domain), Port: h.Port, Bracketed: h.Bracketed}, h.Port != 0
+}
+
 // findDANE returns what DANE has to say of the next-hop, if it can be found out
 // in what is left of the lookup's time.
-func (s *Server) findDANE(ctx context.Context, hop NextHop, began time.Time, l *lookup) dane.Finding {
-	n, ok := hop.DANE()
+func (s *Server) findDANE(ctx context.Context, hop mta.NextHop, began time.Time, l *lookup) dane.Finding {
+	n, ok := DANENextHop(hop)
 	if !ok {
 		return dane.Finding{Why: UnknownPort}
 	}
@@ -238,7 +247,7 @@ func (s *Server) within(ctx context.Context, began time.Time) (context.Context, 
 
 // appendHeld appends the reply for an applied policy: the one kept on its
 // entry, or a new one, which is then kept there.
-func appendHeld(dst []byte, m *mtamap.Map, domain []byte, h *keeper.Held) []byte {
+func appendHeld(dst []byte, m *mta.Map, domain []byte, h *keeper.Held) []byte {
 	slot := slotOf(m)
 	if h.Entry != nil {
 		if kept := h.Entry.Reply(slot); len(kept) > 0 {

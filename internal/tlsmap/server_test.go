@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
@@ -75,10 +75,10 @@ func newFake() *fakePolicies {
 // testMaps are the builtin maps and one of each kind that a configuration can make.
 func testMaps(t testing.TB) *Table {
 	t.Helper()
-	table, err := NewTable(append(mtamap.Builtin(),
-		mtamap.Map{Name: "nosni", Format: mtamap.FormatPostfix, Enforce: true},
-		mtamap.Map{Name: "strict", Format: mtamap.FormatPostfix, Servername: true, Enforce: true, Testing: true},
-		mtamap.Map{Name: "rehearsal", Format: mtamap.FormatPostfix, Servername: true},
+	table, err := NewTable(append(mta.Builtin(),
+		mta.Map{Name: "nosni", Format: mta.FormatPostfix, Enforce: true},
+		mta.Map{Name: "strict", Format: mta.FormatPostfix, Servername: true, Enforce: true, Testing: true},
+		mta.Map{Name: "rehearsal", Format: mta.FormatPostfix, Servername: true},
 	))
 	if err != nil {
 		t.Fatal(err)
@@ -166,16 +166,16 @@ func TestTheReplyIsAppended(t *testing.T) {
 
 func TestAnUnknownMapIsPERMAndTheKnownOnesAreListed(t *testing.T) {
 	s, f := newTestServer(t)
-	const known = "; known are: postfix, postfix-tlsrpt, postfix-dane, postfix-dane-tlsrpt, QUERY, QUERYwithTLSRPT, exim, nosni, strict, rehearsal"
+	const known = "; known are: postfix, postfix-tlsrpt, postfix-dane, postfix-dane-tlsrpt, exim, nosni, strict, rehearsal"
 	for name, want := range map[string]string{
 		"nosuch":                       "PERM unknown map nosuch" + known,
 		"":                             "PERM unknown map " + known,
 		"Postfix":                      "PERM unknown map Postfix" + known,
 		"a\r\nb\x00\xff c":             "PERM unknown map a??b???c" + known,
-		strings.Repeat("x", 100):       "PERM unknown map " + strings.Repeat("x", mtamap.MaxName) + known,
+		strings.Repeat("x", 100):       "PERM unknown map " + strings.Repeat("x", mta.MaxName) + known,
 		"postfix-dan":                  "PERM unknown map postfix-dan" + known,
 		"postfix\x00":                  "PERM unknown map postfix?" + known,
-		strings.Repeat("postfix", 999): "PERM unknown map " + strings.Repeat("postfix", 999)[:mtamap.MaxName] + known,
+		strings.Repeat("postfix", 999): "PERM unknown map " + strings.Repeat("postfix", 999)[:mta.MaxName] + known,
 	} {
 		if got := ask(s, name, "enforce.example"); got != want {
 			t.Errorf("map %.80q: %q, want %q", name, got, want)
@@ -257,7 +257,7 @@ func TestAReplyIsKeptOnItsEntryForEachKindOfMap(t *testing.T) {
 	p := f.held["enforce.example"]
 	want := make(map[string]string)
 	for _, m := range s.table.Maps() {
-		if m.Format == mtamap.FormatPostfix { // Exim's are made anew each time
+		if m.Format == mta.FormatPostfix { // Exim's are made anew each time
 			want[m.Name] = ask(s, m.Name, "enforce.example")
 		}
 	}
@@ -339,8 +339,6 @@ func TestRepliesAreCountedByMapAndKind(t *testing.T) {
 		{Map: "postfix-tlsrpt"},
 		{Map: "postfix-dane"},
 		{Map: "postfix-dane-tlsrpt"},
-		{Map: "QUERY"},
-		{Map: "QUERYwithTLSRPT"},
 		{Map: "exim"},
 		{Map: "nosni"},
 		{Map: "strict"},

@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mtamap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
 func TestARehearsalLogsWhatItWouldHaveRepliedOnceAnHour(t *testing.T) {
@@ -67,7 +67,7 @@ func TestHostsInAnotherOrderAreNoNewRehearsal(t *testing.T) {
 		var log bytes.Buffer
 		s, _ := eximServer(t, mxSet("10 a.example.com", "10 b.example.com", "10 c.example.com"), nil, "*.example.com")
 		s.rehearsing.init(slog.New(slog.NewTextHandler(&log, nil)), slog.LevelInfo, "rehearsal")
-		m := &mtamap.Map{Name: "rehearsal", Format: mtamap.FormatExim}
+		m := &mta.Map{Name: "rehearsal", Format: mta.FormatExim}
 		orders := map[string]bool{}
 		for range 100 {
 			reply := ask(s, "exim", "example.com")

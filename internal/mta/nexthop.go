@@ -1,11 +1,10 @@
-package tlsmap
+package mta
 
 import (
 	"bytes"
 	"math"
 	"net/netip"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
@@ -27,15 +26,6 @@ type NextHop struct {
 	// Port is 25 where the key names none, and 0 where it names a service
 	// whose port we do not know.
 	Port uint16
-}
-
-// UnknownPort is why nothing can be said of a next-hop whose port is 0.
-const UnknownPort = "the next-hop names a service whose port is not known here: write the port in digits"
-
-// DANE returns the next-hop as package dane takes it. It is false where the
-// port is not known: TLSA records are asked for at a port.
-func (h NextHop) DANE() (dane.NextHop, bool) {
-	return dane.NextHop{Host: string(h.Domain), Port: h.Port, Bracketed: h.Bracketed}, h.Port != 0
 }
 
 // A KeyKind says what a key is, and with that whether a policy can apply.

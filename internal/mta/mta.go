@@ -1,61 +1,82 @@
-// Package mtamap says which maps there are: the name that an MTA asks with
-// stands for what that MTA can do, and so for how a reply is to look. Package
-// config changes maps and adds others, tlsmap answers for them, recipe
-// recommends them. How a reply is made is not known here.
-package mtamap
+// Package mta is what an MTA asks with: the name of a map, which stands for what
+// that MTA can do, and a key, which is a next-hop. Package config changes maps and
+// adds others, recipe recommends them, tlsmap answers for them. How a reply is
+// made is not known here.
+package mta
 
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // The formats of a reply.
 const (
-	FormatPostfix = "postfix" // Postfix's smtp_tls_policy_maps
-	FormatExim    = "exim"    // a list of hosts, as a route_data of Exim's takes it
+	FormatPostfix = "postfix" // a TLS policy for smtp_tls_policy_maps
+	FormatExim    = "exim"    // a list of hosts for a manualroute's route_data
 )
 
 // MaxName bounds a map's name, in bytes.
 const MaxName = 64
 
-// A Map is what an MTA can do, under the name that it asks with. Names are
-// case-sensitive.
+// A Map is what an MTA can do, under the name that it asks with.
 type Map struct {
 	Name       string `json:"name"`
 	Format     string `json:"format"`     // FormatPostfix or FormatExim
 	DANE       bool   `json:"dane"`       // DANE goes first where it protects the domain (FormatPostfix only)
 	TLSRPT     bool   `json:"tlsrpt"`     // the reply carries the policy's attributes (Postfix 3.10 and later)
-	Servername bool   `json:"servername"` // the reply asks for SNI (RFC 8461, 7.1); means nothing to Exim
+	Servername bool   `json:"servername"` // the reply asks for SNI (RFC 8461, 7.1); no effect with FormatExim
 	Testing    bool   `json:"testing"`    // testing policies are treated as enforced ones
 	Enforce    bool   `json:"enforce"`    // false: a rehearsal, the reply is NOTFOUND
 }
 
-// New returns a map of that name as it is where nothing is said of it.
+// New returns a map with the settings that a configuration starts from.
 func New(name string) Map {
 	return Map{Name: name, Format: FormatPostfix, Servername: true, Enforce: true}
 }
 
-// Builtin returns the maps that are there without configuration.
+// Builtin returns the maps that exist without configuration.
 func Builtin() []Map {
 	return []Map{
 		{Name: "postfix", Format: FormatPostfix, Servername: true, Enforce: true},
 		{Name: "postfix-tlsrpt", Format: FormatPostfix, Servername: true, Enforce: true, TLSRPT: true},
 		{Name: "postfix-dane", Format: FormatPostfix, Servername: true, Enforce: true, DANE: true},
 		{Name: "postfix-dane-tlsrpt", Format: FormatPostfix, Servername: true, Enforce: true, DANE: true, TLSRPT: true},
-		{Name: "QUERY", Format: FormatPostfix, Servername: true, Enforce: true, DANE: true},
-		{Name: "QUERYwithTLSRPT", Format: FormatPostfix, Servername: true, Enforce: true, DANE: true, TLSRPT: true},
 		{Name: "exim", Format: FormatExim, Servername: true, Enforce: true},
 	}
 }
 
-// aliases are the names that other policy servers answer to, and the map that
-// each stands for.
-var aliases = map[string]string{"QUERY": "postfix-dane", "QUERYwithTLSRPT": "postfix-dane-tlsrpt"}
+// aliases are names that other policy servers and sendmail's FEATURE(sts) use,
+// and the built-in map that each stands for. Their case does not count.
+var aliases = []struct{ name, target string }{
+	{"QUERY", "postfix-dane"}, {"QUERYwithTLSRPT", "postfix-dane-tlsrpt"}, {"sts", "postfix"},
+}
 
-// StandsFor returns the name of the map that an alias stands for: it is like
-// that one, with what is said of the alias itself. Empty: name is no alias.
-func StandsFor(name string) string { return aliases[name] }
+// AliasFor returns the name of the built-in map that an alias stands for, empty
+// if name is no alias.
+func AliasFor(name string) string {
+	for _, a := range aliases {
+		if strings.EqualFold(name, a.name) {
+			return a.target
+		}
+	}
+	return ""
+}
+
+// Find returns the index of the map that an MTA means by name: the map of that
+// name, or else the one that an alias stands for. It returns -1 for an unknown
+// name.
+func Find(maps []Map, name string) int {
+	if i := indexOf(maps, name); i >= 0 {
+		return i
+	}
+	return indexOf(maps, AliasFor(name))
+}
+
+func indexOf(maps []Map, name string) int {
+	return slices.IndexFunc(maps, func(m Map) bool { return m.Name == name })
+}
 
 // CheckName returns an error if an MTA could not ask for the name.
 func CheckName(name string) error {
