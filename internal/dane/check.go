@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
@@ -71,7 +69,9 @@ type Host struct {
 func (h *Host) Addrs() []netip.Addr {
 	var addrs []netip.Addr
 	for _, l := range h.Address {
-		addrs = append(addrs, l.Answer.Addrs()...)
+		if l.Answer != nil {
+			addrs = append(addrs, l.Answer.Addrs...)
+		}
 	}
 	return addrs
 }
@@ -119,7 +119,7 @@ func (c *Checker) look(ctx context.Context, n NextHop, both bool) *Report {
 	if n.Bracketed {
 		hosts = []MXHost{{Name: n.Host}}
 	} else {
-		r.MX = c.lookup(ctx, n.Host, dns.TypeMX)
+		r.MX = c.lookup(ctx, n.Host, resolver.TypeMX)
 		if !r.readMX() {
 			return r
 		}
@@ -221,7 +221,7 @@ func (c *Checker) lookAtHost(ctx context.Context, h *Host, port uint16, both boo
 	if !alias {
 		return
 	}
-	h.Alias = c.lookup(ctx, h.Name, dns.TypeCNAME)
+	h.Alias = c.lookup(ctx, h.Name, resolver.TypeCNAME)
 	switch {
 	case !h.Alias.answered():
 		h.fail(ctx, h.Alias)
@@ -235,7 +235,7 @@ func (c *Checker) lookAtHost(ctx context.Context, h *Host, port uint16, both boo
 // the state of h. One family is enough: Postfix goes on with it, too.
 func (c *Checker) addresses(ctx context.Context, h *Host, both bool) *Lookup {
 	var best, failed *Lookup
-	for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA} {
+	for _, qtype := range []resolver.Type{resolver.TypeA, resolver.TypeAAAA} {
 		l := c.lookup(ctx, h.Name, qtype)
 		h.Address = append(h.Address, l)
 		switch {
@@ -261,7 +261,7 @@ func (c *Checker) addresses(ctx context.Context, h *Host, both bool) *Lookup {
 // tlsa asks for the TLSA records of h at name. It returns false if there are
 // none there, so that another name may be asked for.
 func (c *Checker) tlsa(ctx context.Context, h *Host, name string, port uint16) bool {
-	l := c.lookup(ctx, tlsaName(name, port), dns.TypeTLSA)
+	l := c.lookup(ctx, tlsaName(name, port), resolver.TypeTLSA)
 	h.TLSA = append(h.TLSA, l)
 	switch {
 	case !l.answered():
@@ -270,7 +270,7 @@ func (c *Checker) tlsa(ctx context.Context, h *Host, name string, port uint16) b
 		// Records that are not authenticated are none (RFC 7672, 2.2.3).
 		h.State = HostNoTLSA
 		return false
-	case usableIn(l.Answer.Records) > 0:
+	case slices.ContainsFunc(l.Answer.TLSA, UsableRecord):
 		h.State = HostUsable
 	default:
 		h.State = HostUnusable

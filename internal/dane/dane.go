@@ -22,7 +22,7 @@ import (
 
 // A Resolver is what is asked; *resolver.Resolver is one.
 type Resolver interface {
-	Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error)
+	Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error)
 	TrustsAD() bool
 	Generation() uint64
 }

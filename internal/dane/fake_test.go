@@ -7,9 +7,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
 // A fake is a resolver that answers from a table, and counts. What is not in
@@ -87,7 +86,7 @@ func (f *fake) Generation() uint64 {
 	return f.generation
 }
 
-func (f *fake) Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error) {
+func (f *fake) Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
 	e := f.begin(name, qtype)
 	defer f.change(func(f *fake) { f.inFlight-- })
 	failed := &resolver.Error{Name: name, Type: qtype}
@@ -112,32 +111,24 @@ func (f *fake) Query(ctx context.Context, name string, qtype uint16) (*resolver.
 		}
 		return nil, failed
 	}
-	a := &resolver.Answer{Name: name, CNAMEs: e.cnames, TTL: e.ttl, AfterServFail: e.servFail}
+	a := testlab.Answer(name, qtype, e.data...)
+	a.CNAMEs, a.TTL, a.AfterServFail = e.cnames, e.ttl, e.servFail
 	if len(e.cnames) > 0 {
 		a.Name = e.end
 	}
-	if e.nx {
-		a.Rcode = dns.RcodeNameError
-	}
-	for _, d := range e.data {
-		rr, err := dns.NewRR(fmt.Sprintf("%s. 60 IN %s %s", a.Name, dns.TypeToString[qtype], d))
-		if err != nil {
-			panic(err)
-		}
-		a.Records = append(a.Records, rr)
-	}
+	a.NXDomain = e.nx
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	a.Authenticated = (e.security == Secure && !f.blind || f.liar) && !f.untrusted
 	return a, nil
 }
 
-func (f *fake) begin(name string, qtype uint16) entry {
+func (f *fake) begin(name string, qtype resolver.Type) entry {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.inFlight++
 	f.most = max(f.most, f.inFlight)
-	key := name + " " + dns.TypeToString[qtype]
+	key := name + " " + qtype.String()
 	f.asked[key]++
 	if !strings.HasSuffix(key, " SOA") {
 		f.total++

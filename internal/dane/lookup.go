@@ -5,8 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
@@ -37,7 +35,7 @@ func (s Security) String() string {
 // A Lookup is a question and what came of it.
 type Lookup struct {
 	Name     string
-	Type     uint16
+	Type     resolver.Type
 	Security Security
 	Answer   *resolver.Answer // nil if Err is set
 	Err      error
@@ -49,7 +47,7 @@ var errUnvouched = errors.New("another server has an answer, which nothing vouch
 // lookup asks a question. Where one of several servers that are trusted says
 // SERVFAIL, one that does not validate may have the very forgery that the first
 // one saw through: its answer is none.
-func (c *Checker) lookup(ctx context.Context, name string, qtype uint16) *Lookup {
+func (c *Checker) lookup(ctx context.Context, name string, qtype resolver.Type) *Lookup {
 	l := c.ask(ctx, name, qtype)
 	if l.Security == Insecure && l.Answer.AfterServFail {
 		l.Security, l.Answer = Bogus, nil
@@ -61,7 +59,7 @@ func (c *Checker) lookup(ctx context.Context, name string, qtype uint16) *Lookup
 // ask asks a question, and takes an answer from any server. A name that is too
 // long for the DNS cannot exist: that is as good as proven. Another name that
 // cannot be asked for is a lookup that failed.
-func (c *Checker) ask(ctx context.Context, name string, qtype uint16) *Lookup {
+func (c *Checker) ask(ctx context.Context, name string, qtype resolver.Type) *Lookup {
 	l := &Lookup{Name: name, Type: qtype}
 	l.Answer, l.Err = c.resolver.Query(ctx, name, qtype)
 	var e *resolver.Error
@@ -74,7 +72,7 @@ func (c *Checker) ask(ctx context.Context, name string, qtype uint16) *Lookup {
 		l.Security = Bogus
 	case errors.Is(l.Err, resolver.ErrNameTooLong):
 		l.Security, l.Err = Secure, nil
-		l.Answer = &resolver.Answer{Name: name, Rcode: dns.RcodeNameError, Authenticated: true, TTL: maxKeep}
+		l.Answer = &resolver.Answer{Name: name, NXDomain: true, Authenticated: true, TTL: maxKeep}
 	}
 	return l
 }
@@ -83,7 +81,7 @@ func (c *Checker) ask(ctx context.Context, name string, qtype uint16) *Lookup {
 func (l *Lookup) answered() bool { return l.Security == Secure || l.Security == Insecure }
 
 // found says whether there is an answer with records.
-func (l *Lookup) found() bool { return l.answered() && len(l.Answer.Records) > 0 }
+func (l *Lookup) found() bool { return l.answered() && l.Answer.Found() }
 
 // ttl returns how long l holds.
 func (l *Lookup) ttl() time.Duration {

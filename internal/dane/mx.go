@@ -9,9 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
 // An MXHost is one host of an MX RRset.
@@ -55,7 +54,7 @@ type mxAnswer struct {
 }
 
 func (c *Checker) renewMX(ctx context.Context, domain string, old mxAnswer) mxAnswer {
-	l := c.ask(ctx, domain, dns.TypeMX) // the policy says which of the hosts count
+	l := c.ask(ctx, domain, resolver.TypeMX) // the policy says which of the hosts count
 	now := time.Now()
 	if !l.answered() {
 		if now.Before(old.until) {
@@ -74,30 +73,25 @@ func (c *Checker) renewMX(ctx context.Context, domain string, old mxAnswer) mxAn
 // whose name does not please valid are dropped.
 func readMX(domain string, l *Lookup, valid func(string) bool) *MXSet {
 	s := &MXSet{Secure: l.Security == Secure}
-	if l.Answer.Rcode == dns.RcodeNameError {
+	if l.Answer.NXDomain {
 		s.NXDomain = true
 		return s
 	}
-	if len(l.Answer.Records) == 0 {
+	if len(l.Answer.MX) == 0 {
 		s.Implicit = true
 		s.Hosts = []MXHost{{Name: domain}}
 		return s
 	}
-	if isNull(l.Answer.Records) {
+	if isNull(l.Answer.MX) {
 		s.Null = true
 		return s
 	}
-	for _, rr := range l.Answer.Records {
-		mx, ok := rr.(*dns.MX)
-		if !ok {
-			continue
-		}
-		name := strings.TrimSuffix(dns.CanonicalName(mx.Mx), ".")
-		if !valid(name) {
+	for _, mx := range l.Answer.MX {
+		if !valid(mx.Host) {
 			s.Dropped++
 			continue
 		}
-		s.Hosts = append(s.Hosts, MXHost{name, mx.Preference})
+		s.Hosts = append(s.Hosts, MXHost{mx.Host, mx.Preference})
 	}
 	s.sort()
 	return s
@@ -105,13 +99,8 @@ func readMX(domain string, l *Lookup, valid func(string) bool) *MXSet {
 
 // isNull says whether an MX RRset is the null MX: the root and nothing else
 // (RFC 7505, 3). The root among hosts is just no host.
-func isNull(records []dns.RR) bool {
-	for _, rr := range records {
-		if mx, ok := rr.(*dns.MX); !ok || mx.Mx != "." {
-			return false
-		}
-	}
-	return len(records) > 0
+func isNull(records []resolver.MX) bool {
+	return !slices.ContainsFunc(records, func(mx resolver.MX) bool { return mx.Host != "." })
 }
 
 // size returns the length of all names in the set.

@@ -9,18 +9,16 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
 // A bomb is a resolver that panics at some types of questions.
 type bomb struct {
 	*fake
-	armed map[uint16]bool
+	armed map[resolver.Type]bool
 }
 
-func (b *bomb) Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error) {
+func (b *bomb) Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
 	a, err := b.fake.Query(ctx, name, qtype)
 	blow := false
 	b.change(func(*fake) { blow = b.armed[qtype] })
@@ -30,9 +28,9 @@ func (b *bomb) Query(ctx context.Context, name string, qtype uint16) (*resolver.
 	return a, err
 }
 
-func (b *bomb) arm(types ...uint16) {
+func (b *bomb) arm(types ...resolver.Type) {
 	b.change(func(*fake) {
-		b.armed = map[uint16]bool{}
+		b.armed = map[resolver.Type]bool{}
 		for _, qtype := range types {
 			b.armed[qtype] = true
 		}
@@ -48,7 +46,7 @@ func mined(log *bytes.Buffer) (*bomb, *Checker) {
 }
 
 func TestAPanicInACheckIsSurvivedAndWhoWaitsDefers(t *testing.T) {
-	for name, qtype := range map[string]uint16{"in the MX lookup": dns.TypeMX, "at a host": dns.TypeA, "in the TLSA lookup": dns.TypeTLSA} {
+	for name, qtype := range map[string]resolver.Type{"in the MX lookup": resolver.TypeMX, "at a host": resolver.TypeA, "in the TLSA lookup": resolver.TypeTLSA} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
@@ -81,7 +79,7 @@ func TestAPanicInARenewalTakesNothingAway(t *testing.T) {
 		c.Probe(t.Context())
 		hop := NextHop{Host: "example.com"}
 		c.Check(t.Context(), hop)
-		b.arm(dns.TypeMX)
+		b.arm(resolver.TypeMX)
 		time.Sleep(280 * time.Second) // of five minutes
 		for range 3 {
 			if got := c.Check(t.Context(), hop); got.State != Usable {
@@ -104,7 +102,7 @@ func TestAPanicInARenewalTakesNothingAway(t *testing.T) {
 
 func TestAPanicInTheLookupOfMXHostsIsAnError(t *testing.T) {
 	b, c := mined(new(bytes.Buffer))
-	b.arm(dns.TypeMX)
+	b.arm(resolver.TypeMX)
 	if set, err := c.MX(t.Context(), "example.com"); set != nil || err == nil {
 		t.Errorf("%v, %v", set, err)
 	}
@@ -117,7 +115,7 @@ func TestAPanicInTheLookupOfMXHostsIsAnError(t *testing.T) {
 func TestAPanicInAProbeIsAProbeWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, c := mined(new(bytes.Buffer))
-		b.arm(dns.TypeSOA)
+		b.arm(resolver.TypeSOA)
 		if p := c.Probe(t.Context()); p.Verdict != NoVerdict || p.When.IsZero() || len(p.Lookups) != 2 || p.Lookups[0].Err == nil {
 			t.Errorf("%+v", p)
 		}
@@ -132,7 +130,7 @@ func TestManyPanicsAreFewLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		b, c := mined(&log)
-		b.arm(dns.TypeMX)
+		b.arm(resolver.TypeMX)
 		for range 1000 {
 			c.Check(t.Context(), NextHop{Host: "example.com"})
 			time.Sleep(10 * time.Millisecond)

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/miekg/dns"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
 // A Verdict is what a probe says of the resolver.
@@ -275,7 +275,7 @@ func (c *Checker) probe(ctx context.Context) ([]*Lookup, Verdict) {
 	var working sync.WaitGroup
 	for i, name := range names {
 		working.Go(func() {
-			l := c.lookupSafely(ctx, name, dns.TypeSOA)
+			l := c.lookupSafely(ctx, name, resolver.TypeSOA)
 			lookups[i] = l
 			switch {
 			case i < signed && l.Security == Secure && l.found():
@@ -290,7 +290,7 @@ func (c *Checker) probe(ctx context.Context) ([]*Lookup, Verdict) {
 }
 
 // lookupSafely is lookup, and has no answer when that panics.
-func (c *Checker) lookupSafely(ctx context.Context, name string, qtype uint16) (l *Lookup) {
+func (c *Checker) lookupSafely(ctx context.Context, name string, qtype resolver.Type) (l *Lookup) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.survived("probe", v)

@@ -11,15 +11,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
 func TestOnlyAPositiveProofSpeaksAgainstTheResolver(t *testing.T) {
-	soa := &dns.SOA{}
-	yes := &Lookup{Security: Secure, Answer: &resolver.Answer{Records: []dns.RR{soa}}}
-	no := &Lookup{Security: Insecure, Answer: &resolver.Answer{Records: []dns.RR{soa}}}
+	yes := &Lookup{Security: Secure, Answer: &resolver.Answer{Other: []string{"a. b. 1 1 1 1 1"}}}
+	no := &Lookup{Security: Insecure, Answer: &resolver.Answer{Other: []string{"a. b. 1 1 1 1 1"}}}
 	empty := &Lookup{Security: Insecure, Answer: &resolver.Answer{}}
 	failed := &Lookup{Security: Bogus}
 	type ls = []*Lookup

@@ -2,10 +2,9 @@ package dane
 
 import (
 	"encoding/asn1"
-	"encoding/hex"
 	"fmt"
 
-	"github.com/miekg/dns"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
 // Numbers of a TLSA record (RFC 6698, 2.1; RFC 7218).
@@ -27,24 +26,20 @@ func tlsaName(host string, port uint16) string { return fmt.Sprintf("_%d._tcp.%s
 
 // UsableRecord says whether a TLSA record can authenticate an SMTP server. The PKIX
 // usages cannot: there is no agreed list of authorities (RFC 7672, 3.1.3).
-func UsableRecord(rr *dns.TLSA) bool {
+func UsableRecord(rr resolver.TLSA) bool {
 	if rr.Usage != usageDANETA && rr.Usage != usageDANEEE {
 		return false
 	}
 	if rr.Selector != selectorCert && rr.Selector != selectorSPKI {
 		return false
 	}
-	b, err := hex.DecodeString(rr.Certificate)
-	if err != nil {
-		return false
-	}
 	switch rr.MatchingType {
 	case matchingFull:
-		return isDER(b)
+		return isDER(rr.Data)
 	case matchingSHA256:
-		return len(b) == lenSHA256
+		return len(rr.Data) == lenSHA256
 	case matchingSHA512:
-		return len(b) == lenSHA512
+		return len(rr.Data) == lenSHA512
 	}
 	return false
 }
@@ -56,14 +51,4 @@ func isDER(b []byte) bool {
 	var v asn1.RawValue
 	rest, err := asn1.Unmarshal(b, &v)
 	return err == nil && len(rest) == 0 && v.Class == asn1.ClassUniversal && v.Tag == asn1.TagSequence && v.IsCompound && len(v.Bytes) > 0
-}
-
-// usableIn counts the usable records among those of a TLSA answer.
-func usableIn(records []dns.RR) (n int) {
-	for _, rr := range records {
-		if t, ok := rr.(*dns.TLSA); ok && UsableRecord(t) {
-			n++
-		}
-	}
-	return n
 }

@@ -6,11 +6,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -23,7 +22,7 @@ type NextHops interface {
 
 const (
 	maxRecords  = 20 // of one answer that are shown
-	maxTLSAData = 64 // hexadecimal digits of a TLSA record that are shown
+	maxTLSAData = 72 // bytes of a TLSA record that are shown
 )
 
 // DANE is what RFC 7672 says of the next-hop, and of the resolver on whose
@@ -134,37 +133,36 @@ func (d *DANE) report(r *dane.Report) {
 
 func lookupOf(l *dane.Lookup) Lookup {
 	x := Lookup{
-		Name: l.Name, Type: dns.TypeToString[l.Type], Answer: answerWord(l.Answer, l.Err), Security: l.Security.String(),
+		Name: l.Name, Type: l.Type.String(), Answer: answerWord(l.Answer, l.Err), Security: l.Security.String(),
 	}
 	if l.Answer == nil {
 		return x
 	}
 	x.CNAMEs = l.Answer.CNAMEs
-	for _, rr := range l.Answer.Records {
-		if len(x.Records) == maxRecords {
-			x.More++
-			continue
-		}
-		x.Records = append(x.Records, recordWords(rr))
+	x.Records = l.Answer.Data()
+	for i, t := range l.Answer.TLSA {
+		x.Records[i] = tlsaWords(t)
+	}
+	if n := len(x.Records); n > maxRecords {
+		x.Records, x.More = x.Records[:maxRecords], n-maxRecords
 	}
 	return x
 }
 
-// recordWords writes a record's data, and whether a TLSA record can be used.
-func recordWords(rr dns.RR) string {
-	t, ok := rr.(*dns.TLSA)
-	if !ok {
-		return strings.TrimPrefix(rr.String(), rr.Header().String())
+func cut(s string) string {
+	if len(s) > maxTLSAData {
+		return s[:maxTLSAData] + "..."
 	}
-	cert := t.Certificate
-	if len(cert) > maxTLSAData {
-		cert = cert[:maxTLSAData] + "..."
-	}
+	return s
+}
+
+// tlsaWords writes a TLSA record, and whether it can be used.
+func tlsaWords(t resolver.TLSA) string {
 	use := "not usable for SMTP"
 	if dane.UsableRecord(t) {
 		use = "usable"
 	}
-	return fmt.Sprintf("%d %d %d %s (%s)", t.Usage, t.Selector, t.MatchingType, cert, use)
+	return fmt.Sprintf("%s (%s)", cut(t.String()), use)
 }
 
 func (r *Report) daneWords(t *text) {

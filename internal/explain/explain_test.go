@@ -12,14 +12,13 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -64,44 +63,25 @@ func fresh() *world {
 	return w
 }
 
-func (w *world) Query(_ context.Context, name string, qtype uint16) (*resolver.Answer, error) {
-	a := &resolver.Answer{Name: name}
-	signed, ok := w.signed[name+" "+dns.TypeToString[qtype]]
-	if ok && signed == nil {
-		return nil, &resolver.Error{Name: name, Type: qtype, Kind: resolver.KindServFail}
-	}
-	if a.Authenticated = ok; ok {
-		for _, data := range signed {
-			rr, err := dns.NewRR(fmt.Sprintf("%s 300 IN %s %s", dns.Fqdn(name), dns.TypeToString[qtype], data))
-			if err != nil {
-				panic(err)
-			}
-			a.Records = append(a.Records, rr)
-		}
-		return a, nil
-	}
-	add := func(s string) {
-		rr, err := dns.NewRR(s)
-		if err != nil {
-			panic(err)
-		}
-		a.Records = append(a.Records, rr)
-	}
+func (w *world) Query(_ context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
+	signed, ok := w.signed[name+" "+qtype.String()]
 	switch {
-	case qtype == dns.TypeTXT && w.txtErr != nil:
+	case ok && signed == nil:
+		return nil, &resolver.Error{Name: name, Type: qtype, Kind: resolver.KindServFail}
+	case ok:
+		a := testlab.Answer(name, qtype, signed...)
+		a.Authenticated = true
+		return a, nil
+	case qtype == resolver.TypeTXT && w.txtErr != nil:
 		return nil, w.txtErr
-	case qtype == dns.TypeMX && w.mxErr != nil:
+	case qtype == resolver.TypeMX && w.mxErr != nil:
 		return nil, w.mxErr
-	case qtype == dns.TypeTXT:
-		for _, s := range w.txt {
-			add(fmt.Sprintf("%s. 300 IN TXT %q", name, s))
-		}
-	case qtype == dns.TypeMX:
-		for _, s := range w.mx {
-			add(fmt.Sprintf("%s. 300 IN MX %s", name, s))
-		}
+	case qtype == resolver.TypeTXT:
+		return testlab.Answer(name, qtype, w.txt...), nil
+	case qtype == resolver.TypeMX:
+		return testlab.Answer(name, qtype, w.mx...), nil
 	}
-	return a, nil
+	return testlab.Answer(name, qtype), nil
 }
 
 func (w *world) TrustsAD() bool     { return true }

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
@@ -76,16 +74,12 @@ func (r *Report) noPolicyDomain(kind mta.KeyKind) {
 // record asks for the TXT record, and shows what was found beside the verdict.
 func record(ctx context.Context, domain string, s Sources) *Record {
 	rec := &Record{Name: policy.RecordName(domain)}
-	answer, err := s.Resolver.Query(ctx, rec.Name, dns.TypeTXT)
+	answer, err := s.Resolver.Query(ctx, rec.Name, resolver.TypeTXT)
 	rec.Answer = answerWord(answer, err)
 	if err == nil {
 		rec.Authenticated = answer.Authenticated
 		rec.CNAMEs = answer.CNAMEs
-		for _, rr := range answer.Records {
-			if txt, ok := rr.(*dns.TXT); ok && len(rec.Texts) < maxTexts {
-				rec.Texts = append(rec.Texts, strings.Join(txt.Txt, ""))
-			}
-		}
+		rec.Texts = answer.Texts[:min(len(answer.Texts), maxTexts)]
 	}
 	found, _, err := s.Policies.Record(ctx, domain)
 	rec.Result, rec.ID = policy.ResultOf(err), found.ID
@@ -131,7 +125,7 @@ func answerWord(a *resolver.Answer, err error) string {
 	switch {
 	case err != nil:
 		return err.Error()
-	case a.Rcode == dns.RcodeNameError:
+	case a.NXDomain:
 		return "NXDOMAIN"
 	}
 	return "NOERROR"
@@ -142,21 +136,19 @@ func mx(ctx context.Context, domain string, bracketed bool, s Sources) *MX {
 	if bracketed {
 		return &MX{Answer: "not asked", Hosts: []Host{{Name: domain}}, Note: "in brackets, the name is the host"}
 	}
-	answer, err := s.Resolver.Query(ctx, domain, dns.TypeMX)
+	answer, err := s.Resolver.Query(ctx, domain, resolver.TypeMX)
 	m := &MX{Answer: answerWord(answer, err)}
 	if err != nil {
 		return m
 	}
 	m.Authenticated = answer.Authenticated
-	for _, rr := range answer.Records {
-		if rr, ok := rr.(*dns.MX); ok {
-			m.Hosts = append(m.Hosts, Host{Name: strings.ToLower(strings.TrimSuffix(rr.Mx, ".")), Preference: rr.Preference})
-		}
+	for _, mx := range answer.MX {
+		m.Hosts = append(m.Hosts, Host{Name: mx.Host, Preference: mx.Preference})
 	}
 	switch {
-	case len(m.Hosts) == 1 && m.Hosts[0].Name == "":
+	case len(m.Hosts) == 1 && m.Hosts[0].Name == ".":
 		m.Hosts, m.Note = nil, "the domain takes no mail (null MX, RFC 7505)"
-	case len(m.Hosts) == 0 && answer.Rcode == dns.RcodeNameError:
+	case len(m.Hosts) == 0 && answer.NXDomain:
 		m.Note = "the domain does not exist"
 	case len(m.Hosts) == 0:
 		m.Hosts, m.Note = []Host{{Name: domain}}, "no MX records: the domain is its own mail host"

@@ -18,7 +18,7 @@ import (
 
 // A Resolver asks the DNS; *resolver.Resolver is one.
 type Resolver interface {
-	Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error)
+	Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error)
 }
 
 // A Discoverer finds policies; *policy.Client is one.

@@ -18,8 +18,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
@@ -93,43 +91,34 @@ func (n *internet) publish(domain, addr string, s server) {
 	n.at[domain], n.servers[a] = a, s
 }
 
-func (n *internet) Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error) {
+func (n *internet) Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
 	_, domain, _ := strings.Cut(name, ".")
 	n.mu.Lock()
 	addr, known := n.at[domain]
-	silent := n.silent[domain] && qtype != dns.TypeTXT
-	if silent && qtype == dns.TypeA {
+	silent := n.silent[domain] && qtype != resolver.TypeTXT
+	if silent && qtype == resolver.TypeA {
 		n.asking.add(1)
 	}
 	n.mu.Unlock()
 	if silent {
 		<-ctx.Done()
-		if qtype == dns.TypeA {
+		if qtype == resolver.TypeA {
 			n.mu.Lock()
 			n.asking.add(-1)
 			n.mu.Unlock()
 		}
 		return nil, &resolver.Error{Name: name, Type: qtype, Kind: resolver.KindCanceled, Err: ctx.Err()}
 	}
-	a := &resolver.Answer{Name: name, TTL: time.Minute}
-	record := ""
+	var data []string
 	switch {
 	case !known:
-		a.Rcode = dns.RcodeNameError
-	case qtype == dns.TypeTXT:
-		record = `TXT "v=STSv1; id=1"`
-	case qtype == dns.TypeA && addr.Is4():
-		record = "A " + addr.String()
-	case qtype == dns.TypeAAAA && addr.Is6():
-		record = "AAAA " + addr.String()
+	case qtype == resolver.TypeTXT:
+		data = []string{"v=STSv1; id=1"}
+	case qtype == resolver.TypeA && addr.Is4(), qtype == resolver.TypeAAAA && addr.Is6():
+		data = []string{addr.String()}
 	}
-	if record != "" {
-		rr, err := dns.NewRR(name + ". 60 IN " + record)
-		if err != nil {
-			return nil, err
-		}
-		a.Records = []dns.RR{rr}
-	}
+	a := testlab.Answer(name, qtype, data...)
+	a.TTL, a.NXDomain = time.Minute, !known
 	return a, nil
 }
 

@@ -14,7 +14,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/miekg/dns"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
 // The bounds of reaching a policy host.
@@ -62,7 +62,7 @@ func (c *Client) addresses(ctx context.Context, host string) ([]netip.Addr, erro
 // questions for AAAA. The error is that of a lookup that failed.
 func (c *Client) bothFamilies(ctx context.Context, host string) (v6, v4 []netip.Addr, err error) {
 	type answer struct {
-		qtype uint16
+		qtype resolver.Type
 		addrs []netip.Addr
 		err   error
 	}
@@ -70,7 +70,7 @@ func (c *Client) bothFamilies(ctx context.Context, host string) (v6, v4 []netip.
 	defer cancel()
 	answers := make(chan answer)
 	var broken *panicked
-	for _, qtype := range []uint16{dns.TypeAAAA, dns.TypeA} {
+	for _, qtype := range []resolver.Type{resolver.TypeAAAA, resolver.TypeA} {
 		go func() {
 			addrs, err := c.lookup(ctx, host, qtype)
 			answers <- answer{qtype, addrs, err}
@@ -83,7 +83,7 @@ func (c *Client) bothFamilies(ctx context.Context, host string) (v6, v4 []netip.
 		if a.err != nil && !errors.As(a.err, &broken) {
 			err = a.err
 		}
-		if a.qtype == dns.TypeAAAA {
+		if a.qtype == resolver.TypeAAAA {
 			v6 = a.addrs
 		} else {
 			v4 = a.addrs
@@ -96,13 +96,13 @@ func (c *Client) bothFamilies(ctx context.Context, host string) (v6, v4 []netip.
 	return v6, v4, err
 }
 
-func (c *Client) lookup(ctx context.Context, host string, qtype uint16) (_ []netip.Addr, err error) {
+func (c *Client) lookup(ctx context.Context, host string, qtype resolver.Type) (_ []netip.Addr, err error) {
 	defer carry(&err)
 	answer, err := c.resolver.Query(ctx, host, qtype)
 	if err != nil {
 		return nil, err
 	}
-	return answer.Addrs(), nil
+	return answer.Addrs, nil
 }
 
 // A session is an authenticated TLS connection to one address of a policy

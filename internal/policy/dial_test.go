@@ -18,8 +18,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
@@ -32,8 +30,8 @@ type world struct {
 	other  tls.Certificate // for another name
 	client *Client
 
-	addrs map[uint16][]string      // by type; absent: no records
-	late  map[uint16]time.Duration // how long a question of the type takes; below zero: for ever
+	addrs map[resolver.Type][]string      // by type; absent: no records
+	late  map[resolver.Type]time.Duration // how long a question of the type takes; below zero: for ever
 
 	mu    sync.Mutex
 	how   map[string]dialing // by address; absent: refused
@@ -74,11 +72,11 @@ func inWorld(t *testing.T, addrs map[string]dialing, f func(t *testing.T, w *wor
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{cert: cert, other: other, how: addrs, addrs: map[uint16][]string{}, late: map[uint16]time.Duration{}}
+	w := &world{cert: cert, other: other, how: addrs, addrs: map[resolver.Type][]string{}, late: map[resolver.Type]time.Duration{}}
 	for addr := range addrs {
-		qtype := dns.TypeA
+		qtype := resolver.TypeA
 		if strings.Contains(addr, ":") {
-			qtype = dns.TypeAAAA
+			qtype = resolver.TypeAAAA
 		}
 		w.addrs[qtype] = append(w.addrs[qtype], addr)
 	}
@@ -96,7 +94,7 @@ func inWorld(t *testing.T, addrs map[string]dialing, f func(t *testing.T, w *wor
 	})
 }
 
-func (w *world) Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error) {
+func (w *world) Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
 	if late, ok := w.late[qtype]; ok {
 		after := time.After(late)
 		if late < 0 {
@@ -108,15 +106,7 @@ func (w *world) Query(ctx context.Context, name string, qtype uint16) (*resolver
 			return nil, &resolver.Error{Name: name, Type: qtype, Kind: resolver.KindCanceled, Err: ctx.Err()}
 		}
 	}
-	a := &resolver.Answer{Name: name}
-	for _, addr := range w.addrs[qtype] {
-		rr, err := dns.NewRR(fmt.Sprintf("%s. 60 IN %s %s", name, dns.TypeToString[qtype], addr))
-		if err != nil {
-			return nil, err
-		}
-		a.Records = append(a.Records, rr)
-	}
-	return a, nil
+	return testlab.Answer(name, qtype, w.addrs[qtype]...), nil
 }
 
 func (w *world) dial(ctx context.Context, network, address string) (net.Conn, error) {
@@ -380,7 +370,7 @@ func TestRFC8461_3_3_AHostThatFallsSilentEndsTheFetchInTime(t *testing.T) {
 
 func TestOneFamilysSilentNameServerDelaysTheFetchALittle(t *testing.T) {
 	inWorld(t, map[string]dialing{"93.184.215.14": answer}, func(t *testing.T, w *world) {
-		w.late[dns.TypeAAAA] = -1
+		w.late[resolver.TypeAAAA] = -1
 		f, err := w.client.Fetch(t.Context(), "example.test", nil)
 		if err != nil || f.Duration != familyGrace {
 			t.Errorf("got %+v, %v", f, err)
@@ -390,7 +380,7 @@ func TestOneFamilysSilentNameServerDelaysTheFetchALittle(t *testing.T) {
 
 func TestALateFamilyIsWaitedForWhileTheOtherIsEmpty(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": answer}, func(t *testing.T, w *world) {
-		w.late[dns.TypeAAAA] = 5 * time.Second
+		w.late[resolver.TypeAAAA] = 5 * time.Second
 		f, err := w.client.Fetch(t.Context(), "example.test", nil)
 		if err != nil || f.Duration != 5*time.Second {
 			t.Errorf("got %+v, %v", f, err)
@@ -400,7 +390,7 @@ func TestALateFamilyIsWaitedForWhileTheOtherIsEmpty(t *testing.T) {
 
 func TestSilentNameServersEndTheFetchInTime(t *testing.T) {
 	inWorld(t, map[string]dialing{"93.184.215.14": answer}, func(t *testing.T, w *world) {
-		w.late[dns.TypeAAAA], w.late[dns.TypeA] = -1, -1
+		w.late[resolver.TypeAAAA], w.late[resolver.TypeA] = -1, -1
 		_, err := w.client.Fetch(t.Context(), "example.test", nil)
 		wantError(t, err, "example.test", ResultFetch, ErrHostLookup)
 		if took := time.Since(w.start); took != DefaultTimeout {

@@ -9,10 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"strings"
 	"time"
-
-	"github.com/miekg/dns"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
@@ -42,7 +39,7 @@ func URL(domain string) string {
 
 // A Resolver asks the DNS. It follows CNAMEs, as RFC 8461, 3.1 wants it.
 type Resolver interface {
-	Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error)
+	Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error)
 }
 
 // A Config is what a Client is made of.
@@ -124,7 +121,7 @@ func (c *Client) Record(ctx context.Context, domain string) (Record, time.Durati
 	if !hostname.Valid(domain) || len(name) > hostname.MaxName {
 		return fail(ResultNoRecord, 0, fmt.Errorf("%w: no such name can be in the DNS", ErrNoRecord))
 	}
-	answer, err := c.resolver.Query(ctx, name, dns.TypeTXT)
+	answer, err := c.resolver.Query(ctx, name, resolver.TypeTXT)
 	var failed *resolver.Error
 	switch {
 	case errors.As(err, &failed) && failed.Kind == resolver.KindName:
@@ -132,7 +129,7 @@ func (c *Client) Record(ctx context.Context, domain string) (Record, time.Durati
 	case err != nil:
 		return fail(ResultDNS, 0, fmt.Errorf("%w: %w", ErrRecordLookup, err))
 	}
-	record, err := FindRecord(texts(answer.Records))
+	record, err := FindRecord(answer.Texts)
 	switch {
 	case errors.Is(err, ErrNoRecord):
 		return fail(ResultNoRecord, answer.TTL, err)
@@ -141,44 +138,6 @@ func (c *Client) Record(ctx context.Context, domain string) (Record, time.Durati
 	}
 	return record, answer.TTL, nil
 }
-
-// texts returns the strings of each TXT record joined without a space (RFC
-// 8461, 3.1).
-func texts(records []dns.RR) []string {
-	var txts []string
-	for _, rr := range records {
-		if txt, ok := rr.(*dns.TXT); ok {
-			txts = append(txts, unescape(strings.Join(txt.Txt, "")))
-		}
-	}
-	return txts
-}
-
-// unescape takes back what miekg/dns does to the strings of a TXT record: it
-// keeps them in the form of a zone file, where \" and \\ stand for the
-// character and \DDD for a byte.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	out := make([]byte, 0, len(s))
-	for i := 0; i < len(s); i++ {
-		if s[i] != '\\' || i+1 == len(s) {
-			out = append(out, s[i])
-			continue
-		}
-		i++
-		if i+2 < len(s) && isDigit(s[i]) && isDigit(s[i+1]) && isDigit(s[i+2]) {
-			out = append(out, (s[i]-'0')*100+(s[i+1]-'0')*10+s[i+2]-'0')
-			i += 2
-			continue
-		}
-		out = append(out, s[i])
-	}
-	return string(out)
-}
-
-func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // A Fetched is a policy as its policy host served it.
 type Fetched struct {

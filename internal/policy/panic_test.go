@@ -7,18 +7,16 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
 // A bomb is a resolver that panics at one type of question.
 type bomb struct {
 	Resolver
-	armed uint16
+	armed resolver.Type
 }
 
-func (b bomb) Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error) {
+func (b bomb) Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
 	if qtype == b.armed {
 		panic("on purpose")
 	}
@@ -29,8 +27,8 @@ func (b bomb) Query(ctx context.Context, name string, qtype uint16) (*resolver.A
 // the daemon, and hostile DNS messages and certificates are read in others.
 func TestAPanicInAFetchComesToTheCallerAndLeavesNothingBehind(t *testing.T) {
 	for name, arm := range map[string]func(*Client){
-		"in an AAAA lookup": func(c *Client) { c.resolver = bomb{c.resolver, dns.TypeAAAA} },
-		"in an A lookup":    func(c *Client) { c.resolver = bomb{c.resolver, dns.TypeA} },
+		"in an AAAA lookup": func(c *Client) { c.resolver = bomb{c.resolver, resolver.TypeAAAA} },
+		"in an A lookup":    func(c *Client) { c.resolver = bomb{c.resolver, resolver.TypeA} },
 		"in a handshake": func(c *Client) {
 			c.tls.VerifyConnection = func(tls.ConnectionState) error { panic("on purpose") }
 		},

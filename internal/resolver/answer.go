@@ -5,29 +5,55 @@
 package resolver
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// An Answer is what the DNS says about a name and type: NOERROR, with or
-// without records, or NXDOMAIN. Everything else is an *Error.
+// A Type is a type of DNS record.
+type Type uint16
+
+// The types that are asked for.
+const (
+	TypeA     = Type(dns.TypeA)
+	TypeAAAA  = Type(dns.TypeAAAA)
+	TypeCNAME = Type(dns.TypeCNAME)
+	TypeMX    = Type(dns.TypeMX)
+	TypeSOA   = Type(dns.TypeSOA)
+	TypeTLSA  = Type(dns.TypeTLSA)
+	TypeTXT   = Type(dns.TypeTXT)
+)
+
+func (t Type) String() string { return dns.Type(t).String() }
+
+// An Answer is what the DNS says about a name and type: records, or that there
+// are none. Everything else is an *Error. Of the records, the field for the
+// type that was asked for is set.
 type Answer struct {
-	Name    string   // the name at the end of the CNAMEs: lower case, no trailing dot, escaped as miekg/dns does it
-	Rcode   int      // dns.RcodeSuccess or dns.RcodeNameError
-	Records []dns.RR // the records of the asked type at Name; none: NODATA or NXDOMAIN
-	CNAMEs  []string // the names the chain passed through, the asked one first; empty without a CNAME
+	Name     string   // the name at the end of the CNAMEs: lower case, no trailing dot, escaped as in a zone file
+	CNAMEs   []string // the names the chain passed through, the asked one first; empty without a CNAME
+	NXDomain bool     // the name does not exist; without records and NXDomain, it has none of the type
+
+	Texts []string     // TXT: the strings of each record, joined without a space (RFC 8461, 3.1)
+	Addrs []netip.Addr // A and AAAA, without repeats, at most 32
+	MX    []MX         // in the order of the answer
+	TLSA  []TLSA       // in the order of the answer
+	Other []string     // the data of records of another type, as in a zone file
 
 	// Authenticated is the AD bit of the whole answer, denials included, if
 	// the server that gave it is trusted to validate; otherwise false.
 	Authenticated bool
 
 	// AfterServFail says that a server that is trusted to validate said
-	// SERVFAIL, and the answer, or a part of it, is another one's: the data may
-	// be bogus, and the other one does not tell.
+	// SERVFAIL, and another one gave the answer or a part of it: the data may
+	// be bogus.
 	AfterServFail bool
 
 	// TTL is how long the answer may be kept: the least of the CNAMEs and
@@ -35,55 +61,122 @@ type Answer struct {
 	TTL time.Duration
 }
 
-// Addrs returns the addresses in the A and AAAA records of a, which may be nil.
-func (a *Answer) Addrs() []netip.Addr {
-	if a == nil {
-		return nil
-	}
-	var addrs []netip.Addr
-	for _, rr := range a.Records {
-		var ip []byte
-		switch rr := rr.(type) {
-		case *dns.A:
-			ip = rr.A
-		case *dns.AAAA:
-			ip = rr.AAAA
-		}
-		if addr, ok := netip.AddrFromSlice(ip); ok && !slices.Contains(addrs, addr.Unmap()) {
-			addrs = append(addrs, addr.Unmap())
-		}
-		if len(addrs) == maxAddresses {
-			break
-		}
-	}
-	return addrs
+// An MX is the data of an MX record.
+type MX struct {
+	Host       string // in the form of Answer.Name; "." for the root
+	Preference uint16
 }
+
+// A TLSA is the data of a TLSA record (RFC 6698, 2.1).
+type TLSA struct {
+	Usage, Selector, MatchingType uint8
+	Data                          []byte
+}
+
+func (t TLSA) String() string {
+	return fmt.Sprintf("%d %d %d %x", t.Usage, t.Selector, t.MatchingType, t.Data)
+}
+
+// Found says whether there are records.
+func (a *Answer) Found() bool {
+	return len(a.Texts)+len(a.Addrs)+len(a.MX)+len(a.TLSA)+len(a.Other) > 0
+}
+
+// Data returns the data of each record for people, printable. A text is in quotes.
+func (a *Answer) Data() []string {
+	var data []string
+	for _, t := range a.Texts {
+		data = append(data, text.Quote(t, text.MaxPrinted))
+	}
+	for _, addr := range a.Addrs {
+		data = append(data, addr.String())
+	}
+	for _, mx := range a.MX {
+		data = append(data, fmt.Sprintf("%d %s", mx.Preference, mx.Host))
+	}
+	for _, t := range a.TLSA {
+		data = append(data, t.String())
+	}
+	return append(data, a.Other...)
+}
+
+// setRecords stores the data of the records of an answer.
+func (a *Answer) setRecords(records []dns.RR) {
+	for _, rr := range records {
+		switch rr := rr.(type) {
+		case *dns.TXT:
+			a.Texts = append(a.Texts, unescape(strings.Join(rr.Txt, "")))
+		case *dns.A:
+			a.addAddr(rr.A)
+		case *dns.AAAA:
+			a.addAddr(rr.AAAA)
+		case *dns.MX:
+			a.MX = append(a.MX, MX{trimDot(dns.CanonicalName(rr.Mx)), rr.Preference})
+		case *dns.TLSA:
+			data, _ := hex.DecodeString(rr.Certificate) // which the library encoded
+			a.TLSA = append(a.TLSA, TLSA{rr.Usage, rr.Selector, rr.MatchingType, data})
+		default:
+			a.Other = append(a.Other, text.Printable(strings.TrimPrefix(rr.String(), rr.Header().String())))
+		}
+	}
+}
+
+// addAddr adds an address to a, unless a has it or is full.
+func (a *Answer) addAddr(ip []byte) {
+	addr, ok := netip.AddrFromSlice(ip)
+	if addr = addr.Unmap(); ok && len(a.Addrs) < maxAddresses && !slices.Contains(a.Addrs, addr) {
+		a.Addrs = append(a.Addrs, addr)
+	}
+}
+
+// unescape returns the bytes of a TXT record, which miekg/dns escapes as in a
+// zone file: \" and \\ stand for the character, and \DDD for a byte.
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	out := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+1 < len(s) {
+			i++
+			if i+2 < len(s) && isDigit(s[i]) && isDigit(s[i+1]) && isDigit(s[i+2]) {
+				out = append(out, (s[i]-'0')*100+(s[i+1]-'0')*10+s[i+2]-'0')
+				i += 2
+				continue
+			}
+		}
+		out = append(out, s[i])
+	}
+	return string(out)
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // A Kind says in which way a query failed.
 type Kind uint8
 
 // The ways in which a query fails.
 const (
-	KindTimeout   Kind = iota + 1 // no server answered in time
-	KindServFail                  // SERVFAIL: a broken zone, or data that does not validate
-	KindRefused                   // REFUSED, NOTIMP, FORMERR and other codes that are no answer
-	KindMalformed                 // an answer that is no DNS message, or contradicts itself
-	KindNetwork                   // no server could be reached
-	KindCanceled                  // the caller's context ended
-	KindName                      // the name cannot be asked for; see ErrNameTooLong
+	KindTimeout     Kind = iota + 1 // no server answered in time
+	KindServFail                    // SERVFAIL: a broken zone, or data that does not validate
+	KindRefused                     // REFUSED, NOTIMP, FORMERR and other codes that are no answer
+	KindMalformed                   // an answer that is no DNS message, or contradicts itself
+	KindUnreachable                 // no server could be reached: connection refused, no route, no descriptors; not the domain's fault
+	KindCanceled                    // the caller's context ended
+	KindName                        // the name cannot be asked for; see ErrNameTooLong
 )
 
 // An Error is a query that got no answer.
 type Error struct {
 	Name   string // the name asked for
-	Type   uint16 // the type asked for
+	Type   Type   // the type asked for
 	Kind   Kind
 	Server string // of several that failed, the one that said most
 	Err    error  // what went wrong; may be nil
 }
 
 func (e *Error) Error() string {
-	s := fmt.Sprintf("DNS %s %s: %s", dns.TypeToString[e.Type], e.Name, e.Kind)
+	s := fmt.Sprintf("DNS %s %s: %s", e.Type, e.Name, e.Kind)
 	if e.Server != "" {
 		s += " (server " + e.Server + ")"
 	}
@@ -106,7 +199,7 @@ func (k Kind) String() string {
 		return "refused"
 	case KindMalformed:
 		return "malformed answer"
-	case KindNetwork:
+	case KindUnreachable:
 		return "server unreachable"
 	case KindCanceled:
 		return "given up"

@@ -157,8 +157,8 @@ func (a *Answer) extend(st *step) error {
 		return &Error{Kind: KindMalformed, Err: fmt.Errorf("more than %d CNAMEs", maxCNAMEs)}
 	}
 	a.Name = trimDot(st.name)
-	a.Rcode = st.rcode
-	a.Records = st.records
+	a.NXDomain = st.rcode == dns.RcodeNameError
+	a.setRecords(st.records)
 	a.TTL = min(a.TTL, st.ttl)
 	// What is true of the whole must be true of each part of the chain.
 	a.Authenticated = a.Authenticated && st.auth

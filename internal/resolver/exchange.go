@@ -15,7 +15,8 @@ import (
 )
 
 // ask asks one question: each server in turn, in some rounds, until one has an
-// answer. A server that gave a bad answer is not asked again, a silent one is.
+// answer. A server that gave a bad answer is not asked again, a silent one is,
+// without EDNS: it may stand behind something that drops queries with EDNS.
 // The error is the one that says most.
 func (r *Resolver) ask(ctx context.Context, name string, qtype uint16) (*step, error) {
 	list := r.servers()
@@ -23,12 +24,12 @@ func (r *Resolver) ask(ctx context.Context, name string, qtype uint16) (*step, e
 	answered := make([]bool, len(order))
 	servFail := false
 	var worst *Error
-	for range list.attempts {
+	for round := range list.attempts {
 		for i, s := range order {
 			if answered[i] {
 				continue
 			}
-			st, err := askServer(ctx, s, list.timeout, name, qtype)
+			st, err := askServer(ctx, s, list.timeout, name, qtype, round == 0)
 			if err == nil {
 				s.heard()
 				st.auth = st.auth && list.trustAD
@@ -41,7 +42,7 @@ func (r *Resolver) ask(ctx context.Context, name string, qtype uint16) (*step, e
 				return nil, worst
 			}
 			switch err.Kind {
-			case KindTimeout, KindNetwork:
+			case KindTimeout, KindUnreachable:
 				s.silent(time.Now())
 			default:
 				s.heard()
@@ -77,9 +78,9 @@ func worse(a, b *Error) *Error {
 
 // askServer asks one server once: over UDP, and over TCP when the answer did
 // not fit; without EDNS when it does not know it.
-func askServer(ctx context.Context, s *server, timeout time.Duration, name string, qtype uint16) (*step, *Error) {
-	msg, err := exchange(ctx, s.addr, timeout, newQuestion(name, qtype, true))
-	if err == nil && msg.IsEdns0() == nil && (msg.Rcode == dns.RcodeFormatError || msg.Rcode == dns.RcodeNotImplemented) {
+func askServer(ctx context.Context, s *server, timeout time.Duration, name string, qtype uint16, edns bool) (*step, *Error) {
+	msg, err := exchange(ctx, s.addr, timeout, newQuestion(name, qtype, edns))
+	if err == nil && edns && msg.IsEdns0() == nil && (msg.Rcode == dns.RcodeFormatError || msg.Rcode == dns.RcodeNotImplemented) {
 		msg, err = exchange(ctx, s.addr, timeout, newQuestion(name, qtype, false)) // RFC 6891, 7
 	}
 	if err != nil {
@@ -131,7 +132,7 @@ func kindOf(err error) Kind {
 		errors.As(err, &ne) && ne.Timeout():
 		return KindTimeout
 	}
-	return KindNetwork
+	return KindUnreachable
 }
 
 // rcodeError names a response code that is no answer.

@@ -42,15 +42,15 @@ func TestAnswersThatDoNotMatchAreWaitedOut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := (&fake{udp: func(q *dns.Msg) [][]byte { return [][]byte{forged(q), forged(q), pack(reply(q, 0, realTXT))} }}).start(t, "127.0.0.1", 0)
-			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", dns.TypeTXT)
-			if err != nil || !slices.Equal(txt(a), []string{"real"}) {
+			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", TypeTXT)
+			if err != nil || !slices.Equal(a.Texts, []string{"real"}) {
 				t.Errorf("%+v, %v", a, err)
 			}
 			if n := len(f.questions()); n != 1 {
 				t.Errorf("asked %d times", n)
 			}
 			alone := (&fake{udp: func(q *dns.Msg) [][]byte { return [][]byte{forged(q)} }}).start(t, "127.0.0.1", 0)
-			if _, err := resolverFor(t, Config{Timeout: silence / 10}, alone).Query(t.Context(), "example.com", dns.TypeTXT); kind(t, err) != KindTimeout {
+			if _, err := resolverFor(t, Config{Timeout: silence / 10}, alone).Query(t.Context(), "example.com", TypeTXT); kind(t, err) != KindTimeout {
 				t.Errorf("alone: %v", err)
 			}
 		})
@@ -63,7 +63,7 @@ func TestAFloodOfForgedAnswersEndsWithTheTimeout(t *testing.T) {
 		q.Id++
 		return slices.Repeat([][]byte{pack(reply(q, 0, realTXT))}, 1000)
 	}}).start(t, "127.0.0.1", 0)
-	if _, err := resolverFor(t, Config{Timeout: silence}, f).Query(t.Context(), "example.com", dns.TypeTXT); kind(t, err) != KindTimeout {
+	if _, err := resolverFor(t, Config{Timeout: silence}, f).Query(t.Context(), "example.com", TypeTXT); kind(t, err) != KindTimeout {
 		t.Errorf("%v", err)
 	}
 }
@@ -74,8 +74,8 @@ func TestNamesAreComparedWithoutCase(t *testing.T) {
 		m.Question[0].Name = "ExAmPlE.CoM."
 		return m
 	})}).start(t, "127.0.0.1", 0)
-	a, err := resolverFor(t, Config{}, f).Query(t.Context(), "EXAMPLE.com.", dns.TypeTXT)
-	if err != nil || !slices.Equal(txt(a), []string{"real"}) || a.Name != "www.example.com" || a.CNAMEs[0] != "example.com" {
+	a, err := resolverFor(t, Config{}, f).Query(t.Context(), "EXAMPLE.com.", TypeTXT)
+	if err != nil || !slices.Equal(a.Texts, []string{"real"}) || a.Name != "www.example.com" || a.CNAMEs[0] != "example.com" {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
@@ -92,13 +92,13 @@ func TestOnlyRecordsOfTheNameCount(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg { return reply(q, 0, append(records, realTXT)...) })}).start(t, "127.0.0.1", 0)
-			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", dns.TypeTXT)
-			if err != nil || !slices.Equal(txt(a), []string{"real"}) || a.TTL != 300*time.Second {
+			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", TypeTXT)
+			if err != nil || !slices.Equal(a.Texts, []string{"real"}) || a.TTL != 300*time.Second {
 				t.Errorf("beside the real one: %+v, %v", a, err)
 			}
 			f = (&fake{udp: only(func(q *dns.Msg) *dns.Msg { return reply(q, 0, records...) })}).start(t, "127.0.0.1", 0)
-			a, err = resolverFor(t, Config{}, f).Query(t.Context(), "example.com", dns.TypeTXT)
-			if err != nil || len(a.Records) != 0 || len(a.CNAMEs) != 0 {
+			a, err = resolverFor(t, Config{}, f).Query(t.Context(), "example.com", TypeTXT)
+			if err != nil || a.Found() || len(a.CNAMEs) != 0 {
 				t.Errorf("alone: %+v, %v", a, err)
 			}
 		})
@@ -143,7 +143,7 @@ func TestCNAMEsThatLeadNowhere(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := (&fake{udp: only(answer)}).start(t, "127.0.0.1", 0)
-			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "n0.example", dns.TypeTXT)
+			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "n0.example", TypeTXT)
 			if err == nil || kind(t, err) != KindMalformed {
 				t.Fatalf("%+v, %v", a, err)
 			}
@@ -159,8 +159,8 @@ func TestCNAMEsThatLeadNowhere(t *testing.T) {
 		f := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {
 			return reply(q, 0, append(chain(maxCNAMEs), fmt.Sprintf("n%d.example. 60 IN TXT real", maxCNAMEs))...)
 		})}).start(t, "127.0.0.1", 0)
-		a, err := resolverFor(t, Config{}, f).Query(t.Context(), "n0.example", dns.TypeTXT)
-		if err != nil || !slices.Equal(txt(a), []string{"real"}) || len(a.CNAMEs) != maxCNAMEs {
+		a, err := resolverFor(t, Config{}, f).Query(t.Context(), "n0.example", TypeTXT)
+		if err != nil || !slices.Equal(a.Texts, []string{"real"}) || len(a.CNAMEs) != maxCNAMEs {
 			t.Errorf("%+v, %v", a, err)
 		}
 	})
@@ -173,7 +173,7 @@ func TestAFailureBehindACNAMESaysWhere(t *testing.T) {
 		}
 		return reply(q, dns.RcodeRefused)
 	})}).start(t, "127.0.0.1", 0)
-	_, err := resolverFor(t, Config{}, f).Query(t.Context(), "a.example", dns.TypeTXT)
+	_, err := resolverFor(t, Config{}, f).Query(t.Context(), "a.example", TypeTXT)
 	if kind(t, err) != KindRefused || !strings.HasPrefix(err.Error(), "DNS TXT a.example: refused") || !strings.Contains(err.Error(), "at its CNAME b.example: REFUSED") {
 		t.Errorf("%v", err)
 	}
@@ -186,8 +186,8 @@ func TestTheEndOfACNAMEIsAskedForWithItsEscapes(t *testing.T) {
 		}
 		return reply(q, 0, `b\.\200\ x.example. 60 IN TXT real`)
 	})}).start(t, "127.0.0.1", 0)
-	a, err := resolverFor(t, Config{}, f).Query(t.Context(), "a.example", dns.TypeTXT)
-	if err != nil || !slices.Equal(txt(a), []string{"real"}) {
+	a, err := resolverFor(t, Config{}, f).Query(t.Context(), "a.example", TypeTXT)
+	if err != nil || !slices.Equal(a.Texts, []string{"real"}) {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
@@ -219,7 +219,7 @@ func TestBrokenRecords(t *testing.T) {
 				b[7] = 1
 				return [][]byte{b}
 			}}).start(t, "127.0.0.1", 0)
-			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", c.qtype)
+			a, err := resolverFor(t, Config{}, f).Query(t.Context(), "example.com", Type(c.qtype))
 			if err == nil || kind(t, err) != KindMalformed {
 				t.Errorf("%+v, %v", a, err)
 			}
@@ -265,7 +265,7 @@ func TestTCP(t *testing.T) {
 		{"an answer to another question", truncated, func(q *dns.Msg) []byte { q.Id++; return frame(pack(reply(q, 0, realTXT))) }, 0, KindMalformed},
 		{"truncated again", truncated, func(q *dns.Msg) []byte { return frame(truncated(q)[0]) }, 0, KindMalformed},
 		{"a stall", truncated, func(*dns.Msg) []byte { return nil }, 0, KindTimeout},
-		{"nobody there", truncated, nil, 0, KindNetwork},
+		{"nobody there", truncated, nil, 0, KindUnreachable},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conf := Config{}
@@ -273,14 +273,14 @@ func TestTCP(t *testing.T) {
 				conf.Timeout = silence
 			}
 			f := (&fake{udp: c.udp, tcp: c.tcp}).start(t, "127.0.0.1", 0)
-			a, err := resolverFor(t, conf, f).Query(t.Context(), "example.com", dns.TypeTXT)
+			a, err := resolverFor(t, conf, f).Query(t.Context(), "example.com", TypeTXT)
 			if c.kind != 0 {
 				if err == nil || kind(t, err) != c.kind {
 					t.Errorf("%+v, %v", a, err)
 				}
 				return
 			}
-			if err != nil || len(a.Records) != c.n || slices.Contains(txt(a), "cut") {
+			if err != nil || len(a.Data()) != c.n || slices.Contains(a.Texts, "cut") {
 				t.Errorf("%+v, %v", a, err)
 			}
 		})

@@ -104,7 +104,7 @@ func (r *Resolver) Generation() uint64 {
 // Query asks for the records of type qtype at name, and follows CNAMEs. It
 // returns an *Error when there is no answer. It ends within 30 s. The name may
 // be one from an answer.
-func (r *Resolver) Query(ctx context.Context, name string, qtype uint16) (*Answer, error) {
+func (r *Resolver) Query(ctx context.Context, name string, qtype Type) (*Answer, error) {
 	asked, err := questionName(name)
 	if err != nil {
 		return nil, &Error{Name: name, Type: qtype, Kind: KindName, Err: err}
@@ -114,7 +114,7 @@ func (r *Resolver) Query(ctx context.Context, name string, qtype uint16) (*Answe
 
 	a := &Answer{Name: trimDot(asked), Authenticated: true, TTL: maxTTL}
 	for at, n := asked, 1; ; n++ {
-		st, err := r.ask(bounded, at, qtype)
+		st, err := r.ask(bounded, at, uint16(qtype))
 		if err == nil {
 			err = a.extend(st)
 		}
@@ -133,8 +133,8 @@ func (r *Resolver) Query(ctx context.Context, name string, qtype uint16) (*Answe
 
 // failed completes the error of a question at the name `at` that was asked to
 // answer a query for name.
-func failed(err error, ctx context.Context, name, at string, qtype uint16) *Error {
-	e := &Error{Kind: KindNetwork, Err: err}
+func failed(err error, ctx context.Context, name, at string, qtype Type) *Error {
+	e := &Error{Kind: KindUnreachable, Err: err}
 	errors.As(err, &e)
 	e.Name, e.Type = name, qtype
 	if ctx.Err() != nil {

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/miekg/dns"
 )
 
 func TestResolvConf(t *testing.T) {
@@ -98,7 +96,7 @@ func TestTheADBitIsDroppedUnlessTheServersAreBelieved(t *testing.T) {
 	}{{nil, true}, {&yes, true}, {&no, false}} {
 		r := resolverFor(t, Config{TrustAD: c.trust}, f)
 		for _, name := range []string{"example.com", "absent.example"} {
-			a, err := r.Query(t.Context(), name, dns.TypeTXT)
+			a, err := r.Query(t.Context(), name, TypeTXT)
 			if err != nil || a.Authenticated != c.want || r.TrustsAD() != c.want {
 				t.Errorf("%s: %+v, %v", name, a, err)
 			}
@@ -135,8 +133,8 @@ func TestResolvConfIsReadAgainWhenItChanges(t *testing.T) {
 	}
 	expect := func(what, text string, trusted bool, generation uint64) {
 		t.Helper()
-		a, err := r.Query(t.Context(), "example.com", dns.TypeTXT)
-		if err != nil || !slices.Equal(txt(a), []string{text}) || a.Authenticated != trusted || r.TrustsAD() != trusted || r.Generation() != generation {
+		a, err := r.Query(t.Context(), "example.com", TypeTXT)
+		if err != nil || !slices.Equal(a.Texts, []string{text}) || a.Authenticated != trusted || r.TrustsAD() != trusted || r.Generation() != generation {
 			t.Errorf("%s: %+v, %v; generation %d", what, a, err, r.Generation())
 		}
 	}

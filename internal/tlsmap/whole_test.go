@@ -9,10 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
 // A dnsWorld is a resolver that validates, in front of a world in which
@@ -42,11 +41,11 @@ func newDNSWorld() *dnsWorld {
 	}}
 }
 
-func (w *dnsWorld) Query(ctx context.Context, name string, qtype uint16) (*resolver.Answer, error) {
+func (w *dnsWorld) Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	key := name + " " + dns.TypeToString[qtype]
-	if qtype != dns.TypeSOA {
+	key := name + " " + qtype.String()
+	if qtype != resolver.TypeSOA {
 		w.asked = append(w.asked, key)
 	}
 	slow := w.slow
@@ -64,17 +63,13 @@ func (w *dnsWorld) Query(ctx context.Context, name string, qtype uint16) (*resol
 		return nil, err
 	}
 	signed := !strings.HasSuffix(name, "unsigned.example")
-	a := &resolver.Answer{Name: name, TTL: 10 * time.Minute, Authenticated: !w.remote && (w.liar || signed && !w.blind)}
-	data, ok := w.records[key]
-	if !ok {
-		a.Rcode = dns.RcodeNameError
-		return a, nil
+	var data []string
+	d, ok := w.records[key]
+	if ok {
+		data = []string{d}
 	}
-	rr, err := dns.NewRR(name + ". 600 IN " + dns.TypeToString[qtype] + " " + data)
-	if err != nil {
-		return nil, err
-	}
-	a.Records = []dns.RR{rr}
+	a := testlab.Answer(name, qtype, data...)
+	a.TTL, a.NXDomain, a.Authenticated = 10*time.Minute, !ok, !w.remote && (w.liar || signed && !w.blind)
 	return a, nil
 }
 
