@@ -85,7 +85,7 @@ func OurFault(err error) bool {
 		}
 	}
 	var dns *resolver.Error
-	return errors.As(err, &dns) && dns.Kind == resolver.KindNetwork
+	return errors.As(err, &dns) && dns.Kind == resolver.KindUnreachable
 }
 
 // hints says what to do about an error; the first that fits counts.

@@ -28,7 +28,7 @@ func TestWhichFailuresAreOurFault(t *testing.T) {
 		{"no descriptor", fmt.Errorf("%w: %w", policy.ErrConnect, socket(syscall.EMFILE)), true},
 		{"no descriptor in the system", fmt.Errorf("%w: %w", policy.ErrHostLookup, socket(syscall.ENFILE)), true},
 		{"no buffers", socket(syscall.ENOBUFS), true},
-		{"no DNS server reached", fmt.Errorf("%w: %w", policy.ErrRecordLookup, lookup(resolver.KindNetwork)), true},
+		{"no DNS server reached", fmt.Errorf("%w: %w", policy.ErrRecordLookup, lookup(resolver.KindUnreachable)), true},
 		{"the proxy", policy.ErrProxy, true},
 		{"no roots", policy.ErrNoRoots, true},
 
