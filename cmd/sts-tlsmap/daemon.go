@@ -107,10 +107,8 @@ func (s *service) open() error {
 		FetchTimeout:      cfg.Fetch.Timeout,
 		LookupConcurrency: cfg.Lookup.Concurrency,
 
-		Interval:           cfg.Refresh.Interval,
 		Recheck:            cfg.Refresh.Recheck,
 		UnusedAfter:        cfg.Refresh.UnusedAfter,
-		CheckRate:          float64(cfg.Refresh.CheckRate),
 		FetchRate:          float64(cfg.Refresh.FetchRate),
 		RefreshConcurrency: cfg.Refresh.Concurrency,
 	})

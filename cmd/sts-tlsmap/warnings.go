@@ -96,14 +96,14 @@ func folderWarnings(cfg *config.Config, overridden []string) []string {
 
 // isOpen says whether others than this machine reach an endpoint.
 func isOpen(s string) bool {
-	e, err := endpoint.ParseRelative(s)
+	e, err := endpoint.Parse(s)
 	return err == nil && !e.Loopback()
 }
 
 // ignored names the keys of the file that do not count, where that makes a
 // difference: somebody has set them, and expects what does not happen.
 func ignored(cfg *config.Config, o opened) []string {
-	var list []string
+	list := slices.Clone(cfg.Warnings)
 	wanted, usual := openedBy(cfg), openedBy(config.Default())
 	for _, k := range []struct {
 		key, unit           string

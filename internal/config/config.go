@@ -1,8 +1,7 @@
-// Package config is the TOML file: its keys, their defaults and their errors.
-// A file is read as a whole: all that is wrong with it is reported at once,
-// each error with the file, the line, the key and what was expected. What the
-// values are used for is the callers' business; the proxy for policy hosts
-// (HTTPS_PROXY) comes from the environment and is not known here.
+// Package config reads the daemon's TOML file: its keys, their defaults and
+// their ranges. It reports every mistake in a file at once, each with the file,
+// the line, the key and what was expected. It leaves out the environment
+// (HTTPS_PROXY) and does not know what the values are used for.
 package config
 
 import (
@@ -16,7 +15,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"time"
+
+	"github.com/pelletier/go-toml/v2"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
@@ -25,248 +27,221 @@ import (
 // DefaultPath is the file that is read when none is named; it may be absent.
 const DefaultPath = "/etc/sts-tlsmap/sts-tlsmap.toml"
 
-// MaxFile bounds a configuration file, in bytes.
-const MaxFile = 1 << 20
+const (
+	// MaxExempt bounds the exempt domains, those in the file included.
+	MaxExempt = 100_000
+	// MaxExemptFile bounds the file of exempt domains, in bytes.
+	MaxExemptFile = 8 << 20
 
-// A Config is a configuration with every default filled in.
+	maxFile   = 1 << 20  // bytes of a configuration file
+	maxCAFile = 16 << 20 // bytes of fetch.ca_file
+)
+
+// A Config is a configuration with every default filled in. A field with a key
+// is a key of the file, or a table of keys where it is a struct. The other tags
+// say which values the key takes: see take. A new table is a struct here, and a
+// field for it.
 type Config struct {
-	File string // where it was read from; empty: built-in defaults only
+	File     string   // where the configuration was read from; empty: built-in defaults
+	Warnings []string // about keys that have no effect
 
-	Listen   []endpoint.Endpoint
-	Control  endpoint.Endpoint // unix
-	Metrics  endpoint.Endpoint // zero: not served
-	LogLevel slog.Level
+	Listen   []endpoint.Endpoint `key:"listen" default:"inet:127.0.0.1:8461" min:"1" max:"32"`
+	Control  endpoint.Endpoint   `key:"control" default:"unix:/run/sts-tlsmap/control.sock" is:"unix"`
+	Metrics  endpoint.Endpoint   `key:"metrics" is:"inet"` // zero: not served
+	LogLevel slog.Level          `key:"log_level" default:"info"`
 
-	Socket  Socket
-	Cache   Cache
-	DNS     DNS
-	Fetch   Fetch
-	Lookup  Lookup
-	Refresh Refresh
-	Exempt  Exempt
-	Maps    []mta.Map // the built-in ones first, then those of the file by name
+	Socket  Socket  `key:"socket"`
+	Cache   Cache   `key:"cache"`
+	DNS     DNS     `key:"dns"`
+	Fetch   Fetch   `key:"fetch"`
+	Lookup  Lookup  `key:"lookup"`
+	Refresh Refresh `key:"refresh"`
+	Exempt  Exempt  `key:"exempt"`
+
+	Maps []mta.Map // the built-in ones first, then those of the file by name
+
+	caLine int // the line of fetch.ca_file
 }
 
 // Socket is [socket].
 type Socket struct {
-	Mode           fs.FileMode // of unix listeners
-	MaxConnections int
+	Mode           fs.FileMode `key:"mode" default:"0666"` // of unix listeners
+	MaxConnections int         `key:"max_connections" default:"4096" min:"1" max:"65536"`
 }
 
 // Cache is [cache].
 type Cache struct {
-	Path    string
-	MaxSize int64 // bytes
+	Path    string `key:"path" default:"/var/lib/sts-tlsmap/cache.db" is:"path"`
+	MaxSize int64  `key:"max_size" default:"4GiB" min:"1MiB" max:"1TiB"`
 }
 
 // DNS is [dns].
 type DNS struct {
-	Servers []netip.AddrPort // empty: resolv.conf
-	TrustAD *bool            // nil: as libc decides
-	Timeout time.Duration
+	Servers []netip.AddrPort `key:"servers" max:"16"` // empty: resolv.conf
+	TrustAD *bool            `key:"trust_ad"`         // nil: as libc decides
+	Timeout time.Duration    `key:"timeout" default:"5s" min:"100ms" max:"1m"`
 }
 
 // Fetch is [fetch].
 type Fetch struct {
-	Timeout      time.Duration
-	CAFile       string // empty: the system's roots
-	AllowPrivate bool
-
-	caLine int // of ca_file; zero: it is not set
+	Timeout      time.Duration `key:"timeout" default:"30s" min:"1s" max:"5m"`
+	CAFile       string        `key:"ca_file" is:"path"` // empty: the system's roots
+	AllowPrivate bool          `key:"allow_private"`
 }
 
-// Lookup is [lookup].
+// Lookup is [lookup]. Postfix gives up after 100 s, hence the longest timeout.
 type Lookup struct {
-	Timeout     time.Duration
-	Concurrency int // discoveries at once
+	Timeout     time.Duration `key:"timeout" default:"20s" min:"100ms" max:"1m30s"`
+	Concurrency int           `key:"concurrency" default:"256" min:"1" max:"4096"` // discoveries at once
 }
 
 // Refresh is [refresh].
 type Refresh struct {
-	Interval    time.Duration
-	Recheck     time.Duration
-	UnusedAfter time.Duration
-	CheckRate   int // TXT records a second
-	FetchRate   int // policies a second
-	Concurrency int // of each
+	Recheck     time.Duration `key:"recheck" default:"5m" min:"1s" max:"30d"`
+	UnusedAfter time.Duration `key:"unused_after" default:"90d" min:"1h" max:"3650d"`
+	FetchRate   int           `key:"fetch_rate" default:"20" min:"1" max:"10000"` // policies a second
+	Concurrency int           `key:"concurrency" default:"32" min:"1" max:"1024"`
 }
 
-// Exempt is [exempt].
+// Exempt is [exempt]. Domains are those of the key and of the file together, as
+// exempt.Parse returns them.
 type Exempt struct {
-	// Domains are those of the key and of the file together, as exempt.Parse
-	// returns them.
-	Domains []string
-	File    string
+	Domains []string `key:"domains" is:"domain" max:"100000"`
+	File    string   `key:"file" is:"path"`
+}
+
+// removed are keys of earlier versions. They cause a warning, not an error, so
+// that an upgrade does not stop the daemon.
+var removed = map[string]string{
+	"refresh.interval":   "TXT records are no longer checked on a schedule; each policy is fetched again long before it expires",
+	"refresh.check_rate": "TXT records are no longer checked on a schedule; fetch_rate bounds the fetches",
 }
 
 // Default returns the configuration of an empty file.
 func Default() *Config {
-	return &Config{
-		Listen:   []endpoint.Endpoint{{Network: "tcp", Address: "127.0.0.1:8461"}},
-		Control:  endpoint.Endpoint{Network: "unix", Address: "/run/sts-tlsmap/control.sock"},
-		LogLevel: slog.LevelInfo,
-		Socket:   Socket{Mode: 0o666, MaxConnections: 4096},
-		Cache:    Cache{Path: "/var/lib/sts-tlsmap/cache.db", MaxSize: 4 << 30},
-		DNS:      DNS{Timeout: 5 * time.Second},
-		Fetch:    Fetch{Timeout: 30 * time.Second},
-		Lookup:   Lookup{Timeout: 20 * time.Second, Concurrency: 256},
-		Refresh: Refresh{
-			Interval:    day,
-			Recheck:     5 * time.Minute,
-			UnusedAfter: 90 * day,
-			CheckRate:   50,
-			FetchRate:   20,
-			Concurrency: 32,
-		},
-		Maps: mta.Builtin(),
+	c := &Config{Maps: mta.Builtin()}
+	for _, k := range keysOf(c) {
+		k.setDefault()
 	}
+	return c
 }
 
 // Load reads the file at path. An empty path stands for DefaultPath, whose
-// absence is no error. The error is an Errors if the file could be read.
+// absence is no error. If the file could be read, the error is an Errors.
 func Load(path string) (*Config, error) {
-	if path == "" {
-		return load(DefaultPath, false)
+	name := path
+	if name == "" {
+		name = DefaultPath
 	}
-	return load(path, true)
-}
-
-func load(path string, named bool) (*Config, error) {
-	text, err := readFile(path, MaxFile)
+	text, err := readFile(name, maxFile)
+	if path == "" && errors.Is(err, fs.ErrNotExist) {
+		return Default(), nil
+	}
 	if err != nil {
-		if !named && errors.Is(err, fs.ErrNotExist) {
-			return Default(), nil
-		}
 		return nil, fmt.Errorf("the configuration file cannot be read: %w", err)
 	}
-	return Parse(path, text)
+	return Parse(name, text)
 }
 
-// Parse reads the text of a configuration file. path is for error messages,
-// and relative paths in the file are taken from its folder. The error is an
-// Errors.
+// Parse reads the text of a configuration file. path is for error messages, and
+// its folder is where relative paths in the file start. The error is an Errors;
+// the Config then has the default in place of each mistake.
 func Parse(path string, text []byte) (*Config, error) {
-	d, errs := newDocument(path, text)
-	if errs != nil {
-		return nil, errs
-	}
 	c := Default()
 	c.File = path
-	d.apply(c)
+	d := &document{file: path}
+	root := map[string]any{}
+	if err := toml.Unmarshal(text, &root); err != nil {
+		return c, Errors{syntaxError(path, text, err)}
+	}
+	d.findLines(text)
+	d.apply(c, root)
 	d.finish(c)
+	for _, w := range d.warnings.sorted() {
+		c.Warnings = append(c.Warnings, w.Error())
+	}
 	if len(d.errs) > 0 {
-		d.errs.sort()
-		return nil, d.errs
+		return c, d.errs.sorted()
 	}
 	return c, nil
 }
 
-// finish resolves relative paths and checks what concerns several keys, or
-// other files. A key that has a mistake already is left out: what stands in its
-// place in c is not what the file says.
+// finish resolves relative paths and checks what concerns several keys or other
+// files. It skips keys that have a mistake already.
 func (d *document) finish(c *Config) {
 	dir, err := filepath.Abs(filepath.Dir(d.file))
 	if err != nil {
-		d.fail("", "the folder of the file is not known: %v", err)
+		d.fail("", "the folder of the file is unknown: %v", err)
 		return
 	}
-	for _, p := range []*string{&c.Cache.Path, &c.Fetch.CAFile, &c.Exempt.File} {
-		if *p != "" && !filepath.IsAbs(*p) {
-			*p = filepath.Join(dir, *p)
+	for _, k := range keysOf(c) {
+		if path, ok := k.field.Addr().Interface().(*string); ok && *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
 		}
 	}
-	d.finishSockets(c, dir)
+	d.checkSockets(c, dir)
 	if c.Fetch.CAFile != "" {
-		c.Fetch.caLine = d.line(keyCAFile)
+		c.caLine = d.line(keyCAFile)
 		if err := checkCAFile(c.Fetch.CAFile); err != nil {
 			d.errs = append(d.errs, c.CAFileError(err))
 		}
 	}
 	if c.Exempt.File != "" {
-		domains, errs := readExempt(c.Exempt.File)
-		c.Exempt.Domains = append(c.Exempt.Domains, domains...)
-		for _, e := range errs {
-			if e.Line == 0 { // the file itself: it is the key that must change
-				e.File, e.Line = d.file, d.line("exempt.file")
-			}
-			d.errs = append(d.errs, e)
-		}
+		c.Exempt.Domains = append(c.Exempt.Domains, d.readExempt(c.Exempt.File)...)
 	}
 	if n := len(c.Exempt.Domains); n > MaxExempt {
 		d.fail("exempt", "%d domains; expected at most %d", n, MaxExempt)
 	}
 }
 
-// finishSockets takes the sockets from the folder dir, and fails where two of
-// them are the same.
-func (d *document) finishSockets(c *Config, dir string) {
-	c.Control = c.Control.In(dir)
-	d.fits("control", c.Control)
+// checkSockets makes the paths of sockets absolute, and fails where two sockets
+// are the same.
+func (d *document) checkSockets(c *Config, dir string) {
 	seen := map[endpoint.Endpoint]bool{}
-	for i := range c.Listen {
-		name := element("listen", i)
-		if d.failed(name) {
-			continue
+	check := func(name string, e *endpoint.Endpoint) {
+		if d.failed(name) || *e == (endpoint.Endpoint{}) {
+			return
 		}
-		c.Listen[i] = c.Listen[i].In(dir)
-		d.fits(name, c.Listen[i])
-		if e := c.Listen[i]; seen[e] && !e.AnyPort() {
-			d.fail(name, "%s is there twice", e)
+		*e = e.In(dir)
+		switch {
+		case e.Network == "unix" && len(e.Address) > endpoint.MaxPath:
+			d.fail(name, "the path %s has %d bytes; expected at most %d, with the folder of the file", e.Address, len(e.Address), endpoint.MaxPath)
+		case seen[*e] && !e.AnyPort():
+			d.fail(name, "%s is used twice; each socket needs an endpoint of its own", e)
 		}
-		seen[c.Listen[i]] = true
+		seen[*e] = true
 	}
-	if d.failed("listen") { // the defaults are in its place
-		return
+	if !d.failed("listen") {
+		for i := range c.Listen {
+			check(element("listen", i), &c.Listen[i])
+		}
 	}
-	if seen[c.Control] && !d.failed("control") {
-		d.fail("control", "%s is in listen too; the two need sockets of their own", c.Control)
-	}
-	if c.Metrics.Network != "" && seen[c.Metrics] && !c.Metrics.AnyPort() && !d.failed("metrics") {
-		d.fail("metrics", "%s is in listen too; the two need ports of their own", c.Metrics)
-	}
+	check("control", &c.Control)
+	check("metrics", &c.Metrics)
 }
 
-// keyCAFile is the key whose file is read again after the configuration.
 const keyCAFile = "fetch.ca_file"
 
-// CAFileError is an error of the file of certificates, with the place of the
-// key that names it.
+// CAFileError is an error about the file of certificates. It names the key.
 func (c *Config) CAFileError(err error) *Error {
-	return &Error{File: c.File, Line: c.Fetch.caLine, Key: keyCAFile, Text: fmt.Sprintf("%v; expected a file of PEM certificates", err)}
+	return &Error{File: c.File, Line: c.caLine, Key: keyCAFile, Text: fmt.Sprintf("%v; expected a file of PEM certificates", err)}
 }
 
-// checkCAFile looks whether a file has certificates. One that only others may
-// read is theirs to check: who asks a daemon something needs no certificates.
+// checkCAFile looks for a certificate in a file. A file that only the daemon
+// may read passes: the commands need no certificates.
 func checkCAFile(path string) error {
-	st, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a file", path)
-	}
-	pem, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrPermission) {
+	pem, err := readFile(path, maxCAFile)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
 		return nil
-	}
-	if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
-		err = fmt.Errorf("there is no certificate in PEM form in %s", path)
+	case err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem):
+		return fmt.Errorf("there is no certificate in PEM form in %s", path)
 	}
 	return err
 }
 
-// fits fails where a socket's path is too long once it is taken from the
-// file's folder.
-func (d *document) fits(name string, e endpoint.Endpoint) {
-	if e.Network == "unix" && len(e.Address) > endpoint.MaxPath {
-		d.fail(name, "the path %s has %d bytes; expected at most %d, with the folder of the file", e.Address, len(e.Address), endpoint.MaxPath)
-	}
-}
-
-// byteOrderMark is what some editors write in front of UTF-8.
-const byteOrderMark = "\xef\xbb\xbf"
-
-// readFile reads a file of at most limit bytes, without its byte order mark.
+// readFile reads a file of at most limit bytes, without the byte order mark
+// that some editors write.
 func readFile(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -280,5 +255,18 @@ func readFile(path string, limit int64) ([]byte, error) {
 	if int64(len(text)) > limit {
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
 	}
-	return bytes.TrimPrefix(text, []byte(byteOrderMark)), nil
+	return bytes.TrimPrefix(text, []byte("\xef\xbb\xbf")), nil
+}
+
+// Changed names the keys whose values differ, as the file has them:
+// "cache.path", and "[map.NAME]" for a map as a whole.
+func Changed(was, is *Config) []string {
+	var names []string
+	now := keysOf(is)
+	for i, k := range keysOf(was) {
+		if !reflect.DeepEqual(k.field.Interface(), now[i].field.Interface()) {
+			names = append(names, k.name)
+		}
+	}
+	return append(names, changedMaps(was, is)...)
 }

@@ -1,182 +1,211 @@
 package config
 
 import (
+	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
-// A key is one key of the file, by its full name.
+// A key is one key of the file and the field that it sets.
 type key struct {
-	name string
-	place
+	name  string // in full: "cache.path"
+	field reflect.Value
+	tag   reflect.StructTag
 }
 
-// A place is where a key's value goes, and how it is taken.
-type place struct {
-	at  any // a pointer into a Config
-	set func(d *document, name string, v any)
+// Keys returns the full name of every key, those of [map.NAME] as
+// "map.NAME.format".
+func Keys() []string {
+	var names []string
+	for _, k := range keysOf(new(Config)) {
+		names = append(names, k.name)
+	}
+	for _, k := range mapKeys("map.NAME", new(mta.Map), new(string)) {
+		names = append(names, k.name)
+	}
+	slices.Sort(names)
+	return names
 }
 
-const (
-	day = 24 * time.Hour
+// keysOf returns every key outside [map.NAME].
+func keysOf(c *Config) []key { return fieldKeys("", reflect.ValueOf(c).Elem()) }
 
-	// MaxListeners bounds listen.
-	MaxListeners = 32
-	// MaxServers bounds dns.servers.
-	MaxServers = 16
-	// MaxLookup is the longest lookup.timeout: Postfix gives up after 100 s.
-	MaxLookup = 90 * time.Second
-)
+func fieldKeys(prefix string, v reflect.Value) []key {
+	var keys []key
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		name := f.Tag.Get("key")
+		switch {
+		case name == "":
+		case f.Type.Kind() == reflect.Struct && f.Type != reflect.TypeFor[endpoint.Endpoint]():
+			keys = append(keys, fieldKeys(prefix+name+".", v.Field(i))...)
+		default:
+			keys = append(keys, key{prefix + name, v.Field(i), f.Tag})
+		}
+	}
+	return keys
+}
 
-// keysOf returns every key outside [map.NAME], each bound to its place in c.
-func keysOf(c *Config) []key {
-	return []key{
-		{"listen", listOf(&c.Listen, MaxListeners, 1, parseEndpoint, wantEndpoint)},
-		{"control", scalar(&c.Control, parseUnix, `a unix socket, as "unix:/run/sts-tlsmap/control.sock"`)},
-		{"metrics", scalar(&c.Metrics, parseMetrics, `"inet:ADDRESS:PORT", as "inet:127.0.0.1:9461", or "" for none`)},
-		{"log_level", scalar(&c.LogLevel, parseLevel, `"debug", "info", "warn" or "error"`)},
-
-		{"socket.mode", scalar(&c.Socket.Mode, parseMode, `an octal file mode in quotes, as "0666"`)},
-		{"socket.max_connections", number(&c.Socket.MaxConnections, 1, 65536)},
-
-		{"cache.path", scalar(&c.Cache.Path, notEmpty, "the path of a file")},
-		{"cache.max_size", sizeBetween(&c.Cache.MaxSize, 1<<20, 1<<40)},
-
-		{"dns.servers", listOf(&c.DNS.Servers, MaxServers, 0, parseServer, `the address of a DNS server, as "127.0.0.1:53"`)},
-		{"dns.trust_ad", place{&c.DNS.TrustAD, func(d *document, name string, v any) {
-			c.DNS.TrustAD = new(bool)
-			boolean(c.DNS.TrustAD).set(d, name, v)
-		}}},
-		{"dns.timeout", between(&c.DNS.Timeout, 100*time.Millisecond, time.Minute)},
-
-		{"fetch.timeout", between(&c.Fetch.Timeout, time.Second, 5*time.Minute)},
-		{keyCAFile, scalar(&c.Fetch.CAFile, anyString, "the path of a file of PEM certificates")},
-		{"fetch.allow_private", boolean(&c.Fetch.AllowPrivate)},
-
-		{"lookup.timeout", between(&c.Lookup.Timeout, 100*time.Millisecond, MaxLookup)},
-		{"lookup.concurrency", number(&c.Lookup.Concurrency, 1, 4096)},
-
-		{"refresh.interval", between(&c.Refresh.Interval, time.Minute, 30*day)},
-		{"refresh.recheck", between(&c.Refresh.Recheck, time.Second, 30*day)},
-		{"refresh.unused_after", between(&c.Refresh.UnusedAfter, time.Hour, 3650*day)},
-		{"refresh.check_rate", number(&c.Refresh.CheckRate, 1, 10000)},
-		{"refresh.fetch_rate", number(&c.Refresh.FetchRate, 1, 10000)},
-		{"refresh.concurrency", number(&c.Refresh.Concurrency, 1, 1024)},
-
-		{"exempt.domains", listOf(&c.Exempt.Domains, MaxExempt, 0, parseExempt, wantExempt)},
-		{"exempt.file", scalar(&c.Exempt.File, anyString, "the path of a file with one domain a line")},
+// setDefault gives the key the value of its default tag.
+func (k key) setDefault() {
+	text, given := k.tag.Lookup("default")
+	if !given {
+		return
+	}
+	var v any = text
+	if _, isInt := k.field.Interface().(int); isInt {
+		v, _ = strconv.ParseInt(text, 10, 64)
+	} else if k.field.Kind() == reflect.Slice {
+		v = []any{text}
+	}
+	d := new(document)
+	if k.set(d, v); len(d.errs) > 0 {
+		panic("default: " + d.errs.Error())
 	}
 }
 
-// scalar takes a string that parse understands. want says what that is.
-func scalar[T any](dst *T, parse func(string) (T, bool), want string) place {
-	return place{dst, func(d *document, name string, v any) {
-		if s, ok := v.(string); ok {
-			if t, ok := parse(s); ok {
-				*dst = t
-				return
-			}
-		}
-		d.fail(name, "is %s; expected %s", describe(v), want)
-	}}
+// set gives the key a value of the file, or notes what is wrong with it.
+func (k key) set(d *document, v any) {
+	if k.field.Kind() == reflect.Slice {
+		k.setList(d, v)
+		return
+	}
+	value, expected := take(k.field.Type(), k.tag, v)
+	if expected != "" {
+		d.fail(k.name, "is %s; expected %s", describe(v), expected)
+		return
+	}
+	k.field.Set(reflect.ValueOf(value))
 }
 
-// listOf takes an array of strings, from least to most of them.
-func listOf[T any](dst *[]T, most, least int, parse func(string) (T, bool), want string) place {
-	return place{dst, func(d *document, name string, v any) {
-		a, ok := v.([]any)
-		switch {
-		case !ok:
-			d.fail(name, `is %s; expected an array, as ["..."]`, describe(v))
-			return
-		case len(a) < least:
-			d.fail(name, "is empty; expected %s", want)
-			return
-		case len(a) > most:
-			d.fail(name, "has %d elements; expected at most %d", len(a), most)
-			return
+func (k key) setList(d *document, v any) {
+	list, ok := v.([]any)
+	least, _ := strconv.Atoi(k.tag.Get("min"))
+	most, _ := strconv.Atoi(k.tag.Get("max"))
+	if !ok || len(list) < least || len(list) > most {
+		count := fmt.Sprintf("at most %d", most)
+		if least > 0 {
+			count = fmt.Sprintf("%d to %d", least, most)
 		}
-		*dst = nil // if it stays empty, too: no list and an empty one are the same
-		for i, v := range a {
-			var t T
-			scalar(&t, parse, want).set(d, element(name, i), v)
-			*dst = append(*dst, t)
+		d.fail(k.name, `is %s; expected a list of %s, as ["..."]`, describe(v), count)
+		return
+	}
+	t := k.field.Type()
+	values := reflect.Zero(t) // nil, also for an empty list
+	for i, v := range list {
+		value, expected := take(t.Elem(), k.tag, v)
+		if expected != "" {
+			d.fail(element(k.name, i), "is %s; expected %s", describe(v), expected)
+			value = reflect.Zero(t.Elem()).Interface() // keeps the index of the others
 		}
-	}}
+		values = reflect.Append(values, reflect.ValueOf(value))
+	}
+	k.field.Set(values)
 }
 
-func boolean(dst *bool) place {
-	return place{dst, func(d *document, name string, v any) {
+// take makes of a TOML value one of type t. If the key does not take the value,
+// expected says what it takes. The tags:
+//
+//	min, max  the range of a number, size or duration; of a list its length
+//	is        of an endpoint "unix" or "inet"; of a string "path" or "domain",
+//	          or else the words that it may be
+//
+// A string or endpoint may be empty if its default is.
+func take(t reflect.Type, tag reflect.StructTag, v any) (value any, expected string) {
+	s, isString := v.(string)
+	isNone := isString && s == "" && tag.Get("default") == ""
+	least, most := tag.Get("min"), tag.Get("max")
+	span := " from " + least + " to " + most
+	switch reflect.Zero(t).Interface().(type) {
+	case bool:
 		b, ok := v.(bool)
-		if !ok {
-			d.fail(name, "is %s; expected true or false, without quotes", describe(v))
-			return
-		}
-		*dst = b
-	}}
-}
-
-func number(dst *int, least, most int) place {
-	return place{dst, func(d *document, name string, v any) {
+		return b, unless(ok, "true or false, without quotes")
+	case *bool:
+		b, ok := v.(bool)
+		return &b, unless(ok, "true or false, without quotes")
+	case int:
 		n, ok := v.(int64)
-		if !ok || n < int64(least) || n > int64(most) {
-			d.fail(name, "is %s; expected a whole number from %d to %d", describe(v), least, most)
-			return
-		}
-		*dst = int(n)
-	}}
-}
-
-func between(dst *time.Duration, least, most time.Duration) place {
-	return place{dst, func(d *document, name string, v any) {
-		if s, ok := v.(string); ok {
-			if t, ok := ParseDuration(s); ok && t >= least && t <= most {
-				*dst = t
-				return
-			}
-		}
-		d.fail(name, `is %s; expected a duration from %s to %s, as "90s", "1h30m" or "2d"`,
-			describe(v), FormatDuration(least), FormatDuration(most))
-	}}
-}
-
-func sizeBetween(dst *int64, least, most int64) place {
-	return place{dst, func(d *document, name string, v any) {
+		low, _ := strconv.ParseInt(least, 10, 64)
+		high, _ := strconv.ParseInt(most, 10, 64)
+		return int(n), unless(ok && low <= n && n <= high, "a whole number"+span)
+	case int64:
 		n, ok := v.(int64)
-		if s, isString := v.(string); isString {
+		if isString {
 			n, ok = ParseSize(s)
 		}
-		if !ok || n < least || n > most {
-			d.fail(name, `is %s; expected a size from %s to %s, as "512MiB" or "4GiB"`,
-				describe(v), FormatSize(least), FormatSize(most))
-			return
+		low, _ := ParseSize(least)
+		high, _ := ParseSize(most)
+		return n, unless(ok && low <= n && n <= high, "a size"+span+`, as "512MiB" or "4GiB"`)
+	case time.Duration:
+		d, ok := ParseDuration(s)
+		low, _ := ParseDuration(least)
+		high, _ := ParseDuration(most)
+		return d, unless(ok && low <= d && d <= high, "a duration"+span+`, as "90s", "1h30m" or "2d"`)
+	case slog.Level:
+		var level slog.Level
+		err := level.UnmarshalText([]byte(s))
+		return level, unless(err == nil, `"debug", "info", "warn" or "error"`)
+	case fs.FileMode:
+		n, err := strconv.ParseUint(strings.TrimPrefix(s, "0o"), 8, 32)
+		return fs.FileMode(n), unless(err == nil && n <= 0o777, `an octal file mode in quotes, as "0666"`)
+	case netip.AddrPort:
+		server, ok := parseServer(s)
+		return server, unless(ok, `the address of a DNS server, as "127.0.0.1:53"`)
+	case endpoint.Endpoint:
+		if isNone {
+			return endpoint.Endpoint{}, ""
 		}
-		*dst = n
-	}}
-}
-
-func anyString(s string) (string, bool) { return s, !strings.ContainsRune(s, 0) }
-
-func notEmpty(s string) (string, bool) { return s, s != "" && !strings.ContainsRune(s, 0) }
-
-func parseLevel(s string) (slog.Level, bool) {
-	levels := map[string]slog.Level{
-		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+		return takeEndpoint(s, tag.Get("is"))
 	}
-	l, ok := levels[s]
-	return l, ok
+	switch kind := tag.Get("is"); kind {
+	case "path":
+		return s, unless(isNone || s != "" && !strings.ContainsRune(s, 0), "the path of a file")
+	case "domain":
+		domain, err := exempt.Parse(s)
+		return domain, unless(err == nil, wantExempt)
+	default:
+		words := strings.Fields(kind)
+		return s, unless(slices.Contains(words, s), `"`+strings.Join(words, `" or "`)+`"`)
+	}
 }
 
-func parseMode(s string) (fs.FileMode, bool) {
-	n, err := strconv.ParseUint(strings.TrimPrefix(s, "0o"), 8, 32)
-	return fs.FileMode(n), err == nil && n <= 0o777
+// unless returns the text, or nothing if the value is good.
+func unless(good bool, text string) string {
+	if good {
+		return ""
+	}
+	return text
+}
+
+// takeEndpoint reads an endpoint of one kind, or of either. A host is an
+// address or "localhost": the daemon listens before it can resolve names.
+func takeEndpoint(s, kind string) (any, string) {
+	e, err := endpoint.Parse(s)
+	isUnix := e.Network == "unix"
+	isLocal := true
+	if host, _, _ := net.SplitHostPort(e.Address); !isUnix && host != "localhost" {
+		_, addrErr := netip.ParseAddr(host)
+		isLocal = addrErr == nil
+	}
+	good := err == nil && isLocal
+	switch kind {
+	case "unix":
+		return e, unless(good && isUnix, `a unix socket, as "unix:/run/sts-tlsmap/control.sock"`)
+	case "inet":
+		return e, unless(good && !isUnix, `"inet:ADDRESS:PORT", as "inet:127.0.0.1:9461", or "" for none`)
+	}
+	return e, unless(good, `"inet:ADDRESS:PORT", as "inet:127.0.0.1:8461", or "unix:/PATH" of at most 107 bytes`)
 }
 
 // parseServer reads the address of a DNS server; the port is 53 if not given.
@@ -186,17 +215,4 @@ func parseServer(s string) (netip.AddrPort, bool) {
 	}
 	ap, err := netip.ParseAddrPort(s)
 	return ap, err == nil && ap.Port() != 0
-}
-
-// Keys returns the full name of every key, [map.NAME]'s as "map.NAME.format".
-func Keys() []string {
-	var names []string
-	for _, k := range keysOf(Default()) {
-		names = append(names, k.name)
-	}
-	for _, k := range mapKeys(&mta.Map{}) {
-		names = append(names, "map.NAME."+k.name)
-	}
-	slices.Sort(names)
-	return names
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"reflect"
 	"slices"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
@@ -9,42 +10,43 @@ import (
 // MaxMaps bounds the maps that a file adds to the built-in ones.
 const MaxMaps = 8
 
-// SetsDANE says whether the file has a map that follows DANE, besides the
-// built-in ones as they are.
+// SetsDANE reports whether the file itself asks for a map with DANE: a new one,
+// or a built-in one with other settings.
 func (c *Config) SetsDANE() bool {
 	builtin := mta.Builtin()
 	return slices.ContainsFunc(c.Maps, func(m mta.Map) bool { return m.DANE && !slices.Contains(builtin, m) })
 }
 
-func mapKeys(m *mta.Map) []key {
+// mapKeys returns the keys of the map table with that full name. The file says
+// "off" or "enforce" for the map's Testing: the caller copies it from testing.
+func mapKeys(table string, m *mta.Map, testing *string) []key {
+	at := func(name string, field any, tag reflect.StructTag) key {
+		return key{table + "." + name, reflect.ValueOf(field).Elem(), tag}
+	}
 	return []key{
-		{"format", scalar(&m.Format, oneOf(mta.FormatPostfix, mta.FormatExim), `"postfix" or "exim"`)},
-		{"dane", boolean(&m.DANE)},
-		{"tlsrpt", boolean(&m.TLSRPT)},
-		{"servername", boolean(&m.Servername)},
-		{"testing", place{&m.Testing, func(d *document, name string, v any) {
-			word := "off"
-			scalar(&word, oneOf("off", "enforce"), `"off" or "enforce"`).set(d, name, v)
-			m.Testing = word == "enforce"
-		}}},
-		{"enforce", boolean(&m.Enforce)},
+		at("format", &m.Format, `is:"postfix exim"`),
+		at("dane", &m.DANE, ""),
+		at("tlsrpt", &m.TLSRPT, ""),
+		at("servername", &m.Servername, ""),
+		at("testing", testing, `is:"off enforce"`),
+		at("enforce", &m.Enforce, ""),
 	}
 }
 
-// applyMaps takes the tables under [map]. Those named as an alias come last: they
-// begin with the settings of the map that the alias stands for.
+// applyMaps takes the tables below [map]. Tables named as an alias come last:
+// they start with the settings of the map that the alias stands for.
 func (d *document) applyMaps(c *Config, tables map[string]any) {
-	for _, alias := range []bool{false, true} {
+	for _, aliases := range []bool{false, true} {
 		for _, name := range sortedKeys(tables) {
-			if alias == (mta.AliasFor(name) != "") {
-				d.applyMapTable(c, name, tables[name])
+			if aliases == (mta.AliasFor(name) != "") {
+				d.applyMap(c, name, tables[name])
 			}
 		}
 	}
 }
 
-// applyMapTable takes [map.NAME].
-func (d *document) applyMapTable(c *Config, name string, v any) {
+// applyMap takes [map.NAME].
+func (d *document) applyMap(c *Config, name string, v any) {
 	full := "map." + name
 	table, ok := v.(map[string]any)
 	if !ok {
@@ -52,7 +54,7 @@ func (d *document) applyMapTable(c *Config, name string, v any) {
 		return
 	}
 	if mta.CheckName(name) != nil {
-		d.fail(full, "%s is no name of a map; expected letters, digits, '-', '_' and '.', at most %d", describe(name), mta.MaxName)
+		d.fail(full, "%s is not the name of a map; expected letters, digits, '-', '_' and '.', at most %d", describe(name), mta.MaxName)
 		return
 	}
 	i := mta.Find(c.Maps, name)
@@ -68,27 +70,40 @@ func (d *document) applyMapTable(c *Config, name string, v any) {
 		}
 		c.Maps = append(c.Maps, m)
 	}
-	d.applyMap(&c.Maps[i], full, table)
-}
-
-func (d *document) applyMap(m *mta.Map, full string, table map[string]any) {
-	keys := mapKeys(m)
-	for j := range keys {
-		keys[j].name = full + "." + keys[j].name
+	m := &c.Maps[i]
+	testing := "off"
+	if m.Testing {
+		testing = "enforce"
 	}
+	keys := mapKeys(full, m, &testing)
 	for _, k := range sortedKeys(table) {
 		d.set(keys, full+"."+k, table[k])
 	}
-	for _, k := range []string{"format", "dane", "tlsrpt"} {
-		if d.failed(full + "." + k) { // of those that can conflict
-			return
-		}
+	m.Testing = testing == "enforce"
+	if d.failed(full+".format") || d.failed(full+".dane") || d.failed(full+".tlsrpt") {
+		return
 	}
 	for _, err := range m.Conflicts() {
 		d.fail(full, "%v", err)
 	}
 }
 
-func oneOf(words ...string) func(string) (string, bool) {
-	return func(s string) (string, bool) { return s, slices.Contains(words, s) }
+// changedMaps names the maps whose settings differ.
+func changedMaps(was, is *Config) []string {
+	var names []string
+	for _, m := range slices.Concat(is.Maps, was.Maps) {
+		if name := "[map." + m.Name + "]"; !slices.Contains(names, name) && is.named(m.Name) != was.named(m.Name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// named returns the map of that name, or the zero Map.
+func (c *Config) named(name string) mta.Map {
+	i := slices.IndexFunc(c.Maps, func(m mta.Map) bool { return m.Name == name })
+	if i < 0 {
+		return mta.Map{}
+	}
+	return c.Maps[i]
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 )
 
+const day = 24 * time.Hour
+
 // ParseDuration reads Go's durations, with d for days in front: "90s", "2d",
 // "1d12h". Negative ones are none.
 func ParseDuration(s string) (time.Duration, bool) {

@@ -1,10 +1,9 @@
-// Package endpoint says where a server listens or a client connects, in the
-// syntax of Postfix's socketmap_table(5): "inet:HOST:PORT" or "unix:/PATH", and
-// listens there. It resolves no names, and accepts no connections.
+// Package endpoint names the place where a server listens or a client connects,
+// in the syntax of Postfix's socketmap_table(5), and listens there. It resolves
+// no names.
 package endpoint
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -28,72 +27,24 @@ type Endpoint struct {
 func Of(a net.Addr) Endpoint { return Endpoint{Network: a.Network(), Address: a.String()} }
 
 // Parse reads an endpoint: "inet:HOST:PORT", with brackets around an IPv6
-// address, or "unix:/PATH". Port 0 listens on any free port. The error says
-// what to write instead.
+// address, or "unix:PATH". Port 0 is any free port. A path may be relative: see
+// In.
 func Parse(s string) (Endpoint, error) {
-	e, err := ParseRelative(s)
-	if err == nil && e.Network == "unix" && !filepath.IsAbs(e.Address) {
-		return Endpoint{}, fmt.Errorf(`endpoint %q: the path must be absolute, such as "unix:/run/sts-tlsmap/map.sock"`, s)
-	}
-	return e, err
-}
-
-// ParseRelative is Parse for whoever knows from where a relative path is taken
-// (In): it reads "unix:PATH", too.
-func ParseRelative(s string) (Endpoint, error) {
 	kind, rest, _ := strings.Cut(s, ":")
 	switch kind {
 	case "inet":
-		return parseInet(s, rest)
+		host, port, err := net.SplitHostPort(rest)
+		n, portErr := strconv.ParseUint(port, 10, 16)
+		if err == nil && portErr == nil && host != "" && !strings.ContainsAny(host, "* \t\r\n/") {
+			return Endpoint{"tcp", net.JoinHostPort(host, strconv.FormatUint(n, 10))}, nil
+		}
 	case "unix":
-		return parseUnix(s, rest)
+		if rest != "" && len(rest) <= MaxPath && !strings.ContainsRune(rest, 0) {
+			return Endpoint{"unix", rest}, nil
+		}
 	}
-	hint := `write "inet:HOST:PORT" or "unix:/PATH"`
-	if strings.HasPrefix(s, "/") {
-		hint = fmt.Sprintf("write %q", "unix:"+s)
-	} else if host, _, err := net.SplitHostPort(s); err == nil && host != "" {
-		hint = fmt.Sprintf("write %q", "inet:"+s)
-	}
-	return Endpoint{}, fmt.Errorf("endpoint %q: it begins with neither inet: nor unix:; %s", s, hint)
-}
-
-func parseInet(s, address string) (Endpoint, error) {
-	fail := func(format string, args ...any) (Endpoint, error) {
-		return Endpoint{}, fmt.Errorf("endpoint %q: %s", s, fmt.Sprintf(format, args...))
-	}
-	host, port, err := net.SplitHostPort(address)
-	var wrong *net.AddrError
-	switch {
-	case errors.As(err, &wrong) && strings.Count(address, ":") > 1:
-		return fail(`an IPv6 address stands in brackets: "inet:[::1]:8461"`)
-	case err != nil:
-		return fail(`write "inet:HOST:PORT", such as "inet:127.0.0.1:8461"`)
-	case host == "":
-		return fail(`the host is missing; write "inet:127.0.0.1:%s" for this machine only, `+
-			`"inet:0.0.0.0:%[1]s" or "inet:[::]:%[1]s" for all its addresses`, port)
-	case host == "*":
-		return fail(`write "inet:0.0.0.0:%s" or "inet:[::]:%[1]s" for all addresses`, port)
-	case strings.ContainsAny(host, " \t\r\n/"):
-		return fail("%q is neither an address nor a host name", host)
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil {
-		return fail("the port %q is not a number from 0 to 65535", port)
-	}
-	return Endpoint{"tcp", net.JoinHostPort(host, strconv.FormatUint(n, 10))}, nil
-}
-
-func parseUnix(s, path string) (Endpoint, error) {
-	switch {
-	case path == "":
-		return Endpoint{}, fmt.Errorf(`endpoint %q: the path is missing; write an absolute one, such as "unix:/run/sts-tlsmap/map.sock"`, s)
-	case strings.ContainsRune(path, 0):
-		return Endpoint{}, fmt.Errorf("endpoint %q: the path holds a zero byte", s)
-	case len(path) > MaxPath:
-		return Endpoint{}, fmt.Errorf("endpoint %q: the path has %d bytes, the system allows %d; choose a shorter one",
-			s, len(path), MaxPath)
-	}
-	return Endpoint{"unix", path}, nil
+	return Endpoint{}, fmt.Errorf(`endpoint %q: expected "inet:HOST:PORT", as "inet:127.0.0.1:8461" or "inet:[::1]:8461", `+
+		`or "unix:/PATH" of at most %d bytes`, s, MaxPath)
 }
 
 // String returns the endpoint as Parse reads it; "" for none.
@@ -115,34 +66,31 @@ func (e Endpoint) In(dir string) Endpoint {
 	return e
 }
 
-// AnyPort says whether the system chooses the port.
+// AnyPort reports whether the system chooses the port.
 func (e Endpoint) AnyPort() bool { return e.Network == "tcp" && strings.HasSuffix(e.Address, ":0") }
 
-// Loopback says whether only this machine can reach the endpoint.
+// Loopback reports whether only this machine can reach the endpoint.
 func (e Endpoint) Loopback() bool {
 	if e.Network != "tcp" {
 		return true
 	}
-	host, _, err := net.SplitHostPort(e.Address)
-	if err != nil {
-		return false
-	}
+	host, _, _ := net.SplitHostPort(e.Address)
 	a, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && a.Unmap().IsLoopback()
 }
 
 // Local returns where this machine reaches the endpoint, and whether that stays
-// on it: one at all addresses is reached on loopback.
+// on the machine. An endpoint at all addresses is reached on loopback.
 func (e Endpoint) Local() (Endpoint, bool) {
-	host, port, err := net.SplitHostPort(e.Address)
-	if e.Network != "tcp" || err != nil {
-		return e, e.Loopback()
-	}
-	switch a, err := netip.ParseAddr(host); {
-	case host == "", err == nil && a.Is4() && a.IsUnspecified():
-		return Endpoint{"tcp", net.JoinHostPort("127.0.0.1", port)}, true
-	case err == nil && a.IsUnspecified():
-		return Endpoint{"tcp", net.JoinHostPort("::1", port)}, true
+	if e.Network == "tcp" {
+		host, port, _ := net.SplitHostPort(e.Address)
+		a, err := netip.ParseAddr(host)
+		switch {
+		case host == "", err == nil && a.Is4() && a.IsUnspecified():
+			return Endpoint{"tcp", net.JoinHostPort("127.0.0.1", port)}, true
+		case err == nil && a.IsUnspecified():
+			return Endpoint{"tcp", net.JoinHostPort("::1", port)}, true
+		}
 	}
 	return e, e.Loopback()
 }

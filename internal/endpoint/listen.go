@@ -11,19 +11,19 @@ import (
 	"time"
 )
 
-// staleProbe is how long Listen waits for an answer on a socket that it finds
-// in its place.
+// staleProbe is how long Listen waits for an answer on a socket file that
+// exists already.
 const staleProbe = time.Second
 
 // Listen listens at e. A unix socket gets the mode, replaces a socket file on
 // which nobody answers, and is removed when the listener is closed.
 func Listen(e Endpoint, mode fs.FileMode) (net.Listener, error) {
-	config := net.ListenConfig{KeepAlive: noKeepAlive}
+	config := net.ListenConfig{KeepAlive: -1} // idle connections are closed long before
 	if e.Network == "unix" {
 		if err := removeStale(e); err != nil {
 			return nil, err
 		}
-		config = listenConfig(mode)
+		config.Control = setMode(mode)
 	}
 	l, err := config.Listen(context.Background(), e.Network, e.Address)
 	if err != nil {
@@ -38,25 +38,18 @@ func Listen(e Endpoint, mode fs.FileMode) (net.Listener, error) {
 	return l, nil
 }
 
-// noKeepAlive turns keep-alives off: idle connections are closed long before
-// one would be sent.
-const noKeepAlive = -1
-
-// listenConfig makes a socket file with the mode, less the umask.
-//
-// The kernel takes the mode from the socket as it is before it is bound. With
-// that set first, the file is at no moment open to more users than it should
-// be, and the umask, which is the whole process's, is left alone.
-func listenConfig(mode fs.FileMode) net.ListenConfig {
-	return net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+// setMode sets the mode of a socket before it is bound. The kernel gives the
+// socket file that mode less the umask, so that the file is never open to more
+// users than it should be.
+func setMode(mode fs.FileMode) func(_, _ string, raw syscall.RawConn) error {
+	return func(_, _ string, raw syscall.RawConn) error {
 		var chmodErr error
 		err := raw.Control(func(fd uintptr) { chmodErr = syscall.Fchmod(int(fd), uint32(mode.Perm())) })
 		return errors.Join(err, chmodErr)
-	}}
+	}
 }
 
-// removeStale removes the socket file that a server which was killed has left
-// behind.
+// removeStale removes the socket file of a server that was killed.
 func removeStale(e Endpoint) error {
 	info, err := os.Lstat(e.Address)
 	switch {
@@ -72,22 +65,22 @@ func removeStale(e Endpoint) error {
 		nc.Close()
 	}
 	// Only a refusal proves that nobody listens: a full queue or missing
-	// permission do not.
+	// permission does not.
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return listenError(e, syscall.EADDRINUSE)
 	}
 	if err := os.Remove(e.Address); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("listen at %s: remove the socket of a server that is gone: %w", e, err)
+		return fmt.Errorf("listen at %s: remove the socket of a dead server: %w", e, err)
 	}
 	return nil
 }
 
-// listenError adds what to do about err.
+// listenError adds to err what to do about it.
 func listenError(e Endpoint, err error) error {
 	hint := ""
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		hint = "; another server runs there (see who with ss -lxtp): stop it or choose another endpoint"
+		hint = "; another server runs there (ss -lxtp names it): stop it or choose another endpoint"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		hint = "; this machine does not have the address: see ip address"
 	case errors.Is(err, fs.ErrPermission) && e.Network == "unix":

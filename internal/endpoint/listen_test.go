@@ -49,7 +49,7 @@ func TestAUnixSocketHasItsModeWhateverTheUmask(t *testing.T) {
 func TestAUnixSocketIsNeverMoreOpenThanItsMode(t *testing.T) {
 	withUmask(t, 0)
 	at := socketPath(t)
-	config := listenConfig(0o600)
+	config := net.ListenConfig{Control: setMode(0o600)}
 	l, err := config.Listen(t.Context(), "unix", at.Address) // no chmod after it
 	if err != nil {
 		t.Fatal(err)

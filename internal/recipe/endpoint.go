@@ -48,7 +48,7 @@ func (a *advice) endpoint() (string, error) {
 func endpoints(listen []string) []endpoint.Endpoint {
 	var list []endpoint.Endpoint
 	for _, s := range listen {
-		if e, err := endpoint.ParseRelative(s); err == nil {
+		if e, err := endpoint.Parse(s); err == nil {
 			list = append(list, e)
 		}
 	}

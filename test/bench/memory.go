@@ -21,7 +21,7 @@ const (
 	// fetched as fast as the machine can: far faster than [refresh] fetch_rate
 	// allows by default, so that more of a fetch is in memory at once.
 	memoryOverdue = 60_000
-	memoryRefresh = "\n[refresh]\nfetch_rate = 10000\ncheck_rate = 10000\n"
+	memoryRefresh = "\n[refresh]\nfetch_rate = 10000\n"
 
 	sampleEvery = 50 * time.Millisecond
 	statsEvery  = 500 * time.Millisecond
