@@ -15,7 +15,7 @@ import (
 
 func TestEveryMetricIsOnThePageWithItsTypeAndLabels(t *testing.T) {
 	m := httptest.NewRecorder()
-	observetest.Handler().ServeHTTP(m, httptest.NewRequest("GET", "/metrics", nil))
+	observetest.New().ServeHTTP(m, httptest.NewRequest("GET", "/metrics", nil))
 	text := m.Body.String()
 	series := regexp.MustCompile(`(?m)^(` + observe.Prefix + `[a-z_]+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? `)
 	label := regexp.MustCompile(`([a-z]+)="`)
@@ -37,10 +37,14 @@ func TestEveryMetricIsOnThePageWithItsTypeAndLabels(t *testing.T) {
 	}
 	page := map[string]string{}
 	conditions := []string{}
+	names, severities := observe.Conditions()
 	for _, r := range rows(t, "metrics.md") {
 		name := strings.Trim(r.cells[0], "`")
-		if len(r.cells) == 2 {
+		if r.section == "What is wrong" {
 			conditions = append(conditions, name)
+			if r.cells[1] != severities[name] {
+				t.Errorf("%s: the page says %q, the program %q", name, r.cells[1], severities[name])
+			}
 			continue
 		}
 		ls := strings.Split(r.cells[2], ", ")
@@ -57,8 +61,8 @@ func TestEveryMetricIsOnThePageWithItsTypeAndLabels(t *testing.T) {
 			t.Errorf("%s is on the page and not served", name)
 		}
 	}
-	if !slices.Equal(conditions, observe.Conditions()) {
-		t.Errorf("the page has the conditions %q, the program %q", conditions, observe.Conditions())
+	if !slices.Equal(conditions, names) {
+		t.Errorf("the page has the conditions %q, the program %q", conditions, names)
 	}
 }
 
@@ -74,10 +78,11 @@ func packaged(t *testing.T, name string) string {
 
 func TestEveryConditionHasOneAlertRuleAndATestOfIt(t *testing.T) {
 	rules, tests := packaged(t, "prometheus/sts-tlsmap.rules.yaml"), packaged(t, "prometheus/sts-tlsmap.rules.test.yaml")
-	for _, c := range observe.Conditions() {
-		expr := `expr: sts_tlsmap_trouble{condition="` + c + `"} == 1`
-		if n := strings.Count(rules, expr); n != 1 {
-			t.Errorf("%s: %d rules", c, n)
+	conditions, severities := observe.Conditions()
+	for _, c := range conditions {
+		rule := regexp.MustCompile(`expr: sts_tlsmap_trouble\{condition="` + c + `"\} == 1\n(?: +for: .*\n)? +labels: \{severity: ` + severities[c] + `\}`)
+		if n := len(rule.FindAllString(rules, -1)); n != 1 {
+			t.Errorf("%s: %d rules of severity %s", c, n, severities[c])
 		}
 		if !strings.Contains(tests, `condition="`+c+`"}`) {
 			t.Errorf("%s: its rule has no test", c)

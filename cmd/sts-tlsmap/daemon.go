@@ -43,15 +43,14 @@ type service struct {
 	level   *slog.LevelVar
 	started time.Time
 
-	out     *outside
-	store   *cache.Store
-	keeper  *keeper.Keeper
-	maps    *tlsmap.Server
-	exempt  *exempt.List
-	sockets *socketmap.Server
-	control *control.Server
-	monitor *observe.Monitor
-	metrics *observe.Server
+	out      *outside
+	store    *cache.Store
+	keeper   *keeper.Keeper
+	maps     *tlsmap.Server
+	exempt   *exempt.List
+	sockets  *socketmap.Server
+	control  *control.Server
+	observer *observe.Observer
 
 	listeners listeners
 	failed    chan error // of what must not end by itself
@@ -94,13 +93,13 @@ func (s *service) open() error {
 	if s.store, err = openCache(cfg, s.inUse, s.log); err != nil {
 		return err
 	}
-	numbers, failures := observe.New(), new(observe.Failures)
+	s.observer = observe.New(s.observed(table))
 	s.keeper = keeper.New(keeper.Options{
 		Store:   s.store,
 		Network: s.out.client,
 		Prepare: tlsmap.Prepare,
 		Current: tlsmap.IsCurrent,
-		Observe: func(e keeper.Event) { numbers.Observe(e); failures.Observe(e) },
+		Observe: s.observer.Observe,
 		Log:     s.log,
 
 		LookupTimeout:     cfg.Lookup.Timeout,
@@ -122,11 +121,8 @@ func (s *service) open() error {
 		return errors.Join(err, s.store.Close())
 	}
 	s.sockets = socketmap.NewServer(s.maps, socketmap.Options{MaxConnections: cfg.Socket.MaxConnections, Log: s.log})
-	s.monitor = observe.NewMonitor(s.signs, s.rootsAgain, s.log)
-	scraped := numbers.Handler(s.sources())
-	s.metrics = observe.NewServer(scraped, s.page(table, failures), s.log)
 	s.control = control.NewServer(control.Options{
-		Keeper: s.keeper, Health: s.health, Stats: s.stats, Metrics: scraped, Exempt: s.maps.IsExempt, Log: s.log,
+		Keeper: s.keeper, Health: s.health, Stats: s.stats, Metrics: s.observer.Metrics(), Exempt: s.maps.IsExempt, Log: s.log,
 		Learner: s.keeper, Exemptions: s.exempt, Rehearsed: s.maps.Rehearsed, ExemptUntil: s.exemptUntil, ExemptBy: s.maps.ExemptBy,
 		DANE: s.out.checker.Findings,
 	})
@@ -189,13 +185,13 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 		go s.guard(func() error { return s.control.Serve(l) })
 	}
 	for _, l := range s.listeners.metrics {
-		go s.guard(func() error { return s.metrics.Serve(l) })
+		go s.guard(func() error { return s.observer.Serve(l) })
 	}
 	s.announce()
 	watching, stopWatching := context.WithCancel(keeping)
 	defer stopWatching()
 	go s.watch(watching)
-	go s.monitor.Run(watching)
+	go s.observer.Run(watching)
 	go s.out.checker.Run(watching)
 
 	var failure error
@@ -263,7 +259,7 @@ func (s *service) stop(stopKeeping func(), kept <-chan error) error {
 	if err := s.control.Shutdown(controlCtx); err != nil {
 		s.log.Warn("the control socket did not close cleanly", "err", err)
 	}
-	if err := s.metrics.Shutdown(controlCtx); err != nil {
+	if err := s.observer.Shutdown(controlCtx); err != nil {
 		s.log.Warn("the metrics listener did not close cleanly", "err", err)
 	}
 	stopKeeping()
@@ -299,6 +295,6 @@ func (s *service) health() control.Health {
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: s.listeners.names(), Cache: s.cfg.Cache.Path, Metrics: strings.Join(s.listeners.metricsNames(), " "),
 		Control: s.listeners.controlName(), Overridden: s.listeners.overridden(), Lost: s.maps.RehearsalsLost(),
-		Maps: s.cfg.Maps, Troubles: s.monitor.Troubles(),
+		Maps: s.cfg.Maps, Troubles: s.observer.Troubles(),
 	}
 }

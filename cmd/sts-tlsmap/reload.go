@@ -15,7 +15,7 @@ import (
 func (s *service) reload(file string) {
 	s.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 	defer s.notify(daemon.SdNotifyReady)
-	s.monitor.Look()
+	s.observer.Look()
 
 	cfg, err := config.Load(file)
 	if err == nil {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"os"
 	"time"
 
@@ -10,32 +12,25 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
-// sources are where the metrics come from.
-func (s *service) sources() observe.Sources {
+// observed is what the observer reads. It is made before the keeper, which tells
+// the observer what it tries.
+func (s *service) observed(table *tlsmap.Table) observe.Sources {
+	host, _ := os.Hostname()
 	return observe.Sources{
-		Version: version, Commit: commit, Started: s.started,
-		Keeper: s.keeper.Stats, Cache: s.store.Stats, Maps: s.maps.Stats, Sockets: s.sockets.Stats,
-		DANE: s.out.checker.Stats, Troubles: s.monitor.Troubles, List: s.keeper.List, Log: s.log,
-	}
-}
-
-// page is the status page.
-func (s *service) page(table *tlsmap.Table, failures *observe.Failures) *observe.Page {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "a machine without a name"
-	}
-	return observe.NewPage(observe.PageSources{
-		Version: version, Host: host, Started: s.started,
-		Keeper: s.keeper, Cache: s.store.Stats, Troubles: s.monitor.Troubles, Failures: failures,
+		Version: version, Commit: commit, Host: cmp.Or(host, "a machine without a name"), Started: s.started,
+		Stats: func() observe.Stats {
+			return observe.Stats{
+				Keeper: s.keeper.Stats(), Cache: s.store.Stats(), Maps: s.maps.Stats(), Sockets: s.sockets.Stats(),
+				DANE: s.out.checker.Stats(),
+			}
+		},
+		Roots: s.rootsAgain,
+		Due: func(time.Time, int) ([]int, bool, error) {
+			return nil, false, errors.New("its queue cannot be counted yet")
+		},
 		Table: table, Log: s.log,
-		Held: func(domain string) (control.Held, error) { return s.control.Held(domain) }, // which is made later
-	})
-}
-
-// signs are what tells whether something is wrong.
-func (s *service) signs() observe.Signs {
-	return observe.Signs{Now: time.Now(), Keeper: s.keeper.Stats(), Cache: s.store.Stats(), DANE: s.out.checker.Stats()}
+		Held: func(domain string) (control.Held, error) { return s.control.Held(domain) },
+	}
 }
 
 // rootsAgain reads the certificate authorities as the next start would, where

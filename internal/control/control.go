@@ -90,10 +90,9 @@ type Health struct {
 // tells them.
 type Trouble struct {
 	Condition string `json:"condition"`
+	Severity  string `json:"severity"` // page or ticket
 	What      string `json:"what"`
 	Next      string `json:"next"` // what to do
-
-	Told bool `json:"-"` // in the log by those who noticed
 }
 
 // An Entry is a policy that is held, as -cache -json prints it.

@@ -2,6 +2,7 @@ package observe
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -10,121 +11,217 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // The conditions, as the label of a metric has them.
 const (
-	Discovery = "discovery" // no policy fetch has succeeded for some minutes although it was tried
-	Roots     = "roots"     // no policy host's certificate is trusted, or the authorities cannot be read any more
-	Resolver  = "resolver"  // no TXT lookup has succeeded for some minutes
-	Clock     = "clock"     // the clock is before the newest record
-	Refresher = "refresher" // policies are refreshed late
-	Writes    = "writes"    // the cache cannot be written to
-	Salvage   = "salvage"   // the cache was damaged, and what could be read of it saved
-
-	Validation = "validation" // next-hops keep their DANE state although the resolver is not known to validate
+	Discovery  = "discovery"
+	Roots      = "roots"
+	Resolver   = "resolver"
+	Clock      = "clock"
+	Refresher  = "refresher"
+	Writes     = "writes"
+	Salvage    = "salvage"
+	Validation = "validation"
 )
 
-// Conditions are all of them.
-func Conditions() []string {
-	return []string{Discovery, Roots, Resolver, Clock, Refresher, Writes, Salvage, Validation}
+// The severities, as the packaged alert rules have them.
+const (
+	Page   = "page"   // mail waits or goes out unprotected, or soon will
+	Ticket = "ticket" // can wait for the morning
+)
+
+// lookEvery is how often the Observer looks for conditions to log.
+const lookEvery = 30 * time.Second
+
+// A condition is a state in which the daemon goes on answering and an operator
+// has to act.
+type condition struct {
+	name, severity string
+	logged         bool // the package that notices it logs its beginning
+	// holds returns what is wrong, and what to do next; "" if all is well.
+	holds func(s *signs) (what, next string)
 }
 
-// Signs are what the troubles are told from.
-type Signs struct {
-	Now    time.Time
-	Keeper keeper.Stats
-	Cache  cache.Stats
-	DANE   dane.Stats
-	Roots  error // why the authorities could not be read the last time; nil if they could
+// signs are what conditions are told from.
+type signs struct {
+	Stats
+	now      time.Time
+	rootsErr error // why the authorities could not be read the last time
 }
 
-// Troubles returns the conditions that hold, in the order of Conditions.
-func (s *Signs) Troubles() []control.Trouble {
-	var list []control.Trouble
-	for _, t := range []struct {
-		holds bool
-		control.Trouble
-	}{
-		{s.Keeper.FetchDead && !s.Keeper.Untrusted, control.Trouble{Condition: Discovery, Told: true,
-			What: "no policy fetch has succeeded for some minutes, although several domains were tried",
-			Next: "see whether this machine reaches port 443 of policy hosts, and HTTPS_PROXY; sts-tlsmap -explain DOMAIN shows each step"}},
-		{s.Roots != nil || s.Keeper.FetchDead && s.Keeper.Untrusted, s.roots()},
-		{s.Keeper.DNSDead, control.Trouble{Condition: Resolver, Told: true,
-			What: "no TXT lookup has succeeded for some minutes, although several domains were tried",
-			Next: "see whether the resolver answers: servers in [dns], or /etc/resolv.conf"}},
-		{s.Cache.Newest.Sub(s.Now) > keeper.ClockSlack, s.clock()},
-		{time.Duration(s.Keeper.LateSeconds)*time.Second >= keeper.LateAfter, control.Trouble{Condition: Refresher, Told: true,
-			What: fmt.Sprintf("the refresher is %s late", time.Duration(s.Keeper.LateSeconds)*time.Second),
-			Next: "if it stays so, raise fetch_rate, check_rate or concurrency in [refresh]"}},
-		{s.Keeper.Failing, control.Trouble{Condition: Writes, Told: true,
-			What: "the cache cannot be written to; new policies are kept in memory",
-			Next: "see whether the disk is full, and who owns the folder of the cache; it is tried again until it works"}},
-		{s.Cache.Salvage != nil || s.Cache.Rebuild != nil, s.salvage()},
-		{s.DANE.Kept > 0 && s.DANE.Verdict != dane.Validates, s.validation()},
-	} {
-		if t.holds {
-			list = append(list, t.Trouble)
+// conditions are all of them. Metrics, -check, the status page and the log say
+// what this table says; a test has each one's row in docs/metrics.md and its
+// alert rule.
+var conditions = []condition{
+	{Discovery, Page, true, func(s *signs) (string, string) {
+		if !s.Keeper.FetchDead || s.Keeper.Untrusted {
+			return "", ""
+		}
+		return "no policy fetch has succeeded for some minutes, although several domains were tried",
+			"see whether this machine reaches port 443 of policy hosts, and HTTPS_PROXY; sts-tlsmap -explain DOMAIN shows each step"
+	}},
+	{Roots, Page, false, func(s *signs) (string, string) {
+		if s.rootsErr == nil {
+			return "", ""
+		}
+		return fmt.Sprintf("the certificate authorities cannot be read any more (%v); those read at the start stay in force", s.rootsErr),
+			"correct ca_file in [fetch] or the file that it names: without it the daemon will not start again"
+	}},
+	{Roots, Page, true, func(s *signs) (string, string) {
+		if !s.Keeper.FetchDead || !s.Keeper.Untrusted || s.rootsErr != nil {
+			return "", ""
+		}
+		return "no policy host's certificate has been trusted for some minutes, although several domains were tried",
+			"see whether this machine's clock is right, whether ca-certificates is installed and current (or ca_file in [fetch]), " +
+				"and whether something on the way intercepts TLS"
+	}},
+	{Resolver, Page, true, func(s *signs) (string, string) {
+		if !s.Keeper.DNSDead {
+			return "", ""
+		}
+		return "no TXT lookup has succeeded for some minutes, although several domains were tried",
+			"see whether the resolver answers: servers in [dns], or /etc/resolv.conf"
+	}},
+	{Clock, Page, false, func(s *signs) (string, string) {
+		if s.Cache.Newest.Sub(s.now) <= keeper.ClockSlack {
+			return "", ""
+		}
+		return fmt.Sprintf("the clock says %s, which is before the newest record of the cache, %s",
+				s.now.UTC().Format(time.RFC3339), s.Cache.Newest.UTC().Format(time.RFC3339)),
+			"set the clock: with a wrong one policies expire too early or live too long; " +
+				"if it is right, it was ahead before, and this ends when it gets there again"
+	}},
+	{Refresher, Ticket, true, func(s *signs) (string, string) {
+		late := time.Duration(s.Keeper.LateSeconds) * time.Second
+		if late < keeper.LateAfter {
+			return "", ""
+		}
+		return fmt.Sprintf("the refresher is %s late", text.Span(late)),
+			"if it stays so, raise fetch_rate or concurrency in [refresh]"
+	}},
+	{Writes, Page, true, func(s *signs) (string, string) {
+		if !s.Keeper.Failing {
+			return "", ""
+		}
+		return "the cache cannot be written to; new policies are kept in memory",
+			"see whether the disk is full, and who owns the folder of the cache; writes are tried again until they succeed"
+	}},
+	{Salvage, Ticket, true, (*signs).salvage},
+	{Validation, Page, true, func(s *signs) (string, string) {
+		if s.DANE.Kept == 0 || s.DANE.Verdict == dane.Validates {
+			return "", ""
+		}
+		return fmt.Sprintf("%d next-hops keep the DANE that they had, since nothing confirms what the DNS says of them now: %s", s.DANE.Kept, s.DANE.Verdict),
+			"run a validating resolver on this machine: until then mail to them waits, if the relay asks the same resolver; " +
+				"a restart of the daemon forgets that they had DANE"
+	}},
+}
+
+// lastSalvage returns what the last salvage since the start did; nil if there
+// was none.
+func lastSalvage(s *Stats) *cache.Report { return cmp.Or(s.Cache.Rebuild, s.Cache.Salvage) }
+
+func (s *signs) salvage() (what, next string) {
+	r := lastSalvage(&s.Stats)
+	if r == nil {
+		return "", ""
+	}
+	why := "the cause is not known"
+	if r.Why != nil {
+		why = strings.ReplaceAll(r.Why.Error(), "\n", ": ")
+	}
+	aside := ""
+	if r.MovedTo != "" {
+		aside = "; the old file is " + r.MovedTo
+	}
+	const end = "; lost policies are found anew by the next lookup; this ends with a restart"
+	if r.Unopened {
+		return fmt.Sprintf("the cache file could not be opened (%s), and a new one was started: how many policies were lost is not known%s", why, aside),
+			cmp.Or(r.Advice(), "look at the disk of this machine") + end
+	}
+	return fmt.Sprintf("the cache was damaged (%s): %d policies were saved, %d were damaged, %d lost%s", why, r.Recovered, r.Damaged, r.Lost, aside),
+		"look at the disk and the memory of this machine" + end
+}
+
+// Conditions returns the names of all conditions, and their severities.
+func Conditions() (names []string, severity map[string]string) {
+	severity = make(map[string]string)
+	for _, c := range conditions {
+		if severity[c.name] == "" {
+			names = append(names, c.name)
+		}
+		severity[c.name] = c.severity
+	}
+	return names, severity
+}
+
+// A trouble is a condition that holds.
+type trouble struct {
+	*condition
+	what, next string
+}
+
+func (o *Observer) troubles() []trouble {
+	s := signs{Stats: o.Stats(), now: time.Now()}
+	o.mu.Lock()
+	s.rootsErr = o.rootsErr
+	o.mu.Unlock()
+	var list []trouble
+	for i := range conditions {
+		c := &conditions[i]
+		if what, next := c.holds(&s); what != "" {
+			list = append(list, trouble{c, what, next})
 		}
 	}
 	return list
 }
 
-func (s *Signs) roots() control.Trouble {
-	if s.Roots != nil {
-		return control.Trouble{Condition: Roots,
-			What: fmt.Sprintf("the certificate authorities cannot be read any more (%v); those read at the start stay in force", s.Roots),
-			Next: "correct ca_file in [fetch] or the file that it names: without it the daemon will not start again"}
+// Troubles returns the conditions that hold now, in the order of Conditions.
+func (o *Observer) Troubles() []control.Trouble {
+	var list []control.Trouble
+	for _, t := range o.troubles() {
+		list = append(list, control.Trouble{Condition: t.name, Severity: t.severity, What: t.what, Next: t.next})
 	}
-	return control.Trouble{Condition: Roots, Told: true,
-		What: "no policy host's certificate has been trusted for some minutes, although several domains were tried",
-		Next: "see whether this machine's clock is right, whether ca-certificates is installed and current (or ca_file in [fetch]), " +
-			"and whether something on the way intercepts TLS"}
+	return list
 }
 
-func (s *Signs) clock() control.Trouble {
-	return control.Trouble{Condition: Clock,
-		What: fmt.Sprintf("the clock says %s, which is before the newest record of the cache, %s",
-			s.Now.UTC().Format(time.RFC3339), s.Cache.Newest.UTC().Format(time.RFC3339)),
-		Next: "set the clock: with a wrong one policies expire too early or live too long; " +
-			"if it is right, it was ahead before, and this ends when it gets there again"}
+// Run looks for conditions to log until ctx ends.
+func (o *Observer) Run(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		o.Look()
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
 }
 
-func (s *Signs) salvage() control.Trouble {
-	r := s.Cache.Salvage
-	if s.Cache.Rebuild != nil {
-		r = s.Cache.Rebuild
+// Look reads the certificate authorities again, and logs each condition that
+// has begun or ended since the last look. Run looks every half a minute; after a
+// reload somebody wants to know at once.
+func (o *Observer) Look() {
+	err := o.Roots()
+	o.mu.Lock()
+	o.rootsErr = err
+	o.mu.Unlock()
+	troubles := o.troubles()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := make(map[string]bool)
+	for _, t := range troubles {
+		now[t.name] = true
+		if !o.holding[t.name] && !t.logged {
+			o.Log.Error(t.what, "condition", t.name, "next", t.next)
+		}
 	}
-	if r == nil {
-		return control.Trouble{}
+	for name := range o.holding {
+		if !now[name] {
+			o.Log.Info("the condition has ended", "condition", name)
+		}
 	}
-	where := ""
-	if r.MovedTo != "" {
-		where = "; the damaged file is " + r.MovedTo
-	}
-	if r.Unopened {
-		where = strings.Replace(where, "damaged file", "file", 1)
-		return control.Trouble{Condition: Salvage, Told: true,
-			What: fmt.Sprintf("the cache file could not be opened (%v), and a new one was started: how many policies were lost is not known%s", oneLine(r.Why), where),
-			Next: cmp.Or(r.Advice(), "look at the disk of this machine") + "; lost policies are found anew by the next lookup; this ends with a restart"}
-	}
-	return control.Trouble{Condition: Salvage, Told: true,
-		What: fmt.Sprintf("the cache was damaged (%v): %d policies were saved, %d were damaged, %d lost%s",
-			oneLine(r.Why), r.Recovered, r.Damaged, r.Lost, where),
-		Next: "look at the disk and the memory of this machine; lost policies are found anew by the next lookup; this ends with a restart"}
-}
-
-func (s *Signs) validation() control.Trouble {
-	return control.Trouble{Condition: Validation, Told: true,
-		What: fmt.Sprintf("%d next-hops keep the DANE that they had, since nothing vouches for what the DNS says of them now: %s", s.DANE.Kept, s.DANE.Verdict),
-		Next: "run a resolver on this machine that validates: until then mail to them waits, if the relay asks the same resolver; " +
-			"a restart of the daemon forgets that they had DANE"}
-}
-
-// oneLine is an error of several lines in one.
-func oneLine(err error) string {
-	if err == nil {
-		return "it is not known how"
-	}
-	return strings.ReplaceAll(err.Error(), "\n", ": ")
+	o.holding = now
 }

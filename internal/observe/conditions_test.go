@@ -1,4 +1,4 @@
-package observe
+package observe_test
 
 import (
 	"bytes"
@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,117 +17,109 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe/observetest"
 )
 
-var noon = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
-
-// broken are signs of each condition, and of nothing else.
-var broken = map[string]Signs{
-	Discovery:  {Keeper: keeper.Stats{FetchDead: true}},
-	Roots:      {Keeper: keeper.Stats{FetchDead: true, Untrusted: true}},
-	Resolver:   {Keeper: keeper.Stats{DNSDead: true}},
-	Clock:      {Cache: cache.Stats{Newest: noon.Add(2 * keeper.ClockSlack)}},
-	Refresher:  {Keeper: keeper.Stats{LateSeconds: int64(keeper.LateAfter / time.Second)}},
-	Writes:     {Keeper: keeper.Stats{Failing: true}},
-	Validation: {DANE: dane.Stats{Kept: 7, Verdict: dane.NoAD}},
-	Salvage:    {Cache: cache.Stats{Salvage: &cache.Report{Why: errors.Join(errors.New("zeroes"), errors.New("everywhere")), Recovered: 7, Lost: 2}}},
+func with(stats observe.Stats) *observe.Observer {
+	s := observetest.Sources()
+	s.Stats = func() observe.Stats { return stats }
+	return observe.New(s)
 }
 
 func TestEachConditionIsToldByItsSignsAndSaysWhatToDo(t *testing.T) {
-	for _, name := range Conditions() {
-		s, ok := broken[name]
-		if !ok {
-			t.Errorf("%s: no signs to try", name)
+	now := time.Now()
+	unopened := &fs.PathError{Op: "open", Path: "/cache.db", Err: unix.EACCES}
+	var told []string
+	for _, test := range []struct {
+		condition  string
+		stats      observe.Stats
+		what, next string
+	}{
+		{observe.Discovery, observe.Stats{Keeper: keeper.Stats{FetchDead: true}}, "no policy fetch has succeeded", "port 443"},
+		{observe.Roots, observe.Stats{Keeper: keeper.Stats{FetchDead: true, Untrusted: true}}, "no policy host's certificate has been trusted", "ca-certificates"},
+		{observe.Resolver, observe.Stats{Keeper: keeper.Stats{DNSDead: true}}, "no TXT lookup has succeeded", "/etc/resolv.conf"},
+		{observe.Clock, observe.Stats{Cache: cache.Stats{Newest: now.Add(time.Hour)}}, "before the newest record of the cache", "set the clock"},
+		{observe.Refresher, observe.Stats{Keeper: keeper.Stats{LateSeconds: 7200}}, "the refresher is 2h late", "raise fetch_rate"},
+		{observe.Writes, observe.Stats{Keeper: keeper.Stats{Failing: true}}, "the cache cannot be written to", "whether the disk is full"},
+		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: errors.Join(errors.New("zeroes"), errors.New("everywhere")), Recovered: 7, Lost: 2}}},
+			"the cache was damaged (zeroes: everywhere): 7 policies were saved, 0 were damaged, 2 lost", "the disk and the memory"},
+		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Lost: 1}, Rebuild: &cache.Report{Lost: 77, MovedTo: "/aside"}}}, "77 lost; the old file is /aside", ""},
+		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: unopened, MovedTo: "/cache.db.damaged-1", Unopened: true}}},
+			"lost is not known; the old file is /cache.db.damaged-1", "the file may be whole: stop the daemon, chown /cache.db.damaged-1 to its user"},
+		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: unix.EIO, Unopened: true}}}, "could not be opened", "look at the disk"},
+		{observe.Validation, observe.Stats{DANE: dane.Stats{Kept: 3, Verdict: dane.NoAD}}, "3 next-hops keep the DANE that they had", "run a validating resolver"},
+		{"", observe.Stats{ // all is well
+			Cache:  cache.Stats{Newest: now.Add(keeper.ClockSlack)},
+			Keeper: keeper.Stats{LateSeconds: 3599, Fetches: 7, FetchFailures: 7},
+			DANE:   dane.Stats{Kept: 7, Verdict: dane.Validates}, // which lose it at their next renewal
+		}, "", ""},
+	} {
+		got := with(test.stats).Troubles()
+		if test.condition == "" {
+			if len(got) > 0 {
+				t.Errorf("%+v", got)
+			}
 			continue
 		}
-		s.Now = noon
-		got := s.Troubles()
-		if len(got) != 1 || got[0].Condition != name || got[0].What == "" || got[0].Next == "" || strings.Contains(got[0].What+got[0].Next, "\n") {
-			t.Errorf("%s: %+v", name, got)
+		if !slices.Contains(told, test.condition) {
+			told = append(told, test.condition)
+		}
+		if len(got) != 1 || got[0].Condition != test.condition || !strings.Contains(got[0].What, test.what) || !strings.Contains(got[0].Next, test.next) ||
+			strings.Contains(got[0].What+got[0].Next, "\n") || got[0].Severity == "" {
+			t.Errorf("%s: %+v", test.condition, got)
 		}
 	}
-}
-
-func TestNothingIsWrongWithADaemonThatWorks(t *testing.T) {
-	s := Signs{Now: noon, Cache: cache.Stats{Newest: noon.Add(keeper.ClockSlack)}, Keeper: keeper.Stats{LateSeconds: 3599, Fetches: 7, FetchFailures: 7},
-		DANE: dane.Stats{Kept: 7, Verdict: dane.Validates}} // which they lose at their next renewal
-	if got := s.Troubles(); len(got) != 0 {
-		t.Errorf("%+v", got)
+	if names, _ := observe.Conditions(); !slices.Equal(told, names) {
+		t.Errorf("tried are %q, there are %q", told, names)
 	}
 }
 
-func TestAFileThatMayNotBeOpenedIsNotSaidToBeDamaged(t *testing.T) {
-	why := &fs.PathError{Op: "open", Path: "/cache.db", Err: unix.EACCES}
-	s := Signs{Now: noon, Cache: cache.Stats{Salvage: &cache.Report{Why: why, MovedTo: "/cache.db.damaged-1", Unopened: true}}}
-	list := s.Troubles()
-	if len(list) != 1 || !strings.Contains(list[0].What, "lost is not known; the file is /cache.db.damaged-1") ||
-		!strings.HasPrefix(list[0].Next, "the file may be whole: stop the daemon, chown /cache.db.damaged-1 to its user") {
-		t.Errorf("%+v", list)
-	}
-	s.Cache.Salvage.Why = unix.EIO
-	if list := s.Troubles(); len(list) != 1 || !strings.HasPrefix(list[0].Next, "look at the disk") {
-		t.Errorf("%+v", list)
-	}
-}
-
-func TestALaterRebuildIsToldInThePlaceOfTheSalvage(t *testing.T) {
-	s := Signs{Now: noon, Cache: cache.Stats{Salvage: &cache.Report{Lost: 1}, Rebuild: &cache.Report{Lost: 77, MovedTo: "/aside"}}}
-	got := s.Troubles()
-	if len(got) != 1 || !strings.Contains(got[0].What, "77 lost; the damaged file is /aside") {
-		t.Errorf("%+v", got)
-	}
-}
-
-func TestTheMonitorLogsWhatBeginsAndWhatEndsOnce(t *testing.T) {
+func TestWhatBeginsAndWhatEndsIsLoggedOnce(t *testing.T) {
 	var log bytes.Buffer
-	ahead, rootsErr := time.Duration(0), error(nil)
-	m := NewMonitor(func() Signs {
-		now := time.Now()
-		return Signs{Now: now, Cache: cache.Stats{Newest: now.Add(ahead)}, Keeper: keeper.Stats{Failing: ahead > 0}}
-	}, func() error { return rootsErr }, slog.New(slog.NewTextHandler(&log, nil)))
-	rest := func() {
-		for range 5 {
-			m.Look()
+	stats, rootsErr := observe.Stats{}, error(nil)
+	s := observetest.Sources()
+	s.Stats, s.Roots, s.Log = func() observe.Stats { return stats }, func() error { return rootsErr }, slog.New(slog.NewTextHandler(&log, nil))
+	o := observe.New(s)
+	look := func() {
+		for range 3 {
+			o.Look()
 		}
 	}
-
-	rest()
-	if log.Len() > 0 {
-		t.Errorf("it is well:\n%s", &log)
+	if look(); log.Len() > 0 {
+		t.Errorf("all is well:\n%s", &log)
 	}
-	ahead, rootsErr = time.Hour, errors.New("no such file")
-	rest()
-	for _, want := range []string{"condition=clock", "condition=roots"} {
-		if n := strings.Count(log.String(), want); n != 1 {
+	stats, rootsErr = observe.Stats{Cache: cache.Stats{Newest: time.Now().Add(time.Hour)}, Keeper: keeper.Stats{Failing: true}}, errors.New("no such file")
+	look()
+	for want, times := range map[string]int{"condition=clock": 1, "condition=roots": 1, "condition=writes": 0} { // the keeper logs that one
+		if n := strings.Count(log.String(), want); n != times {
 			t.Errorf("%s: %d lines:\n%s", want, n, &log)
 		}
 	}
-	if strings.Contains(log.String(), "condition=writes") {
-		t.Errorf("the keeper has said that already:\n%s", &log)
-	}
 	var names []string
-	for _, trouble := range m.Troubles() {
+	for _, trouble := range o.Troubles() {
 		names = append(names, trouble.Condition)
 	}
-	if !slices.Equal(names, []string{Roots, Clock, Writes}) {
+	if !slices.Equal(names, []string{observe.Roots, observe.Clock, observe.Writes}) {
 		t.Error(names)
 	}
-	ahead, rootsErr = 0, nil
-	rest()
-	if n := strings.Count(log.String(), "the trouble is over"); n != 3 {
+	stats, rootsErr = observe.Stats{}, nil
+	look()
+	if n := strings.Count(log.String(), "the condition has ended"); n != 3 {
 		t.Errorf("%d ends:\n%s", n, &log)
 	}
 }
 
-func TestTheMonitorLooksUntilItIsTold(t *testing.T) {
+func TestTheObserverLooksUntilItsContextEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var looks atomic.Int64
-		m := NewMonitor(func() Signs { return Signs{} }, func() error { looks.Add(1); return nil }, slog.New(slog.DiscardHandler))
-		ctx, cancel := context.WithTimeout(t.Context(), 10*lookEvery+time.Second)
+		looks := 0
+		s := observetest.Sources()
+		s.Roots = func() error { looks++; return nil }
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute+time.Second)
 		defer cancel()
-		m.Run(ctx)
-		if n := looks.Load(); n != 11 { // at once, and then
-			t.Errorf("%d looks", n)
+		observe.New(s).Run(ctx)
+		if looks != 11 { // at once, and every half a minute
+			t.Errorf("%d looks", looks)
 		}
 	})
 }

@@ -1,90 +1,95 @@
 package observe
 
 import (
-	"container/list"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// A Failure is the last one of a domain.
-type Failure struct {
+const (
+	maxFailures   = 50 // domains remembered for their failures, in each of two lists
+	shownFailures = 10 // of them on the page
+)
+
+// A failure is the last one of a domain.
+type failure struct {
 	Domain string
-	Step   keeper.Step
+	Tried  string
 	Result policy.Result
-	Reason string // in words that may be a stranger's
+	Reason string // may be a stranger's words
 	At     time.Time
-	Times  int // since the domain came into the list
+	Ago    string // as of a page
+	Times  int    // since the domain came into the list
 }
 
-// Failures remember what failed of late. Policies that are held have a list
-// apart from strangers, of whom there may be as many as somebody likes: they
-// must not crowd out what the operator needs to see.
-type Failures struct{ held, strangers recent }
+// failures remember what failed of late. Strangers, of whom an attacker can make
+// up any number, have a list of their own: they must not crowd out the policies
+// that are held.
+type failures struct {
+	mu              sync.Mutex
+	held, strangers *simplelru.LRU[string, failure]
+}
 
-// Observe takes note of what the keeper tried. That a domain without a policy
-// has none is no failure; that the record of a held one is gone is.
-func (f *Failures) Observe(e keeper.Event) {
-	of := &f.held
+func newFailures() failures {
+	return failures{held: newRecent(), strangers: newRecent()}
+}
+
+func newRecent() *simplelru.LRU[string, failure] {
+	l, err := simplelru.NewLRU[string, failure](maxFailures, nil)
+	if err != nil {
+		panic(err) // of a size below one
+	}
+	return l
+}
+
+// tried are the keeper's steps in words.
+var tried = map[keeper.Step]string{
+	keeper.StepDiscovery: "discovery",
+	keeper.StepCheck:     "TXT record",
+	keeper.StepFetch:     "fetch",
+}
+
+// note remembers a failure, and forgets those of a domain whose policy was
+// fetched. That a domain without a policy has none is no failure; that the
+// record of a held one is gone is.
+func (f *failures) note(e keeper.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := f.held
 	if e.Step == keeper.StepDiscovery {
-		of = &f.strangers
+		list = f.strangers
 	}
 	switch {
-	case e.Result == policy.ResultOK:
-		if e.Step != keeper.StepCheck { // a record that is there again says nothing of the policy host
-			// In both: a policy may expire and be found anew.
-			f.held.drop(e.Domain)
-			f.strangers.drop(e.Domain)
-		}
+	case e.Result == policy.ResultOK && e.Step != keeper.StepCheck: // a TXT record says nothing of the policy host
+		f.held.Remove(e.Domain)
+		f.strangers.Remove(e.Domain)
 	case e.Err != nil && !(e.Step == keeper.StepDiscovery && e.Result == policy.ResultNoRecord):
-		of.note(Failure{Domain: e.Domain, Step: e.Step, Result: e.Result, Reason: policy.Reason(e.Err), At: time.Now(), Times: 1})
+		before, _ := list.Peek(e.Domain)
+		list.Add(e.Domain, failure{
+			Domain: e.Domain, Tried: tried[e.Step], Result: e.Result, Reason: policy.Reason(e.Err), At: time.Now(), Times: before.Times + 1,
+		})
 	}
 }
 
-// recent are the last failures of some domains, the latest in front.
-type recent struct {
-	mu     sync.Mutex
-	order  list.List // of Failure
-	byName map[string]*list.Element
+// latest returns the latest failures of each list, the last one first.
+func (f *failures) latest(now time.Time) (held, strangers []failure) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return latest(f.held, now), latest(f.strangers, now)
 }
 
-func (r *recent) note(f Failure) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.byName == nil {
-		r.byName = make(map[string]*list.Element)
+func latest(l *simplelru.LRU[string, failure], now time.Time) []failure {
+	all := l.Values() // from the oldest
+	slices.Reverse(all)
+	all = all[:min(len(all), shownFailures)]
+	for i := range all {
+		all[i].Ago = text.When(all[i].At, now)
 	}
-	if el := r.byName[f.Domain]; el != nil {
-		f.Times += el.Value.(Failure).Times
-		el.Value = f
-		r.order.MoveToFront(el)
-		return
-	}
-	if r.order.Len() >= maxFailures {
-		delete(r.byName, r.order.Remove(r.order.Back()).(Failure).Domain)
-	}
-	r.byName[f.Domain] = r.order.PushFront(f)
-}
-
-// drop is for a domain that is well again.
-func (r *recent) drop(domain string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if el := r.byName[domain]; el != nil {
-		r.order.Remove(el)
-		delete(r.byName, domain)
-	}
-}
-
-// last returns up to so many, the latest first.
-func (r *recent) last(most int) []Failure {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var fs []Failure
-	for el := r.order.Front(); el != nil && len(fs) < most; el = el.Next() {
-		fs = append(fs, el.Value.(Failure))
-	}
-	return fs
+	return all
 }

@@ -1,19 +1,8 @@
-// Package observe is the one place for what is observed: the conditions in
-// which an operator has to act, the metrics for Prometheus, and the status page.
-// The packages that do the work count for themselves, in their Stats; these are
-// read at each scrape. What they do not count, how discoveries and refreshes
-// went, comes through the keeper's hook for observers.
-//
-// No label holds a domain, an address or anything else from the network, so the
-// number of series has a bound. The page is plain HTML, CSS and SVG without any
-// script. Whoever asks, nothing here sends a packet or writes.
-//
-// Left out: what keeps the daemon from starting, which is the error it ends with;
-// and what is wrong with one domain, which is in the log and in -explain.
 package observe
 
 import (
 	"log/slog"
+	"math"
 	"net/http"
 	"runtime"
 	"time"
@@ -22,144 +11,285 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
-// Sources are where the numbers come from. Each is called at every scrape.
-type Sources struct {
-	Version, Commit string
-	Started         time.Time
+// Prefix is how the name of every metric of ours begins.
+const Prefix = "sts_tlsmap_"
 
-	Keeper   func() keeper.Stats
-	Cache    func() cache.Stats
-	Maps     func() tlsmap.Stats
-	Sockets  func() socketmap.Stats
-	DANE     func() dane.Stats
-	Troubles func() []control.Trouble
-	// List returns records in the order of their domains, after one.
-	List func(after string, limit int) (list []cache.Record, next string, err error)
+const (
+	scrapesAtOnce = 4 // one more is refused with 503
+	scrapeTimeout = 10 * time.Second
+)
 
-	Log *slog.Logger // nil: none
+// A metric is read at each scrape.
+type metric struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	read func(s *scrape, put put)
 }
 
-// Metrics are the metrics of one daemon. Observe may be called before Serves
-// has the sources, which are made from what is observed.
-type Metrics struct {
-	registry *prometheus.Registry
-	attempts *prometheus.CounterVec
-	took     *prometheus.HistogramVec
-	changes  *prometheus.CounterVec
+// A scrape is what one scrape reads.
+type scrape struct {
+	Stats
+	o *Observer
 }
 
-// attemptBounds are in seconds: from an answer near by to the end of every
-// patience, fetch.timeout at its most and what surrounds it.
-var attemptBounds = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300}
+// put adds a sample to a metric, with the values of its labels.
+type put func(v float64, labels ...string)
 
-// New returns metrics without sources.
-func New() *Metrics {
-	m := &Metrics{
-		registry: prometheus.NewRegistry(),
-		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+type number interface{ int | int64 | uint64 | float64 }
+
+func define(kind prometheus.ValueType, name, help string, labels []string, read func(*scrape, put)) metric {
+	return metric{prometheus.NewDesc(Prefix+name, help, labels, nil), kind, read}
+}
+
+func gauge[N number](name, help string, read func(*scrape) N) metric {
+	return define(prometheus.GaugeValue, name, help, nil, func(s *scrape, put put) { put(float64(read(s))) })
+}
+
+func counter[N number](name, help string, read func(*scrape) N) metric {
+	return define(prometheus.CounterValue, name, help, nil, func(s *scrape, put put) { put(float64(read(s))) })
+}
+
+func gauges(name, help, label string, read func(*scrape, put)) metric {
+	return define(prometheus.GaugeValue, name, help, []string{label}, read)
+}
+
+func counters(name, help, label string, read func(*scrape, put)) metric {
+	return define(prometheus.CounterValue, name, help, []string{label}, read)
+}
+
+// metrics are all that the Stats say. docs/metrics.md lists them, and a test
+// compares it. The values of labels come from the program and the configuration,
+// never from the network: the number of series has a bound.
+var metrics = []metric{
+	define(prometheus.GaugeValue, "build_info", "Always 1; the labels say what runs.", []string{"version", "commit", "goversion"},
+		func(s *scrape, put put) { put(1, s.o.Version, s.o.Commit, runtime.Version()) }),
+	// The Go collector's own needs /proc/stat, which the packages' unit hides.
+	gauge("start_time_seconds", "When the daemon started, in Unix time.",
+		func(s *scrape) float64 { return float64(s.o.Started.UnixMilli()) / 1000 }),
+	gauges("trouble", "1 while a condition holds in which an operator has to act; -check says what to do.", "condition", readTroubles),
+
+	define(prometheus.CounterValue, "lookups_total", "Lookups by map and result; rehearsed ones were answered notfound.", []string{"map", "result"}, readLookups),
+	counter("unknown_map_lookups_total", "Lookups in maps that do not exist, which were answered PERM.", func(s *scrape) uint64 { return s.Maps.UnknownMap }),
+	counter("negative_hits_total", "Lookups answered from the memory of domains without a policy.", func(s *scrape) int64 { return s.Keeper.NegativeHits }),
+	counter("lookup_timeouts_total", "Lookups answered before their discovery had ended.", func(s *scrape) int64 { return s.Keeper.DiscoveryTimeouts }),
+	counter("discovery_overloads_total", "Discoveries that got no place in time.", func(s *scrape) int64 { return s.Keeper.Overloads }),
+
+	gauges("policies", "Policies in the cache by mode, expired ones of the last week included.", "mode", func(s *scrape, put put) {
+		for mode, n := range s.Cache.ByMode {
+			put(float64(n), modeName(policy.Mode(mode)))
+		}
+	}),
+	gauge("cache_used_bytes", "Bytes of the cache that are in use.", func(s *scrape) int64 { return s.Cache.UsedSize }),
+	gauge("cache_file_bytes", "Bytes of the cache file, which does not shrink.", func(s *scrape) int64 { return s.Cache.FileSize }),
+	gauge("cache_max_bytes", "Bytes that may be in use: max_size in [cache].", func(s *scrape) int64 { return s.Cache.MaxSize }),
+	gauge("cache_newest_timestamp_seconds", "The latest time in any record of the cache, 0 if there is none.", func(s *scrape) int64 {
+		if s.Cache.Newest.IsZero() {
+			return 0
+		}
+		return s.Cache.Newest.Unix()
+	}),
+	counter("cache_damaged_values_total", "Stored policies met that could not be read.", func(s *scrape) uint64 { return s.Cache.Damaged }),
+	counter("cache_unreadable_pages_total", "Pages of the cache file met that could not be read.", func(s *scrape) uint64 { return s.Cache.Unreadable }),
+	counter("cache_rebuilds_total", "Times the cache file was rebuilt while in use.", func(s *scrape) uint64 { return s.Cache.Rebuilds }),
+	gauge("cache_lost_policies", "Policies that the last salvage of the cache since the start could not save; NaN: not known, since the file could not be opened.", lostPolicies),
+	counter("cache_errors_total", "Readings of the cache that failed.", func(s *scrape) int64 { return s.Keeper.StoreErrors }),
+
+	gauge("memory_policies", "Policies held in memory.", func(s *scrape) int { return s.Keeper.TableEntries }),
+	gauge("memory_bytes", "Bytes of the policies held in memory.", func(s *scrape) int64 { return s.Keeper.TableBytes }),
+	gauge("memory_negatives", "Domains remembered to have no policy, or to fail.", func(s *scrape) int { return s.Keeper.Negatives }),
+	gauge("discoveries_in_progress", "Discoveries and refreshes that domains wait for now.", func(s *scrape) int { return s.Keeper.Discovering }),
+	gauges("queue_length", "What waits in the daemon's queues.", "queue", func(s *scrape, put put) {
+		put(float64(s.Keeper.Pending), "writes")
+		put(float64(s.Keeper.RecheckQueue), "rechecks")
+	}),
+	gauge("late_writes", "Changes answered from memory, since the disk is slow or full.", func(s *scrape) int64 { return s.Keeper.Late }),
+	counter("failed_commits_total", "Commits to the cache that failed.", func(s *scrape) int64 { return s.Keeper.WritesFailed }),
+	counters("policies_not_kept_total", "Policies answered and not stored, by reason.", "reason", func(s *scrape, put put) {
+		put(float64(s.Keeper.NotKept), "queue-full")
+		put(float64(s.Keeper.Refused), "cache-full")
+	}),
+	counter("rechecks_total", "TXT lookups that lookups of held policies asked for.", func(s *scrape) int64 { return s.Keeper.Rechecks }),
+	counters("dropped_total", "What was dropped since its queue or its rate was at the limit.", "what", func(s *scrape, put put) {
+		put(float64(s.Keeper.RechecksDropped), "recheck")
+		put(float64(s.Keeper.UrgentDropped), "fetch")
+		put(float64(s.Keeper.LogLinesDropped), "log-line")
+		put(float64(s.DANE.LogLinesDropped), "dane-log-line")
+	}),
+	counters("panics_total", "Panics survived; each is a bug, and in the log.", "in", func(s *scrape, put put) {
+		put(float64(s.Keeper.Panics), "keeper")
+		put(float64(s.DANE.Panics), "dane")
+		put(float64(s.Sockets.Panics), "lookup")
+	}),
+	gauge("refresh_lateness_seconds", "By how much the refresher is behind.", func(s *scrape) int64 { return s.Keeper.LateSeconds }),
+
+	counters("dane_findings_total", "What checks of next-hops found, by state.", "state", func(s *scrape, put put) {
+		for state, n := range s.DANE.Findings {
+			put(float64(n), dane.State(state).String())
+		}
+	}),
+	gauge("dane_next_hops", "Next-hops whose DANE state is held.", func(s *scrape) int { return s.DANE.Held }),
+	gauge("dane_kept_next_hops", "Next-hops that keep the DANE they had, although nothing confirms it now.", func(s *scrape) int { return s.DANE.Kept }),
+	gauge("mx_domains", "Domains whose MX hosts are held, for Exim.", func(s *scrape) int { return s.DANE.MXSets }),
+	gauge("dane_checks_in_progress", "Next-hops being checked.", func(s *scrape) int { return s.DANE.Checking }),
+	gauges("resolver_verdict", "1 for what the last probe of the resolver says of its validation.", "verdict", func(s *scrape, put put) {
+		for _, v := range []dane.Verdict{dane.Validates, dane.NoAD, dane.FalseAD, dane.NotBelieved, dane.NoVerdict} {
+			put(truth(v == s.DANE.Verdict), v.Name())
+		}
+	}),
+
+	gauge("connections", "Connections open from MTAs.", func(s *scrape) int { return s.Sockets.Open }),
+	counter("connections_total", "Connections accepted from MTAs.", func(s *scrape) uint64 { return s.Sockets.Accepted }),
+	counters("connections_closed_total", "Connections closed by the daemon before their client did, by reason.", "reason", func(s *scrape, put put) {
+		put(float64(s.Sockets.Evicted), "evicted")
+		put(float64(s.Sockets.Malformed), "malformed")
+		put(float64(s.Sockets.Slow), "slow")
+	}),
+	counter("requests_total", "Requests received on the socketmap.", func(s *scrape) uint64 { return s.Sockets.Requests }),
+}
+
+// lookupDuration is the one histogram that is made from Stats.
+var lookupDuration = prometheus.NewDesc(Prefix+"lookup_duration_seconds",
+	"Time to the reply. Lookups answered from memory are not timed, and counted in the smallest bucket with no time.", []string{"map"}, nil)
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// modeName is a mode as a label. A record of mode 0 is one that cannot be read.
+func modeName(m policy.Mode) string {
+	if m == 0 {
+		return "unreadable"
+	}
+	return m.String()
+}
+
+func readTroubles(s *scrape, put put) {
+	holds := make(map[string]bool)
+	for _, t := range s.o.troubles() {
+		holds[t.name] = true
+	}
+	names, _ := Conditions()
+	for _, name := range names {
+		put(truth(holds[name]), name)
+	}
+}
+
+func readLookups(s *scrape, put put) {
+	for _, m := range s.Maps.Maps {
+		put(float64(m.OK), m.Map, "ok")
+		put(float64(m.NotFound), m.Map, "notfound")
+		put(float64(m.Exempt), m.Map, "exempt")
+		put(float64(m.Temp), m.Map, "temp")
+		put(float64(m.RehearsedOK), m.Map, "rehearsed-ok")
+		put(float64(m.RehearsedTemp), m.Map, "rehearsed-temp")
+	}
+}
+
+func lostPolicies(s *scrape) float64 {
+	r := lastSalvage(&s.Stats)
+	switch {
+	case r == nil:
+		return 0
+	case r.Unopened:
+		return math.NaN()
+	}
+	return float64(r.Lost)
+}
+
+// durations returns the histogram of a map's lookups.
+func durations(m *tlsmap.MapStats) prometheus.Metric {
+	var slow uint64
+	for _, n := range m.Slow {
+		slow += n
+	}
+	below := m.Replies() - min(slow, m.Replies()) // those from memory
+	buckets := make(map[float64]uint64, len(tlsmap.SlowBounds))
+	for i, bound := range tlsmap.SlowBounds {
+		below += m.Slow[i]
+		buckets[bound.Seconds()] = below
+	}
+	return prometheus.MustNewConstHistogram(lookupDuration, m.Replies(), m.SlowSum.Seconds(), buckets, m.Map)
+}
+
+// A collector reads an Observer's Stats.
+type collector struct{ o *Observer }
+
+// Describe is prometheus.Collector's.
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- lookupDuration
+	for _, m := range metrics {
+		ch <- m.desc
+	}
+}
+
+// Collect is prometheus.Collector's.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	s := &scrape{Stats: c.o.Stats(), o: c.o}
+	for _, m := range metrics {
+		m.read(s, func(v float64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, labels...)
+		})
+	}
+	for i := range s.Maps.Maps {
+		ch <- durations(&s.Maps.Maps[i])
+	}
+}
+
+// attempts count what the keeper tried.
+type attempts struct {
+	total   *prometheus.CounterVec
+	took    *prometheus.HistogramVec
+	changes *prometheus.CounterVec
+}
+
+func newAttempts() attempts {
+	return attempts{
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: Prefix + "attempts_total",
 			Help: "Discoveries, checks of TXT records and fetches of held policies, by result in the terms of RFC 8460.",
 		}, []string{"step", "result"}),
 		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    Prefix + "attempt_duration_seconds",
-			Help:    "Time that discoveries, checks and fetches took.",
-			Buckets: attemptBounds,
+			Name: Prefix + "attempt_duration_seconds",
+			Help: "Time that discoveries, checks and fetches took.",
+			// From an answer near by to the longest fetch.timeout and what surrounds it.
+			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300},
 		}, []string{"step"}),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: Prefix + "policy_changes_total",
 			Help: "Policies found for the first time (discovery) or with another text than before (fetch), by their mode.",
 		}, []string{"step", "mode"}),
 	}
-	m.registry.MustRegister(m.attempts, m.took, m.changes,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return m
 }
 
-// Observe counts what the keeper tried; it is keeper.Options.Observe.
-func (m *Metrics) Observe(e keeper.Event) {
-	m.attempts.WithLabelValues(string(e.Step), string(e.Result)).Inc()
-	m.took.WithLabelValues(string(e.Step)).Observe(e.Took.Seconds())
+func (a *attempts) count(e keeper.Event) {
+	a.total.WithLabelValues(string(e.Step), string(e.Result)).Inc()
+	a.took.WithLabelValues(string(e.Step)).Observe(e.Took.Seconds())
 	if e.Changed {
-		m.changes.WithLabelValues(string(e.Step), e.Mode.String()).Inc()
+		a.changes.WithLabelValues(string(e.Step), e.Mode.String()).Inc()
 	}
 }
 
-// Handler answers scrapes with the numbers of the sources. It may be made
-// once.
-func (m *Metrics) Handler(s Sources) http.Handler {
-	if s.Log == nil {
-		s.Log = slog.New(slog.DiscardHandler)
-	}
-	m.registry.MustRegister(&collector{Sources: s, ages: ageSample{list: s.List, now: time.Now}})
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
-		// What can be told is told.
+func (o *Observer) register() {
+	o.registry.MustRegister(o.attempts.total, o.attempts.took, o.attempts.changes, collector{o},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+}
+
+// Metrics answers scrapes.
+func (o *Observer) Metrics() http.Handler {
+	return promhttp.HandlerFor(o.registry, promhttp.HandlerOpts{
+		ErrorLog:            slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
 		ErrorHandling:       promhttp.ContinueOnError,
 		DisableCompression:  true, // of a few KiB, from this machine
 		MaxRequestsInFlight: scrapesAtOnce,
 		Timeout:             scrapeTimeout,
 	})
-}
-
-// A collector reads the sources.
-type collector struct {
-	Sources
-	ages ageSample
-}
-
-// Describe is prometheus.Collector's.
-func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range descs {
-		ch <- d
-	}
-}
-
-// Collect is prometheus.Collector's.
-func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	o := out(ch)
-	o.gauge(buildInfo, 1, c.Version, c.Commit, runtime.Version())
-	// The process's own needs the machine's start from /proc/stat, which the
-	// packages' unit hides.
-	o.gauge(startTime, float64(c.Started.UnixMilli())/1000)
-	c.collectTroubles(o)
-	maps := c.Maps()
-	o.counter(unknownMaps, maps.UnknownMap)
-	for i := range maps.Maps {
-		collectMap(o, &maps.Maps[i])
-	}
-	collectCache(o, c.Cache())
-	c.ages.collect(o)
-	collectKeeper(o, c.Keeper())
-	collectDANE(o, c.DANE())
-	collectSockets(o, c.Sockets())
-}
-
-// out takes metrics.
-type out chan<- prometheus.Metric
-
-func (o out) gauge(d *prometheus.Desc, v float64, labels ...string) {
-	o <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-}
-
-func (o out) counter(d *prometheus.Desc, v uint64, labels ...string) {
-	o <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
-}
-
-// oneOf is a gauge of 1 for the name that is meant, and 0 for the others.
-func (o out) oneOf(d *prometheus.Desc, name string, names ...string) {
-	for _, n := range names {
-		v := 0.0
-		if n == name {
-			v = 1
-		}
-		o.gauge(d, v, n)
-	}
 }

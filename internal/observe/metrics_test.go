@@ -1,9 +1,6 @@
 package observe_test
 
 import (
-	"errors"
-	"net/http/httptest"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -14,114 +11,44 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe/observetest"
 )
 
-func scrape(t *testing.T, m *observe.Metrics, s observe.Sources) string {
-	t.Helper()
-	w := httptest.NewRecorder()
-	m.Handler(s).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	if w.Code != 200 {
-		t.Fatalf("status %d: %s", w.Code, w.Body)
-	}
-	return w.Body.String()
-}
-
 func TestTheNumbersOfTheSourcesAreServed(t *testing.T) {
-	w := httptest.NewRecorder()
-	observetest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	got := "\n" + w.Body.String()
+	got := get(observetest.New(), "/metrics").Body.String()
 	for _, want := range []string{
-		`sts_tlsmap_lookups_total{map="postfix",result="ok"} 5`,
-		`sts_tlsmap_lookups_total{map="postfix",result="rehearsed-temp"} 0`,
-		`sts_tlsmap_lookup_duration_seconds_bucket{map="postfix",le="0.001"} 11`,
-		`sts_tlsmap_lookup_duration_seconds_bucket{map="postfix",le="60"} 11`,
-		`sts_tlsmap_lookup_duration_seconds_bucket{map="postfix",le="+Inf"} 13`,
-		`sts_tlsmap_lookup_duration_seconds_count{map="postfix"} 13`,
-		`sts_tlsmap_lookup_duration_seconds_sum{map="postfix"} 240`,
-		`sts_tlsmap_policies{mode="unreadable"} 1`,
-		`sts_tlsmap_policies{mode="none"} 2`,
-		`sts_tlsmap_policies{mode="enforce"} 4`,
-		`sts_tlsmap_policy_sample 3`,
-		`sts_tlsmap_trouble{condition="clock"} 1`,
-		`sts_tlsmap_trouble{condition="writes"} 0`,
-		`sts_tlsmap_cache_lost_policies 9`,
-		`sts_tlsmap_resolver_verdict{verdict="no-ad"} 1`,
-		`sts_tlsmap_resolver_verdict{verdict="validates"} 0`,
-		`sts_tlsmap_dane_findings_total{state="usable"} 6`,
-		`sts_tlsmap_attempts_total{result="sts-webpki-invalid",step="fetch"} 1`,
-		`sts_tlsmap_attempt_duration_seconds_bucket{step="discovery",le="1"} 1`,
-		`sts_tlsmap_policy_changes_total{mode="enforce",step="discovery"} 1`,
-		`sts_tlsmap_panics_total{in="lookup"} 4`,
+		`lookups_total{map="postfix",result="ok"} 5`,
+		`lookups_total{map="postfix",result="rehearsed-temp"} 0`,
+		`lookup_duration_seconds_bucket{map="postfix",le="0.001"} 11`,
+		`lookup_duration_seconds_bucket{map="postfix",le="60"} 11`,
+		`lookup_duration_seconds_bucket{map="postfix",le="+Inf"} 13`,
+		`lookup_duration_seconds_sum{map="postfix"} 240`,
+		`policies{mode="unreadable"} 1`,
+		`policies{mode="none"} 2`,
+		`policies{mode="enforce"} 4`,
+		`trouble{condition="clock"} 1`,
+		`trouble{condition="writes"} 0`,
+		`cache_damaged_values_total 8`,
+		`resolver_verdict{verdict="no-ad"} 1`,
+		`resolver_verdict{verdict="validates"} 0`,
+		`dane_findings_total{state="usable"} 6`,
+		`attempts_total{result="sts-webpki-invalid",step="fetch"} 1`,
+		`attempt_duration_seconds_bucket{step="discovery",le="1"} 1`,
+		`policy_changes_total{mode="enforce",step="discovery"} 1`,
+		`panics_total{in="lookup"} 4`,
 	} {
-		if !strings.Contains(got, "\n"+want+"\n") {
-			t.Errorf("missing: %s", want)
-		}
+		contains(t, got, "\n"+observe.Prefix+want+"\n")
 	}
-	if t.Failed() {
-		t.Log(got)
-	}
-}
-
-func TestTheAgesAreThoseOfTheSample(t *testing.T) {
-	w := httptest.NewRecorder()
-	observetest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	for _, want := range []string{ // and some milliseconds more, or less
-		`age_seconds\{rank="least"\} 360\d`, `age_seconds\{rank="median"\} 720\d`, `age_seconds\{rank="most"\} 1080\d`,
-		`left_seconds\{rank="least"\} -360\d`, `left_seconds\{rank="median"\} 359\d`, `left_seconds\{rank="most"\} 1799\d`,
-	} {
-		if !regexp.MustCompile(want).MatchString(w.Body.String()) {
-			t.Errorf("missing: %s", want)
-		}
-	}
-}
-
-func TestTheMetricsAreAsPrometheusAsksForThem(t *testing.T) {
-	w := httptest.NewRecorder()
-	observetest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	problems, err := promlint.New(w.Body).Lint()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range problems {
-		t.Errorf("%s: %s", p.Metric, p.Text)
-	}
-}
-
-func TestEveryMetricSaysWhatItIs(t *testing.T) {
-	w := httptest.NewRecorder()
-	observetest.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	text := w.Body.String()
-	if h, n := strings.Count(text, "# HELP "), strings.Count(text, "# TYPE "); h != n || h == 0 {
+	if h, n := strings.Count(got, "# HELP "), strings.Count(got, "# TYPE "); h != n || h == 0 {
 		t.Errorf("%d metrics, %d with words", n, h)
 	}
-}
-
-func TestACacheThatCannotBeReadCostsTheAgesOnly(t *testing.T) {
-	s := observetest.Sources()
-	s.List = func(string, int) ([]cache.Record, string, error) { return nil, "", errors.New("on purpose") }
-	got := scrape(t, observe.New(), s)
-	if !strings.Contains(got, "sts_tlsmap_policy_sample 0\n") || strings.Contains(got, "sts_tlsmap_policy_age_seconds{") {
-		t.Errorf("%s", got)
-	}
-}
-
-func TestScrapesShareASample(t *testing.T) {
-	s := observetest.Sources()
-	list, n := s.List, 0
-	s.List = func(after string, limit int) ([]cache.Record, string, error) { n++; return list(after, limit) }
-	h := observe.New().Handler(s)
-	for range 10 {
-		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil))
-	}
-	if n != 2 { // in the middle, and from the beginning since that was short
-		t.Errorf("the cache was read %d times", n)
+	problems, err := promlint.New(strings.NewReader(got)).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%v, %v", problems, err)
 	}
 }
 
 func TestHowManyPoliciesAFileLostThatCouldNotBeOpenedIsNotKnown(t *testing.T) {
-	sources := observetest.Sources()
-	sources.Cache = func() cache.Stats { return cache.Stats{Salvage: &cache.Report{Unopened: true}} }
-	w := httptest.NewRecorder()
-	observe.New().Handler(sources).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	if want := "\nsts_tlsmap_cache_lost_policies NaN\n"; !strings.Contains(w.Body.String(), want) {
-		t.Errorf("missing: %s", want)
+	for want, r := range map[string]*cache.Report{"0": nil, "9": {Lost: 9}, "NaN": {Unopened: true}} {
+		s := observetest.Sources()
+		s.Stats = func() observe.Stats { return observe.Stats{Cache: cache.Stats{Salvage: r}} }
+		contains(t, get(observe.New(s), "/metrics").Body.String(), "\nsts_tlsmap_cache_lost_policies "+want+"\n")
 	}
 }

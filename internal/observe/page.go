@@ -3,47 +3,29 @@ package observe
 import (
 	"bytes"
 	_ "embed"
+	"fmt"
 	"html/template"
-	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// A Keeper holds the policies; *keeper.Keeper is one. Only what reads is here.
-type Keeper interface {
-	Get(domain string) (cache.Record, error)
-	List(after string, limit int) (list []cache.Record, next string, err error)
-	Busiest(most int) []keeper.Busy
-}
+const (
+	keepFor     = 5 * time.Second // for which what was gathered is shown again, however many ask
+	maxQuestion = 1024            // bytes of a question to the box
+	dueHours    = 24              // in the plot of what is due
+)
 
-// PageSources are what the page is made from.
-type PageSources struct {
-	Version  string
-	Host     string // this machine's name
-	Started  time.Time
-	Keeper   Keeper
-	Cache    func() cache.Stats
-	Troubles func() []control.Trouble
-	Failures *Failures
-	Table    *tlsmap.Table
-	Held     func(domain string) (control.Held, error) // all that is held of a domain
-	Now      func() time.Time                          // nil: time.Now
-	Log      *slog.Logger                              // nil: none
-}
-
-// policyOfContent lets a browser take nothing but the style sheet from here,
-// run nothing, and send the form nowhere else.
-const policyOfContent = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+// contentPolicy lets a browser take nothing but the style sheet from here, run
+// nothing, and send the form nowhere else.
+const contentPolicy = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 var (
 	//go:embed page.html
@@ -52,100 +34,137 @@ var (
 	styleCSS []byte
 
 	page = template.Must(template.New("page").Funcs(template.FuncMap{
-		"show": explain.Printable, "count": count, "span": explain.Span,
+		"show": text.Printable, "count": thousands,
 	}).Parse(pageHTML))
 )
 
-// A Page serves the status page at / and its style sheet at /style.css.
-type Page struct {
-	PageSources
-	mux   *http.ServeMux
-	slots chan struct{} // pages that are being made
-
-	mu   sync.Mutex
-	last *overview
+// A view is what the template needs for one request.
+type view struct {
+	*overview
+	Question string // as asked
+	Answer   *answer
 }
 
-// NewPage returns the page.
-func NewPage(s PageSources) *Page {
-	if s.Now == nil {
-		s.Now = time.Now
-	}
-	if s.Log == nil {
-		s.Log = slog.New(slog.DiscardHandler)
-	}
-	p := &Page{PageSources: s, mux: http.NewServeMux(), slots: make(chan struct{}, pagesAtOnce)}
-	p.mux.HandleFunc("GET /{$}", p.serve)
-	p.mux.HandleFunc("GET /style.css", style)
-	return p
+// An overview is what all who ask see.
+type overview struct {
+	At                time.Time
+	Version, Host, Up string
+	Clock             string
+	Troubles          []control.Trouble
+	Policies          int64
+	Modes             []mode
+	Due               *chart
+	DueError          string
+	Held, Strangers   []failure
 }
 
-// ServeHTTP is http.Handler's.
-func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// A mode is how many policies are of it.
+type mode struct {
+	Name     string
+	Count    int64
+	X, Width float64 // of the bar, in percent
+}
+
+func setHeaders(w http.ResponseWriter, contentType string) {
 	h := w.Header()
-	h.Set("Content-Security-Policy", policyOfContent)
+	h.Set("Content-Type", contentType)
+	h.Set("Content-Security-Policy", contentPolicy)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
-	if isRebound(r) {
-		http.Error(w, "ask by address, or as localhost: another name for this machine's loopback may be a trick (DNS rebinding)", http.StatusForbidden)
-		return
-	}
-	p.mux.ServeHTTP(w, r)
 }
 
-// isRebound says whether a listener on loopback is asked by a name that the
-// DNS may have pointed at it, so that a page in the operator's browser could
-// read what is here as if it came from its own site.
-func isRebound(r *http.Request) bool {
-	local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
-	if !ok || !local.IP.IsLoopback() {
-		return false
-	}
-	host := r.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	_, err := netip.ParseAddr(host)
-	return err != nil && !strings.EqualFold(host, "localhost")
-}
-
-func style(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/css; charset=utf-8")
+func serveStyle(w http.ResponseWriter, _ *http.Request) {
+	setHeaders(w, "text/css; charset=utf-8")
 	_, _ = w.Write(styleCSS) // the client may be gone
 }
 
-// serve makes the page in memory and then writes it: a client that does not
-// read holds up nobody.
-func (p *Page) serve(w http.ResponseWriter, r *http.Request) {
-	select {
-	case p.slots <- struct{}{}:
-	default:
-		w.Header().Set("Retry-After", "5")
-		http.Error(w, "too many ask for this page at once; try again in a moment", http.StatusServiceUnavailable)
-		return
+// servePage makes the page in memory and then writes it, so that a client that
+// does not read delays nobody.
+func (o *Observer) servePage(w http.ResponseWriter, r *http.Request) {
+	v := view{overview: o.overview(), Question: r.URL.Query().Get("domain")}
+	v.Question = v.Question[:min(len(v.Question), maxQuestion)]
+	if strings.TrimSpace(v.Question) != "" {
+		v.Answer = o.answer(v.Question)
 	}
-	var text bytes.Buffer
-	err := p.render(&text, r)
-	<-p.slots
-	if err != nil {
-		p.Log.Error("the status page could not be made", "err", err)
+	var body bytes.Buffer
+	if err := page.Execute(&body, v); err != nil {
+		o.Log.Error("the status page could not be made", "err", err)
 		http.Error(w, "the page could not be made; the log says why", http.StatusInternalServerError)
 		return
 	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	_, _ = w.Write(text.Bytes()) // the client may be gone
+	setHeaders(w, "text/html; charset=utf-8")
+	_, _ = w.Write(body.Bytes()) // the client may be gone
 }
 
-func (p *Page) render(text *bytes.Buffer, r *http.Request) error {
-	v := view{overview: p.overview(), Question: r.URL.Query().Get("domain")}
-	if len(v.Question) > maxQuestion {
-		v.Question = v.Question[:maxQuestion]
+// overview returns what was gathered last, or gathers anew. One request does that
+// at a time; the others wait for it.
+func (o *Observer) overview() *overview {
+	o.gathering.Lock()
+	defer o.gathering.Unlock()
+	now := time.Now()
+	if o.last == nil || now.Sub(o.last.At) >= keepFor {
+		o.last = o.gather(now)
 	}
-	if strings.TrimSpace(v.Question) != "" {
-		v.Answer = p.answer(v.Question)
+	return o.last
+}
+
+func (o *Observer) gather(now time.Time) *overview {
+	s := o.Stats()
+	v := &overview{
+		At: now, Clock: text.Clock(now), Version: o.Version, Host: o.Host, Up: text.Span(now.Sub(o.Started)),
+		Troubles: o.Troubles(), Policies: s.Cache.Policies(), Modes: modes(s.Cache.ByMode[:], s.Cache.Policies()),
 	}
-	return page.Execute(text, v)
+	v.Held, v.Strangers = o.failures.latest(now)
+	counts, complete, err := o.Due(now, dueHours)
+	if err != nil {
+		v.DueError = err.Error()
+		return v
+	}
+	v.Due = newChart(counts, complete, now)
+	return v
+}
+
+// modes are the policies by mode, those that protect most first.
+func modes(byMode []int64, total int64) []mode {
+	var list []mode
+	x := 0.0
+	for m, n := range slices.Backward(byMode) {
+		if m == 0 && n == 0 {
+			break // none is unreadable
+		}
+		width := 100 * float64(n) / float64(max(total, 1))
+		list = append(list, mode{Name: modeName(policy.Mode(m)), Count: n, X: x, Width: width})
+		x += width
+	}
+	return list
+}
+
+// An answer is what the box says.
+type answer struct {
+	Wrong string // why there is none
+	*explain.HeldReport
+}
+
+// answer explains a next-hop, or the domain of a mail address, from what is held
+// of it.
+func (o *Observer) answer(question string) *answer {
+	key := strings.TrimSpace(question)
+	key = key[strings.LastIndexByte(key, '@')+1:]
+	hop, kind := mta.ParseKey([]byte(key), nil)
+	if kind != mta.KeyPolicyDomain {
+		return &answer{Wrong: "This is " + kind.String() + ". Ask for the domain of a recipient, or the name of a smart host."}
+	}
+	domain := string(hop.Domain)
+	h, err := o.Held(domain)
+	switch {
+	case err != nil:
+		o.Log.Error("the status page cannot read the cache", "domain", domain, "err", err)
+		return &answer{Wrong: "The cache cannot be read; the log says why."}
+	case h.Nothing():
+		return &answer{Wrong: fmt.Sprintf("Nothing is held of %s. The next lookup of a mail server finds out whether it has a policy. "+
+			"This page asks nobody; sts-tlsmap -explain %[1]s does.", text.Printable(domain))}
+	}
+	return &answer{HeldReport: explain.FromHeld(&h, o.Table, time.Now())}
 }

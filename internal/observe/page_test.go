@@ -1,169 +1,88 @@
-package observe
+package observe_test
 
 import (
-	"context"
 	"errors"
-	"io"
-	"net"
-	"net/http"
-	"net/http/httptest"
+	"fmt"
 	"net/url"
+	"regexp"
+	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe/observetest"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // nasty would like to be markup, another line, or to run backwards.
 const nasty = "a\"'><script>alert(1)</script>\u202eb\nc\x1b[31m&amp;"
 
-// fake is a keeper with what is put into it.
-type fake struct {
-	records map[string]cache.Record
-	busy    []keeper.Busy
-	lists   atomic.Int64
-	hold    chan struct{} // List waits for it, if there is one
-}
-
-func (f *fake) Get(domain string) (cache.Record, error) {
-	if domain == "damaged.test" {
-		return cache.Record{}, &cache.DamagedError{Domain: domain, Err: errors.New("wrong checksum")}
-	}
-	if r, ok := f.records[domain]; ok {
-		return r, nil
-	}
-	return cache.Record{}, cache.ErrNotFound
-}
-
-func (f *fake) List(after string, _ int) ([]cache.Record, string, error) {
-	f.lists.Add(1)
-	if f.hold != nil {
-		<-f.hold
-	}
-	var page []cache.Record
-	for _, r := range f.records {
-		if after == "" {
-			page = append(page, r)
-		}
-	}
-	return page, "", nil
-}
-
-func (f *fake) Busiest(most int) []keeper.Busy { return f.busy[:min(most, len(f.busy))] }
-
-func newPage(t *testing.T, f *fake) *Page {
-	t.Helper()
-	table, err := tlsmap.NewTable(mta.Builtin())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return NewPage(PageSources{
-		Version: "1.0", Host: "relay", Started: noon.Add(-time.Hour), Now: func() time.Time { return noon },
-		Keeper:   f,
-		Cache:    func() cache.Stats { return cache.Stats{ByMode: [4]int64{0, 1234, 0, 5678}} },
-		Troubles: func() []control.Trouble { return nil },
-		Failures: new(Failures), Table: table,
-		Held: func(domain string) (control.Held, error) {
-			h := control.Held{Domain: domain, Exempt: domain == "exempt.test"}
-			r, err := f.Get(domain)
-			switch {
-			case err == nil:
-				e := control.EntryOf(&r)
-				h.Entry = &e
-			case err != cache.ErrNotFound:
-				h.Damaged = err.Error()
-			}
-			return h, nil
-		},
-	})
-}
-
-func get(h http.Handler, target string) *httptest.ResponseRecorder {
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest("GET", target, nil))
-	return w
-}
-
 func question(domain string) string { return "/?domain=" + url.QueryEscape(domain) }
 
-// expect fails for what is not in a page, or is and must not be.
-func expect(t *testing.T, page string, wants, nevers []string) {
-	t.Helper()
-	for _, want := range wants {
-		if !strings.Contains(page, want) {
-			t.Errorf("missing: %s", want)
-		}
-	}
-	for _, never := range nevers {
-		if strings.Contains(page, never) {
-			t.Errorf("there is %q", never)
-		}
-	}
-	if t.Failed() {
-		t.Log(page)
-	}
-}
-
 func TestHostileNamesAndTextsAreShownAndDoNothing(t *testing.T) {
-	text := "version: STSv1\nmode: enforce\nmx: mx.hostile.test\nmax_age: 604800\nx: " + nasty
-	f := &fake{
-		records: map[string]cache.Record{"hostile.test": {
-			Domain: "hostile.test", ID: nasty, Mode: policy.ModeEnforce, Text: []byte(text), LastError: nasty,
-			Fetched: noon.Add(-time.Hour), Expires: noon.Add(time.Hour), Due: noon.Add(time.Minute),
-		}},
-		busy: []keeper.Busy{{Domain: nasty, Share: .5}},
+	s := observetest.Sources()
+	s.Host = nasty
+	s.Stats = func() observe.Stats {
+		return observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: errors.New(nasty), MovedTo: nasty}}}
 	}
-	p := newPage(t, f)
-	p.Host = nasty
-	p.Troubles = func() []control.Trouble { return []control.Trouble{{Condition: "salvage", What: nasty, Next: nasty}} }
-	p.Failures.Observe(failed(keeper.StepFetch, nasty, policy.ResultFetch, errors.New(nasty)))
-	p.Failures.Observe(failed(keeper.StepDiscovery, nasty, policy.ResultFetch, errors.New(nasty)))
+	s.Held = func(domain string) (control.Held, error) {
+		return control.Held{Domain: domain, Damaged: nasty, Entry: &control.Entry{
+			Domain: domain, ID: nasty, Mode: nasty, LastError: nasty, Fetched: time.Now(), Expires: time.Now().Add(time.Hour),
+			Policy: "version: STSv1\nmode: enforce\nmx: mx.hostile.test\nmax_age: 604800\nx: " + nasty,
+		}}, nil
+	}
+	o := observe.New(s)
+	o.Observe(failed(keeper.StepFetch, nasty, policy.ResultFetch, nasty))
+	o.Observe(failed(keeper.StepDiscovery, nasty, policy.ResultFetch, nasty))
 	for _, asked := range []string{"", "hostile.test", nasty, strings.Repeat(nasty, 1000), "\xff\xfe.test"} {
-		w := get(p, question(asked))
-		if w.Code != http.StatusOK {
+		w := get(o, question(asked))
+		if w.Code != 200 {
 			t.Fatalf("%d for %.40q", w.Code, asked)
 		}
-		expect(t, w.Body.String(),
-			[]string{`\u{202e}b\x0ac\x1b[31m&amp;amp;`, "&lt;script&gt;alert(1)&lt;/script&gt;"},
-			[]string{"<script", "\u202e", "\x1b", "a\"'>", "ZgotmplZ"})
+		contains(t, w.Body.String(), `\u{202e}b\x0ac\x1b[31m&amp;amp;`, "&lt;script&gt;alert(1)&lt;/script&gt;")
+		for _, never := range []string{"<script", " style=", "\u202e", "\x1b", "a\"'>", "ZgotmplZ"} {
+			if strings.Contains(w.Body.String(), never) {
+				t.Errorf("%.40q: there is %q", asked, never)
+			}
+		}
 	}
-}
-
-func TestThePageLetsABrowserRunNothing(t *testing.T) {
-	p := newPage(t, &fake{})
-	for _, path := range []string{"/", "/style.css", "/nothing"} {
-		w := get(p, path)
-		h := w.Header()
-		if h.Get("Content-Security-Policy") != policyOfContent || h.Get("X-Content-Type-Options") != "nosniff" ||
-			h.Get("Referrer-Policy") != "no-referrer" {
+	for _, path := range []string{"/", "/style.css"} {
+		h := get(o, path).Header()
+		if !strings.HasPrefix(h.Get("Content-Security-Policy"), "default-src 'none'; style-src 'self'; form-action 'self';") ||
+			h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Referrer-Policy") != "no-referrer" {
 			t.Errorf("%s: %v", path, h)
 		}
-		if strings.Contains(w.Body.String(), " style=") || strings.Contains(w.Body.String(), "<script") {
-			t.Errorf("%s has what its policy forbids", path)
-		}
-	}
-	if got := get(p, "/nothing").Code; got != http.StatusNotFound {
-		t.Errorf("another path: %d", got)
-	}
-	w := httptest.NewRecorder()
-	if p.ServeHTTP(w, httptest.NewRequest("POST", "/", nil)); w.Code != http.StatusMethodNotAllowed {
-		t.Errorf("POST: %d", w.Code)
 	}
 }
 
 func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
-	text := "version: STSv1\nmode: enforce\nmx: *.one.test\nmax_age: 604800\n"
-	p := newPage(t, &fake{records: map[string]cache.Record{
-		"one.test": {Domain: "one.test", ID: "7", Mode: policy.ModeEnforce, Text: []byte(text), Fetched: noon.Add(-time.Hour), Expires: noon.Add(time.Hour)},
-		"old.test": {Domain: "old.test", ID: "7", Mode: policy.ModeEnforce, Text: []byte(text), Fetched: noon.Add(-2 * time.Hour), Expires: noon.Add(-time.Hour)},
-	}})
+	entry := func(left time.Duration) *control.Entry {
+		return &control.Entry{
+			Mode: "enforce", ID: "7", Fetched: time.Now().Add(-time.Hour), Expires: time.Now().Add(left),
+			Policy: "version: STSv1\nmode: enforce\nmx: *.one.test\nmax_age: 604800\n",
+		}
+	}
+	s := observetest.Sources()
+	s.Held = func(domain string) (control.Held, error) {
+		h := control.Held{Domain: domain, Exempt: domain == "exempt.test"}
+		switch domain {
+		case "one.test":
+			h.Entry = entry(time.Hour)
+		case "old.test":
+			h.Entry = entry(-time.Hour)
+		case "damaged.test":
+			h.Damaged = "wrong checksum"
+		case "unreadable.test":
+			return h, errors.New("the disk is gone")
+		}
+		return h, nil
+	}
+	o := observe.New(s)
 	for asked, want := range map[string]string{
 		" One.Test ":      "OK secure match=.one.test servername=hostname",
 		"me@one.test":     "mx: *.one.test",
@@ -171,66 +90,108 @@ func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
 		"old.test":        "No policy that is held counts now",
 		"exempt.test":     "the domain is exempt",
 		"damaged.test":    "wrong checksum",
+		"unreadable.test": "the log says why",
 		"no.test":         "Nothing is held of no.test",
 		"[192.0.2.1]":     "Ask for the domain of a recipient",
 		"xn--\u00fc.test": "Ask for the domain of a recipient",
 	} {
-		w := get(p, question(asked))
-		if !strings.Contains(w.Body.String(), want) {
-			t.Errorf("%q: no %s in\n%s", asked, want, w.Body)
+		contains(t, get(o, question(asked)).Body.String(), want)
+	}
+}
+
+func TestThoseWhoAskWithinFiveSecondsShareTheWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reads := 0
+		s := observetest.Sources()
+		s.Due = func(time.Time, int) ([]int, bool, error) { reads++; return nil, false, errors.New("on purpose") }
+		o := observe.New(s)
+		for range 10 {
+			contains(t, get(o, "/").Body.String(), "The cache cannot be read: on purpose")
+		}
+		time.Sleep(6 * time.Second)
+		if get(o, "/"); reads != 2 {
+			t.Errorf("the queue was read %d times", reads)
+		}
+	})
+}
+
+func TestThePlotShowsWhatIsDueAndStaysWithinItsFrame(t *testing.T) {
+	rect := regexp.MustCompile(`<rect class="due" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)">`)
+	for _, n := range []int{0, 1, 2, 3, 7, 11, 999, 20_000, 123_456_789} {
+		s := observetest.Sources()
+		s.Due = func(_ time.Time, hours int) ([]int, bool, error) {
+			counts := make([]int, hours)
+			counts[0], counts[hours-1] = n, n/2
+			return counts, n < 1000, nil
+		}
+		page := get(observe.New(s), "/").Body.String()
+		bars := rect.FindAllStringSubmatch(page, -1)
+		if len(bars) != 24 {
+			t.Fatalf("%d bars", len(bars))
+		}
+		for _, b := range bars {
+			var v [5]int
+			for i := 1; i < 5; i++ {
+				v[i], _ = strconv.Atoi(b[i])
+			}
+			if v[1] < 56 || v[1]+v[3] > 712 || v[2] < 12 || v[2]+v[4] != 170 {
+				t.Errorf("%d: %v", n, b)
+			}
+		}
+		if tall := bars[0][4] != "0"; tall != (n > 0) || strings.Contains(page, "more than were counted") != (n >= 1000) {
+			t.Errorf("%d: %v", n, bars[0])
 		}
 	}
 }
 
-func TestThoseWhoAskAtOnceShareTheWork(t *testing.T) {
-	f := &fake{hold: make(chan struct{})}
-	p := newPage(t, f)
-	codes := make(chan int)
-	for range pagesAtOnce {
-		go func() { codes <- get(p, "/").Code }()
-	}
-	for len(p.slots) < pagesAtOnce { // until all have begun
-		select {
-		case c := <-codes:
-			t.Fatalf("an answer of %d, though the cache does not answer", c)
-		case <-time.After(time.Millisecond):
-		}
-	}
-	if w := get(p, "/"); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
-		t.Errorf("one too many: %d", w.Code)
-	}
-	close(f.hold)
-	for range pagesAtOnce {
-		if c := <-codes; c != http.StatusOK {
-			t.Errorf("got %d", c)
-		}
-	}
-	if n := f.lists.Load(); n > 2*samplePages { // for one of them
-		t.Errorf("the cache was read %d times", n)
-	}
+func failed(step keeper.Step, domain string, result policy.Result, why string) keeper.Event {
+	return keeper.Event{Step: step, Domain: domain, Result: result, Err: &policy.Error{Domain: domain, Result: result, Err: errors.New(why)}}
 }
 
-func TestALoopbackListenerIsAskedByAddressOnly(t *testing.T) {
-	p := newPage(t, &fake{})
+// failures returns the domains in the two lists of a page, with how often.
+func failures(o *observe.Observer) (held, strangers string) {
+	row := regexp.MustCompile(`<td class="name"><a [^>]*>([^<]*)</a></td><td class="nowrap">[^<]*</td><td class="number">(\d+)</td>`)
+	h, s, _ := strings.Cut(get(o, "/").Body.String(), "Of discoveries")
+	list := func(text string) string {
+		var names []string
+		for _, m := range row.FindAllStringSubmatch(text, -1) {
+			names = append(names, m[1]+":"+m[2])
+		}
+		return strings.Join(names, " ")
+	}
+	return list(h), list(s)
+}
+
+func TestTheFailuresListedAreTheLastOnesOfEachDomainUntilItsPolicyIsFetched(t *testing.T) {
+	ok := func(step keeper.Step, domain string) keeper.Event {
+		return keeper.Event{Step: step, Domain: domain, Result: policy.ResultOK}
+	}
+	var flood []keeper.Event
+	for i := range 1000 {
+		flood = append(flood, failed(keeper.StepDiscovery, fmt.Sprintf("s%d.test", i), policy.ResultDNS, "x"))
+	}
+	one := failed(keeper.StepFetch, "one.test", policy.ResultFetch, "x")
 	for _, c := range []struct {
-		local, host string
-		want        int
+		name            string
+		events          []keeper.Event
+		held, strangers string
 	}{
-		{"127.0.0.1", "127.0.0.1:9461", http.StatusOK},
-		{"127.0.0.1", "localhost:9461", http.StatusOK},
-		{"::1", "[::1]:9461", http.StatusOK},
-		{"::1", "[::1]", http.StatusOK},
-		{"127.0.0.1", "rebound.example:9461", http.StatusForbidden},
-		{"127.0.0.1", "", http.StatusForbidden},
-		{"192.0.2.1", "relay.example:9461", http.StatusOK},
+		{"the latest first", []keeper.Event{one, failed(keeper.StepFetch, "two.test", policy.ResultFetch, "y"), one}, "one.test:2 two.test:1", ""},
+		{"a check does not mend the policy host", []keeper.Event{one, ok(keeper.StepCheck, "one.test")}, "one.test:1", ""},
+		{"a fetch does", []keeper.Event{one, ok(keeper.StepFetch, "one.test")}, "", ""},
+		{"a discovery does, in both lists", []keeper.Event{one, failed(keeper.StepDiscovery, "one.test", policy.ResultFetch, "x"), ok(keeper.StepDiscovery, "one.test")}, "", ""},
+		{"no record is a failure of held policies only", []keeper.Event{
+			failed(keeper.StepDiscovery, "plain.test", policy.ResultNoRecord, "none"), failed(keeper.StepCheck, "held.test", policy.ResultNoRecord, "none"),
+		}, "held.test:1", ""},
+		{"strangers do not crowd out held ones", append([]keeper.Event{one}, flood...), "one.test:1",
+			"s999.test:1 s998.test:1 s997.test:1 s996.test:1 s995.test:1 s994.test:1 s993.test:1 s992.test:1 s991.test:1 s990.test:1"},
 	} {
-		r := httptest.NewRequest("GET", "/", nil)
-		r.Host = c.host
-		r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, &net.TCPAddr{IP: net.ParseIP(c.local)}))
-		w := httptest.NewRecorder()
-		if p.ServeHTTP(w, r); w.Code != c.want {
-			body, _ := io.ReadAll(w.Body)
-			t.Errorf("%s asked for %q: %d %s", c.local, c.host, w.Code, body)
+		o := observe.New(observetest.Sources())
+		for _, e := range c.events {
+			o.Observe(e)
+		}
+		if held, strangers := failures(o); held != c.held || strangers != c.strangers {
+			t.Errorf("%s: held %q, strangers %q", c.name, held, strangers)
 		}
 	}
 }
