@@ -40,8 +40,8 @@ const lookEvery = 30 * time.Second
 type condition struct {
 	name, severity string
 	logged         bool // the package that notices it logs its beginning
-	// holds returns what is wrong, and what to do next; "" if all is well.
-	holds func(s *signs) (what, next string)
+	holds          func(s *signs) bool
+	what, next     func(s *signs) string // what is wrong, and what to do
 }
 
 // signs are what conditions are told from.
@@ -51,98 +51,76 @@ type signs struct {
 	rootsErr error // why the authorities could not be read the last time
 }
 
+func words(w string) func(*signs) string { return func(*signs) string { return w } }
+
 // conditions are all of them. Metrics, -check, the status page and the log say
 // what this table says; a test has each one's row in docs/metrics.md and its
 // alert rule.
 var conditions = []condition{
-	{Discovery, Page, true, func(s *signs) (string, string) {
-		if !s.Keeper.FetchDead || s.Keeper.Untrusted {
-			return "", ""
-		}
-		return "no policy fetch has succeeded for some minutes, although several domains were tried",
-			"see whether this machine reaches port 443 of policy hosts, and HTTPS_PROXY; sts-tlsmap -explain DOMAIN shows each step"
-	}},
-	{Roots, Page, false, func(s *signs) (string, string) {
-		if s.rootsErr == nil {
-			return "", ""
-		}
-		return fmt.Sprintf("the certificate authorities cannot be read any more (%v); those read at the start stay in force", s.rootsErr),
-			"correct ca_file in [fetch] or the file that it names: without it the daemon will not start again"
-	}},
-	{Roots, Page, true, func(s *signs) (string, string) {
-		if !s.Keeper.FetchDead || !s.Keeper.Untrusted || s.rootsErr != nil {
-			return "", ""
-		}
-		return "no policy host's certificate has been trusted for some minutes, although several domains were tried",
-			"see whether this machine's clock is right, whether ca-certificates is installed and current (or ca_file in [fetch]), " +
-				"and whether something on the way intercepts TLS"
-	}},
-	{Resolver, Page, true, func(s *signs) (string, string) {
-		if !s.Keeper.DNSDead {
-			return "", ""
-		}
-		return "no TXT lookup has succeeded for some minutes, although several domains were tried",
-			"see whether the resolver answers: servers in [dns], or /etc/resolv.conf"
-	}},
-	{Clock, Page, false, func(s *signs) (string, string) {
-		if s.Cache.Newest.Sub(s.now) <= keeper.ClockSlack {
-			return "", ""
-		}
-		return fmt.Sprintf("the clock says %s, which is before the newest record of the cache, %s",
-				s.now.UTC().Format(time.RFC3339), s.Cache.Newest.UTC().Format(time.RFC3339)),
-			"set the clock: with a wrong one policies expire too early or live too long; " +
-				"if it is right, it was ahead before, and this ends when it gets there again"
-	}},
-	{Refresher, Ticket, true, func(s *signs) (string, string) {
-		late := time.Duration(s.Keeper.LateSeconds) * time.Second
-		if late < keeper.LateAfter {
-			return "", ""
-		}
-		return fmt.Sprintf("the refresher is %s late", text.Span(late)),
-			"if it stays so, raise fetch_rate or concurrency in [refresh]"
-	}},
-	{Writes, Page, true, func(s *signs) (string, string) {
-		if !s.Keeper.Failing {
-			return "", ""
-		}
-		return "the cache cannot be written to; new policies are kept in memory",
-			"see whether the disk is full, and who owns the folder of the cache; writes are tried again until they succeed"
-	}},
-	{Salvage, Ticket, true, (*signs).salvage},
-	{Validation, Page, true, func(s *signs) (string, string) {
-		if s.DANE.Kept == 0 || s.DANE.Verdict == dane.Validates {
-			return "", ""
-		}
-		return fmt.Sprintf("%d next-hops keep the DANE that they had, since nothing confirms what the DNS says of them now: %s", s.DANE.Kept, s.DANE.Verdict),
-			"run a validating resolver on this machine: until then mail to them waits, if the relay asks the same resolver; " +
-				"a restart of the daemon forgets that they had DANE"
-	}},
+	{Discovery, Page, true, func(s *signs) bool { return s.Keeper.FetchDead && !s.Keeper.Untrusted },
+		words("no policy fetch has succeeded for some minutes, although several domains were tried"),
+		words("see whether this machine reaches port 443 of policy hosts, and HTTPS_PROXY; sts-tlsmap -explain DOMAIN shows each step")},
+	{Roots, Page, false, func(s *signs) bool { return s.rootsErr != nil },
+		func(s *signs) string {
+			return fmt.Sprintf("the certificate authorities cannot be read any more (%v); those read at the start stay in force", s.rootsErr)
+		},
+		words("correct ca_file in [fetch] or the file that it names: without it the daemon will not start again")},
+	{Roots, Page, true, func(s *signs) bool { return s.Keeper.FetchDead && s.Keeper.Untrusted && s.rootsErr == nil },
+		words("no policy host's certificate has been trusted for some minutes, although several domains were tried"),
+		words("see whether this machine's clock is right, whether ca-certificates is installed and current (or ca_file in [fetch]), " +
+			"and whether something on the way intercepts TLS")},
+	{Resolver, Page, true, func(s *signs) bool { return s.Keeper.DNSDead },
+		words("no TXT lookup has succeeded for some minutes, although several domains were tried"),
+		words("see whether the resolver answers: servers in [dns], or /etc/resolv.conf")},
+	{Clock, Page, false, func(s *signs) bool { return s.Cache.Newest.Sub(s.now) > keeper.ClockSlack },
+		func(s *signs) string {
+			return fmt.Sprintf("the clock says %s, which is before the newest record of the cache, %s",
+				s.now.UTC().Format(time.RFC3339), s.Cache.Newest.UTC().Format(time.RFC3339))
+		},
+		words("set the clock: with a wrong one policies expire too early or live too long; " +
+			"if it is right, it was ahead before, and this ends when it gets there again")},
+	{Refresher, Ticket, true, func(s *signs) bool { return s.late() >= keeper.LateAfter },
+		func(s *signs) string { return fmt.Sprintf("the refresher is %s late", text.Span(s.late())) },
+		words("if it stays so, raise fetch_rate or concurrency in [refresh]")},
+	{Writes, Page, true, func(s *signs) bool { return s.Keeper.Failing },
+		words("the cache cannot be written to; new policies are kept in memory"),
+		words("see whether the disk is full, and who owns the folder of the cache; writes are tried again until they succeed")},
+	{Salvage, Ticket, true, func(s *signs) bool { return lastSalvage(&s.Stats) != nil }, (*signs).salvaged, (*signs).afterSalvage},
+	{Validation, Page, true, func(s *signs) bool { return s.DANE.Kept > 0 && s.DANE.Verdict != dane.Validates },
+		func(s *signs) string {
+			return fmt.Sprintf("%d next-hops keep the DANE that they had, since nothing confirms what the DNS says of them now: %s", s.DANE.Kept, s.DANE.Verdict)
+		},
+		words("run a validating resolver on this machine: until then mail to them waits, if the relay asks the same resolver; " +
+			"a restart of the daemon forgets that they had DANE")},
 }
+
+func (s *signs) late() time.Duration { return time.Duration(s.Keeper.LateSeconds) * time.Second }
 
 // lastSalvage returns what the last salvage since the start did; nil if there
 // was none.
 func lastSalvage(s *Stats) *cache.Report { return cmp.Or(s.Cache.Rebuild, s.Cache.Salvage) }
 
-func (s *signs) salvage() (what, next string) {
+func (s *signs) salvaged() string {
 	r := lastSalvage(&s.Stats)
-	if r == nil {
-		return "", ""
-	}
-	why := "the cause is not known"
+	why, aside := "the cause is not known", ""
 	if r.Why != nil {
 		why = strings.ReplaceAll(r.Why.Error(), "\n", ": ")
 	}
-	aside := ""
 	if r.MovedTo != "" {
 		aside = "; the old file is " + r.MovedTo
 	}
-	const end = "; lost policies are found anew by the next lookup; this ends with a restart"
 	if r.Unopened {
-		return fmt.Sprintf("the cache file could not be opened (%s), and a new one was started: how many policies were lost is not known%s", why, aside),
-			cmp.Or(r.Advice(), "look at the disk of this machine") + end
+		return fmt.Sprintf("the cache file could not be opened (%s), and a new one was started: how many policies were lost is not known%s", why, aside)
 	}
-	return fmt.Sprintf("the cache was damaged (%s): %d policies were saved, %d were damaged, %d lost%s", why, r.Recovered, r.Damaged, r.Lost, aside),
-		"look at the disk and the memory of this machine" + end
+	return fmt.Sprintf("the cache was damaged (%s): %d policies were saved, %d were damaged, %d lost%s", why, r.Recovered, r.Damaged, r.Lost, aside)
+}
+
+func (s *signs) afterSalvage() string {
+	next := "look at the disk and the memory of this machine"
+	if r := lastSalvage(&s.Stats); r.Unopened {
+		next = cmp.Or(r.Advice(), "look at the disk of this machine")
+	}
+	return next + "; lost policies are found anew by the next lookup; this ends with a restart"
 }
 
 // Conditions returns the names of all conditions, and their severities.
@@ -171,8 +149,8 @@ func (o *Observer) troubles() []trouble {
 	var list []trouble
 	for i := range conditions {
 		c := &conditions[i]
-		if what, next := c.holds(&s); what != "" {
-			list = append(list, trouble{c, what, next})
+		if c.holds(&s) {
+			list = append(list, trouble{c, c.what(&s), c.next(&s)})
 		}
 	}
 	return list

@@ -138,8 +138,9 @@ var metrics = []metric{
 	gauge("mx_domains", "Domains whose MX hosts are held, for Exim.", func(s *scrape) int { return s.DANE.MXSets }),
 	gauge("dane_checks_in_progress", "Next-hops being checked.", func(s *scrape) int { return s.DANE.Checking }),
 	gauges("resolver_verdict", "1 for what the last probe of the resolver says of its validation.", "verdict", func(s *scrape, put put) {
+		is := map[dane.Verdict]float64{s.DANE.Verdict: 1}
 		for _, v := range []dane.Verdict{dane.Validates, dane.NoAD, dane.FalseAD, dane.NotBelieved, dane.NoVerdict} {
-			put(truth(v == s.DANE.Verdict), v.Name())
+			put(is[v], v.Name())
 		}
 	}),
 
@@ -157,13 +158,6 @@ var metrics = []metric{
 var lookupDuration = prometheus.NewDesc(Prefix+"lookup_duration_seconds",
 	"Time to the reply. Lookups answered from memory are not timed, and counted in the smallest bucket with no time.", []string{"map"}, nil)
 
-func truth(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
 // modeName is a mode as a label. A record of mode 0 is one that cannot be read.
 func modeName(m policy.Mode) string {
 	if m == 0 {
@@ -173,13 +167,13 @@ func modeName(m policy.Mode) string {
 }
 
 func readTroubles(s *scrape, put put) {
-	holds := make(map[string]bool)
-	for _, t := range s.o.troubles() {
-		holds[t.name] = true
+	holds := make(map[string]float64)
+	for _, t := range s.o.Troubles() {
+		holds[t.Condition] = 1
 	}
 	names, _ := Conditions()
 	for _, name := range names {
-		put(truth(holds[name]), name)
+		put(holds[name], name)
 	}
 }
 
@@ -278,14 +272,12 @@ func (a *attempts) count(e keeper.Event) {
 	}
 }
 
-func (o *Observer) register() {
-	o.registry.MustRegister(o.attempts.total, o.attempts.took, o.attempts.changes, collector{o},
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-}
-
-// Metrics answers scrapes.
+// Metrics returns a handler that answers scrapes.
 func (o *Observer) Metrics() http.Handler {
-	return promhttp.HandlerFor(o.registry, promhttp.HandlerOpts{
+	r := prometheus.NewRegistry()
+	r.MustRegister(o.attempts.total, o.attempts.took, o.attempts.changes, collector{o},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
 		ErrorHandling:       promhttp.ContinueOnError,
 		DisableCompression:  true, // of a few KiB, from this machine

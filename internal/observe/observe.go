@@ -23,7 +23,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/netutil"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
@@ -73,7 +72,6 @@ type Sources struct {
 // An Observer observes one daemon.
 type Observer struct {
 	Sources
-	registry *prometheus.Registry
 	attempts attempts
 	failures failures
 	server   http.Server
@@ -88,8 +86,7 @@ type Observer struct {
 
 // New returns an Observer.
 func New(s Sources) *Observer {
-	o := &Observer{Sources: s, registry: prometheus.NewRegistry(), attempts: newAttempts(), failures: newFailures()}
-	o.register()
+	o := &Observer{Sources: s, attempts: newAttempts(), failures: newFailures()}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", o.Metrics())
 	mux.HandleFunc("GET /{$}", o.servePage)
