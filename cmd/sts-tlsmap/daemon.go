@@ -98,7 +98,7 @@ func (s *service) open() error {
 		Store:   s.store,
 		Network: s.out.client,
 		Prepare: tlsmap.Prepare,
-		Current: tlsmap.IsCurrent,
+		Current: tlsmap.MatchListCurrent,
 		Observe: s.observer.Observe,
 		Log:     s.log,
 

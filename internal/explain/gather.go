@@ -191,14 +191,13 @@ func (r *Report) decide(s Sources) {
 	} else if h := r.Cache.Held; h != nil && h.Damaged != "" {
 		state = tlsmap.PolicyUnreadable
 	}
-	var ready []byte
 	if r.policy != nil {
 		state = tlsmap.StateOf(r.policy.Mode)
-		ready = tlsmap.Prepare(r.policy)
-		r.namesNone = tlsmap.NamesNone(ready)
+		list := tlsmap.MatchList(r.policy)
+		r.namesNone = tlsmap.ListsNone(list)
 		for i := range r.MX.Hosts {
 			h := &r.MX.Hosts[i]
-			listed := tlsmap.Names(ready, h.Name)
+			listed := tlsmap.Lists(list, h.Name)
 			h.Listed, h.Unusable = &listed, !listed && r.policy.Lists(h.Name)
 		}
 	}
@@ -207,7 +206,7 @@ func (r *Report) decide(s Sources) {
 	r.DANE.asked = table.AsksForDANE(state)
 	r.DANE.take(r.Cache.Held, r.now)
 	r.exemptBy = r.exemptions(s)
-	known := tlsmap.Known{Domain: r.Domain, Policy: state, Ready: ready, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
+	known := tlsmap.Known{Domain: r.Domain, State: state, Policy: r.policy, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
 	for _, m := range table.Replies(known) {
 		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
 		if len(r.exemptBy) > 0 {

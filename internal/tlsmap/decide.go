@@ -3,6 +3,7 @@ package tlsmap
 import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
 // A PolicyState is what is known of a domain's MTA-STS policy.
@@ -17,20 +18,21 @@ const (
 	PolicyEnforced                      // mode enforce
 )
 
-func (p PolicyState) String() string {
-	switch p {
-	case PolicyUnreadable:
-		return "unreadable"
-	case PolicyAbsent:
-		return "absent"
-	case PolicyNone:
-		return "none"
-	case PolicyTesting:
-		return "testing"
-	case PolicyEnforced:
-		return "enforce"
+var policyWords = [...]string{"unreadable", "absent", "none", "testing", "enforce"}
+
+func (p PolicyState) String() string { return word(policyWords[:], int(p)) }
+
+// StateOf returns the state of a policy that is held, by its mode.
+func StateOf(mode policy.Mode) PolicyState {
+	switch mode {
+	case policy.ModeEnforce:
+		return PolicyEnforced
+	case policy.ModeTesting:
+		return PolicyTesting
+	case policy.ModeNone:
+		return PolicyNone
 	}
-	return "invalid"
+	return PolicyUnreadable
 }
 
 // A Verdict is the kind of reply that is called for.
@@ -39,36 +41,32 @@ type Verdict uint8
 // The verdicts.
 const (
 	Defer      Verdict = iota // TEMP: the mail waits
-	StandAside                // NOTFOUND: the MTA does as it would without us
+	StandAside                // NOTFOUND: no policy applied
 	Secure                    // the policy's hosts, with verified certificates
 	DANEOnly                  // the MTA validates with DANE, or defers
 )
 
-func (v Verdict) String() string {
-	switch v {
-	case Defer:
-		return "TEMP"
-	case StandAside:
-		return "NOTFOUND"
-	case Secure:
-		return "OK secure"
-	case DANEOnly:
-		return "OK dane-only"
+var verdictWords = [...]string{"TEMP", "NOTFOUND", "OK secure", "OK dane-only"}
+
+func (v Verdict) String() string { return word(verdictWords[:], int(v)) }
+
+func word(words []string, i int) string {
+	if i < len(words) {
+		return words[i]
 	}
 	return "invalid"
 }
 
-// applies reports whether a policy in that state is applied by the map
-// (RFC 8461, 5).
+// applies reports whether the map applies a policy in that state (RFC 8461, 5).
 func applies(m *mta.Map, p PolicyState) bool {
 	return p == PolicyEnforced || p == PolicyTesting && m.Testing
 }
 
-// Decide returns what the map has to say of a domain whose policy is in that
-// state. What DANE has to say of the next-hop matters on maps with DANE and
-// under a policy that is applied; nobody needs to ask before. Whether the map
-// is a rehearsal plays no part. What Decide does not know it defers. The table
-// is in docs/decision.md, and a test compares the two.
+// Decide returns the map's verdict for a domain whose policy is in state p and
+// whose DANE is in state d. The latter matters only to maps with DANE, under a
+// policy that applies; nobody needs to find it out before. Whether the map is a
+// rehearsal plays no part. Unknown states defer. The table is in
+// docs/decision.md, and a test compares the two.
 func Decide(p PolicyState, m *mta.Map, d dane.State) Verdict {
 	switch p {
 	case PolicyAbsent, PolicyNone:

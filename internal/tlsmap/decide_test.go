@@ -1,86 +1,46 @@
-package tlsmap
+package tlsmap_test
 
 import (
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // Every state, and one past the last of each.
 const (
-	policyStates = PolicyEnforced + 1
+	policyStates = tlsmap.PolicyEnforced + 1
 	daneStates   = dane.NotValidating + 1
 )
 
-// verdicts is the design's table, in its words: the reply of a map with DANE
-// under an enforced policy.
-var verdicts = map[dane.State]Verdict{
-	dane.Usable:        DANEOnly,
-	dane.LookupFailed:  DANEOnly,
-	dane.Absent:        Secure,
-	dane.UnsignedMX:    Secure,
-	dane.Undecided:     Defer,
-	dane.NoMail:        Secure,
-	dane.NotValidating: Secure,
-}
-
-func TestTheDecisionInEveryCombination(t *testing.T) {
-	n := 0
-	for p := range policyStates {
-		for d := range daneStates {
-			for _, m := range []mta.Map{{}, {Testing: true}, {DANE: true}, {DANE: true, Testing: true}} {
-				var want Verdict
-				switch {
-				case p == PolicyUnreadable:
-					want = Defer
-				case p == PolicyAbsent, p == PolicyNone, p == PolicyTesting && !m.Testing:
-					want = StandAside
-				case !m.DANE:
-					want = Secure
-				default:
-					want = verdicts[d]
-				}
-				// What is no part of the decision changes nothing.
-				for _, same := range []mta.Map{m, {DANE: m.DANE, Testing: m.Testing, TLSRPT: true, Servername: true, Enforce: true, Name: "x"}} {
-					n++
-					if got := Decide(p, &same, d); got != want {
-						t.Errorf("policy %s, DANE %s, map %+v: %s, want %s", p, d, same, got, want)
-					}
-				}
-			}
-		}
-	}
-	if n != 5*7*4*2 {
-		t.Errorf("%d combinations", n)
-	}
-}
-
 func TestWhatIsUnknownIsDeferred(t *testing.T) {
 	for _, m := range []mta.Map{{}, {DANE: true}, {DANE: true, Testing: true}} {
-		if got := Decide(policyStates, &m, dane.Usable); got != Defer {
+		if got := tlsmap.Decide(policyStates, &m, dane.Usable); got != tlsmap.Defer {
 			t.Errorf("an unknown state of the policy: %s", got)
 		}
 	}
-	if got := Decide(PolicyEnforced, &mta.Map{DANE: true}, daneStates); got != Defer {
+	if got := tlsmap.Decide(tlsmap.PolicyEnforced, &mta.Map{DANE: true}, daneStates); got != tlsmap.Defer {
 		t.Errorf("an unknown state of DANE: %s", got)
 	}
 	var zero struct {
-		p PolicyState
+		p tlsmap.PolicyState
 		d dane.State
-		v Verdict
+		v tlsmap.Verdict
 	}
-	if got := Decide(zero.p, &mta.Map{}, zero.d); got != Defer {
+	if got := tlsmap.Decide(zero.p, &mta.Map{}, zero.d); got != tlsmap.Defer {
 		t.Errorf("a policy state that nobody set: %s", got)
 	}
-	if got := Decide(PolicyEnforced, &mta.Map{DANE: true}, zero.d); got != Defer || zero.v != Defer {
+	if got := tlsmap.Decide(tlsmap.PolicyEnforced, &mta.Map{DANE: true}, zero.d); got != tlsmap.Defer || zero.v != tlsmap.Defer {
 		t.Errorf("a DANE state that nobody set: %s", got)
 	}
 }
 
 func TestRFC8461_5_OnlyEnforceIsApplied(t *testing.T) {
-	for p, want := range map[PolicyState]Verdict{PolicyNone: StandAside, PolicyTesting: StandAside, PolicyEnforced: Secure} {
-		if got := Decide(p, &mta.Map{}, dane.Undecided); got != want {
+	for p, want := range map[tlsmap.PolicyState]tlsmap.Verdict{tlsmap.PolicyNone: tlsmap.StandAside, tlsmap.PolicyTesting: tlsmap.StandAside, tlsmap.PolicyEnforced: tlsmap.Secure} {
+		if got := tlsmap.Decide(p, &mta.Map{}, dane.Undecided); got != want {
 			t.Errorf("mode %s: %s, want %s", p, got, want)
 		}
 	}
@@ -89,7 +49,7 @@ func TestRFC8461_5_OnlyEnforceIsApplied(t *testing.T) {
 func TestRFC8461_2_DANEIsNotOverridden(t *testing.T) {
 	m := mta.Map{DANE: true}
 	for _, d := range []dane.State{dane.Usable, dane.LookupFailed, dane.Undecided} {
-		if got := Decide(PolicyEnforced, &m, d); got == Secure {
+		if got := tlsmap.Decide(tlsmap.PolicyEnforced, &m, d); got == tlsmap.Secure {
 			t.Errorf("DANE %s: MTA-STS goes over it", d)
 		}
 	}
@@ -109,10 +69,87 @@ func TestEveryStateHasAName(t *testing.T) {
 	for d := range daneStates {
 		add("DANE", d.String())
 	}
-	for v := range DANEOnly + 1 {
+	for v := range tlsmap.DANEOnly + 1 {
 		add("verdict", v.String())
 	}
 	for k := range mta.KeyPolicyDomain + 1 {
 		add("key", k.String())
+	}
+}
+
+// tableUnder returns the cells of the table that follows a line.
+func tableUnder(t *testing.T, page, line string) [][]string {
+	t.Helper()
+	_, rest, ok := strings.Cut(page, "\n"+line+"\n")
+	if !ok {
+		t.Fatalf("the page has no line %q", line)
+	}
+	var rows [][]string
+	for l := range strings.Lines(rest) {
+		l = strings.TrimSpace(l)
+		if !strings.HasPrefix(l, "|") {
+			if rows != nil {
+				break
+			}
+			continue
+		}
+		cells := strings.Split(strings.Trim(l, "|"), "|")
+		for i := range cells {
+			cells[i] = strings.Trim(strings.TrimSpace(cells[i]), "`")
+		}
+		rows = append(rows, cells)
+	}
+	if len(rows) < 3 {
+		t.Fatalf("no table under %q", line)
+	}
+	return rows[2:]
+}
+
+func TestTheTablesOfTheDecisionAreThoseOfTheCode(t *testing.T) {
+	text, err := os.ReadFile("../../docs/decision.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	underEnforce := map[string]string{}
+	for _, row := range tableUnder(t, string(text), "## DANE, under an enforced policy") {
+		if len(row) != 4 || underEnforce[row[0]] != "" {
+			t.Fatalf("row %q", row)
+		}
+		underEnforce[row[0]] = row[3]
+	}
+	plain, first := map[string]string{}, map[string]string{}
+	for _, row := range tableUnder(t, string(text), "## The policy") {
+		if len(row) != 4 || plain[row[0]] != "" {
+			t.Fatalf("row %q", row)
+		}
+		plain[row[0]], first[row[0]] = row[2], row[3]
+	}
+	if len(underEnforce) != int(daneStates) || len(plain) != int(policyStates) {
+		t.Errorf("%d states of DANE in the page, %d of the policy; the code has %d and %d", len(underEnforce), len(plain), daneStates, policyStates)
+	}
+	for p := range policyStates {
+		for d := range daneStates {
+			for _, m := range []mta.Map{{}, {Testing: true}, {DANE: true}, {DANE: true, Testing: true}} {
+				row := p
+				if p == tlsmap.PolicyTesting && m.Testing { // as the page says above the table
+					row = tlsmap.PolicyEnforced
+				}
+				want := plain[row.String()]
+				if m.DANE {
+					if want = first[row.String()]; want == "as DANE has it, below" {
+						want = underEnforce[d.String()]
+					}
+				}
+				// Other settings play no part in the decision.
+				for _, same := range []mta.Map{m, {DANE: m.DANE, Testing: m.Testing, TLSRPT: true, Servername: true, Enforce: true, Name: "x"}} {
+					if got := tlsmap.Decide(p, &same, d).String(); got != want {
+						t.Errorf("policy %s, DANE %s, map %+v: the code says %s, the page %s", p, d, same, got, want)
+					}
+				}
+			}
+		}
+	}
+	if underEnforce[dane.Undecided.String()] != "TEMP" {
+		t.Error("the page and the code agree on a weaker reply where nothing is known")
 	}
 }

@@ -1,11 +1,9 @@
-package tlsmap
+package tlsmap_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +14,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // mxSet makes a set of "preference host" in the order given.
@@ -31,17 +30,23 @@ func mxSet(hosts ...string) *dane.MXSet {
 	return s
 }
 
-// eximServer has example.com, with that MX set and an enforced policy of these
+// eximLab has example.com, with that MX set and an enforced policy of these
 // patterns.
-func eximServer(t *testing.T, set *dane.MXSet, err error, patterns ...string) (*Server, *fakeHops) {
+func eximLab(t *testing.T, set *dane.MXSet, err error, patterns ...string) *lab {
 	t.Helper()
-	s, f := newTestServer(t)
-	ready := Prepare(policyOf(patterns...))
-	f.held["example.com"] = &heldPolicy{mode: policy.ModeEnforce, ready: ready, entry: &keeper.Entry{Ready: ready}}
-	hops := s.hops.(*fakeHops)
-	hops.mx, hops.mxErr = map[string]*dane.MXSet{"example.com": set}, err
-	return s, hops
+	l := newLab(t, 0)
+	l.policies.held["example.com"] = enforced(patterns...)
+	l.policies.held["example.com"].entry = &keeper.Entry{}
+	l.hops.mx["example.com"], l.hops.mxErr = set, err
+	return l
 }
+
+const (
+	reasonUnlisted = "none of its MX hosts is listed in its policy"
+	reasonNoHost   = "none of its MX records names a host"
+	reasonNXDomain = "the DNS says that it does not exist, but its policy is enforced"
+	reasonNoList   = "MTA-STS policy lists no usable MX host name"
+)
 
 func TestRFC8461_4_1_EximIsToldTheListedHostsInOrder(t *testing.T) {
 	servfail := &resolver.Error{Name: "evil\r\nwords", Kind: resolver.KindServFail, Err: errors.New("more\r\nevil words")}
@@ -62,7 +67,7 @@ func TestRFC8461_4_1_EximIsToldTheListedHostsInOrder(t *testing.T) {
 		{"implicit MX, not listed", &dane.MXSet{Implicit: true, Hosts: []dane.MXHost{{Name: "example.com"}}}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonUnlisted},
 		{"none listed", mxSet("5 evil.example"), nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: none of its MX hosts is listed in its policy"},
 		{"a keyword of Postfix means nothing", mxSet("5 hostname"), nil, []string{"hostname", "mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonUnlisted},
-		{"only a keyword", mxSet("5 hostname"), nil, []string{"hostname"}, "TEMP MTA-STS: example.com: " + reasonNoPattern},
+		{"only a keyword", mxSet("5 hostname"), nil, []string{"hostname"}, "TEMP MTA-STS: example.com: " + reasonNoList},
 		{"no host names in the MX records", &dane.MXSet{Dropped: 2}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonNoHost},
 		{"null MX", &dane.MXSet{Null: true, Secure: true}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: the DNS says that it takes no mail (null MX), but its policy is enforced"},
 		{"NXDOMAIN", &dane.MXSet{NXDomain: true}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonNXDomain},
@@ -73,9 +78,9 @@ func TestRFC8461_4_1_EximIsToldTheListedHostsInOrder(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s, _ := eximServer(t, tt.set, tt.err, tt.patterns...)
+			l := eximLab(t, tt.set, tt.err, tt.patterns...)
 			for range 3 {
-				if got := ask(s, "exim", "example.com"); got != tt.want {
+				if got := l.ask("exim", "example.com"); got != tt.want {
 					t.Errorf("%q, want %q", got, tt.want)
 				}
 			}
@@ -84,67 +89,65 @@ func TestRFC8461_4_1_EximIsToldTheListedHostsInOrder(t *testing.T) {
 }
 
 func TestEximIsToldNOTFOUNDWhereNoPolicyIsEnforcedAndNoHostIsLookedUp(t *testing.T) {
-	s, f := newTestServer(t)
-	if err := s.SetExempt([]string{"exempt.example"}); err != nil {
+	l := newLab(t, 0)
+	if err := l.SetExempt([]string{"exempt.example"}); err != nil {
 		t.Fatal(err)
 	}
 	for _, key := range []string{"testing.example", "none.example", "unknown.example", "exempt.example", "localhost", "[192.0.2.1]", "", "a_b.example"} {
-		if got := ask(s, "exim", key); got != "NOTFOUND " {
+		if got := l.ask("exim", key); got != "NOTFOUND " {
 			t.Errorf("%s: %q", key, got)
 		}
 	}
 	for key, want := range map[string]string{
-		"unreadable.example": "TEMP MTA-STS: unreadable.example: " + reasonUnreadable,
-		"old.example":        "TEMP MTA-STS: old.example: " + reasonNotReady,
-		"broken.example":     "TEMP MTA-STS: broken.example: " + reasonFailed,
-		"keyword.example":    "TEMP MTA-STS: keyword.example: " + reasonNoPattern,
-		"b\xfccher.example":  "TEMP MTA-STS: " + reasonUnconvertible,
+		"unreadable.example": "TEMP MTA-STS: unreadable.example: stored MTA-STS policy is damaged and could not be fetched again yet",
+		"broken.example":     "TEMP MTA-STS: broken.example: MTA-STS lookup broke off",
+		"keyword.example":    "TEMP MTA-STS: keyword.example: " + reasonNoList,
+		"b\xfccher.example":  "TEMP MTA-STS: next-hop is an internationalized name that cannot be converted to A-labels",
 	} {
-		if got := ask(s, "exim", key); got != want {
+		if got := l.ask("exim", key); got != want {
 			t.Errorf("%s: %q, want %q", key, got, want)
 		}
 	}
-	hops := s.hops.(*fakeHops)
-	for _, domain := range hops.mxAsked {
-		if p := f.held[domain]; p == nil || p.mode != policy.ModeEnforce {
+	for _, domain := range l.hops.mxAsked {
+		if p := l.policies.held[domain]; p == nil || p.mode != policy.ModeEnforce {
 			t.Errorf("the hosts of %s were looked up", domain)
 		}
 	}
-	if hops.asked != nil {
-		t.Errorf("DANE was asked for: %v", hops.asked)
+	if l.hops.asked != nil {
+		t.Errorf("DANE was asked for: %v", l.hops.asked)
 	}
 }
 
 func TestAReplyKeptForPostfixDoesNotAnswerExim(t *testing.T) {
-	s, _ := eximServer(t, mxSet("10 mx.example.com"), nil, "mx.example.com")
+	l := eximLab(t, mxSet("10 mx.example.com"), nil, "mx.example.com")
 	for range 3 {
-		if got := ask(s, "postfix", "example.com"); !strings.HasPrefix(got, "OK secure match=") {
+		if got := l.ask("postfix", "example.com"); !strings.HasPrefix(got, "OK secure match=") {
 			t.Errorf("postfix: %q", got)
 		}
-		if got := ask(s, "exim", "example.com"); got != "OK mx.example.com" {
+		if got := l.ask("exim", "example.com"); got != "OK mx.example.com" {
 			t.Errorf("exim: %q", got)
 		}
 	}
 }
 
 func TestInBracketsTheNameIsTheHostForEximToo(t *testing.T) {
-	s, hops := eximServer(t, mxSet("10 mx.example.com"), nil, "example.com")
-	if got := ask(s, "exim", "[example.com]"); got != "OK example.com" || hops.mxAsked != nil {
-		t.Errorf("%q, asked for %v", got, hops.mxAsked)
+	l := eximLab(t, mxSet("10 mx.example.com"), nil, "example.com")
+	if got := l.ask("exim", "[example.com]"); got != "OK example.com" || l.hops.mxAsked != nil {
+		t.Errorf("%q, asked for %v", got, l.hops.mxAsked)
 	}
-	if got := ask(s, "exim", "example.com"); got != "TEMP MTA-STS: example.com: "+reasonUnlisted {
+	if got := l.ask("exim", "example.com"); got != "TEMP MTA-STS: example.com: "+reasonUnlisted {
 		t.Errorf("%q", got)
 	}
 }
 
 func TestEqualHostsAreShuffledForEachRequestAndOthersAreNot(t *testing.T) {
 	set := mxSet("5 first.example.com", "10 a.example.com", "10 evil.example", "10 b.example.com", "10 c.example.com", "20 y.example.com", "20 z.example.com")
-	s, _ := eximServer(t, set, nil, "*.example.com")
+	l := eximLab(t, set, nil, "*.example.com")
 	before := slices.Clone(set.Hosts)
 	seen := map[string]int{}
 	const requests = 3000
 	for range requests {
-		hosts := strings.Split(strings.TrimPrefix(ask(s, "exim", "example.com"), "OK "), ":")
+		hosts := strings.Split(strings.TrimPrefix(l.ask("exim", "example.com"), "OK "), ":")
 		if len(hosts) != 6 || hosts[0] != "first.example.com" {
 			t.Fatalf("hosts %q", hosts)
 		}
@@ -167,20 +170,19 @@ func TestEqualHostsAreShuffledForEachRequestAndOthersAreNot(t *testing.T) {
 	}
 }
 
-func TestTheListOfEximIsThatOfThePolicy(t *testing.T) {
-	patterns := []string{"mx.example.com", "*.example.net", "*.a.example", "deep.mx.example.org", "MX2.example.com", "hostname"}
-	p := policyOf(patterns...)
-	r, ok := ParseReady(Prepare(p))
-	if !ok {
-		t.Fatal("not ready")
-	}
+func TestAMatchListAllowsTheHostsThatThePolicyDoes(t *testing.T) {
+	p := policyOf("mx.example.com", "*.example.net", "*.a.example", "deep.mx.example.org", "MX2.example.com", "hostname")
+	list := tlsmap.MatchList(p)
 	for _, host := range []string{
 		"mx.example.com", "mx2.example.com", "a.mx.example.com", "example.com", "x.example.net", "example.net", "y.x.example.net", ".example.net",
 		"b.a.example", "a.example", "example", "deep.mx.example.org", "mx.example.org", "", ".", "mx", "mx.example.co", "mx.example.comm",
 	} {
-		if got, want := isListed(r.match, host), p.Lists(host); got != want {
+		if got, want := tlsmap.Lists(list, host), p.Lists(host); got != want {
 			t.Errorf("%q: %v, the policy says %v", host, got, want)
 		}
+	}
+	if tlsmap.Lists(list, "a_b.example.net") {
+		t.Error("a name that is no host name is allowed")
 	}
 }
 
@@ -190,50 +192,20 @@ func TestALongListOfHostsFitsIntoAReply(t *testing.T) {
 	for i := range 128 {
 		set.Hosts = append(set.Hosts, dane.MXHost{Name: fmt.Sprintf("mx%d.%sexample.com", i, long), Preference: uint16(i)})
 	}
-	s, _ := eximServer(t, set, nil, "*."+long+"example.com")
-	got := ask(s, "exim", "example.com")
-	if n := strings.Count(got, ":"); !strings.HasPrefix(got, "OK ") || n != 127 || len(got) > MaxReply {
+	l := eximLab(t, set, nil, "*."+long+"example.com")
+	got := l.ask("exim", "example.com")
+	if n := strings.Count(got, ":"); !strings.HasPrefix(got, "OK ") || n != 127 || len(got) > tlsmap.MaxReply {
 		t.Errorf("%d bytes, %d hosts: %.100q", len(got), n+1, got)
 	}
 }
 
 func TestTheHostsOfADomainAreLookedUpInWhatIsLeftOfTheLookupsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, hops := newFake(), newFakeHops()
-		hops.takes = time.Hour
-		s := NewServer(testMaps(t), Options{Policies: f, NextHops: hops, Timeout: 20 * time.Second})
+		l := newLab(t, 20*time.Second)
+		l.hops.takes = time.Hour
 		began := time.Now()
-		if got := ask(s, "exim", "enforce.example"); !strings.HasSuffix(got, "no answer in time") || time.Since(began) != 20*time.Second {
+		if got := l.ask("exim", "enforce.example"); !strings.HasSuffix(got, "no answer in time") || time.Since(began) != 20*time.Second {
 			t.Errorf("%q in %v", got, time.Since(began))
-		}
-	})
-}
-
-func TestTheLogHasTheDomainAndTheReasonThatTheMTAIsGivenOnceAnHour(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-		f, hops := newFake(), newFakeHops()
-		hops.mxErr = &resolver.Error{Name: "enforce.example", Type: 15, Kind: resolver.KindServFail, Server: "192.0.2.53:53"}
-		s := NewServer(testMaps(t), Options{Policies: f, NextHops: hops, Log: slog.New(slog.NewTextHandler(&log, nil))})
-		for range 10 {
-			ask(s, "exim", "Enforce.Example.")
-		}
-		const want = `level=WARN msg="mail is deferred" domain=enforce.example map=exim ` +
-			`reason="MTA-STS: enforce.example: its MX hosts could not be looked up: SERVFAIL" err="DNS MX enforce.example: SERVFAIL (server 192.0.2.53:53)"`
-		if n := strings.Count(log.String(), want); n != 1 {
-			t.Errorf("%d lines:\n%s", n, &log)
-		}
-		time.Sleep(logAgain)
-		ask(s, "exim", "enforce.example")
-		if n := strings.Count(log.String(), want); n != 2 {
-			t.Errorf("%d lines an hour later:\n%s", n, &log)
-		}
-		log.Reset()
-		for i := range 10 * lineBurst {
-			ask(s, "postfix", fmt.Sprintf("%d.b\xfccher.example", i))
-		}
-		if n := strings.Count(log.String(), "\n"); n > lineBurst {
-			t.Errorf("%d lines at once", n)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
 // A MapReply is what a map replies, and why.
@@ -22,24 +23,24 @@ type MapReply struct {
 
 // Known is what the replies for a next-hop follow from.
 type Known struct {
-	Domain string // the policy domain, in canonical form
-	Policy PolicyState
-	Ready  []byte // what Prepare made of the policy
+	Domain string         // the policy domain, in canonical form
+	State  PolicyState    // of Policy
+	Policy *policy.Policy // nil: none can be read
 	DANE   dane.Finding
 	MX     *dane.MXSet // for format exim; nil: MXErr says why
 	MXErr  error
 }
 
 // Replies returns what each map replies where that much is known. It asks and
-// counts nothing. Exemptions are for the caller to look at.
+// counts nothing, and knows no exemptions.
 func (t *Table) Replies(k Known) []MapReply {
 	replies := make([]MapReply, 0, len(t.maps))
 	for i := range t.maps {
 		m := &t.maps[i]
-		reply, why := explain(m, k)
+		reply, why := k.explain(m)
 		r := MapReply{
 			Map: m.Name, Reply: reply, Why: why,
-			Applies: applies(m, k.Policy), Deferred: strings.HasPrefix(reply, replyTemp),
+			Applies: applies(m, k.State), Deferred: strings.HasPrefix(reply, replyTemp),
 		}
 		if !m.Enforce && reply != replyNotFound {
 			r.Would, r.Reply = reply, replyNotFound
@@ -50,19 +51,6 @@ func (t *Table) Replies(k Known) []MapReply {
 	return replies
 }
 
-// Names reports whether the policy that ready was made of lists the host, which
-// is in lower case, by a name that an MTA takes.
-func Names(ready []byte, host string) bool {
-	r, ok := ParseReady(ready)
-	return ok && isUsableHost(r.match, host)
-}
-
-// NamesNone reports whether that policy lists no name at all that an MTA takes.
-func NamesNone(ready []byte) bool {
-	r, ok := ParseReady(ready)
-	return ok && len(r.match) == 0
-}
-
 // AsksForDANE reports whether any of the maps asks for the DANE of a next-hop
 // when the policy is in that state.
 func (t *Table) AsksForDANE(p PolicyState) bool {
@@ -70,50 +58,47 @@ func (t *Table) AsksForDANE(p PolicyState) bool {
 }
 
 // explain returns the map's reply if it is no rehearsal, and why.
-func explain(m *mta.Map, k Known) (reply, why string) {
+func (k *Known) explain(m *mta.Map) (reply, why string) {
 	domain := []byte(k.Domain)
-	switch Decide(k.Policy, m, k.DANE.State) {
-	case StandAside:
-		return replyNotFound, whyAside(m, k.Policy)
-	case DANEOnly:
-		if k.DANE.State == dane.LookupFailed {
-			return replyDANEOnly, because("a DANE lookup fails at an MX host: Postfix looks for itself, and defers (RFC 7672, 2.2.2)", k.DANE.Why)
-		}
+	switch verdict := Decide(k.State, m, k.DANE.State); {
+	case verdict == StandAside:
+		return replyNotFound, whyAside(k.State)
+	case verdict == DANEOnly && k.DANE.State == dane.LookupFailed:
+		return replyDANEOnly, because("a DANE lookup fails at an MX host: Postfix looks for itself, and defers (RFC 7672, 2.2.2)", k.DANE.Why)
+	case verdict == DANEOnly:
 		return replyDANEOnly, because("DANE protects the domain, and MTA-STS does not override it (RFC 8461, 2)", k.DANE.Why)
-	case Secure:
-		if m.Format == mta.FormatExim {
-			return explainHosts(m, k)
-		}
-		r, ok := ParseReady(k.Ready)
-		if !ok {
-			return string(appendTemp(nil, m, reasonNotReady, domain)), reasonNotReady
-		}
-		reply = string(appendSecure(nil, m, domain, r))
-		if reply[0] != replySecure[0] {
-			return reply, "the policy is to be applied, and cannot be put in terms that the MTA takes"
-		}
-		return reply, whySecure(m, k.Policy, k.DANE)
-	}
-	if applies(m, k.Policy) {
+	case verdict == Defer && applies(m, k.State):
 		return string(appendTemp(nil, m, reasonUndecided, domain)), because(reasonUndecided, k.DANE.Why)
+	case verdict == Defer || k.Policy == nil:
+		return string(appendTemp(nil, m, reasonUnreadable, domain)), reasonUnreadable
+	case m.Format == mta.FormatExim:
+		return k.explainHosts(m)
 	}
-	return string(appendTemp(nil, m, reasonUnreadable, domain)), reasonUnreadable
+	r := secure{domain: domain, match: MatchList(k.Policy)[1:], fields: k.Policy.Fields}
+	b, bare := r.append(nil, m)
+	switch {
+	case !strings.HasPrefix(string(b), replySecure):
+		return string(b), "the policy applies, but the MTA cannot be told so"
+	case bare:
+		return string(b), k.whySecure(m) + "; its attributes do not fit into a reply, so Postfix checks hosts as on a map without tlsrpt"
+	}
+	return string(b), k.whySecure(m)
 }
 
-// explainHosts is explain for an applied policy in Exim's terms.
-func explainHosts(m *mta.Map, k Known) (reply, why string) {
+// explainHosts is explain for a policy that applies, in Exim's terms.
+func (k *Known) explainHosts(m *mta.Map) (reply, why string) {
 	err := k.MXErr
 	if k.MX == nil && err == nil {
-		err = errors.New("nobody asked")
+		err = errors.New("the MX hosts were not looked up")
 	}
-	reply = string(appendHosts(nil, m, []byte(k.Domain), k.Ready, k.MX, err))
+	reply = string(appendHosts(nil, m, []byte(k.Domain), MatchList(k.Policy), k.MX, err))
 	switch {
 	case strings.HasPrefix(reply, replyHosts):
-		return reply, whySecure(m, k.Policy, k.DANE) + ": these are the MX hosts that it lists, equals in any order"
+		return reply, k.whySecure(m) + ": these are the MX hosts that it lists, equals in any order"
 	case err != nil:
 		return reply, because(reasonMXFailed, err.Error())
 	}
-	return reply, "the policy is to be applied, and there is no host that mail may go to"
+	return reply, "the policy applies, and there is no host that mail may go to"
 }
 
 // because adds a reason, if there is one.
@@ -124,7 +109,7 @@ func because(what, why string) string {
 	return what + ": " + why
 }
 
-func whyAside(m *mta.Map, p PolicyState) string {
+func whyAside(p PolicyState) string {
 	switch p {
 	case PolicyTesting:
 		return "the policy's mode is testing: failures are reported, mail is delivered (RFC 8461, 5)"
@@ -134,21 +119,21 @@ func whyAside(m *mta.Map, p PolicyState) string {
 	return "no MTA-STS policy is known"
 }
 
-func whySecure(m *mta.Map, p PolicyState, d dane.Finding) string {
+func (k *Known) whySecure(m *mta.Map) string {
 	why := "the policy is enforced"
-	if p == PolicyTesting {
+	if k.State == PolicyTesting {
 		why = "the policy's mode is testing, and this map enforces those"
 	}
 	if !m.DANE {
 		return why
 	}
-	switch d.State {
+	switch k.DANE.State {
 	case dane.UnsignedMX:
 		return why + "; DANE gives no protection, since the MX records are not authenticated (RFC 7672, 2.2.1)"
 	case dane.NotValidating:
-		return because(why+"; there is no DANE without a resolver that validates", d.Why)
+		return because(why+"; there is no DANE without a resolver that validates", k.DANE.Why)
 	case dane.NoMail:
-		return because(why+"; the MTA bounces by itself", d.Why)
+		return because(why+"; the MTA bounces by itself", k.DANE.Why)
 	}
-	return because(why+"; DANE does not protect the domain", d.Why)
+	return because(why+"; DANE does not protect the domain", k.DANE.Why)
 }

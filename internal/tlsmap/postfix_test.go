@@ -1,4 +1,4 @@
-package tlsmap
+package tlsmap_test
 
 import (
 	"errors"

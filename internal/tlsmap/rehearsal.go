@@ -2,25 +2,23 @@ package tlsmap
 
 import (
 	"bytes"
-	"hash/maphash"
+	"cmp"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // maxRehearsed bounds the rehearsed replies that are remembered, of each of two
-// kinds: those that would have deferred mail, and the others, which are the
-// rule and must not push those out.
+// kinds: those that would have deferred mail, which are rare, and the others.
 const maxRehearsed = 2000
 
-// Rehearsed is what a map with enforce = false would have replied for a
-// domain, had it not been a rehearsal.
+// Rehearsed is what a map with enforce = false would have replied for a domain.
 type Rehearsed struct {
 	Domain   string    `json:"domain"` // or the key, cut short, where it is none
 	Map      string    `json:"map"`
@@ -31,116 +29,86 @@ type Rehearsed struct {
 	Last     time.Time `json:"last"`
 }
 
-// rehearsals remember what would have been replied, in memory and bounded: the
-// one that was not asked for longest goes.
-type rehearsals struct {
-	seed maphash.Seed
-
-	mu       sync.Mutex
-	deferred *simplelru.LRU[uint64, *Rehearsed]
-	others   *simplelru.LRU[uint64, *Rehearsed]
-	lost     RehearsalsLost
-}
-
-// RehearsalsLost counts what is not remembered any more, for want of room. One
-// that came back counts again when it goes again.
+// RehearsalsLost counts the rehearsed replies that are forgotten for want of
+// room. One that came back counts again when it goes again.
 type RehearsalsLost struct {
 	Deferred uint64 `json:"deferred"`
 	Others   uint64 `json:"others"`
 }
 
-func (r *rehearsals) init() {
-	r.seed = maphash.MakeSeed()
-	for _, l := range []struct {
-		lru  **simplelru.LRU[uint64, *Rehearsed]
-		lost *uint64
-	}{{&r.deferred, &r.lost.Deferred}, {&r.others, &r.lost.Others}} {
-		lru, err := simplelru.NewLRU(maxRehearsed, func(uint64, *Rehearsed) { *l.lost++ })
-		if err != nil {
-			panic(err) // the size is a positive constant
-		}
-		*l.lru = lru
-	}
+type rehearsalKey struct {
+	domain, mapName string
+	deferred        bool
 }
 
-// note notes what the map would have replied. Nothing is allocated for a reply
-// that was the same the last time.
-func (r *rehearsals) note(m *mta.Map, domain, reply []byte, deferred bool) {
-	if len(domain) > logShown {
-		domain = domain[:logShown]
-	}
-	if len(reply) > logShown {
-		reply = reply[:logShown]
-	}
-	hash := maphash.Bytes(r.seed, domain) ^ maphash.String(r.seed, m.Name)*3
-	now := time.Now()
+// rehearsals remember what would have been replied.
+type rehearsals struct {
+	mu               sync.Mutex
+	deferred, others *simplelru.LRU[rehearsalKey, *Rehearsed]
+	lost             RehearsalsLost
+}
+
+func newRehearsals() *rehearsals {
+	r := new(rehearsals)
+	r.deferred, _ = simplelru.NewLRU(maxRehearsed, func(rehearsalKey, *Rehearsed) { r.lost.Deferred++ }) // fails for no positive size
+	r.others, _ = simplelru.NewLRU(maxRehearsed, func(rehearsalKey, *Rehearsed) { r.lost.Others++ })
+	return r
+}
+
+// rehearse notes and logs what the map would have replied.
+func (s *Server) rehearse(m *mta.Map, key, reply []byte, deferred bool, l *lookup) {
+	domain := text.Cut(cmp.Or(string(l.domain), string(key)), logShown)
+	k := rehearsalKey{domain, m.Name, deferred}
+	now := time.Now().UTC()
+	r := s.rehearsed
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	lru := r.others
 	if deferred {
 		lru = r.deferred
 	}
-	e, ok := lru.Get(hash)
-	if !ok || e.Domain != string(domain) || e.Map != m.Name {
-		e = &Rehearsed{Domain: string(domain), Map: m.Name, Deferred: deferred, First: now.UTC()}
-		lru.Add(hash, e)
+	e, ok := lru.Get(k)
+	if !ok {
+		e = &Rehearsed{Domain: domain, Map: m.Name, Deferred: deferred, First: now}
+		lru.Add(k, e)
 	}
-	if e.Reply != string(reply) {
-		e.Reply = string(reply)
-	}
+	e.Reply, e.Last = text.Cut(string(bytes.TrimSpace(reply)), logShown), now
 	e.Count++
-	e.Last = now.UTC()
+	r.mu.Unlock()
+
+	same := reply
+	if m.Format == mta.FormatExim && !deferred {
+		same = nil // the order of the hosts changes each time
+	}
+	if s.rehearsing.due(m.Name, key, same) {
+		s.rehearsing.print(slog.String("map", m.Name), slog.String("key", shown(key)), slog.String("reply", shown(reply)))
+	}
 }
 
-// Rehearsed returns what maps with enforce = false would have replied since
-// the start, as far as it is remembered: what would have deferred mail first,
-// and the domains in order. An empty domain stands for all.
+// Rehearsed returns what maps with enforce = false would have replied since the
+// start, as far as it is remembered: replies that would have deferred mail first,
+// then by domain. An empty domain stands for all.
 func (s *Server) Rehearsed(domain string) []Rehearsed {
-	r := &s.rehearsed
-	var list []Rehearsed
+	r := s.rehearsed
 	r.mu.Lock()
-	for _, lru := range []*simplelru.LRU[uint64, *Rehearsed]{r.deferred, r.others} {
+	defer r.mu.Unlock()
+	var list []Rehearsed
+	for _, lru := range []*simplelru.LRU[rehearsalKey, *Rehearsed]{r.deferred, r.others} {
+		from := len(list)
 		for _, e := range lru.Values() {
 			if domain == "" || e.Domain == domain {
 				list = append(list, *e)
 			}
 		}
+		slices.SortFunc(list[from:], func(a, b Rehearsed) int {
+			return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Map, b.Map))
+		})
 	}
-	r.mu.Unlock()
-	slices.SortFunc(list, func(a, b Rehearsed) int {
-		switch {
-		case a.Deferred != b.Deferred && a.Deferred:
-			return -1
-		case a.Deferred != b.Deferred:
-			return 1
-		}
-		if c := strings.Compare(a.Domain, b.Domain); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Map, b.Map)
-	})
 	return list
 }
 
-// RehearsalsLost returns how much of what was rehearsed Rehearsed has lost.
+// RehearsalsLost returns how many rehearsed replies Rehearsed has lost.
 func (s *Server) RehearsalsLost() RehearsalsLost {
 	s.rehearsed.mu.Lock()
 	defer s.rehearsed.mu.Unlock()
 	return s.rehearsed.lost
-}
-
-// rehearse notes and logs what the map would have replied.
-func (s *Server) rehearse(m *mta.Map, key, reply []byte, deferred bool, l *lookup) {
-	domain := l.domain
-	if domain == nil {
-		domain = key
-	}
-	s.rehearsed.note(m, domain, bytes.TrimSpace(reply), deferred)
-	same := reply
-	if m.Format == mta.FormatExim && !deferred {
-		same = same[:len(replyHosts)] // the order of the hosts changes each time
-	}
-	if s.rehearsing.due(m.Name, key, same) {
-		s.rehearsing.print(slog.String("map", m.Name), slog.String("key", shown(key)), slog.String("reply", shown(reply)))
-	}
 }

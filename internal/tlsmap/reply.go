@@ -1,31 +1,33 @@
 package tlsmap
 
 import (
+	"strings"
+
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
+
+// MaxReply is the longest reply that Postfix reads (SOCKETMAP_MAX_REPLY), in
+// bytes, the status word included.
+const MaxReply = 100_000
 
 // The words of socketmap_table(5). The space after NOTFOUND belongs to it.
 const (
-	replyNotFound = "NOTFOUND "
-	replyTemp     = "TEMP "
-	replyPerm     = "PERM "
-	replyDANEOnly = "OK dane-only" // bare: Postfix rejects policy attributes with it
-)
-
-// The parts of a reply for an applied policy.
-const (
+	replyNotFound  = "NOTFOUND "
+	replyTemp      = "TEMP "
+	replyPerm      = "PERM "
 	replySecure    = "OK secure match="
-	attrServername = " servername=hostname" // RFC 8461, 7.1: SNI is the MX host's name
+	replyDANEOnly  = "OK dane-only" // bare: Postfix rejects policy attributes with it
+	attrServername = " servername=hostname"
 )
 
 // eximReason opens a reason that Exim's main log shows as it is.
 const eximReason = "MTA-STS: "
 
-// The reasons of TEMP replies, and what replaces the domain where there is none.
+// The reasons of TEMP replies.
 const (
 	reasonUnreadable = "stored MTA-STS policy is damaged and could not be fetched again yet"
-	reasonNotReady   = "stored MTA-STS policy was written by another version and is not converted yet"
 	reasonUndecided  = "could not find out whether DANE protects the domain"
 	reasonFailed     = "MTA-STS lookup broke off"
 	reasonNoPattern  = "MTA-STS policy lists no usable MX host name"
@@ -34,42 +36,90 @@ const (
 	reasonUnconvertible = "next-hop is an internationalized name that cannot be converted to A-labels"
 )
 
-// appendSecure appends the map's reply for an applied policy: the match list,
-// SNI, and for the tlsrpt maps the policy's attributes. What cannot be said
-// within MaxReply is TEMP, never a shorter list: a host that is left out
-// would be one that the domain allows, a list without end one that Postfix
-// rejects.
-func appendSecure(dst []byte, m *mta.Map, domain []byte, r Ready) []byte {
+// A secure is what the reply for an applied policy is rendered from.
+type secure struct {
+	domain []byte         // the policy domain, in canonical form
+	match  []byte         // match list without its version byte; or exact host names, where only some of the policy's may be used
+	fields []policy.Field // the policy's, for maps with TLSRPT
+}
+
+// append appends the map's reply: the match list, SNI, and for the tlsrpt maps
+// the policy's attributes. What does not fit into MaxReply goes whole: the
+// policy_string attributes first, then the others. The match list is never
+// shortened: that would forbid a host that the policy allows. bare reports that
+// a tlsrpt map answers as a plain one.
+func (r *secure) append(dst []byte, m *mta.Map) (reply []byte, bare bool) {
 	if len(r.match) == 0 {
-		return appendTemp(dst, m, reasonNoPattern, domain)
+		return appendTemp(dst, m, reasonNoPattern, r.domain), false
 	}
 	start, most := len(dst), len(dst)+MaxReply
 	dst = append(dst, replySecure...)
-	dst = append(dst, r.match...)
+	dst = append(dst, r.match...) // RFC 8461, 4.1 and 4.2
 	if m.Servername {
-		dst = append(dst, attrServername...)
+		dst = append(dst, attrServername...) // RFC 8461, 7.1: SNI is the MX host's name
 	}
-	if m.TLSRPT {
-		if hostname.Labels(domain, 0) == 0 { // which no lookup's is
-			return appendTemp(dst[:start], m, reasonFailed, domain)
+	plain := len(dst)
+	if plain > most {
+		return appendTemp(dst[:start], m, reasonTooLong, r.domain), false
+	}
+	if !m.TLSRPT {
+		return dst, false
+	}
+	if dst = r.appendPatterns(dst); len(dst) > most {
+		return dst[:plain], true
+	}
+	withPatterns := len(dst)
+	if dst = r.appendStrings(dst); len(dst) > most {
+		return dst[:withPatterns], false
+	}
+	return dst, false
+}
+
+// appendPatterns appends the attributes that Postfix 3.10 and later use for
+// TLSRPT, and 3.10.5 and later to choose among the MX hosts.
+func (r *secure) appendPatterns(dst []byte) []byte {
+	dst = append(dst, " policy_type=sts policy_domain="...)
+	dst = append(dst, r.domain...)
+	for entry := range matchEntries(r.match) {
+		dst = append(dst, " mx_host_pattern="...)
+		if entry[0] == '.' {
+			dst = append(dst, '*')
 		}
-		dst = r.appendPatterns(dst, domain, most)
+		dst = append(dst, entry...)
 	}
-	if len(dst) > most {
-		return appendTemp(dst[:start], m, reasonTooLong, domain)
-	}
-	if m.TLSRPT {
-		if whole := r.appendStrings(dst, most); len(whole) <= most {
-			return whole
+	return dst
+}
+
+// appendStrings appends the policy's fields, as served, as policy_string
+// attributes. The braces let a value have spaces.
+func (r *secure) appendStrings(dst []byte) []byte {
+	for _, f := range r.fields {
+		if isReportable(f) {
+			dst = append(dst, " { policy_string = "...)
+			dst = append(dst, f.Key...)
+			dst = append(dst, ": "...)
+			dst = append(dst, f.Value...)
+			dst = append(dst, " }"...)
 		}
 	}
 	return dst
 }
 
-// appendTemp appends a TEMP reply. The reason ends up in the mail log, so it
-// says of which domain it speaks, and to Postfix's administrators, whose log
-// names the recipient anyway, where to read on. The domain is in canonical
-// form: at most 253 bytes, all of them printable.
+// isReportable reports whether the standard names the field (RFC 8461, 3.2) and
+// nothing in its value can close a brace or start an attribute.
+func isReportable(f policy.Field) bool {
+	switch f.Key {
+	case "version", "mode", "max_age":
+		return hostname.Labels(f.Value, hostname.Upper) == 1
+	case "mx":
+		return hostname.Labels(strings.TrimPrefix(strings.TrimSuffix(f.Value, "."), "*."), hostname.Upper) > 0
+	}
+	return false
+}
+
+// appendTemp appends a TEMP reply. The MTA logs the reason, so it names the
+// domain and, to Postfix's administrators, the command that tells more. The
+// domain is in canonical form: at most 253 bytes, all of them printable.
 func appendTemp(dst []byte, m *mta.Map, reason string, domain []byte) []byte {
 	dst = append(dst, replyTemp...)
 	if m.Format == mta.FormatExim {
@@ -84,7 +134,7 @@ func appendTemp(dst []byte, m *mta.Map, reason string, domain []byte) []byte {
 }
 
 // appendUnconvertible appends the reply for a next-hop that has no policy
-// domain, and may not be shown.
+// domain, and may not be printable.
 func appendUnconvertible(dst []byte, m *mta.Map) []byte {
 	dst = append(dst, replyTemp...)
 	if m.Format == mta.FormatExim {
@@ -93,18 +143,15 @@ func appendUnconvertible(dst []byte, m *mta.Map) []byte {
 	return append(dst, reasonUnconvertible...)
 }
 
-// appendUnknownMap appends the reply for a map that is not there.
+// appendUnknownMap appends the reply for a map that does not exist.
 func (t *Table) appendUnknownMap(dst, name []byte) []byte {
 	dst = append(dst, replyPerm...)
 	dst = append(dst, "unknown map "...)
-	if len(name) > mta.MaxName {
-		name = name[:mta.MaxName]
-	}
-	for _, c := range name {
+	for _, c := range name[:min(len(name), mta.MaxName)] {
 		if c <= ' ' || c > '~' {
 			c = '?'
 		}
 		dst = append(dst, c)
 	}
-	return append(dst, t.unknown...)
+	return append(dst, t.known...)
 }

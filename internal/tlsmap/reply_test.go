@@ -1,4 +1,4 @@
-package tlsmap
+package tlsmap_test
 
 import (
 	"fmt"
@@ -6,30 +6,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
-
-// policyOf returns an enforced policy with these mx patterns.
-func policyOf(mx ...string) *policy.Policy {
-	p := &policy.Policy{Mode: policy.ModeEnforce, MX: mx}
-	p.Fields = append(p.Fields, policy.Field{Key: "version", Value: "STSv1"}, policy.Field{Key: "mode", Value: "enforce"})
-	for _, pattern := range mx {
-		p.Fields = append(p.Fields, policy.Field{Key: "mx", Value: pattern})
-	}
-	p.Fields = append(p.Fields, policy.Field{Key: "max_age", Value: "86400"})
-	return p
-}
-
-// render returns the reply of a map with these properties for the policy.
-func render(t testing.TB, m mta.Map, domain string, p *policy.Policy) string {
-	t.Helper()
-	r, ok := ParseReady(Prepare(p))
-	if !ok {
-		t.Fatal("what was prepared cannot be read")
-	}
-	return string(appendSecure(nil, &m, []byte(domain), r))
-}
 
 var (
 	plainMap  = mta.Map{Servername: true}
@@ -52,6 +33,8 @@ func TestTheMatchListIsThePatternsInOrder(t *testing.T) {
 		{"lower case", []string{"MX.Example.COM", "*.EXAMPLE.net"}, "mx.example.com:.example.net"},
 		{"A-labels", []string{"mx.xn--bcher-kva.example"}, "mx.xn--bcher-kva.example"},
 		{"keywords of Postfix go", []string{"hostname", "mx.example.com", "nexthop", "dot-nexthop"}, "mx.example.com"},
+		{"addresses go", []string{"212.114.86.56", "mx.example.com", "010.0.0.01", "::1", "2001:db8::1", "[2001:db8::1]", "::ffff:192.0.2.1"}, "mx.example.com"},
+		{"and what ends in a number", []string{"mx.example.123", "*.1", "*.0.2.1", "mx.example.com", "mx.0x7f"}, "mx.example.com:mx.0x7f"},
 		{"any one label goes", []string{"localhost", "mx.example.com", "MX"}, "mx.example.com"},
 		{"what is no host name goes", []string{
 			"mx.example.com ciphers=null", "mx.example.com:hostname", "bücher.example", "mx_1.example.com", "mx..example.com",
@@ -67,7 +50,7 @@ func TestTheMatchListIsThePatternsInOrder(t *testing.T) {
 			}
 		})
 	}
-	for _, mx := range [][]string{nil, {"hostname"}, {"nexthop", "dot-nexthop", "*"}} {
+	for _, mx := range [][]string{nil, {"hostname"}, {"nexthop", "dot-nexthop", "*"}, {"212.114.86.56"}} {
 		for _, m := range []mta.Map{plainMap, tlsrptMap} {
 			if got := render(t, m, "example.com", policyOf(mx...)); got != none {
 				t.Errorf("mx %q: reply %q, want %q", mx, got, none)
@@ -100,7 +83,7 @@ func TestRFC8461_4_1_AWildcardIsNotRenderedAsTheDomainItself(t *testing.T) {
 }
 
 func TestRFC8461_7_1_SNIIsTheHostName(t *testing.T) {
-	for _, m := range mta.Builtin() {
+	for _, m := range []mta.Map{plainMap, tlsrptMap} {
 		reply := render(t, m, "example.com", policyOf("mx.example.com"))
 		p, err := parsePostfixPolicy(strings.TrimPrefix(reply, "OK "))
 		if err != nil {
@@ -135,16 +118,15 @@ func TestTheTLSRPTAttributesAreThePolicy(t *testing.T) {
 	}
 }
 
-func TestOnlyStandardFieldsWithStandardValuesAreRendered(t *testing.T) {
+func TestOnlyStandardFieldsWhoseValuesCannotEndAnAttributeAreRendered(t *testing.T) {
 	for _, f := range []policy.Field{
-		{Key: "version", Value: "STSv2"},
 		{Key: "Version", Value: "STSv1"},
 		{Key: "mode", Value: "enforce }"},
 		{Key: "mode", Value: ""},
 		{Key: "max_age", Value: ""},
 		{Key: "max_age", Value: "-1"},
 		{Key: "max_age", Value: "1.5"},
-		{Key: "max_age", Value: "12345678901"},
+		{Key: "max_age", Value: "1 }"},
 		{Key: "mx", Value: ""},
 		{Key: "mx", Value: "*"},
 		{Key: "mx", Value: "a.example } ciphers=null { policy_string = x"},
@@ -178,108 +160,131 @@ func longPolicy(n int) *policy.Policy {
 	return policyOf(mx...)
 }
 
-func TestALongReplyLosesItsPolicyStringsFirst(t *testing.T) {
-	var withStrings, without, temp bool
-	for n := 1; n < 1200; n += 13 {
-		reply := render(t, tlsrptMap, "example.com", longPolicy(n))
-		if len(reply) > MaxReply {
+func TestALongReplyLosesItsPolicyStringsFirstAndThenAllPolicyAttributes(t *testing.T) {
+	var seen [4]int // replies with policy strings, with patterns only, plain, and TEMP
+	last := 0
+	for n := 1; n < 2200; n += 13 {
+		reply, plain := render(t, tlsrptMap, "example.com", longPolicy(n)), render(t, plainMap, "example.com", longPolicy(n))
+		if len(reply) > tlsmap.MaxReply {
 			t.Fatalf("%d patterns: a reply of %d bytes", n, len(reply))
 		}
+		patterns, fields := strings.Count(reply, "mx_host_pattern="), strings.Count(reply, "policy_string = ")
+		kind := 0
 		switch {
 		case strings.HasPrefix(reply, "TEMP "):
-			temp = true
-			const want = "TEMP MTA-STS policy is too long for a reply; see: sts-tlsmap -explain example.com"
-			if reply != want {
-				t.Fatalf("%d patterns: %q, want %q", n, reply, want)
+			kind = 3
+			if want := "TEMP MTA-STS policy is too long for a reply; see: sts-tlsmap -explain example.com"; reply != want || plain != want {
+				t.Fatalf("%d patterns: %q", n, reply)
 			}
-		case strings.Contains(reply, "policy_string"):
-			withStrings = true
-			if without || temp {
-				t.Fatalf("%d patterns: policy strings, although fewer patterns had none", n)
+		case patterns == 0:
+			kind = 2
+			if reply != plain {
+				t.Fatalf("%d patterns: %.100q, but map postfix has %.100q", n, reply, plain)
 			}
-			if got := strings.Count(reply, "policy_string = "); got != n+3 {
-				t.Fatalf("%d patterns: %d policy strings", n, got)
-			}
-		default:
-			without = true
-			if temp {
-				t.Fatalf("%d patterns: OK, although fewer were TEMP", n)
-			}
+		case fields == 0:
+			kind = 1
+		case fields != n+3:
+			t.Fatalf("%d patterns: %d policy strings", n, fields)
 		}
-		if !temp {
-			if got := strings.Count(reply, "mx_host_pattern="); got != n {
-				t.Fatalf("%d patterns: %d of mx_host_pattern", n, got)
-			}
-			if plain := render(t, plainMap, "example.com", longPolicy(n)); strings.Count(plain, ":") != n-1 {
-				t.Fatalf("%d patterns: map postfix has another number", n)
-			}
+		if kind < 2 && (patterns != n || !strings.HasPrefix(reply, plain)) {
+			t.Fatalf("%d patterns: %d of mx_host_pattern in %.100q", n, patterns, reply)
 		}
+		if kind < last {
+			t.Fatalf("%d patterns get more attributes than fewer did", n)
+		}
+		seen[kind]++
+		last = kind
 	}
-	if !withStrings || !without || !temp {
-		t.Errorf("seen with policy strings: %t, without: %t, TEMP: %t", withStrings, without, temp)
+	if seen[0]*seen[1]*seen[2]*seen[3] == 0 {
+		t.Errorf("replies of each kind: %d", seen)
 	}
 }
 
 func TestTheLimitOfAReplyIsExact(t *testing.T) {
 	// A match list that is longer and longer by one byte.
-	for size := MaxReply - 300; size < MaxReply+300; size++ {
-		match := []byte(strings.Repeat("m", size))
+	for extra := range 60 {
+		p := longPolicy(1561)
+		p.MX = append(p.MX, strings.Repeat("m", extra+1)+".example")
 		for _, m := range []mta.Map{{}, plainMap} {
-			want := len("OK secure match=") + size
+			want := len("OK secure match=") + len(tlsmap.MatchList(p)) - 1
 			if m.Servername {
 				want += len(" servername=hostname")
 			}
-			reply := appendSecure(nil, &m, []byte("example.com"), Ready{match: match})
-			if ok := string(reply[:3]) == "OK "; ok != (want <= MaxReply) || ok && len(reply) != want {
-				t.Fatalf("match list of %d bytes: a reply of %d bytes, %.20q", size, len(reply), reply)
+			reply := render(t, m, "example.com", p)
+			if ok := reply[:3] == "OK "; ok != (want <= tlsmap.MaxReply) || ok && len(reply) != want {
+				t.Fatalf("%d bytes wanted: a reply of %d, %.20q", want, len(reply), reply)
 			}
 		}
 	}
 }
 
-func TestPreparingADomainThatIsNoneAddsNoAttribute(t *testing.T) {
-	for _, domain := range []string{"", "a b.example", "example.com mx_host_pattern=x", "exa\nmple.com", "Example.com"} {
-		got := render(t, tlsrptMap, domain, policyOf("mx.example.com"))
-		if !strings.HasPrefix(got, "TEMP ") {
-			t.Errorf("domain %q: %q", domain, got)
+func TestAStoredMatchListSaysByWhichRuleItWasMade(t *testing.T) {
+	list := tlsmap.MatchList(policyOf("mx.example.com", "*.example.net"))
+	if string(list[1:]) != "mx.example.com:.example.net" || !tlsmap.MatchListCurrent(list) {
+		t.Errorf("%q", list)
+	}
+	for _, other := range [][]byte{nil, {}, {2, 1, 'a', 0}, append([]byte{list[0] + 1}, list[1:]...)} {
+		if tlsmap.MatchListCurrent(other) {
+			t.Errorf("%q is taken for a list of today's rule", other)
+		}
+	}
+	if none := tlsmap.MatchList(policyOf("hostname")); !tlsmap.ListsNone(none) || tlsmap.ListsNone(list) || !tlsmap.MatchListCurrent(none) {
+		t.Errorf("an empty list is %q", none)
+	}
+}
+
+func TestRFC8461_4_2_TheReplyDemandsACertificateThatVerifiesForAListedHost(t *testing.T) {
+	// The certificate is Postfix's to check. At level "secure" it demands a
+	// trusted chain, within its dates, and a name out of match (postconf(5),
+	// smtp_tls_policy_maps): no other level does, and no name but the listed
+	// ones may be in match.
+	for _, m := range mta.Builtin() {
+		if m.DANE || m.Format == mta.FormatExim {
+			continue // where DANE protects the domain, the certificate is checked by TLSA
+		}
+		reply := render(t, m, "example.com", policyOf("mx1.example.com", "*.example.net", "hostname"))
+		p, err := parsePostfixPolicy(strings.TrimPrefix(reply, "OK "))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.values("match"); p.level != "secure" || !slices.Equal(got, []string{"mx1.example.com:.example.net"}) {
+			t.Errorf("map %s: level %q, match=%q", m.Name, p.level, got)
 		}
 	}
 }
 
-func TestWhatIsPreparedSaysNothingTwice(t *testing.T) {
-	text := []byte("version: STSv1\r\nmode: enforce\r\nmx: mx1.example.com\r\nmx: *.example.net\r\nmax_age: 604800\r\n")
-	p, err := policy.Parse(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := len(Prepare(p)); n > len(text)/2 {
-		t.Errorf("%d bytes for a policy of %d", n, len(text))
+func TestTheBuiltinMapsAreAsTheirNamesSay(t *testing.T) {
+	const (
+		plain  = "OK secure match=mx.example.com servername=hostname"
+		tlsrpt = plain + " policy_type=sts policy_domain=example.com mx_host_pattern=mx.example.com { policy_string = version: STSv1 }" +
+			" { policy_string = mode: enforce } { policy_string = mx: mx.example.com } { policy_string = max_age: 86400 }"
+	)
+	for _, m := range mta.Builtin() {
+		if m.Format == mta.FormatExim { // see exim_test.go
+			continue
+		}
+		want := plain
+		if strings.HasSuffix(m.Name, "tlsrpt") {
+			want = tlsrpt
+		}
+		k := tlsmap.Known{Domain: "example.com", State: tlsmap.PolicyEnforced, Policy: policyOf("mx.example.com"), DANE: dane.Finding{State: dane.Absent}}
+		if got := explain(t, m, k).Reply; got != want || m.DANE != strings.Contains(m.Name, "dane") {
+			t.Errorf("map %s: %q, DANE %v; want %q", m.Name, got, m.DANE, want)
+		}
 	}
 }
 
-func TestReadyOfAnotherVersionOrDamagedIsRefused(t *testing.T) {
-	ready := Prepare(policyOf("mx.example.com"))
-	if _, ok := ParseReady(ready); !ok {
-		t.Fatal("what was prepared cannot be read")
-	}
-	if !IsCurrent(ready) || IsCurrent(nil) || IsCurrent([]byte{readyVersion + 1}) {
-		t.Error("the version is not seen")
-	}
-	if _, ok := ParseReady(nil); ok {
-		t.Error("nothing is taken for something")
-	}
-	if _, ok := ParseReady(append([]byte{readyVersion + 1}, ready[1:]...)); ok {
-		t.Error("another version is taken for this one")
-	}
-	for n := range ready {
-		if _, ok := ParseReady(ready[:n]); ok {
-			t.Errorf("taken although cut off after %d bytes of %d", n, len(ready))
+func TestAMapThatCannotBeAnsweredIsRefused(t *testing.T) {
+	ok := mta.Map{Name: "x", Format: mta.FormatPostfix, Enforce: true}
+	for want, maps := range map[string][]mta.Map{
+		"1 to 64 characters":               {{Format: mta.FormatPostfix}},
+		"letters, digits":                  {{Name: "a b", Format: mta.FormatPostfix}},
+		`format "sendmail" is not known`:   {{Name: "a", Format: "sendmail"}},
+		"defined twice":                    {ok, ok},
+		`dane does not go with format "ex`: {{Name: "a", Format: mta.FormatExim, DANE: true}},
+	} {
+		if _, err := tlsmap.NewTable(maps); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one with %q", err, want)
 		}
-	}
-	if _, ok := ParseReady(append(ready, 0)); ok {
-		t.Error("taken although there is something behind it")
-	}
-	if _, ok := ParseReady([]byte{readyVersion, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01}); ok {
-		t.Error("a length of 2^64-1 is taken")
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // Policies finds the policy of a domain; *keeper.Keeper is one.
@@ -48,29 +49,30 @@ type Options struct {
 // A Server answers lookups in the maps of a table. It is a
 // socketmap.Handler.
 type Server struct {
-	table      *Table
-	policies   Policies
-	hops       NextHops
-	timeout    time.Duration
-	exempt     atomic.Pointer[exempt.Set]
-	timed      atomic.Pointer[exempt.Set]
-	lookups    sync.Pool // of *lookup
-	counters   [stripes][]mapCounters
-	striped    atomic.Uint32 // lookups made so far, each of which has a stripe
-	unknown    atomic.Uint64
-	rehearsing sparseLog
-	rehearsed  rehearsals
-	deferred   sparseLog
-	probe      sync.Once
+	table    *Table
+	policies Policies
+	hops     NextHops
+	timeout  time.Duration
+	exempt   atomic.Pointer[exempt.Set] // for good
+	timed    atomic.Pointer[exempt.Set] // until a time
+	lookups  sync.Pool                  // of *lookup
+	probe    sync.Once                  // of the resolver, when DANE first matters
+	counters []mapCounters              // as the table's maps
+
+	rehearsed                                *rehearsals
+	rehearsing, deferred, shortened, unknown *sparseLog
+
+	unknownMu    sync.Mutex
+	unknownCount uint64
+	lastUnknown  UnknownMap
 }
 
 // A lookup is what one call needs, kept for the next one.
 type lookup struct {
 	held   keeper.Held
-	name   [hostname.MaxName]byte // room for a domain that is not a part of the key
+	room   [hostname.MaxName]byte // for a domain that is not a part of the key
 	domain []byte                 // the policy domain; nil: there is none
 	why    string                 // what lies behind a TEMP reply; empty: nothing more to say
-	stripe uint32                 // of the counters: the pool gives a processor the same lookup again
 }
 
 // notFromMemory has the lookup timed, which began then.
@@ -80,24 +82,23 @@ func (l *lookup) notFromMemory(began time.Time) {
 	}
 }
 
-// NewServer returns a Server for the maps of t. The log gets what is deferred
-// and what rehearsed maps would have replied.
+// NewServer returns a Server for the maps of t.
 func NewServer(t *Table, o Options) *Server {
+	log := o.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	s := &Server{
-		table:    t,
-		policies: o.Policies,
-		hops:     o.NextHops,
-		timeout:  o.Timeout,
+		table: t, policies: o.Policies, hops: o.NextHops, timeout: o.Timeout,
+		counters: make([]mapCounters, len(t.maps)), rehearsed: newRehearsals(),
+		rehearsing: newSparseLog(log, slog.LevelInfo, "rehearsal: answered NOTFOUND, would have answered otherwise"),
+		deferred:   newSparseLog(log, slog.LevelWarn, "mail is deferred"),
+		shortened:  newSparseLog(log, slog.LevelWarn, "policy is too long for its attributes: answered as the map without tlsrpt"),
+		unknown:    newSparseLog(log, slog.LevelWarn, "lookup in an unknown map: mail is deferred"),
 	}
-	s.lookups.New = func() any { return &lookup{stripe: s.striped.Add(1) % stripes} }
-	for i := range s.counters {
-		s.counters[i] = make([]mapCounters, len(t.maps))
-	}
+	s.lookups.New = func() any { return new(lookup) }
 	s.exempt.Store(&exempt.Set{})
 	s.timed.Store(&exempt.Set{})
-	s.rehearsed.init()
-	s.rehearsing.init(o.Log, slog.LevelInfo, "rehearsal: answered NOTFOUND, would have answered otherwise")
-	s.deferred.init(o.Log, slog.LevelWarn, "mail is deferred")
 	return s
 }
 
@@ -105,7 +106,7 @@ func NewServer(t *Table, o Options) *Server {
 func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []byte {
 	i := s.table.index(mapName)
 	if i < 0 {
-		s.unknown.Add(1)
+		s.noteUnknown(mapName)
 		return s.table.appendUnknownMap(dst, mapName)
 	}
 	m := &s.table.maps[i]
@@ -119,23 +120,26 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 		if out == outcomeTemp && s.deferred.due(m.Name, key, reply) {
 			s.logDeferred(m, key, reply, l)
 		}
-	case out == outcomeOK || out == outcomeTemp:
+	case out == outcomeOK, out == outcomeTemp:
 		s.rehearse(m, key, reply, out == outcomeTemp, l)
 		dst = append(dst[:start], replyNotFound...)
-		out = rehearsed[out]
+		if out == outcomeOK {
+			out = outcomeRehearsedOK
+		} else {
+			out = outcomeRehearsedTemp
+		}
 	}
-	if string(l.domain) != keeper.ProbeDomain { // which no mail asks for
-		counters := &s.counters[l.stripe][i]
-		counters.by[out].Add(1)
+	if string(l.domain) != keeper.ProbeDomain { // excluded from the metrics of lookups
+		s.counters[i].by[out].Add(1)
 		if since := l.held.Since; !since.IsZero() {
-			counters.slow.add(time.Since(since))
+			s.counters[i].addSlow(time.Since(since))
 		}
 	}
 	s.lookups.Put(l)
 	return dst
 }
 
-// logDeferred says in the log what the MTA is told, and what lies behind it.
+// logDeferred logs a TEMP reply and what lies behind it.
 func (s *Server) logDeferred(m *mta.Map, key, reply []byte, l *lookup) {
 	domain := l.domain
 	if domain == nil {
@@ -152,12 +156,11 @@ func (s *Server) logDeferred(m *mta.Map, key, reply []byte, l *lookup) {
 	s.deferred.print(attrs...)
 }
 
-// rehearsed is how a rehearsal is counted.
-var rehearsed = [outcomes]outcome{outcomeOK: outcomeRehearsedOK, outcomeTemp: outcomeRehearsedTemp}
+func shown(b []byte) string { return text.Cut(string(b), logShown) }
 
 // answer appends the reply that the map would give if it is no rehearsal.
 func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte, l *lookup) ([]byte, outcome) {
-	hop, kind := mta.ParseKey(key, l.name[:0])
+	hop, kind := mta.ParseKey(key, l.room[:0])
 	switch {
 	case kind == mta.KeyUnconvertible:
 		return appendUnconvertible(dst, m), outcomeTemp
@@ -172,8 +175,8 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 	if asksDNS(m) {
 		began = time.Now()
 	}
-	if m.DANE {
-		s.probe.Do(s.startProbe)
+	if m.DANE && s.hops != nil {
+		s.probe.Do(func() { s.hops.Verdict() }) // nobody waits for the probe
 	}
 	err := s.policies.Lookup(ctx, hop.Domain, &l.held)
 	state := stateOf(err, l.held.Mode)
@@ -189,7 +192,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 			return s.answerHosts(ctx, dst, m, hop, began, l)
 		}
 		start := len(dst)
-		dst = appendHeld(dst, m, hop.Domain, &l.held)
+		dst = s.appendSecure(dst, m, hop.Domain, &l.held)
 		if dst[start] != replySecure[0] {
 			return dst, outcomeTemp
 		}
@@ -199,14 +202,6 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 	}
 	l.why = found.Why
 	return appendTemp(dst, m, deferReason(err), hop.Domain), outcomeTemp
-}
-
-// startProbe has the resolver probed when a map with DANE is asked for the
-// first time. Nobody waits for that.
-func (s *Server) startProbe() {
-	if s.hops != nil {
-		s.hops.Verdict()
-	}
 }
 
 // UnknownPort is why nothing can be said of a next-hop whose port is 0.
@@ -226,7 +221,7 @@ func (s *Server) findDANE(ctx context.Context, hop mta.NextHop, began time.Time,
 		return dane.Finding{Why: UnknownPort}
 	}
 	if s.hops == nil {
-		return dane.Finding{Why: "nothing here can tell"}
+		return dane.Finding{Why: "no resolver is configured"}
 	}
 	if found, ok := s.hops.Held(ctx, n); ok {
 		return found
@@ -245,47 +240,44 @@ func (s *Server) within(ctx context.Context, began time.Time) (context.Context, 
 	return context.WithDeadline(ctx, began.Add(s.timeout))
 }
 
-// appendHeld appends the reply for an applied policy: the one kept on its
-// entry, or a new one, which is then kept there.
-func appendHeld(dst []byte, m *mta.Map, domain []byte, h *keeper.Held) []byte {
-	slot := slotOf(m)
+// appendSecure appends the reply for a policy that applies: the one kept on the
+// keeper's entry, or a new one, which is then kept there.
+func (s *Server) appendSecure(dst []byte, m *mta.Map, domain []byte, h *keeper.Held) []byte {
+	slot := replySlot(m)
 	if h.Entry != nil {
 		if kept := h.Entry.Reply(slot); len(kept) > 0 {
 			return append(dst, kept...)
 		}
 	}
-	r, ok := ParseReady(h.Ready)
-	if !ok {
-		return appendTemp(dst, m, reasonNotReady, domain)
+	r := secure{domain: domain, match: matchOf(h)}
+	if !MatchListCurrent(r.match) {
+		return appendTemp(dst, m, reasonUnreadable, domain)
+	}
+	r.match = r.match[1:]
+	if m.TLSRPT {
+		if p, err := policy.Parse(textOf(h)); err == nil {
+			r.fields = p.Fields
+		}
 	}
 	start := len(dst)
-	dst = appendSecure(dst, m, domain, r)
+	dst, bare := r.append(dst, m)
+	if bare && s.shortened.due(m.Name, domain, nil) {
+		s.shortened.print(slog.String("domain", string(domain)), slog.String("map", m.Name),
+			slog.String("next", "Postfix checks hosts less strictly for this domain: nothing to do here"))
+	}
 	if h.Entry != nil {
 		h.Entry.KeepReply(slot, bytes.Clone(dst[start:]))
 	}
 	return dst
 }
 
-// stateOf returns the state of the policy that a lookup found, or not.
+// stateOf returns the state of the policy after a lookup in the keeper.
 func stateOf(err error, mode policy.Mode) PolicyState {
 	switch {
 	case err == nil:
 		return StateOf(mode)
 	case errors.Is(err, keeper.ErrNoPolicy):
 		return PolicyAbsent
-	}
-	return PolicyUnreadable
-}
-
-// StateOf returns the state of a policy that is held, by its mode.
-func StateOf(mode policy.Mode) PolicyState {
-	switch mode {
-	case policy.ModeEnforce:
-		return PolicyEnforced
-	case policy.ModeTesting:
-		return PolicyTesting
-	case policy.ModeNone:
-		return PolicyNone
 	}
 	return PolicyUnreadable
 }

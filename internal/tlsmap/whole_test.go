@@ -1,4 +1,4 @@
-package tlsmap
+package tlsmap_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // A dnsWorld is a resolver that validates, in front of a world in which
@@ -100,41 +101,42 @@ func (w *dnsWorld) questions() int {
 	return n
 }
 
-// wholeServer is a Server over a real Checker that asks w. dane.example,
+// wholeLab is a lab over a real Checker that asks w. dane.example,
 // enforce.example and victim.unsigned.example have enforced policies.
-func wholeServer(t *testing.T, w *dnsWorld) *Server {
-	f := newFake()
-	f.held["dane.example"] = f.held["enforce.example"]
-	f.held["victim.unsigned.example"] = f.held["enforce.example"]
+func wholeLab(t *testing.T, w *dnsWorld) (*lab, *dane.Checker) {
+	l := newLab(t, 0)
+	l.policies.held["dane.example"] = l.policies.held["enforce.example"]
+	l.policies.held["victim.unsigned.example"] = l.policies.held["enforce.example"]
 	c := dane.New(dane.Options{Resolver: w, Probe: dane.ProbeNames{Signed: []string{"signed.test"}, Unsigned: []string{"unsigned.example"}}})
-	return NewServer(testMaps(t), Options{Policies: f, NextHops: c, Timeout: 20 * time.Second})
+	l.Server = tlsmap.NewServer(l.table, tlsmap.Options{Policies: l.policies, NextHops: c, Timeout: 20 * time.Second})
+	return l, c
 }
 
 func TestDNSQuestionsALookup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newDNSWorld()
-		s := wholeServer(t, w)
+		l, _ := wholeLab(t, w)
 		for range 3 {
 			for _, key := range []string{"testing.example", "none.example", "unknown.example", "unreadable.example", ".dane.example", "localhost", "[192.0.2.1]"} {
 				for _, m := range append(daneMaps, "exim") {
-					ask(s, m, key)
+					l.ask(m, key)
 				}
 			}
 			for _, m := range []string{"postfix", "postfix-tlsrpt"} {
-				ask(s, m, "dane.example")
+				l.ask(m, "dane.example")
 			}
 		}
 		if n := w.questions(); n != 0 {
 			t.Errorf("%d questions where no policy is enforced, or no map with DANE was asked", n)
 		}
-		ask(s, "postfix-dane", "dane.example")
+		l.ask("postfix-dane", "dane.example")
 		if n := w.questions(); n != 3 {
 			t.Errorf("%d questions for the first lookup, want MX, A and TLSA", n)
 		}
 		for range 7 { // within the TTL, and before the last part of it
 			time.Sleep(time.Minute)
 			for _, m := range daneMaps {
-				if got := ask(s, m, "dane.example"); got != "OK dane-only" {
+				if got := l.ask(m, "dane.example"); got != "OK dane-only" {
 					t.Errorf("map %s: %q", m, got)
 				}
 			}
@@ -143,7 +145,7 @@ func TestDNSQuestionsALookup(t *testing.T) {
 			t.Errorf("%d questions for repeated lookups", n)
 		}
 		for range 3 {
-			ask(s, "exim", "dane.example")
+			l.ask("exim", "dane.example")
 		}
 		if n := w.questions(); n != 1 {
 			t.Errorf("%d questions for map exim, want one for MX", n)
@@ -166,13 +168,13 @@ func TestNoReplyGetsWeakerWithTheResolver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newDNSWorld()
-				s := wholeServer(t, w)
-				if got := ask(s, "postfix-dane", "dane.example"); got != "OK dane-only" {
+				l, _ := wholeLab(t, w)
+				if got := l.ask("postfix-dane", "dane.example"); got != "OK dane-only" {
 					t.Fatalf("at first: %q", got)
 				}
 				w.change(change)
 				for range 100 {
-					if got := ask(s, "postfix-dane", "dane.example"); got != "OK dane-only" && !strings.HasPrefix(got, "TEMP ") {
+					if got := l.ask("postfix-dane", "dane.example"); got != "OK dane-only" && !strings.HasPrefix(got, "TEMP ") {
 						t.Fatalf("%q", got)
 					}
 					time.Sleep(time.Minute)
@@ -187,11 +189,11 @@ func TestAResolverThatIsSlowAtTheStartWeakensNoReply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newDNSWorld()
 		w.slow = time.Minute
-		s := wholeServer(t, w)
+		l, _ := wholeLab(t, w)
 		for range 10 {
 			began := time.Now()
 			for _, key := range []string{"dane.example", "enforce.example"} {
-				if got := ask(s, "postfix-dane", key); !strings.HasPrefix(got, "TEMP ") {
+				if got := l.ask("postfix-dane", key); !strings.HasPrefix(got, "TEMP ") {
 					t.Fatalf("%s: %q", key, got)
 				}
 			}
@@ -202,10 +204,10 @@ func TestAResolverThatIsSlowAtTheStartWeakensNoReply(t *testing.T) {
 		}
 		w.change(func(w *dnsWorld) { w.slow = 0 })
 		time.Sleep(time.Minute)
-		if got := ask(s, "postfix-dane", "dane.example"); got != "OK dane-only" {
+		if got := l.ask("postfix-dane", "dane.example"); got != "OK dane-only" {
 			t.Errorf("later: %q", got)
 		}
-		if got := ask(s, "postfix-dane", "enforce.example"); !strings.HasPrefix(got, "OK secure match=") {
+		if got := l.ask("postfix-dane", "enforce.example"); !strings.HasPrefix(got, "OK secure match=") {
 			t.Errorf("later: %q", got)
 		}
 		time.Sleep(time.Hour)
@@ -221,7 +223,7 @@ func TestAResolverThatIsSlowAtTheStartAndAnswersWeakensNoReply(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newDNSWorld()
 					w.slow, w.liar = slow, liar
-					s := wholeServer(t, w)
+					l, _ := wholeLab(t, w)
 					last := map[string]string{}
 					for range 10 {
 						var asking sync.WaitGroup
@@ -229,7 +231,7 @@ func TestAResolverThatIsSlowAtTheStartAndAnswersWeakensNoReply(t *testing.T) {
 						var mu sync.Mutex
 						for _, key := range []string{"dane.example", "victim.unsigned.example"} {
 							asking.Go(func() {
-								reply := ask(s, "postfix-dane", key)
+								reply := l.ask("postfix-dane", key)
 								mu.Lock()
 								defer mu.Unlock()
 								replies[key] = reply
@@ -267,11 +269,11 @@ func TestAResolverWhoseADBitIsNotBelievedMakesDANEMapsAnswerAsPlainOnes(t *testi
 			synctest.Test(t, func(t *testing.T) {
 				w := newDNSWorld()
 				change(w)
-				s := wholeServer(t, w)
-				s.hops.Verdict()
+				l, c := wholeLab(t, w)
+				c.Verdict()
 				synctest.Wait()
 				for range 3 {
-					if got, want := ask(s, "postfix-dane", "dane.example"), ask(s, "postfix", "dane.example"); got != want || !strings.HasPrefix(got, "OK secure ") {
+					if got, want := l.ask("postfix-dane", "dane.example"), l.ask("postfix", "dane.example"); got != want || !strings.HasPrefix(got, "OK secure ") {
 						t.Errorf("%q, want %q", got, want)
 					}
 				}
