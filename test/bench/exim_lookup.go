@@ -32,7 +32,7 @@ func eximLookup(b *bench) (result, error) {
 		return result{}, fmt.Errorf("no Exim to time: run test/e2e/setup %s as root first: %w", eximRoot, err)
 	}
 	test := exec.CommandContext(b.ctx, "go", "test", "-tags", "e2e", "-count=1", "-v",
-		"-run", "^TestEximEnforcesMTASTS$/^a_lookup_takes_little_time$", "./test/e2e/"+eximRoot)
+		"-run", "^TestEximTrixie$/^a_lookup_takes_little_time$", "./test/e2e/mta")
 	out, err := test.CombinedOutput()
 	if err != nil {
 		return result{}, fmt.Errorf("%w\n%s", err, out[max(0, len(out)-2000):])

@@ -3,12 +3,11 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"sync"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
 // A workshop is what the rows of one run share. What is in it is made when the
@@ -26,24 +25,12 @@ func newWorkshop(ctx context.Context) (*workshop, error) {
 	}
 	return &workshop{
 		dir:     dir,
-		program: sync.OnceValues(func() (string, error) { return buildProgram(ctx, dir) }),
+		program: sync.OnceValues(func() (string, error) { return testlab.BuildDaemon(ctx, dir) }),
 		million: sync.OnceValues(openMillion),
 	}, nil
 }
 
 func (w *workshop) close() error { return os.RemoveAll(w.dir) }
-
-// buildProgram builds the program as make build does.
-func buildProgram(ctx context.Context, dir string) (string, error) {
-	path := filepath.Join(dir, "sts-tlsmap")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path,
-		"github.com/sts-tlsmap/sts-tlsmap/cmd/sts-tlsmap")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the program: %w\n%s", err, out)
-	}
-	return path, nil
-}
 
 // copyFile copies the file from to the file to.
 func copyFile(from, to string) (err error) {

@@ -58,7 +58,7 @@ func run(ctx context.Context, bin string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.remove(err != nil)) }()
-	if err := d.start(ctx); err != nil {
+	if err := d.Start(ctx); err != nil {
 		return err
 	}
 	s := &story{ctx: ctx, daemon: d, slow: isTerminal(os.Stdout)}
@@ -101,10 +101,10 @@ func (s *story) tell(honest *testlab.Domain) {
 		"off the net. The daemon is told to look again, killed with -9, and restarted.")
 	honest.RemoveRecord()
 	s.do(honest.Policy.Server.Down)
-	s.command(anyExit, s.daemon.bin, "-refresh", "honest.example")
+	s.command(anyExit, s.daemon.Program, "-refresh", "honest.example")
 	s.say("   (kill -9, start)")
-	s.do(s.daemon.kill)
-	s.do(func() error { return s.daemon.start(s.ctx) })
+	s.do(s.daemon.Kill)
+	s.do(func() error { return s.daemon.Start(s.ctx) })
 	s.lookup("honest.example", "secure match=mx1.honest.example servername=hostname")
 	s.say("Still enforced: a policy holds until its max_age runs out, and it is on disk.")
 
@@ -113,9 +113,9 @@ func (s *story) tell(honest *testlab.Domain) {
 		"five minutes old; here it is told to.")
 	s.do(honest.Policy.Server.Up)
 	honest.SetPolicy(testlab.PolicyText("enforce", 7*24*time.Hour, "*.bigmail.example"), "2026b")
-	s.command(0, s.daemon.bin, "-refresh", "honest.example")
+	s.command(0, s.daemon.Program, "-refresh", "honest.example")
 	s.lookup("honest.example", "secure match=.bigmail.example servername=hostname")
 
 	s.step("And this is what it knows by now:")
-	s.command(0, s.daemon.bin, "-cache")
+	s.command(0, s.daemon.Program, "-cache")
 }

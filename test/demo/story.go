@@ -62,9 +62,9 @@ func (s *story) lookup(key, want string) {
 	}
 	var got string
 	if s.daemon.postmap != "" {
-		got = s.command(status, s.daemon.postmap, "-c", s.daemon.postfixDir, "-q", key, "socketmap:inet:"+s.daemon.listen+":postfix")
+		got = s.command(status, s.daemon.postmap, "-c", s.daemon.postfixDir, "-q", key, "socketmap:inet:"+s.daemon.Address+":postfix")
 	} else {
-		got = s.command(status, s.daemon.bin, "-query", key)
+		got = s.command(status, s.daemon.Program, "-query", key)
 	}
 	if got = strings.TrimSpace(got); s.err == nil && got != want {
 		s.err = fmt.Errorf("the reply for %s is %q, and not %q", key, got, want)
@@ -78,11 +78,11 @@ func (s *story) command(status int, name string, args ...string) string {
 		return ""
 	}
 	fmt.Printf("   $ %s %s\n", filepath.Base(name), strings.Join(shown(args), " "))
-	if filepath.Base(name) == filepath.Base(s.daemon.bin) {
-		args = append([]string{"-config", s.daemon.config}, args...)
+	if filepath.Base(name) == filepath.Base(s.daemon.Program) {
+		args = append([]string{"-config", s.daemon.Config}, args...)
 	}
 	cmd := exec.CommandContext(s.ctx, name, args...)
-	cmd.Env = s.daemon.env()
+	cmd.Env = s.daemon.Env
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()

@@ -34,7 +34,7 @@ const (
 func TestEveryPolicyThatWasAnsweredOutlivesKillMinus9(t *testing.T) {
 	lab := newLab(t)
 	manyDomains(t, lab)
-	d := stage.NewDaemon(t, config(t, lab))
+	d := newDaemon(t, lab)
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)

@@ -6,9 +6,7 @@
 package durable
 
 import (
-	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
@@ -29,11 +27,8 @@ func newLab(t *testing.T) *testlab.T {
 	})
 }
 
-// config is the daemon's configuration in the lab.
-func config(t *testing.T, lab *testlab.T) string {
-	ca := stage.Path("lab.pem")
-	if err := os.WriteFile(ca, lab.CA.PEM(), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("[fetch]\nca_file = %q\nallow_private = true\n", ca)
+// newDaemon returns the daemon, which trusts the lab's authority.
+func newDaemon(t *testing.T, lab *testlab.T) *stage.Daemon {
+	t.Helper()
+	return stage.NewDaemon(t, testlab.DaemonConfig{CA: stage.WriteCA(t, lab)})
 }

@@ -33,12 +33,12 @@ const sharers = 16
 // kernel's page cache outlives the process.
 func TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered(t *testing.T) {
 	lab := newLab(t)
-	d := stage.NewDaemon(t, config(t, lab))
+	d := newDaemon(t, lab)
 	trace := stage.Path("trace")
 	// -D: the daemon is our child, and strace is a bystander. Strings are long
 	// enough for the pages of a commit. A sync takes its time, as that of a disk
 	// does: on the stage's tmpfs a commit would be done before the next find.
-	d.Trace = []string{"strace", "-D", "-f", "-yy", "-s", "70000", "-o", trace,
+	d.Wrapper = []string{"strace", "-D", "-f", "-yy", "-s", "70000", "-o", trace,
 		"-e", "trace=write,writev,pwrite64,pwritev,sendto,sendmsg,fsync,fdatasync,msync",
 		"-e", "inject=fdatasync:delay_enter=" + strconv.FormatInt(syncTime.Microseconds(), 10)}
 	d.Start(t)

@@ -8,7 +8,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -22,23 +21,19 @@ import (
 // one outside and the other inside its root.
 const caFile = "/etc/ssl/certs/lab.pem"
 
-// daemonConfig is what the daemon is told besides where it listens. A policy
-// is checked again by the next lookup after a second, and not after the five
-// minutes between a real Postfix' retries.
-const daemonConfig = `
-[fetch]
-ca_file = %q
-allow_private = true
-
-[refresh]
-recheck = %q
-`
-
-// recheck is what the daemon has for [refresh] recheck.
+// recheck is the daemon's [refresh] recheck: the next lookup after a second
+// checks a policy again, not the one five minutes later, after which a real
+// Postfix retries.
 const recheck = time.Second
 
-// configOf is the daemon's configuration with the authority at path.
-func configOf(path string) string { return fmt.Sprintf(daemonConfig, path, recheck.String()) }
+// startDaemon starts the daemon, which trusts the lab's authority.
+func startDaemon(t *testing.T, lab *testlab.T) *stage.Daemon {
+	t.Helper()
+	return stage.StartDaemon(t, testlab.DaemonConfig{
+		CA:     stage.WriteCA(t, lab),
+		Tables: fmt.Sprintf("[refresh]\nrecheck = %q\n", recheck),
+	})
+}
 
 // A Matching is how a Postfix holds MX hosts against the policy.
 type Matching bool
@@ -77,11 +72,7 @@ func Test(t *testing.T, root, mapName string, matching Matching) {
 	dane := strings.Contains(mapName, "-dane")
 	settings := w.enterLab(t, netip.MustParsePrefix("127.1.0.0/16"), dane)
 
-	ca := stage.Path("lab.pem")
-	if err := os.WriteFile(ca, w.lab.CA.PEM(), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	w.daemon = stage.StartDaemon(t, configOf(ca))
+	w.daemon = startDaemon(t, w.lab)
 	w.postfix = stage.StartPostfix(t, root,
 		map[string]string{caFile: string(w.lab.CA.PEM())},
 		append(settings,

@@ -46,11 +46,7 @@ func newEximWorld(t *testing.T) *world {
 	stage.AddNetwork(t, hostNet)
 	stage.AddNetwork(t, "2001:db8::/64")
 	w.enterLab(t, netip.MustParsePrefix(hostNet), true)
-	ca := stage.Path("lab.pem")
-	if err := os.WriteFile(ca, w.lab.CA.PEM(), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	w.daemon = stage.StartDaemon(t, configOf(ca))
+	w.daemon = startDaemon(t, w.lab)
 	return w
 }
 

@@ -69,7 +69,7 @@ func saysWhy(t *testing.T, w *world) {
 	m := w.exim.Send(t, d.Name)
 	o := m.Outcome(t)
 	check(t, m, o, deferred("MTA-STS: why.test: "+unlisted), d.Mail...)
-	for line := range strings.Lines(w.daemon.Log(t)) {
+	for line := range strings.Lines(w.daemon.Log()) {
 		if strings.Contains(line, "domain=why.test") && strings.Contains(line, unlisted) {
 			return
 		}

@@ -73,7 +73,7 @@ func movesResolver(t *testing.T, w *world) {
 	ctx, cancel := context.WithTimeout(t.Context(), heldTime)
 	defer cancel()
 	validates := func() bool { // as the last that the log has of it
-		log := w.daemon.Log(t)
+		log := w.daemon.Log()
 		return strings.LastIndex(log, "the resolver validates") > strings.LastIndex(log, "is not believed")
 	}
 	if err := stage.Await(ctx, validates); err != nil {
@@ -84,7 +84,7 @@ func movesResolver(t *testing.T, w *world) {
 // keeps says whether the log has it that the domain keeps its DANE, for a
 // verdict with those words.
 func (w *world) keeps(t *testing.T, d *testlab.Domain, verdict string) bool {
-	for line := range strings.Lines(w.daemon.Log(t)) {
+	for line := range strings.Lines(w.daemon.Log()) {
 		if strings.Contains(line, "keeps its DANE state") && strings.Contains(line, "domain="+d.Name+" ") && strings.Contains(line, verdict) {
 			return true
 		}

@@ -49,13 +49,9 @@ func newLab(t *testing.T) *testlab.T {
 }
 
 // config is the daemon's, with a listener for metrics.
-func config(t *testing.T, lab *testlab.T) string {
+func config(t *testing.T, lab *testlab.T) testlab.DaemonConfig {
 	t.Helper()
-	ca := stage.Path("lab.pem")
-	if err := lab.CA.WritePEM(ca); err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("metrics = %q\n[fetch]\nca_file = %q\nallow_private = true\n", "inet:"+metricsAddr, ca)
+	return testlab.DaemonConfig{CA: stage.WriteCA(t, lab), Top: fmt.Sprintf("metrics = %q", "inet:"+metricsAddr)}
 }
 
 // startPrometheus starts one that scrapes the daemon once a second, with the

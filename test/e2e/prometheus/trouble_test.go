@@ -63,7 +63,7 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 				t.Errorf("-check would say: %+v, %v", h.Troubles, err)
 			}
 			said := false
-			for line := range strings.Lines(d.Log(t)) {
+			for line := range strings.Lines(d.Log()) {
 				said = said || strings.Contains(line, "level=ERROR") && strings.Contains(line, test.line)
 			}
 			if !said {

@@ -1,7 +1,7 @@
-// Package stage is where the end-to-end tests play: namespaces of its own for
-// each test binary, a real MTA in a Debian root, and the real daemon.
+// Package stage is where the end-to-end tests run: each test has namespaces of
+// its own, a real MTA in a Debian root, and the real daemon.
 //
-// Nothing of it outlives the test binary, however that ends: processes, mounts
+// Nothing of it outlives the test, however that ends: processes, mounts
 // and network live in namespaces, and the kernel takes those down with the
 // first process in them. So there is no cleaning up, and none to forget.
 //
@@ -10,16 +10,24 @@
 package stage
 
 import (
+	"cmp"
+	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
 // Resolver is the address of the DNS server that everything on the stage
@@ -34,17 +42,22 @@ const onStage = "STS_TLSMAP_E2E_STAGE"
 // an installed package, say.
 const underTest = "STS_TLSMAP_E2E_PROGRAM"
 
-// dir is a tmpfs that only this test binary sees. /run is there on every
+// dir is a tmpfs that only this test sees. /run is there on every
 // Linux, and nothing of the machine's own /run is wanted on the stage.
 const dir = "/run"
 
 // Path is the path of a file with that name in memory, which only this test
-// binary sees.
+// sees.
 func Path(name string) string { return filepath.Join(dir, name) }
 
-// Main is the TestMain of every package of end-to-end tests. It runs the test
-// binary once more, as the first process of new network, mount and process
-// namespaces, and exits with that one's code. Outside, atEnd is called before.
+// atOnce is how many tests of one package run at the same time. They mostly
+// wait for their MTAs.
+const atOnce = 3
+
+// Main is the TestMain of every package of end-to-end tests. It runs each test
+// in a copy of the test binary that is the first process of new network, mount
+// and process namespaces, several tests at once, and exits with the worst code.
+// Outside the namespaces, it calls atEnd before it exits.
 func Main(m *testing.M, atEnd ...func()) {
 	if program := os.Getenv(onStage); program != "" {
 		if err := furnish(program); err != nil {
@@ -53,7 +66,11 @@ func Main(m *testing.M, atEnd ...func()) {
 		}
 		os.Exit(m.Run())
 	}
-	code, err := enter()
+	flag.Parse()
+	if flag.Lookup("test.list").Value.String() != "" {
+		os.Exit(m.Run()) // lists the tests and runs none
+	}
+	code, err := playAll()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: making the stage (this needs root): %v\n", err)
 	}
@@ -63,8 +80,8 @@ func Main(m *testing.M, atEnd ...func()) {
 	os.Exit(code)
 }
 
-// enter runs the test binary in its namespaces, with the same arguments.
-func enter() (code int, err error) {
+// playAll runs each test that the flags select on a stage of its own.
+func playAll() (code int, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 1, err
@@ -76,28 +93,59 @@ func enter() (code int, err error) {
 			return 1, err
 		}
 		defer os.RemoveAll(dir)
-		if program, err = buildDaemon(dir); err != nil {
+		if program, err = testlab.BuildDaemon(context.Background(), dir); err != nil {
 			return 1, err
 		}
 	}
-	// Pdeathsig is sent when the thread ends that started the process, not
-	// when the program does.
+	selected, subtests, _ := strings.Cut(flag.Lookup("test.run").Value.String(), "/")
+	list, err := exec.Command(self, "-test.list", cmp.Or(selected, ".")).Output()
+	if err != nil {
+		return 1, fmt.Errorf("listing the tests: %w", err)
+	}
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(atOnce)
+	for name := range strings.FieldsSeq(string(list)) {
+		if !strings.HasPrefix(name, "Test") {
+			continue
+		}
+		run := "^" + name + "$"
+		if subtests != "" {
+			run += "/" + subtests
+		}
+		group.Go(func() error {
+			out, c, err := play(self, program, run)
+			mu.Lock()
+			defer mu.Unlock()
+			os.Stdout.Write(out)
+			code = max(code, c)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return 1, err
+	}
+	return code, nil
+}
+
+// play runs the test binary in new namespaces with the flags that it has here,
+// but for the tests to run. It returns what it printed.
+func play(self, program, run string) (out []byte, code int, err error) {
+	// The kernel sends Pdeathsig when the thread ends that started the process,
+	// not when the whole program does.
 	runtime.LockOSThread()
-	c := exec.Command(self, os.Args[1:]...)
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	defer runtime.UnlockOSThread()
+	c := exec.Command(self, append(os.Args[1:len(os.Args):len(os.Args)], "-test.run="+run)...)
 	c.Env = append(os.Environ(), onStage+"="+program)
 	c.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	err = c.Run()
+	out, err = c.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		return max(exit.ExitCode(), 1), nil // -1 is a signal
+		return out, max(exit.ExitCode(), 1), nil // -1 is a signal
 	}
-	if err != nil {
-		return 1, err
-	}
-	return 0, nil
+	return out, 0, err
 }
 
 // furnish makes the new namespaces fit to live in.

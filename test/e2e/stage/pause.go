@@ -9,7 +9,7 @@ import (
 // connections and takes new ones, and answers nothing until Resume.
 func (d *Daemon) Pause(t *testing.T) {
 	t.Helper()
-	if err := d.running.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := syscall.Kill(d.PID, syscall.SIGSTOP); err != nil {
 		t.Fatalf("pausing the daemon: %v", err)
 	}
 }
@@ -17,7 +17,7 @@ func (d *Daemon) Pause(t *testing.T) {
 // Resume ends Pause.
 func (d *Daemon) Resume(t *testing.T) {
 	t.Helper()
-	if err := d.running.Process.Signal(syscall.SIGCONT); err != nil {
+	if err := syscall.Kill(d.PID, syscall.SIGCONT); err != nil {
 		t.Fatalf("resuming the daemon: %v", err)
 	}
 }

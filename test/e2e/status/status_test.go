@@ -19,7 +19,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -38,20 +37,6 @@ const hostile = "version: STSv1\r\nmode: enforce\r\nmx: mx1.hostile.test\r\nmax_
 	"x-script: <script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\r\n" +
 	"x-bidi: \u202egnihton\u202c\r\n"
 
-const daemonConfig = `listen = ["inet:127.0.0.1:0"]
-control = "unix:control.sock"
-metrics = "inet:127.0.0.1:0"
-[cache]
-path = "cache.db"
-[dns]
-servers = [%q]
-[fetch]
-ca_file = "lab.pem"
-allow_private = true
-[exempt]
-domains = ["exempt.test"]
-`
-
 // A daemon is the real program.
 type daemon struct {
 	lookups endpoint.Endpoint
@@ -59,68 +44,41 @@ type daemon struct {
 	control *control.Client
 }
 
-// build builds the program as it is released, and as the other tests do: what
-// they have compiled is not compiled again.
-func build(t *testing.T) (program string) {
-	t.Helper()
-	program = filepath.Join(t.TempDir(), "sts-tlsmap")
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", program, "github.com/sts-tlsmap/sts-tlsmap/cmd/sts-tlsmap")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return program
-}
-
-// startDaemon starts the program.
-func startDaemon(ctx context.Context, t *testing.T, program string, lab *testlab.T) *daemon {
+// startDaemon builds and starts the program.
+func startDaemon(ctx context.Context, t *testing.T, lab *testlab.T) *daemon {
 	t.Helper()
 	dir := t.TempDir()
-	file := filepath.Join(dir, "sts-tlsmap.toml")
-	if err := lab.CA.WritePEM(filepath.Join(dir, "lab.pem")); err != nil {
+	ca := filepath.Join(dir, "lab.pem")
+	if err := lab.CA.WritePEM(ca); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(file, fmt.Appendf(nil, daemonConfig, lab.DNS.Addr), 0o600); err != nil {
+	program, err := testlab.BuildDaemon(ctx, dir)
+	if err != nil {
 		t.Fatal(err)
 	}
-	var log bytes.Buffer
-	c := exec.Command(program, "-config", file)
-	c.Env = append(os.Environ(), "HTTPS_PROXY="+lab.Proxy.URL())
-	c.Stderr = &log
-	if err := c.Start(); err != nil {
+	p, err := testlab.NewDaemon(program, dir, testlab.DaemonConfig{
+		DNS: lab.DNS.Addr, CA: ca, Top: `metrics = "inet:127.0.0.1:0"`, Tables: "[exempt]\ndomains = [\"exempt.test\"]\n",
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- c.Wait() }()
+	p.Env = append(testlab.WithoutProxies(os.Environ()), "HTTPS_PROXY="+lab.Proxy.URL())
+	if err := p.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		c.Process.Signal(syscall.SIGTERM)
-		if err := <-ended; err != nil || t.Failed() {
-			t.Errorf("the daemon ended with %v\n%s", err, &log)
+		if err := p.Stop(); err != nil || t.Failed() {
+			t.Errorf("the daemon stopped with %v\n%s", err, p.Log())
 		}
 	})
-
-	d := &daemon{control: control.NewClient(filepath.Join(dir, "control.sock"))}
+	d := &daemon{control: control.NewClient(p.Control), lookups: endpoint.Endpoint{Network: "tcp", Address: p.Address}}
 	t.Cleanup(d.control.Close)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		h, err := d.control.Health(ctx)
-		if err == nil {
-			d.page = "http://" + strings.TrimPrefix(h.Metrics, "inet:")
-			if d.lookups, err = endpoint.Parse(h.Listeners[0]); err != nil {
-				t.Fatal(err)
-			}
-			return d
-		}
-		select {
-		case <-tick.C:
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("the daemon ended: %v\n%s", err, &log)
-		case <-ctx.Done():
-			t.Fatal(err)
-		}
+	h, err := d.control.Health(ctx)
+	if err != nil {
+		t.Fatal(err)
 	}
+	d.page = "http://" + strings.TrimPrefix(h.Metrics, "inet:")
+	return d
 }
 
 // fill has the domains of a small relay looked up, some more often than
@@ -176,11 +134,10 @@ func text(dom string) string {
 }
 
 func TestTheStatusPageInARealBrowser(t *testing.T) {
-	program := build(t) // takes as long as it takes
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	lab := testlab.New(t)
-	d := startDaemon(ctx, t, program, lab)
+	d := startDaemon(ctx, t, lab)
 	fill(ctx, t, lab, d)
 	page := d.page
 	packets := lab.DNS.Total()

@@ -1,0 +1,245 @@
+package testlab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// How long a Daemon may take to start and, after SIGTERM, to stop, and how
+// often Start looks.
+const (
+	daemonStart = time.Minute
+	daemonStop  = 15 * time.Second
+	daemonPoll  = time.Millisecond
+)
+
+// BuildDaemon builds the program as it is released and returns its path in
+// dir.
+func BuildDaemon(ctx context.Context, dir string) (path string, err error) {
+	path = filepath.Join(dir, "sts-tlsmap")
+	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path,
+		"github.com/sts-tlsmap/sts-tlsmap/cmd/sts-tlsmap")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the daemon: %w\n%s", err, out)
+	}
+	return path, nil
+}
+
+// A DaemonConfig is what tests set in a daemon's configuration file. All of it
+// is optional.
+type DaemonConfig struct {
+	Listen string // endpoint of the socketmap listener; a port of the kernel's choice if empty
+	Cache  string // path of the cache file; in the daemon's folder if empty
+	DNS    string // address and port of the resolver; /etc/resolv.conf if empty
+	CA     string // file of the authorities that sign for policy hosts; the system's if empty
+	Top    string // TOML lines before the first table
+	Fetch  string // TOML lines for [fetch]
+	Tables string // TOML tables at the end
+}
+
+// Write writes the configuration file of a daemon whose files are in dir.
+func (c DaemonConfig) Write(file, dir string) error {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	if c.Listen == "" {
+		c.Listen = "inet:127.0.0.1:0"
+	}
+	if c.Cache == "" {
+		c.Cache = filepath.Join(dir, "cache.db")
+	}
+	line("listen = [%q]", c.Listen)
+	line("control = %q", "unix:"+filepath.Join(dir, "control.sock"))
+	line("%s\n[cache]\npath = %q", c.Top, c.Cache)
+	if c.DNS != "" {
+		line("[dns]\nservers = [%q]", c.DNS)
+	}
+	line("[fetch]\nallow_private = true")
+	if c.CA != "" {
+		line("ca_file = %q", c.CA)
+	}
+	line("%s\n%s", c.Fetch, c.Tables)
+	return os.WriteFile(file, []byte(b.String()), 0o644)
+}
+
+// A Daemon is the real program in a process of its own, with its files in one
+// folder.
+type Daemon struct {
+	Program string
+	Config  string            // the configuration file
+	Control string            // path of the control socket
+	LogFile string            // where standard error goes
+	Wrapper []string          // a command that runs the program, strace and its flags for example
+	Env     []string          // of the program; nil: the caller's without HTTPS_PROXY and the like
+	Tweak   func(c *exec.Cmd) // changes the command before it starts; may be nil
+	Address string            // of the first socketmap listener, known once started
+	Began   time.Time         // just before exec
+	PID     int
+
+	exited chan error // has a value when the process has ended; nil if none runs
+}
+
+// NewDaemon writes the configuration into dir. It starts nothing.
+func NewDaemon(program, dir string, c DaemonConfig) (*Daemon, error) {
+	d := &Daemon{
+		Program: program,
+		Config:  filepath.Join(dir, "sts-tlsmap.toml"),
+		Control: filepath.Join(dir, "control.sock"),
+		LogFile: filepath.Join(dir, "sts-tlsmap.log"),
+	}
+	return d, c.Write(d.Config, dir)
+}
+
+// Start starts the daemon and returns when it answers at its control socket.
+func (d *Daemon) Start(ctx context.Context) error {
+	log, err := os.OpenFile(d.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close() // the process has its own
+	c := d.command(context.WithoutCancel(ctx), "-config", d.Config)
+	c.Stdout, c.Stderr = log, log
+	d.Began = time.Now()
+	if err := c.Start(); err != nil {
+		return fmt.Errorf("starting the daemon: %w", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- c.Wait() }()
+	d.exited, d.PID = exited, c.Process.Pid
+
+	ctx, cancel := context.WithTimeout(ctx, daemonStart)
+	defer cancel()
+	for {
+		listeners, err := d.listeners(ctx)
+		if err == nil {
+			d.Address = strings.TrimPrefix(listeners[0], "inet:")
+			return nil
+		}
+		select {
+		case err := <-exited:
+			d.exited = nil
+			return fmt.Errorf("the daemon ended at its start: %w\n%s", errors.Join(err), d.Log())
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("the daemon does not answer: %w\n%s", err, d.Log()), d.Kill())
+		case <-time.After(daemonPoll):
+		}
+	}
+}
+
+// listeners asks the daemon where it listens.
+func (d *Daemon) listeners(ctx context.Context) ([]string, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", d.Control)
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/v1/health", nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	var health struct {
+		PID       int      `json:"pid"`
+		Listeners []string `json:"listeners"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&health); err != nil {
+		return nil, err
+	}
+	if len(health.Listeners) == 0 {
+		return nil, errors.New("the daemon has no listener")
+	}
+	return health.Listeners, nil
+}
+
+// Kill kills the daemon as kill -9 does and waits until it has gone.
+func (d *Daemon) Kill() error {
+	if d.exited == nil {
+		return nil
+	}
+	err := syscall.Kill(d.PID, syscall.SIGKILL)
+	<-d.exited
+	d.exited = nil
+	return err
+}
+
+// Stop stops the daemon as an init system does. It must exit with 0.
+func (d *Daemon) Stop() error {
+	if d.exited == nil {
+		return nil
+	}
+	if err := syscall.Kill(d.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	select {
+	case err := <-d.exited:
+		d.exited = nil
+		if err != nil {
+			return fmt.Errorf("the daemon stopped with: %w", err)
+		}
+		return nil
+	case <-time.After(daemonStop):
+		return errors.Join(fmt.Errorf("the daemon did not stop within %s", daemonStop), d.Kill())
+	}
+}
+
+// Run runs the program in one of its modes with the daemon's configuration. A
+// code other than 0 is no error.
+func (d *Daemon) Run(ctx context.Context, args ...string) (stdout, stderr string, code int, err error) {
+	c := d.command(ctx, append([]string{"-config", d.Config}, args...)...)
+	var out, errs bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errs
+	err = c.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		err = nil
+	}
+	if err != nil {
+		return "", "", 0, fmt.Errorf("running %v: %w", args, err)
+	}
+	return out.String(), errs.String(), c.ProcessState.ExitCode(), nil
+}
+
+func (d *Daemon) command(ctx context.Context, args ...string) *exec.Cmd {
+	line := append(append(d.Wrapper[:len(d.Wrapper):len(d.Wrapper)], d.Program), args...)
+	c := exec.CommandContext(ctx, line[0], line[1:]...)
+	if c.Env = d.Env; c.Env == nil {
+		c.Env = WithoutProxies(os.Environ())
+	}
+	if d.Tweak != nil {
+		d.Tweak(c)
+	}
+	return c
+}
+
+// Log returns what the daemon has logged so far.
+func (d *Daemon) Log() string {
+	text, err := os.ReadFile(d.LogFile)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// WithoutProxies leaves HTTPS_PROXY and its kin out of an environment.
+func WithoutProxies(env []string) []string {
+	var kept []string
+	for _, e := range env {
+		if name, _, _ := strings.Cut(e, "="); !strings.HasSuffix(strings.ToLower(name), "_proxy") {
+			kept = append(kept, e)
+		}
+	}
+	return kept
+}
