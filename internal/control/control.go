@@ -166,6 +166,7 @@ type DANE struct {
 	NextHop string     `json:"next_hop"` // as an MTA asks for it: "[mx.example.com]:587"
 	State   dane.State `json:"state"`
 	Why     string     `json:"why"`
+	Hosts   []string   `json:"hosts,omitempty"` // those that mail may go to, where lookups at others fail
 	Until   time.Time  `json:"until"`
 	Kept    bool       `json:"kept,omitempty"` // from before: nothing vouches for what the DNS says now
 }

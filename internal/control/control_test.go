@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -275,7 +276,7 @@ func TestWhatIsHeldOfADomainsDANEIsTold(t *testing.T) {
 	})
 	h, err := c.Held(t.Context(), "d000000.test")
 	want := []DANE{{NextHop: "[d000000.test]:587", State: dane.NotValidating, Until: until.UTC()}, {NextHop: "d000000.test", State: dane.Usable, Why: "1 of 1", Until: until.UTC()}}
-	if err != nil || !slices.Equal(h.DANE, want) {
+	if err != nil || !reflect.DeepEqual(h.DANE, want) {
 		t.Errorf("got %+v, %v", h.DANE, err)
 	}
 	if _, err := c.Held(t.Context(), "other.test"); !errors.Is(err, ErrNothingHeld) {

@@ -185,7 +185,7 @@ func (s *Server) Held(domain string) (Held, error) {
 	h.ExemptUntil, h.Rehearsed = utc(s.o.ExemptUntil(domain)), s.o.Rehearsed(domain)
 	if s.o.DANE != nil {
 		for n, f := range s.o.DANE(domain) {
-			h.DANE = append(h.DANE, DANE{NextHop: n.String(), State: f.State, Why: f.Why, Until: utc(f.Until), Kept: f.Kept()})
+			h.DANE = append(h.DANE, DANE{NextHop: n.String(), State: f.State, Why: f.Why, Hosts: f.Hosts, Until: utc(f.Until), Kept: f.Kept})
 		}
 		slices.SortFunc(h.DANE, func(a, b DANE) int { return strings.Compare(a.NextHop, b.NextHop) })
 	}

@@ -3,10 +3,12 @@ package dane
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
@@ -16,11 +18,11 @@ type Report struct {
 	NextHop  NextHop
 	State    State
 	Why      string
-	MX       *Lookup // nil if the next-hop is in brackets
-	MXSet    *MXSet  // nil if MX is, or has no answer
-	Hosts    []*Host // those that were looked at, the most preferred first
-	Beyond   int     // hosts that were not, since there are too many
-	Unsigned bool    // the state rests on an answer that is not authenticated
+	MX       *Lookup  // nil if the next-hop is in brackets
+	Hosts    []*Host  // the most preferred first
+	Beyond   int      // listed hosts that were not looked at, since there are too many
+	Rest     []string // as Finding.Hosts
+	Unsigned bool     // the state rests on an answer that is not authenticated
 }
 
 // A HostState is what came of the lookups at one host.
@@ -29,31 +31,22 @@ type HostState uint8
 // The states of a host. The zero value is that of one not looked at to the end.
 const (
 	HostUnknown   HostState = iota // time ran out
+	HostUnlisted                   // the policy does not list it: not looked at
 	HostUsable                     // usable TLSA records
 	HostUnusable                   // TLSA records, none of them usable
 	HostNoTLSA                     // no TLSA records
 	HostInsecure                   // its addresses are not authenticated: TLSA is not asked for
 	HostNoAddress                  // it has no addresses
 	HostFailed                     // a lookup failed
+	hostStates
 )
 
-func (s HostState) String() string {
-	switch s {
-	case HostUsable:
-		return "usable TLSA records"
-	case HostUnusable:
-		return "no usable TLSA record"
-	case HostNoTLSA:
-		return "no TLSA records"
-	case HostInsecure:
-		return "addresses not authenticated"
-	case HostNoAddress:
-		return "no addresses"
-	case HostFailed:
-		return "lookup failed"
-	}
-	return "not looked at to the end"
+var hostStateNames = [hostStates]string{
+	"not looked at to the end", "not listed by the policy", "usable TLSA records", "no usable TLSA record", "no TLSA records",
+	"addresses not authenticated", "no addresses", "lookup failed",
 }
+
+func (s HostState) String() string { return hostStateNames[s] }
 
 // A Host is one host of a next-hop, and the lookups at it.
 type Host struct {
@@ -63,148 +56,130 @@ type Host struct {
 	Alias   *Lookup   // the CNAME at the host's name, where it was asked for by itself
 	TLSA    []*Lookup // at the final name, at the original name: those that were asked for
 	Failed  *Lookup   // the lookup that made it HostFailed
+
+	unsigned bool      // State rests on an answer that is not authenticated
+	until    time.Time // State holds until then
 }
 
-// Addrs returns the addresses that were found.
-func (h *Host) Addrs() []netip.Addr {
-	var addrs []netip.Addr
-	for _, l := range h.Address {
-		if l.Answer != nil {
-			addrs = append(addrs, l.Answer.Addrs...)
-		}
+// Lookups returns the lookups at the host, in the order asked.
+func (h *Host) Lookups() []*Lookup {
+	lookups := slices.Clone(h.Address)
+	if h.Alias != nil {
+		lookups = append(lookups, h.Alias)
 	}
-	return addrs
+	return append(lookups, h.TLSA...)
 }
 
-// keep returns how long the report may be kept.
-func (r *Report) keep() time.Duration {
-	if r.State == Undecided || r.State == LookupFailed {
-		return failKeep
-	}
-	least := time.Duration(maxKeep)
-	lookups := []*Lookup{r.MX}
+// settled says whether what was found at the host was an answer.
+func (h *Host) settled() bool {
+	return h.State != HostUnknown && h.State != HostUnlisted && h.State != HostFailed
+}
+
+// hop returns the report as it is held.
+func (r *Report) hop() *hop {
+	f := brief(r.State, r.Why)
+	f.Hosts = r.Rest
+	held := new(hop)
+	least := keep(r.MX)
 	for _, h := range r.Hosts {
-		if h.State == HostUnknown || h.State == HostFailed {
-			continue // what they are did not count
-		}
-		lookups = append(append(append(lookups, h.Address...), h.Alias), h.TLSA...)
-	}
-	for _, l := range lookups {
-		if l != nil && l.answered() {
-			least = min(least, l.ttl())
+		held.hosts = append(held.hosts, &Host{MXHost: h.MXHost, State: h.State, unsigned: h.unsigned, until: h.until})
+		if h.settled() {
+			least = min(least, time.Until(h.until))
 		}
 	}
-	return clampKeep(least)
+	switch r.State {
+	case Undecided, LookupFailed, SomeFailed, AddressesFailed:
+	default:
+		f.Until = time.Now().Add(max(least, minKeep))
+	}
+	held.finding = f
+	return held
 }
 
-func clampKeep(ttl time.Duration) time.Duration { return min(max(ttl, minKeep), maxKeep) }
-
-// lost returns the names of the hosts that an MTA which insists on DANE skips.
-func (r *Report) lost() []string {
-	var names []string
-	for _, h := range r.Hosts {
-		switch h.State {
-		case HostNoTLSA, HostUnusable, HostInsecure:
-			names = append(names, h.Name)
-		}
-	}
-	return names
-}
-
-// look makes a check. With both set, it asks for all addresses, and does not
-// break off when the state is clear.
-func (c *Checker) look(ctx context.Context, n NextHop, both bool) *Report {
+// look makes a check of the hosts that are listed, and of known takes what
+// still holds. With all set, it asks for all addresses, and does not break off
+// when the state is clear.
+func (c *Checker) look(ctx context.Context, n NextHop, listed func(string) bool, known []*Host, all bool) *Report {
 	r := &Report{NextHop: n}
-	var hosts []MXHost
-	if n.Bracketed {
-		hosts = []MXHost{{Name: n.Host}}
-	} else {
+	hosts := []MXHost{{Name: n.Host}}
+	if !n.Bracketed {
 		r.MX = c.lookup(ctx, n.Host, resolver.TypeMX)
-		if !r.readMX() {
+		set := r.readMX()
+		if set == nil {
 			return r
 		}
-		hosts = r.MXSet.Hosts
+		hosts = set.Hosts
 	}
-	if len(hosts) > maxHosts {
-		r.Beyond = len(hosts) - maxHosts
-		hosts = hosts[:maxHosts]
+	for i, mx := range hosts {
+		h := &Host{MXHost: mx}
+		switch same := slices.IndexFunc(known, func(k *Host) bool { return k.Name == mx.Name }); {
+		case !listed(mx.Name):
+			h.State = HostUnlisted
+		case i >= maxHosts:
+			r.Beyond++
+		case same >= 0 && known[same].settled() && time.Now().Before(known[same].until):
+			h = known[same]
+		}
+		if i < maxHosts {
+			r.Hosts = append(r.Hosts, h)
+		}
 	}
-	for _, h := range hosts {
-		r.Hosts = append(r.Hosts, &Host{MXHost: h})
-	}
-	c.lookAtHosts(ctx, r, both)
+	c.lookAtHosts(ctx, r, all)
 	r.conclude()
 	return r
 }
 
-// readMX reads the MX lookup, and says whether the hosts are to be looked at.
-func (r *Report) readMX() (goOn bool) {
+// readMX reads the MX lookup. It returns nil if that decides already.
+func (r *Report) readMX() *MXSet {
 	if !r.MX.answered() {
 		r.State, r.Why = Undecided, "the MX lookup failed: "+r.MX.Err.Error() // RFC 7672, 2.1.2
-		return false
+		return nil
 	}
-	r.MXSet = readMX(r.NextHop.Host, r.MX, laxName)
-	r.Unsigned = !r.MXSet.Secure
+	set := readMX(r.NextHop.Host, r.MX.Answer)
+	r.Unsigned = r.MX.Security != Secure
 	switch {
-	case r.MXSet.NXDomain:
+	case set.NXDomain:
 		r.State, r.Why = NoMail, "the domain does not exist"
-	case r.MXSet.Null:
-		r.State, r.Why = NoMail, "the domain has a null MX: it takes no mail" // RFC 7505
-	case !r.MXSet.Secure:
-		// RFC 7672, 2.2.1: whoever can forge the MX records can have their
-		// own host's TLSA records match.
+	case set.Null:
+		r.State, r.Why = NoMail, "the domain has a null MX"
+	case r.Unsigned: // RFC 7672, 2.2.1
 		r.State, r.Why = UnsignedMX, "the MX records are not authenticated"
 	default:
-		return true
+		return set
 	}
-	return false
+	return nil
 }
 
 // lookAtHosts looks at the hosts of r, some at once. When one has usable
-// records, the rest gets a little more time.
-func (c *Checker) lookAtHosts(ctx context.Context, r *Report, both bool) {
+// records, the others get a little more time.
+func (c *Checker) lookAtHosts(ctx context.Context, r *Report, all bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var settle sync.Once
-	next := make(chan *Host)
-	var working sync.WaitGroup
-	for range min(hostsAtOnce, len(r.Hosts)) {
-		working.Go(func() {
-			for h := range next {
-				c.lookAtHostSafely(ctx, h, r.NextHop.Port, both)
-				if h.State == HostUsable && !both {
-					settle.Do(func() { time.AfterFunc(settleTime, cancel) })
-				}
+	var working errgroup.Group
+	working.SetLimit(hostsAtOnce)
+	for _, h := range r.Hosts {
+		if h.State != HostUnknown {
+			continue
+		}
+		working.Go(func() error {
+			c.lookAtHost(ctx, h, r.NextHop.Port, all)
+			h.unsigned = slices.ContainsFunc(h.Lookups(), func(l *Lookup) bool { return l.Security == Insecure })
+			h.until = time.Now().Add(keep(h.Lookups()...))
+			if h.State == HostUsable && !all {
+				settle.Do(func() { time.AfterFunc(settleTime, cancel) })
 			}
+			return nil
 		})
 	}
-	for _, h := range r.Hosts {
-		select {
-		case next <- h:
-		case <-ctx.Done():
-		}
-	}
-	close(next)
 	working.Wait()
-}
-
-// lookAtHostSafely is lookAtHost, and leaves a host of which nothing is known
-// when that panics.
-func (c *Checker) lookAtHostSafely(ctx context.Context, h *Host, port uint16, both bool) {
-	defer func() {
-		if v := recover(); v != nil {
-			c.survived("host", v)
-			h.State, h.Failed = HostUnknown, nil
-		}
-	}()
-	c.lookAtHost(ctx, h, port, both)
 }
 
 // lookAtHost follows RFC 7672, 2.2.2: addresses first; TLSA at the name that
 // its CNAMEs lead to, if all of them are authenticated, then at its own name,
 // if that one's CNAME is.
-func (c *Checker) lookAtHost(ctx context.Context, h *Host, port uint16, both bool) {
-	addresses := c.addresses(ctx, h, both)
+func (c *Checker) lookAtHost(ctx context.Context, h *Host, port uint16, all bool) {
+	addresses := c.addresses(ctx, h, all)
 	if addresses == nil {
 		return
 	}
@@ -232,8 +207,9 @@ func (c *Checker) lookAtHost(ctx context.Context, h *Host, port uint16, both boo
 
 // addresses asks for the addresses of h. It returns an answer that has some,
 // an authenticated one if there is; or nil if there is none, and says so in
-// the state of h. One family is enough: Postfix goes on with it, too.
-func (c *Checker) addresses(ctx context.Context, h *Host, both bool) *Lookup {
+// the state of h. One family is enough: Postfix goes on with it, too. Where
+// nobody answers for one family, the other is not asked for.
+func (c *Checker) addresses(ctx context.Context, h *Host, all bool) *Lookup {
 	var best, failed *Lookup
 	for _, qtype := range []resolver.Type{resolver.TypeA, resolver.TypeAAAA} {
 		l := c.lookup(ctx, h.Name, qtype)
@@ -244,7 +220,7 @@ func (c *Checker) addresses(ctx context.Context, h *Host, both bool) *Lookup {
 		case l.found() && (best == nil || l.Security > best.Security):
 			best = l
 		}
-		if best != nil && best.Security == Secure && !both {
+		if l.timedOut() || best != nil && best.Security == Secure && !all {
 			break
 		}
 	}
@@ -278,61 +254,65 @@ func (c *Checker) tlsa(ctx context.Context, h *Host, name string, port uint16) b
 	return true
 }
 
-// fail notes a lookup that failed. One that was broken off because ctx ended
-// says nothing of the host.
+// fail notes a lookup that failed. One that was broken off says nothing of the
+// host.
 func (h *Host) fail(ctx context.Context, l *Lookup) {
 	h.State, h.Failed = HostFailed, l
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || l.Err == errPanic {
 		h.State = HostUnknown
 	}
 }
 
-// conclude makes the state of a next-hop from those of its hosts, whose names
-// are authenticated or came from the configuration.
+// conclude makes the state of a next-hop from those of its listed hosts, whose
+// names are authenticated or came from the configuration.
 func (r *Report) conclude() {
 	count := make(map[HostState]int)
+	var failed *Host
+	onlyAddresses := true
 	for _, h := range r.Hosts {
 		count[h.State]++
-		r.Unsigned = r.Unsigned || h.unsigned()
+		r.Unsigned = r.Unsigned || h.unsigned
+		switch h.State {
+		case HostNoTLSA, HostUnusable, HostInsecure:
+			r.Rest = append(r.Rest, h.Name)
+		case HostFailed:
+			failed = h
+			onlyAddresses = onlyAddresses && (h.Failed.Type == resolver.TypeA || h.Failed.Type == resolver.TypeAAAA)
+		}
 	}
 	switch {
 	case count[HostUsable] > 0:
-		r.State = Usable
-		r.Why = fmt.Sprintf("%d of %d hosts have usable TLSA records", count[HostUsable], len(r.Hosts)+r.Beyond)
-	case count[HostFailed] > 0:
-		// RFC 7672, 2.2.2: an error in any of the lookups delays delivery.
-		failed := r.Hosts[slices.IndexFunc(r.Hosts, func(h *Host) bool { return h.State == HostFailed })]
-		r.State, r.Why = LookupFailed, fmt.Sprintf("a lookup at host %s failed: %v", failed.Name, failed.Failed.Err)
+		r.State, r.Why = Usable, fmt.Sprintf("%d of %d hosts have usable TLSA records", count[HostUsable], len(r.Hosts)+r.Beyond-count[HostUnlisted])
 	case count[HostUnknown] > 0:
 		r.State, r.Why = Undecided, "the lookups at its hosts took too long"
 	case r.Beyond > 0:
 		r.State, r.Why = Undecided, fmt.Sprintf("more than %d MX hosts, and no usable TLSA records at those", maxHosts)
+	case failed != nil && len(r.Rest) > 0:
+		r.State = SomeFailed
+		if onlyAddresses {
+			r.State = AddressesFailed
+		}
+		r.Why = fmt.Sprintf("a lookup at host %s failed, and other hosts are without DANE: %v", failed.Name, failed.Failed.Err)
+		return
+	case failed != nil:
+		r.State, r.Why = LookupFailed, fmt.Sprintf("a lookup at host %s failed: %v", failed.Name, failed.Failed.Err)
 	case len(r.Hosts) == 0:
 		r.State, r.Why = Absent, "none of its MX records has a host name"
+	case count[HostUnlisted] == len(r.Hosts):
+		r.State, r.Why = NoMail, "the policy lists none of its MX hosts"
 	default:
-		r.State, r.Why = Absent, "no host has usable TLSA records: "+r.reasons(count)
+		r.State, r.Why = Absent, "no host has usable TLSA records: "+reasons(count)
 	}
+	r.Rest = nil
 }
 
-// reasons counts the hosts by their states.
-func (r *Report) reasons(count map[HostState]int) string {
-	var s string
+// reasons counts the hosts without DANE by their states.
+func reasons(count map[HostState]int) string {
+	var s []string
 	for _, state := range []HostState{HostNoTLSA, HostUnusable, HostInsecure, HostNoAddress} {
 		if n := count[state]; n > 0 {
-			if s != "" {
-				s += ", "
-			}
-			s += fmt.Sprintf("%s at %d", state, n)
+			s = append(s, fmt.Sprintf("%s at %d", state, n))
 		}
 	}
-	return s
+	return strings.Join(s, ", ")
 }
-
-// unsigned says whether what was found at the host rests on an answer that is
-// not authenticated.
-func (h *Host) unsigned() bool {
-	insecure := func(l *Lookup) bool { return l != nil && l.Security == Insecure }
-	return slices.ContainsFunc(h.Address, insecure) || insecure(h.Alias) || slices.ContainsFunc(h.TLSA, insecure)
-}
-
-var _ Resolver = (*resolver.Resolver)(nil)

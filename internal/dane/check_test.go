@@ -20,9 +20,9 @@ type hostKind struct {
 
 const port25 = "_25._tcp."
 
-var aliasTo = func(sec Security, end string, data ...string) func(host string) entry {
-	return func(host string) entry {
-		return entry{security: sec, cnames: []string{host}, end: end, data: data, ttl: 5 * time.Minute}
+var aliasTo = func(sec Security, end string, data ...string) func(host string) reply {
+	return func(host string) reply {
+		return reply{security: sec, cnames: []string{host}, end: end, data: data, ttl: 5 * time.Minute}
 	}
 }
 
@@ -37,7 +37,7 @@ var hostKinds = []hostKind{
 		f.set(h, "A", secure()).set(h, "AAAA", secure("2001:db8::1")).set(port25+h, "TLSA", secure(usableTLSA...))
 	}, HostUsable},
 	{"usable, one family's lookup fails", func(f *fake, h string) {
-		f.set(h, "A", entry{security: Bogus}).set(h, "AAAA", secure("2001:db8::1")).set(port25+h, "TLSA", secure(usableTLSA...))
+		f.set(h, "A", reply{security: Bogus}).set(h, "AAAA", secure("2001:db8::1")).set(port25+h, "TLSA", secure(usableTLSA...))
 	}, HostUsable},
 	{"unusable", func(f *fake, h string) {
 		f.set(h, "A", secure("192.0.2.1")).set(port25+h, "TLSA", secure(unusableTLSA...))
@@ -50,26 +50,26 @@ var hostKinds = []hostKind{
 		f.set(h, "A", secure("192.0.2.1")).set(port25+h, "TLSA", insecure())
 	}, HostNoTLSA},
 	{"TLSA bogus", func(f *fake, h string) {
-		f.set(h, "A", secure("192.0.2.1")).set(port25+h, "TLSA", entry{security: Bogus})
+		f.set(h, "A", secure("192.0.2.1")).set(port25+h, "TLSA", reply{security: Bogus})
 	}, HostFailed},
-	{"TLSA times out", func(f *fake, h string) { f.set(h, "A", secure("192.0.2.1")).set(port25+h, "TLSA", entry{}) }, HostFailed},
+	{"TLSA times out", func(f *fake, h string) { f.set(h, "A", secure("192.0.2.1")).set(port25+h, "TLSA", reply{}) }, HostFailed},
 	{"TLSA refused", func(f *fake, h string) {
-		f.set(h, "A", secure("192.0.2.1")).set(port25+h, "TLSA", entry{kind: resolver.KindRefused})
+		f.set(h, "A", secure("192.0.2.1")).set(port25+h, "TLSA", reply{kind: resolver.KindRefused})
 	}, HostFailed},
 	{"address insecure, TLSA perfect", func(f *fake, h string) {
 		f.set(h, "A", insecure("192.0.2.1")).set(h, "AAAA", insecure("2001:db8::1")).set(port25+h, "TLSA", secure(usableTLSA...))
 	}, HostInsecure},
 	{"address insecure, TLSA and AAAA fail", func(f *fake, h string) {
-		f.set(h, "A", insecure("192.0.2.1")).set(h, "AAAA", entry{}).set(port25+h, "TLSA", entry{})
+		f.set(h, "A", insecure("192.0.2.1")).set(h, "AAAA", reply{}).set(port25+h, "TLSA", reply{})
 	}, HostInsecure},
 	{"address authenticated in the second family only", func(f *fake, h string) {
 		f.set(h, "A", insecure("192.0.2.1")).set(h, "AAAA", secure("2001:db8::1")).set(port25+h, "TLSA", secure(usableTLSA...))
 	}, HostUsable},
 	{"address bogus", func(f *fake, h string) {
-		f.set(h, "A", entry{security: Bogus}).set(h, "AAAA", entry{security: Bogus})
+		f.set(h, "A", reply{security: Bogus}).set(h, "AAAA", reply{security: Bogus})
 	}, HostFailed},
-	{"address half bogus, half absent", func(f *fake, h string) { f.set(h, "A", entry{security: Bogus}).set(h, "AAAA", secure()) }, HostFailed},
-	{"address times out", func(f *fake, h string) { f.set(h, "A", entry{}).set(h, "AAAA", entry{}) }, HostFailed},
+	{"address half bogus, half absent", func(f *fake, h string) { f.set(h, "A", reply{security: Bogus}).set(h, "AAAA", secure()) }, HostFailed},
+	{"address times out", func(f *fake, h string) { f.set(h, "A", reply{}).set(h, "AAAA", reply{}) }, HostFailed},
 	{"no address", func(f *fake, h string) { f.set(h, "A", secure()).set(h, "AAAA", insecure()) }, HostNoAddress},
 	{"alias, all authenticated, TLSA at its end", func(f *fake, h string) {
 		f.set(h, "A", aliasTo(Secure, "end.example", "192.0.2.1")(h)).set(port25+"end.example", "TLSA", secure(usableTLSA...))
@@ -82,14 +82,14 @@ var hostKinds = []hostKind{
 			set(port25+h, "TLSA", secure(usableTLSA...))
 	}, HostUnusable},
 	{"alias, all authenticated, TLSA fails at its end", func(f *fake, h string) {
-		f.set(h, "A", aliasTo(Secure, "sick.example", "192.0.2.1")(h)).set(port25+"sick.example", "TLSA", entry{security: Bogus}).
+		f.set(h, "A", aliasTo(Secure, "sick.example", "192.0.2.1")(h)).set(port25+"sick.example", "TLSA", reply{security: Bogus}).
 			set(port25+h, "TLSA", secure(usableTLSA...))
 	}, HostFailed},
 	{"alias, all authenticated, TLSA nowhere", func(f *fake, h string) {
 		f.set(h, "A", aliasTo(Secure, "bare.example", "192.0.2.1")(h))
 	}, HostNoTLSA},
 	{"authenticated alias into an unsigned zone, TLSA at its beginning", func(f *fake, h string) {
-		f.set(h, "A", aliasTo(Insecure, "plain.example", "192.0.2.1")(h)).set(h, "AAAA", entry{}).
+		f.set(h, "A", aliasTo(Insecure, "plain.example", "192.0.2.1")(h)).set(h, "AAAA", reply{}).
 			set(h, "CNAME", secure("plain.example.")).set(port25+h, "TLSA", secure(usableTLSA...))
 	}, HostUsable},
 	{"authenticated alias into an unsigned zone, TLSA at its end only", func(f *fake, h string) {
@@ -98,24 +98,29 @@ var hostKinds = []hostKind{
 	}, HostNoTLSA},
 	{"authenticated alias into an unsigned zone, TLSA fails", func(f *fake, h string) {
 		f.set(h, "A", aliasTo(Insecure, "plain.example", "192.0.2.1")(h)).
-			set(h, "CNAME", secure("plain.example.")).set(port25+h, "TLSA", entry{security: Bogus})
+			set(h, "CNAME", secure("plain.example.")).set(port25+h, "TLSA", reply{security: Bogus})
 	}, HostFailed},
 	{"alias that is not authenticated itself", func(f *fake, h string) {
 		f.set(h, "A", aliasTo(Insecure, "plain.example", "192.0.2.1")(h)).
 			set(h, "CNAME", insecure("plain.example.")).set(port25+h, "TLSA", secure(usableTLSA...))
 	}, HostInsecure},
 	{"alias whose own lookup fails", func(f *fake, h string) {
-		f.set(h, "A", aliasTo(Insecure, "plain.example", "192.0.2.1")(h)).set(h, "CNAME", entry{security: Bogus})
+		f.set(h, "A", aliasTo(Insecure, "plain.example", "192.0.2.1")(h)).set(h, "CNAME", reply{security: Bogus})
 	}, HostFailed},
 }
 
 // expected is the decision's table for a domain with an authenticated MX
 // RRset, written down once more.
 func expected(hosts ...HostState) State {
+	has := func(states ...HostState) bool {
+		return slices.ContainsFunc(states, func(s HostState) bool { return slices.Contains(hosts, s) })
+	}
 	switch {
-	case slices.Contains(hosts, HostUsable):
+	case has(HostUsable):
 		return Usable
-	case slices.Contains(hosts, HostFailed):
+	case has(HostFailed) && has(HostNoTLSA, HostUnusable, HostInsecure):
+		return SomeFailed // or AddressesFailed
+	case has(HostFailed):
 		return LookupFailed
 	}
 	return Absent
@@ -126,15 +131,23 @@ func TestRFC7672_2_2_2_EachKindOfHostAloneAndBesideEachOther(t *testing.T) {
 		t.Run(a.name, func(t *testing.T) {
 			f := newFake().set("example.com", "MX", secure("10 a.example.com."))
 			a.setUp(f, "a.example.com")
-			r := checker(f).Look(t.Context(), NextHop{Host: "example.com"})
+			r := checker(f).Look(t.Context(), NextHop{Host: "example.com"}, everyHost)
 			if r.Hosts[0].State != a.want || r.State != expected(a.want) {
 				t.Errorf("host: %v; next-hop: %v, %s", r.Hosts[0].State, r.State, r.Why)
 			}
 			for _, b := range hostKinds {
 				b.setUp(f, "b.example.com")
 				f.set("example.com", "MX", secure("10 a.example.com.", "20 b.example.com."))
-				got := checker(f).Check(t.Context(), NextHop{Host: "example.com"})
-				if want := expected(a.want, b.want); got.State != want || got.Why == "" {
+				got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost)
+				want := expected(a.want, b.want)
+				failing := a
+				if b.want == HostFailed {
+					failing = b
+				}
+				if want == SomeFailed && strings.HasPrefix(failing.name, "address ") {
+					want = AddressesFailed
+				}
+				if got.State != want || got.Why == "" {
 					t.Errorf("beside %s: %v, want %v; %s", b.name, got.State, want, got.Why)
 				}
 				f.change(func(f *fake) {
@@ -153,22 +166,22 @@ func TestRFC7672_2_1_1_TheFourKindsOfMXAnswersWithEachKindOfHost(t *testing.T) {
 	for _, h := range hostKinds {
 		for _, c := range []struct {
 			name string
-			mx   entry
+			mx   reply
 			want State
 			why  string
 		}{
 			{"secure", secure("10 mx.example.com."), expected(h.want), ""},
 			{"insecure", insecure("10 mx.example.com."), UnsignedMX, "not authenticated"},
-			{"bogus", entry{security: Bogus}, Undecided, "SERVFAIL"},
-			{"indeterminate", entry{}, Undecided, "no answer in time"},
+			{"bogus", reply{security: Bogus}, Undecided, "SERVFAIL"},
+			{"indeterminate", reply{}, Undecided, "no answer in time"},
 			{"secure null MX", secure("0 ."), NoMail, "null MX"},
 			{"insecure null MX", insecure("0 ."), NoMail, "null MX"},
-			{"secure NXDOMAIN", entry{security: Secure, nx: true}, NoMail, "does not exist"},
-			{"insecure NXDOMAIN", entry{security: Insecure, nx: true}, NoMail, "does not exist"},
+			{"secure NXDOMAIN", reply{security: Secure, nx: true}, NoMail, "does not exist"},
+			{"insecure NXDOMAIN", reply{security: Insecure, nx: true}, NoMail, "does not exist"},
 		} {
 			f := newFake().set("example.com", "MX", c.mx)
 			h.setUp(f, "mx.example.com")
-			got := checker(f).Check(t.Context(), NextHop{Host: "example.com"})
+			got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost)
 			if got.State != c.want || !strings.Contains(got.Why, c.why) {
 				t.Errorf("MX %s, host %s: %v, want %v; %s", c.name, h.name, got.State, c.want, got.Why)
 			}
@@ -182,9 +195,9 @@ func TestRFC7672_2_1_1_TheFourKindsOfMXAnswersWithEachKindOfHost(t *testing.T) {
 // TestRFC7672_2_1_1_AnAnswerThatNothingVouchesForDoesNotHideASERVFAIL has one
 // of two servers validate, and the other have what the first one refused.
 func TestRFC7672_2_1_1_AnAnswerThatNothingVouchesForDoesNotHideASERVFAIL(t *testing.T) {
-	other := func(e entry) entry { e.servFail = true; return e }
+	other := func(e reply) reply { e.servFail = true; return e }
 	for name, c := range map[string]struct {
-		mx, tlsa entry
+		mx, tlsa reply
 		want     State
 	}{
 		"MX refused, then not authenticated":   {other(insecure("10 mx.example.com.")), secure(), Undecided},
@@ -193,7 +206,7 @@ func TestRFC7672_2_1_1_AnAnswerThatNothingVouchesForDoesNotHideASERVFAIL(t *test
 	} {
 		f := newFake().set("example.com", "MX", c.mx).set("mx.example.com", "A", secure("192.0.2.1")).set(port25+"mx.example.com", "TLSA", c.tlsa)
 		ch := checker(f)
-		if got := ch.Check(t.Context(), NextHop{Host: "example.com"}); got.State != c.want {
+		if got := ch.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != c.want {
 			t.Errorf("%s: %+v", name, got)
 		}
 		// Map exim goes by the policy, whoever named the hosts.
@@ -207,11 +220,11 @@ func TestRFC7672_2_2_2_WithoutMXRecordsADomainIsItsOwnHost(t *testing.T) {
 	for _, h := range hostKinds {
 		f := newFake().set("example.com", "MX", secure())
 		h.setUp(f, "example.com")
-		if got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}); got.State != expected(h.want) {
+		if got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != expected(h.want) {
 			t.Errorf("%s: %v; %s", h.name, got.State, got.Why)
 		}
 		f.set("example.com", "MX", insecure())
-		if got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}); got.State != UnsignedMX {
+		if got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != UnsignedMX {
 			t.Errorf("%s, denial of MX not authenticated: %v; %s", h.name, got.State, got.Why)
 		}
 	}
@@ -221,7 +234,7 @@ func TestRFC7672_2_2_2_ABracketedNextHopIsTheHost(t *testing.T) {
 	for _, h := range hostKinds {
 		f := newFake().set("relay.example.com", "MX", secure("10 other.example.com."))
 		h.setUp(f, "relay.example.com")
-		got := checker(f).Check(t.Context(), NextHop{Host: "relay.example.com", Bracketed: true})
+		got := checker(f).Check(t.Context(), NextHop{Host: "relay.example.com", Bracketed: true}, everyHost)
 		if got.State != expected(h.want) || f.count("relay.example.com", "MX") != 0 {
 			t.Errorf("%s: %v; %s", h.name, got.State, got.Why)
 		}
@@ -239,7 +252,7 @@ func TestRFC7672_2_2_3_TLSAIsAskedForAtTheKeysPort(t *testing.T) {
 		{"example.com", 587, false}:      Usable,
 		{"example.com", 25, false}:       Absent,
 	} {
-		if got := c.Check(t.Context(), n); got.State != want {
+		if got := c.Check(t.Context(), n, everyHost); got.State != want {
 			t.Errorf("%+v: %v, want %v; %s", n, got.State, want, got.Why)
 		}
 	}
@@ -250,9 +263,76 @@ func TestRFC7672_2_2_3_TLSAIsAskedForAtTheKeysPort(t *testing.T) {
 
 func TestRFC7672_2_2_2_NoTLSALookupWhereAddressesAreNotAuthenticated(t *testing.T) {
 	f := newFake().set("example.com", "MX", secure("10 mx.example.net.")).set("mx.example.net", "A", insecure("192.0.2.1"))
-	checker(f).Check(t.Context(), NextHop{Host: "example.com"})
+	checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost)
 	if f.count(port25+"mx.example.net", "TLSA") != 0 {
 		t.Error("TLSA was asked for")
+	}
+}
+
+// TestOnlyListedHostsCount has one listed host beside one that the policy does
+// not list.
+func TestOnlyListedHostsCount(t *testing.T) {
+	listed := func(host string) bool { return host == "a.example.com" }
+	for _, a := range hostKinds {
+		for _, b := range hostKinds {
+			f := newFake().set("example.com", "MX", secure("20 a.example.com.", "10 b.example.com."))
+			a.setUp(f, "a.example.com")
+			b.setUp(f, "b.example.com")
+			got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, listed)
+			if got.State != expected(a.want) || f.count("b.example.com", "A") != 0 {
+				t.Errorf("%s beside an unlisted host with %s: %v, %s", a.name, b.name, got.State, got.Why)
+			}
+		}
+	}
+	f := newFake().set("example.com", "MX", secure("10 b.example.com."))
+	if got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, listed); got.State != NoMail || f.questions() != 1 {
+		t.Errorf("no listed host: %+v", got)
+	}
+	if got := checker(f).Check(t.Context(), NextHop{Host: "b.example.com", Bracketed: true}, listed); got.State != NoMail {
+		t.Errorf("in brackets: %+v", got)
+	}
+}
+
+func TestWhereLookupsFailAtSomeHostsTheOthersAreNamed(t *testing.T) {
+	for name, c := range map[string]struct {
+		address, tlsa reply // of the first host
+		want          State
+	}{
+		"TLSA":      {secure("192.0.2.1"), reply{security: Bogus}, SomeFailed},
+		"addresses": {reply{security: Bogus}, reply{}, AddressesFailed},
+	} {
+		f := newFake().set("example.com", "MX", secure("10 a.example.com.", "20 b.example.com.", "30 c.example.com.", "40 gone.example.com.")).
+			set("a.example.com", "A", c.address).set("a.example.com", "AAAA", reply{security: Bogus}).set(port25+"a.example.com", "TLSA", c.tlsa).
+			set("b.example.com", "A", insecure("192.0.2.2")).set("c.example.com", "A", secure("192.0.2.3"))
+		got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost)
+		if got.State != c.want || !slices.Equal(got.Hosts, []string{"b.example.com", "c.example.com"}) {
+			t.Errorf("%s: %+v", name, got)
+		}
+		f.set(port25+"c.example.com", "TLSA", secure(usableTLSA...))
+		if got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != Usable || got.Hosts != nil {
+			t.Errorf("%s, and one with usable records: %+v", name, got)
+		}
+	}
+}
+
+// TestAnotherPolicyAsksForItsOwnHostsOnly has the policy of a domain change
+// while a finding is held.
+func TestAnotherPolicyAsksForItsOwnHostsOnly(t *testing.T) {
+	f := newFake().set("example.com", "MX", secure("10 a.example.com.", "20 b.example.com.")).
+		set("a.example.com", "A", secure("192.0.2.1")).set("b.example.com", "A", secure("192.0.2.2")).
+		set(port25+"b.example.com", "TLSA", secure(usableTLSA...))
+	c := checker(f)
+	onlyA := func(host string) bool { return host == "a.example.com" }
+	for range 3 {
+		if got := c.Check(t.Context(), NextHop{Host: "example.com"}, onlyA); got.State != Absent {
+			t.Errorf("%+v", got)
+		}
+		if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != Usable {
+			t.Errorf("%+v", got)
+		}
+	}
+	if a, b := f.count("a.example.com", "A"), f.count("b.example.com", "A"); a != 1 || b > 3 {
+		t.Errorf("%d and %d questions for the addresses", a, b)
 	}
 }
 
@@ -261,16 +341,16 @@ func TestAReportSaysWhatWasSeen(t *testing.T) {
 		set("a.example.com", "A", secure("192.0.2.1")).set("a.example.com", "AAAA", secure("2001:db8::1")).
 		set(port25+"a.example.com", "TLSA", secure(usableTLSA...)).
 		set("b.example.com", "A", secure("192.0.2.2"))
-	r := checker(f).Look(t.Context(), NextHop{Host: "example.com"})
-	if r.State != Usable || r.Why != "1 of 2 hosts have usable TLSA records" || r.MX.Security != Secure || r.MXSet.Dropped != 2 || r.Unsigned {
+	r := checker(f).Look(t.Context(), NextHop{Host: "example.com"}, everyHost)
+	if r.State != Usable || r.Why != "1 of 2 hosts have usable TLSA records" || r.MX.Security != Secure || r.Unsigned {
 		t.Errorf("report %+v", r)
 	}
 	a, b := r.Hosts[0], r.Hosts[1]
-	if a.Name != "a.example.com" || fmt.Sprint(a.Addrs()) != "[192.0.2.1 2001:db8::1]" || a.State != HostUsable || len(a.TLSA) != 1 {
+	if a.Name != "a.example.com" || len(a.Lookups()) != 3 || a.State != HostUsable || len(a.TLSA) != 1 {
 		t.Errorf("host %+v", a)
 	}
-	if b.State != HostNoTLSA || !slices.Equal(r.lost(), []string{"b.example.com"}) {
-		t.Errorf("host %+v, lost %v", b, r.lost())
+	if b.State != HostNoTLSA {
+		t.Errorf("host %+v", b)
 	}
 }
 
@@ -291,13 +371,13 @@ func TestFiveHundredMXHostsCostABoundedNumberOfQuestions(t *testing.T) {
 				for i := range 500 {
 					host := fmt.Sprintf("mx%03d.example.com", i)
 					mx = append(mx, fmt.Sprintf("10 %s.", host))
-					f.set(host, "A", entry{security: Secure, cnames: []string{host}, end: "x" + host, data: []string{"192.0.2.1"}, delay: 10 * time.Millisecond})
+					f.set(host, "A", reply{security: Secure, cnames: []string{host}, end: "x" + host, data: []string{"192.0.2.1"}, delay: 10 * time.Millisecond})
 					if i == c.usable {
 						f.set(port25+host, "TLSA", secure(usableTLSA...))
 					}
 				}
 				f.set("example.com", "MX", secure(mx...))
-				got := checker(f).Check(t.Context(), NextHop{Host: "example.com"})
+				got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost)
 				synctest.Wait()
 				if got.State != c.want {
 					t.Errorf("%v, want %v; %s", got.State, c.want, got.Why)
@@ -316,11 +396,11 @@ func TestFiveHundredMXHostsCostABoundedNumberOfQuestions(t *testing.T) {
 func TestAHostWithUsableRecordsDecidesWithoutWaitingForSlowOnes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake().set("example.com", "MX", secure("10 slow.example.com.", "20 good.example.com.")).
-			set("slow.example.com", "A", entry{delay: 10 * time.Second}).
+			set("slow.example.com", "A", reply{delay: 10 * time.Second}).
 			set("good.example.com", "A", secure("192.0.2.1")).
 			set(port25+"good.example.com", "TLSA", secure(usableTLSA...))
 		began := time.Now()
-		got := checker(f).Check(t.Context(), NextHop{Host: "example.com"})
+		got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost)
 		if got.State != Usable || time.Since(began) > settleTime {
 			t.Errorf("%v after %v", got.State, time.Since(began))
 		}
@@ -329,20 +409,20 @@ func TestAHostWithUsableRecordsDecidesWithoutWaitingForSlowOnes(t *testing.T) {
 
 func TestWhatIsNotDecidedInTimeIsUndecided(t *testing.T) {
 	for name, f := range map[string]*fake{
-		"slow MX": newFake().set("example.com", "MX", entry{security: Secure, data: []string{"10 mx.example.com."}, delay: time.Hour}),
+		"slow MX": newFake().set("example.com", "MX", reply{security: Secure, data: []string{"10 mx.example.com."}, delay: time.Hour}),
 		"slow addresses": newFake().set("example.com", "MX", secure("10 mx.example.com.")).
-			set("mx.example.com", "A", entry{security: Secure, data: []string{"192.0.2.1"}, delay: time.Hour}),
+			set("mx.example.com", "A", reply{security: Secure, data: []string{"192.0.2.1"}, delay: time.Hour}),
 		"slow TLSA, and a host without": newFake().set("example.com", "MX", secure("10 mx.example.com.", "10 bare.example.com.")).
 			set("mx.example.com", "A", secure("192.0.2.1")).set("bare.example.com", "A", secure("192.0.2.1")).
-			set(port25+"mx.example.com", "TLSA", entry{security: Secure, delay: time.Hour}),
-		"slow in the sum": newFake().set("example.com", "MX", entry{security: Secure, data: []string{"10 mx.example.com."}, delay: 6 * time.Second}).
-			set("mx.example.com", "A", entry{security: Secure, data: []string{"192.0.2.1"}, delay: 6 * time.Second}).
-			set(port25+"mx.example.com", "TLSA", entry{security: Secure, delay: 6 * time.Second}),
+			set(port25+"mx.example.com", "TLSA", reply{security: Secure, delay: time.Hour}),
+		"slow in the sum": newFake().set("example.com", "MX", reply{security: Secure, data: []string{"10 mx.example.com."}, delay: 6 * time.Second}).
+			set("mx.example.com", "A", reply{security: Secure, data: []string{"192.0.2.1"}, delay: 6 * time.Second}).
+			set(port25+"mx.example.com", "TLSA", reply{security: Secure, delay: 6 * time.Second}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				got := checker(f).Check(t.Context(), NextHop{Host: "example.com"})
+				got := checker(f).Check(t.Context(), NextHop{Host: "example.com"}, everyHost)
 				if got.State != Undecided || time.Since(began) > checkTime+time.Second {
 					t.Errorf("%v after %v; %s", got.State, time.Since(began), got.Why)
 				}
@@ -352,15 +432,15 @@ func TestWhatIsNotDecidedInTimeIsUndecided(t *testing.T) {
 }
 
 func TestATLSANameThatIsTooLongDoesNotExist(t *testing.T) {
-	f := newFake().set("h.example", "A", secure("192.0.2.1")).set(port25+"h.example", "TLSA", entry{kind: resolver.KindName, err: resolver.ErrNameTooLong})
-	if got := checker(f).Check(t.Context(), NextHop{Host: "h.example", Bracketed: true}); got.State != Absent {
+	f := newFake().set("h.example", "A", secure("192.0.2.1")).set(port25+"h.example", "TLSA", reply{kind: resolver.KindName, err: resolver.ErrNameTooLong})
+	if got := checker(f).Check(t.Context(), NextHop{Host: "h.example", Bracketed: true}, everyHost); got.State != Absent {
 		t.Errorf("%v; %s", got.State, got.Why)
 	}
 }
 
 func TestATLSANameThatCannotBeAskedForForAnotherReasonIsALookupThatFailed(t *testing.T) {
-	f := newFake().set("h.example", "A", secure("192.0.2.1")).set(port25+"h.example", "TLSA", entry{kind: resolver.KindName})
-	if got := checker(f).Check(t.Context(), NextHop{Host: "h.example", Bracketed: true}); got.State != LookupFailed {
+	f := newFake().set("h.example", "A", secure("192.0.2.1")).set(port25+"h.example", "TLSA", reply{kind: resolver.KindName})
+	if got := checker(f).Check(t.Context(), NextHop{Host: "h.example", Bracketed: true}, everyHost); got.State != LookupFailed {
 		t.Errorf("%v; %s", got.State, got.Why)
 	}
 }

@@ -15,7 +15,7 @@ import (
 // the table does not exist, with proof.
 type fake struct {
 	mu         sync.Mutex
-	answers    map[string]entry
+	answers    map[string]reply
 	asked      map[string]int
 	total      int
 	inFlight   int
@@ -26,8 +26,8 @@ type fake struct {
 	generation uint64
 }
 
-// An entry is what the fake says to one question.
-type entry struct {
+// A reply is what the fake says to one question.
+type reply struct {
 	security Security
 	kind     resolver.Kind // of the error, for Indeterminate; zero: a time-out
 	err      error         // in it
@@ -41,13 +41,13 @@ type entry struct {
 }
 
 func newFake() *fake {
-	f := &fake{answers: map[string]entry{}, asked: map[string]int{}}
-	f.set("signed.test", "SOA", entry{security: Secure, data: []string{"ns.test. h.test. 1 1 1 1 1"}})
-	f.set("unsigned.test", "SOA", entry{security: Insecure, data: []string{"ns.test. h.test. 1 1 1 1 1"}})
+	f := &fake{answers: map[string]reply{}, asked: map[string]int{}}
+	f.set("signed.test", "SOA", reply{security: Secure, data: []string{"ns.test. h.test. 1 1 1 1 1"}})
+	f.set("unsigned.test", "SOA", reply{security: Insecure, data: []string{"ns.test. h.test. 1 1 1 1 1"}})
 	return f
 }
 
-func (f *fake) set(name, qtype string, e entry) *fake {
+func (f *fake) set(name, qtype string, e reply) *fake {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.answers[name+" "+qtype] = e
@@ -123,7 +123,7 @@ func (f *fake) Query(ctx context.Context, name string, qtype resolver.Type) (*re
 	return a, nil
 }
 
-func (f *fake) begin(name string, qtype resolver.Type) entry {
+func (f *fake) begin(name string, qtype resolver.Type) reply {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.inFlight++
@@ -135,7 +135,7 @@ func (f *fake) begin(name string, qtype resolver.Type) entry {
 	}
 	e, ok := f.answers[key]
 	if !ok {
-		e = entry{security: Secure, nx: true, ttl: 5 * time.Minute}
+		e = reply{security: Secure, nx: true, ttl: 5 * time.Minute}
 	}
 	return e
 }
@@ -145,6 +145,8 @@ func checker(f *fake) *Checker {
 	return New(Options{Resolver: f, Probe: ProbeNames{Signed: []string{"signed.test"}, Unsigned: []string{"unsigned.test"}}})
 }
 
+func everyHost(string) bool { return true }
+
 func sha256Of(b byte) string { return strings.Repeat(fmt.Sprintf("%02x", b), 32) }
 
 var (
@@ -153,10 +155,10 @@ var (
 )
 
 // secure returns an authenticated answer that lasts five minutes.
-func secure(data ...string) entry {
-	return entry{security: Secure, data: data, ttl: 5 * time.Minute}
+func secure(data ...string) reply {
+	return reply{security: Secure, data: data, ttl: 5 * time.Minute}
 }
 
-func insecure(data ...string) entry {
-	return entry{security: Insecure, data: data, ttl: 5 * time.Minute}
+func insecure(data ...string) reply {
+	return reply{security: Insecure, data: data, ttl: 5 * time.Minute}
 }

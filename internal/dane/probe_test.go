@@ -65,10 +65,10 @@ func TestAResolverProvenNotToValidateIsNotAskedForDANE(t *testing.T) {
 			if p := c.Probe(t.Context()); !p.Verdict.proof() {
 				t.Fatalf("verdict %v", p.Verdict)
 			}
-			if got := c.Check(t.Context(), NextHop{Host: "example.com"}); got.State != NotValidating || f.questions() != 0 {
+			if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != NotValidating || f.questions() != 0 {
 				t.Errorf("%+v after %d questions", got, f.questions())
 			}
-			if r := c.Look(t.Context(), NextHop{Host: "example.com"}); r.State != NotValidating || r.MX == nil {
+			if r := c.Look(t.Context(), NextHop{Host: "example.com"}, everyHost); r.State != NotValidating || r.MX == nil {
 				t.Errorf("report %+v", r)
 			}
 		})
@@ -77,18 +77,18 @@ func TestAResolverProvenNotToValidateIsNotAskedForDANE(t *testing.T) {
 
 func TestAProbeWithoutAnAnswerSwitchesNothingOffAndIsRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFake().set("signed.test", "SOA", entry{delay: time.Hour})
+		f := newFake().set("signed.test", "SOA", reply{delay: time.Hour})
 		daneDomain(f, "example.com")
 		c := checker(f)
 		if p := c.Probe(t.Context()); p.Verdict != NoVerdict || p.When.IsZero() {
 			t.Errorf("probe %+v", p)
 		}
-		if got := c.Check(t.Context(), NextHop{Host: "example.com"}); got.State != Usable {
+		if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != Usable {
 			t.Errorf("%+v", got)
 		}
 		f.set("signed.test", "SOA", secure("ns.test. h.test. 1 1 1 1 1"))
 		time.Sleep(probeRetry)
-		c.Check(t.Context(), NextHop{Host: "other.example"})
+		c.Check(t.Context(), NextHop{Host: "other.example"}, everyHost)
 		synctest.Wait()
 		if v := c.Verdict().Verdict; v != Validates {
 			t.Errorf("verdict %v", v)
@@ -182,8 +182,8 @@ func TestNoStateGetsWeakerBecauseTheResolverStopsToValidate(t *testing.T) {
 		"another one, that vouches for anything": func(f *fake) { f.liar = true; f.generation++ },
 		"it stops, and the probe is not answered": func(f *fake) {
 			f.blind = true
-			f.answers["signed.test SOA"] = entry{delay: time.Hour}
-			f.answers["unsigned.test SOA"] = entry{delay: time.Hour}
+			f.answers["signed.test SOA"] = reply{delay: time.Hour}
+			f.answers["unsigned.test SOA"] = reply{delay: time.Hour}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -193,7 +193,7 @@ func TestNoStateGetsWeakerBecauseTheResolverStopsToValidate(t *testing.T) {
 				c := checker(f)
 				c.Probe(t.Context())
 				for _, n := range hops {
-					if got := c.Check(t.Context(), n); got.State != Usable {
+					if got := c.Check(t.Context(), n, everyHost); got.State != Usable {
 						t.Fatalf("at first: %+v", got)
 					}
 				}
@@ -201,7 +201,7 @@ func TestNoStateGetsWeakerBecauseTheResolverStopsToValidate(t *testing.T) {
 				for range 50 {
 					time.Sleep(3 * time.Minute)
 					for _, n := range hops {
-						if got := c.Check(t.Context(), n); !got.State.binds() && got.State != Undecided {
+						if got := c.Check(t.Context(), n, everyHost); !got.State.protects() && got.State != Undecided {
 							t.Fatalf("%v: %+v", n, got)
 						}
 					}
@@ -209,7 +209,7 @@ func TestNoStateGetsWeakerBecauseTheResolverStopsToValidate(t *testing.T) {
 				f.change(func(f *fake) { f.blind, f.untrusted, f.liar = false, false, false; f.generation++ })
 				time.Sleep(time.Hour)
 				for _, n := range hops {
-					if got := c.Check(t.Context(), n); got.State != Usable {
+					if got := c.Check(t.Context(), n, everyHost); got.State != Usable {
 						t.Errorf("in the end: %+v", got)
 					}
 				}
@@ -231,6 +231,7 @@ func TestTheLogHasEachChangeOfTheVerdictOnce(t *testing.T) {
 			func(f *fake) { f.blind = false; f.untrusted = true },
 		} {
 			f.change(change)
+			time.Sleep(1)
 			for range 3 {
 				c.Probe(t.Context())
 				c.Verdict()
@@ -258,12 +259,12 @@ func TestADomainMayGiveDANEUp(t *testing.T) {
 				f := newFake()
 				daneDomain(f, "example.com")
 				c := checker(f)
-				if got := c.Check(t.Context(), NextHop{Host: "example.com"}); got.State != Usable {
+				if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != Usable {
 					t.Fatalf("at first: %+v", got)
 				}
 				f.change(change)
 				time.Sleep(maxKeep)
-				if got := c.Check(t.Context(), NextHop{Host: "example.com"}); got.State.binds() || got.State == Undecided {
+				if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State.protects() || got.State == Undecided {
 					t.Errorf("%+v", got)
 				}
 			})
@@ -278,12 +279,12 @@ func goneAt(t *testing.T, f *fake, change func(f *fake)) Finding {
 	daneDomain(f, "example.com")
 	c := checker(f)
 	c.Probe(t.Context())
-	if got := c.Check(t.Context(), NextHop{Host: "example.com"}); got.State != Usable {
+	if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != Usable {
 		t.Fatalf("at first: %+v", got)
 	}
 	f.change(change)
 	time.Sleep(maxKeep)
-	got := c.Check(t.Context(), NextHop{Host: "example.com"})
+	got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost)
 	time.Sleep(probeTime) // a probe may still be waiting
 	return got
 }
@@ -294,7 +295,7 @@ func TestADenialWithTheADBitIsNotBelievedOfAResolverThatVouchesForAnything(t *te
 			f.liar = true
 			f.answers[port25+"mx.example.com TLSA"] = insecure()
 		})
-		if got.State != Undecided || !got.Kept() {
+		if got.State != Undecided || !got.Kept {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -307,14 +308,14 @@ func TestDANEIsNotLeftToAResolverThatVouchesForAnything(t *testing.T) {
 		daneDomain(f, "example.com")
 		c, hop := checker(f), NextHop{Host: "example.com"}
 		c.Probe(t.Context())
-		if got := c.Check(t.Context(), hop); got.State != Usable {
+		if got := c.Check(t.Context(), hop, everyHost); got.State != Usable {
 			t.Fatalf("at first: %+v", got)
 		}
 		forged(f, "example.com")
 		f.change(func(f *fake) { f.liar = true; f.generation++ })
 		c.Probe(t.Context())
 		time.Sleep(maxKeep)
-		if got := c.Check(t.Context(), hop); got.State != Undecided || !got.Kept() {
+		if got := c.Check(t.Context(), hop, everyHost); got.State != Undecided || !got.Kept {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -324,9 +325,9 @@ func TestAbsenceIsNotBelievedWhileTheProbeOfAResolverThatDidValidateHasNoAnswer(
 	synctest.Test(t, func(t *testing.T) {
 		got := goneAt(t, newFake(), func(f *fake) {
 			delete(f.answers, port25+"mx.example.com TLSA")
-			f.answers["signed.test SOA"] = entry{delay: time.Hour}
+			f.answers["signed.test SOA"] = reply{delay: time.Hour}
 		})
-		if got.State != Usable || !got.Kept() {
+		if got.State != Usable || !got.Kept {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -342,7 +343,7 @@ func TestWhereNoProbeWasEverAnsweredPresenceAndAbsenceRestOnTheSameWord(t *testi
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := newFake().set("signed.test", "SOA", entry{}).set("unsigned.test", "SOA", entry{})
+				f := newFake().set("signed.test", "SOA", reply{}).set("unsigned.test", "SOA", reply{})
 				if got := goneAt(t, f, c.change); got.State != c.want {
 					t.Errorf("%+v", got)
 				}
@@ -354,7 +355,7 @@ func TestWhereNoProbeWasEverAnsweredPresenceAndAbsenceRestOnTheSameWord(t *testi
 // forged sets up a domain whose MX records are not signed, and point at a host
 // of the attacker's with perfect TLSA records.
 func forged(f *fake, domain string) {
-	f.set(domain, "MX", entry{security: Insecure, data: []string{"10 mx.attacker.example."}, ttl: 5 * time.Minute, delay: time.Millisecond}).
+	f.set(domain, "MX", reply{security: Insecure, data: []string{"10 mx.attacker.example."}, ttl: 5 * time.Minute, delay: time.Millisecond}).
 		set("mx.attacker.example", "A", secure("192.0.2.1")).
 		set(port25+"mx.attacker.example", "TLSA", secure(usableTLSA...))
 }
@@ -362,8 +363,8 @@ func forged(f *fake, domain string) {
 func TestAForgedMXGetsNoDANEFromAResolverThatVouchesForAnything(t *testing.T) {
 	hop := NextHop{Host: "victim.example"}
 	slowProbe := func(f *fake) {
-		f.set("signed.test", "SOA", entry{security: Secure, data: []string{"ns.test. h.test. 1 1 1 1 1"}, delay: time.Second}).
-			set("unsigned.test", "SOA", entry{security: Insecure, data: []string{"ns.test. h.test. 1 1 1 1 1"}, delay: time.Second})
+		f.set("signed.test", "SOA", reply{security: Secure, data: []string{"ns.test. h.test. 1 1 1 1 1"}, delay: time.Second}).
+			set("unsigned.test", "SOA", reply{security: Insecure, data: []string{"ns.test. h.test. 1 1 1 1 1"}, delay: time.Second})
 	}
 	for name, lie := range map[string]func(t *testing.T, f *fake, c *Checker){
 		"from the start, the first lookup beside the first probe": func(t *testing.T, f *fake, c *Checker) {
@@ -376,7 +377,7 @@ func TestAForgedMXGetsNoDANEFromAResolverThatVouchesForAnything(t *testing.T) {
 		},
 		"while it runs": func(t *testing.T, f *fake, c *Checker) {
 			c.Probe(t.Context())
-			if got := c.Check(t.Context(), hop); got.State != UnsignedMX {
+			if got := c.Check(t.Context(), hop, everyHost); got.State != UnsignedMX {
 				t.Fatalf("at first: %+v", got)
 			}
 			f.change(func(f *fake) { f.liar = true })
@@ -394,7 +395,7 @@ func TestAForgedMXGetsNoDANEFromAResolverThatVouchesForAnything(t *testing.T) {
 				c := checker(f)
 				lie(t, f, c)
 				for range 20 {
-					if got := c.Check(t.Context(), hop); got.State != NotValidating {
+					if got := c.Check(t.Context(), hop, everyHost); got.State != NotValidating {
 						t.Fatalf("%+v", got)
 					}
 					time.Sleep(20 * time.Minute)
@@ -421,11 +422,11 @@ func TestWhatAProbeOfJustBeforeLetInFallsWithTheNextOne(t *testing.T) {
 				f.change(func(f *fake) { f.liar = true })
 				time.Sleep(probeRetry / 2)
 				hop := NextHop{Host: "victim.example"}
-				if got := c.Check(t.Context(), hop); got.State != Usable {
+				if got := c.Check(t.Context(), hop, everyHost); got.State != Usable {
 					t.Fatalf("each new domain costs a probe: %+v", got)
 				}
 				next(c)
-				if got := c.Check(t.Context(), hop); got.State != NotValidating {
+				if got := c.Check(t.Context(), hop, everyHost); got.State != NotValidating {
 					t.Errorf("%+v", got)
 				}
 			})
@@ -435,7 +436,7 @@ func TestWhatAProbeOfJustBeforeLetInFallsWithTheNextOne(t *testing.T) {
 
 func TestACheckThatIsCutShortBeforeTheProbeHasAnAnswerIsUndecided(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		slow := func(e entry) entry { e.delay = 4900 * time.Millisecond; return e }
+		slow := func(e reply) reply { e.delay = 4900 * time.Millisecond; return e }
 		f := newFake()
 		f.set("victim.example", "MX", slow(insecure("10 mx.attacker.example."))).
 			set("mx.attacker.example", "A", slow(secure("192.0.2.1"))).
@@ -449,7 +450,7 @@ func TestACheckThatIsCutShortBeforeTheProbeHasAnAnswerIsUndecided(t *testing.T) 
 		})
 		hop := NextHop{Host: "victim.example"}
 		for _, want := range []State{Undecided, NotValidating, NotValidating} {
-			if got := c.Check(t.Context(), hop); got.State != want {
+			if got := c.Check(t.Context(), hop, everyHost); got.State != want {
 				t.Errorf("%+v, want %v", got, want)
 			}
 			time.Sleep(failKeep)
@@ -465,7 +466,7 @@ func TestNewDANEDomainsShareAProbeAndARenewalCostsNone(t *testing.T) {
 		for i := range 50 {
 			domain := fmt.Sprintf("d%d.example", i)
 			daneDomain(f, domain)
-			if got := c.Check(t.Context(), NextHop{Host: domain}); got.State != Usable {
+			if got := c.Check(t.Context(), NextHop{Host: domain}, everyHost); got.State != Usable {
 				t.Fatalf("%+v", got)
 			}
 			time.Sleep(time.Second)
@@ -476,12 +477,12 @@ func TestNewDANEDomainsShareAProbeAndARenewalCostsNone(t *testing.T) {
 		// One of unsigned hosts beside its signed one is no exception.
 		daneDomain(f, "mixed.example")
 		f.set("mixed.example", "MX", secure("10 mx.mixed.example.", "20 out.example.net.")).set("out.example.net", "A", insecure("192.0.2.9"))
-		c.Check(t.Context(), NextHop{Host: "mixed.example"})
+		c.Check(t.Context(), NextHop{Host: "mixed.example"}, everyHost)
 		c.Probe(t.Context())
 		before, checks := f.count("signed.test", "SOA"), f.count("mixed.example", "MX")
 		for range 120 {
 			began := time.Now()
-			c.Check(t.Context(), NextHop{Host: "mixed.example"})
+			c.Check(t.Context(), NextHop{Host: "mixed.example"}, everyHost)
 			if time.Since(began) != 0 {
 				t.Errorf("a lookup waited for %v", time.Since(began))
 			}
@@ -503,7 +504,7 @@ func TestAnOutageDoesNotMakeANextHopForgetThatItHadDANE(t *testing.T) {
 		"it does not validate": func(f *fake) { f.blind = true },
 		"the same, and the probe is not answered": func(f *fake) {
 			f.blind = true
-			f.answers["signed.test SOA"], f.answers["unsigned.test SOA"] = entry{}, entry{}
+			f.answers["signed.test SOA"], f.answers["unsigned.test SOA"] = reply{}, reply{}
 		},
 		"it is not believed":        func(f *fake) { f.untrusted = true; f.generation++ },
 		"it vouches for anything":   func(f *fake) { f.liar = true },
@@ -518,14 +519,14 @@ func TestAnOutageDoesNotMakeANextHopForgetThatItHadDANE(t *testing.T) {
 				c := checker(f)
 				c.Probe(t.Context())
 				hop := NextHop{Host: "example.com"}
-				if got := c.Check(t.Context(), hop); got.State != Usable {
+				if got := c.Check(t.Context(), hop, everyHost); got.State != Usable {
 					t.Fatalf("at first: %+v", got)
 				}
 				mx := f.answers["example.com MX"]
-				f.set("example.com", "MX", entry{})
+				f.set("example.com", "MX", reply{})
 				for range 10 {
 					time.Sleep(6 * time.Minute)
-					if got := c.Check(t.Context(), hop); got.State != Undecided {
+					if got := c.Check(t.Context(), hop, everyHost); got.State != Undecided {
 						t.Fatalf("in the outage: %+v", got)
 					}
 				}
@@ -538,7 +539,7 @@ func TestAnOutageDoesNotMakeANextHopForgetThatItHadDANE(t *testing.T) {
 				var got Finding
 				for range 20 {
 					time.Sleep(time.Minute)
-					if got = c.Check(t.Context(), hop); got.State != want && got.State != Usable {
+					if got = c.Check(t.Context(), hop, everyHost); got.State != want && got.State != Usable {
 						t.Fatalf("afterwards: %+v", got)
 					}
 				}
@@ -562,7 +563,7 @@ func TestTheLogSaysOnceAVerdictThatANextHopKeepsItsState(t *testing.T) {
 		c.Probe(t.Context())
 		ask := func(n int) {
 			for i := range n {
-				c.Check(t.Context(), NextHop{Host: fmt.Sprintf("d%d.example", i)})
+				c.Check(t.Context(), NextHop{Host: fmt.Sprintf("d%d.example", i)}, everyHost)
 			}
 			synctest.Wait()
 		}
@@ -610,16 +611,17 @@ func TestAProbeThatBeganBeforeDoesNotSpeakForTheResolver(t *testing.T) {
 		daneDomain(f, "example.com")
 		c := checker(f)
 		c.Probe(t.Context())
-		if got := c.Check(t.Context(), NextHop{Host: "example.com"}); got.State != Usable {
+		if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != Usable {
 			t.Fatalf("at first: %+v", got)
 		}
 		// One has seen a resolver that validates, and is not over yet.
-		f.set("unsigned.test", "SOA", entry{security: Insecure, delay: time.Second})
+		f.set("unsigned.test", "SOA", reply{security: Insecure, delay: time.Second})
 		time.Sleep(probeEvery)
 		c.Verdict()
 		synctest.Wait()
 		f.change(func(f *fake) { f.blind = true })
-		if got := c.Check(t.Context(), NextHop{Host: "example.com"}); !got.State.binds() {
+		time.Sleep(1)
+		if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); !got.State.protects() {
 			t.Errorf("the state became %+v", got)
 		}
 	})
@@ -627,7 +629,7 @@ func TestAProbeThatBeganBeforeDoesNotSpeakForTheResolver(t *testing.T) {
 
 func TestAProbeThatHasDecidedDoesNotWaitLongForOneSlowName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := New(Options{Resolver: newFake().set("slow.test", "SOA", entry{delay: time.Hour}),
+		c := New(Options{Resolver: newFake().set("slow.test", "SOA", reply{delay: time.Hour}),
 			Probe: ProbeNames{Signed: []string{"signed.test"}, Unsigned: []string{"slow.test", "unsigned.test"}}})
 		began := time.Now()
 		if p := c.Probe(t.Context()); p.Verdict != Validates || time.Since(began) > settleTime {
@@ -638,19 +640,19 @@ func TestAProbeThatHasDecidedDoesNotWaitLongForOneSlowName(t *testing.T) {
 
 func TestProbesAtTheSameTimeAreOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFake().set("signed.test", "SOA", entry{security: Secure, data: []string{"ns.test. h.test. 1 1 1 1 1"}, delay: time.Second})
+		f := newFake().set("signed.test", "SOA", reply{security: Secure, data: []string{"ns.test. h.test. 1 1 1 1 1"}, delay: time.Second})
 		c := checker(f)
 		var waiting sync.WaitGroup
 		for range 10 {
 			waiting.Go(func() {
 				c.Verdict()
+				time.Sleep(1) // the first one began before it was asked for
 				if p := c.Probe(t.Context()); p.Verdict != Validates {
 					t.Errorf("verdict %v", p.Verdict)
 				}
 			})
 		}
 		waiting.Wait()
-		// The first one began before it was asked for.
 		if n := f.count("signed.test", "SOA"); n != 2 {
 			t.Errorf("%d probes", n)
 		}
@@ -671,7 +673,7 @@ func TestVerdictsAndStatesHaveNames(t *testing.T) {
 	for s := Indeterminate; s <= Secure; s++ {
 		seen[s.String()] = true
 	}
-	if want := 5 + 7 + 7 + 4; len(seen) != want || seen["invalid"] {
+	if want := 5 + 9 + 8 + 4; len(seen) != want || seen["invalid"] {
 		t.Error(fmt.Sprint(len(seen)), "different names, want", want, seen)
 	}
 }

@@ -16,7 +16,7 @@ import (
 // NextHops looks at a next-hop through the DNS; *dane.Checker is one.
 type NextHops interface {
 	Probe(ctx context.Context) dane.Probe
-	Look(ctx context.Context, n dane.NextHop) *dane.Report
+	Look(ctx context.Context, n dane.NextHop, listed func(host string) bool) *dane.Report
 	MX(ctx context.Context, domain string) (*dane.MXSet, error)
 }
 
@@ -48,7 +48,7 @@ type DANE struct {
 // counts returns the finding that the maps answer from.
 func (d *DANE) counts() dane.Finding {
 	if d.Held != nil {
-		return dane.Finding{State: d.Held.State, Why: d.Held.Why, Until: d.Held.Until}
+		return dane.Finding{State: d.Held.State, Why: d.Held.Why, Hosts: d.Held.Hosts, Until: d.Held.Until}
 	}
 	return d.finding
 }
@@ -85,7 +85,7 @@ type Lookup struct {
 }
 
 // lookAtDANE asks all about the next-hop's DANE, after the resolver was probed.
-func lookAtDANE(ctx context.Context, hop mta.NextHop, s Sources) *DANE {
+func lookAtDANE(ctx context.Context, hop mta.NextHop, listed func(string) bool, s Sources) *DANE {
 	probe := s.NextHops.Probe(ctx)
 	d := &DANE{Resolver: probe.Verdict.String()}
 	if v := probe.Verdict; v != dane.NoVerdict {
@@ -100,8 +100,8 @@ func lookAtDANE(ctx context.Context, hop mta.NextHop, s Sources) *DANE {
 		d.finding = dane.Finding{Why: tlsmap.UnknownPort}
 	} else {
 		d.hop = n.String()
-		r := s.NextHops.Look(ctx, n)
-		d.finding = dane.Finding{State: r.State, Why: r.Why}
+		r := s.NextHops.Look(ctx, n, listed)
+		d.finding = dane.Finding{State: r.State, Why: r.Why, Hosts: r.Rest}
 		d.report(r)
 	}
 	d.State, d.Why = d.finding.State.String(), d.finding.Why
@@ -121,11 +121,8 @@ func (d *DANE) report(r *dane.Report) {
 			continue
 		}
 		host := DANEHost{Name: h.Name, Preference: h.Preference, State: h.State.String()}
-		lookups := append(append([]*dane.Lookup(nil), h.Address...), h.Alias)
-		for _, l := range append(lookups, h.TLSA...) {
-			if l != nil {
-				host.Lookups = append(host.Lookups, lookupOf(l))
-			}
+		for _, l := range h.Lookups() {
+			host.Lookups = append(host.Lookups, lookupOf(l))
 		}
 		d.Hosts = append(d.Hosts, host)
 	}
@@ -204,13 +201,15 @@ func (r *Report) daneWords(t *text) {
 
 // stateWords says what a state means.
 var stateWords = map[dane.State]string{
-	dane.Undecided:     "undecided",
-	dane.Usable:        "DANE protects the domain",
-	dane.LookupFailed:  "a lookup fails, and only the MTA can tell",
-	dane.Absent:        "DANE does not protect the domain",
-	dane.UnsignedMX:    "DANE does not protect the domain",
-	dane.NoMail:        "no mail",
-	dane.NotValidating: "no DANE",
+	dane.Undecided:       "undecided",
+	dane.Usable:          "DANE protects the domain",
+	dane.LookupFailed:    "a lookup fails, and only the MTA can tell",
+	dane.SomeFailed:      "lookups fail at some hosts, the others are without DANE",
+	dane.AddressesFailed: "lookups of addresses fail at some hosts, the others are without DANE",
+	dane.Absent:          "DANE does not protect the domain",
+	dane.UnsignedMX:      "DANE does not protect the domain",
+	dane.NoMail:          "no mail",
+	dane.NotValidating:   "no DANE",
 }
 
 func because(s dane.State, why string) string {

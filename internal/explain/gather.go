@@ -49,11 +49,12 @@ func Gather(ctx context.Context, key string, s Sources) *Report {
 		}
 	})
 	steps.Go(func() { r.MX = mx(ctx, r.Domain, hop.Bracketed, s) })
-	steps.Go(func() { r.DANE = lookAtDANE(ctx, hop, s) })
 	steps.Go(func() { r.mxSet, r.mxErr = mxHosts(ctx, hop, s) })
 	steps.Go(func() { r.Cache = held(ctx, r.Domain, s) })
 	steps.Wait()
 
+	r.choosePolicy()
+	r.DANE = lookAtDANE(ctx, hop, r.listed(), s)
 	r.decide(s)
 	r.compareExemptions(s)
 	r.compareMaps(s)
@@ -181,18 +182,33 @@ func held(ctx context.Context, domain string, s Sources) *Cache {
 	return c
 }
 
-// decide finds which policy counts for a lookup now, and what the maps reply.
-func (r *Report) decide(s Sources) {
-	state := tlsmap.PolicyAbsent
+// choosePolicy finds which policy counts for a lookup now.
+func (r *Report) choosePolicy() {
+	r.policyState = tlsmap.PolicyAbsent
 	if p, ok := r.heldPolicy(); ok {
 		r.policy, r.Cache.Counts = p, "held"
 	} else if neg := r.negative(); neg == nil && r.Fetch != nil && r.Fetch.fetched != nil {
 		r.policy, r.Cache.Counts = r.Fetch.fetched.Policy, "live"
 	} else if h := r.Cache.Held; h != nil && h.Damaged != "" {
-		state = tlsmap.PolicyUnreadable
+		r.policyState = tlsmap.PolicyUnreadable
 	}
 	if r.policy != nil {
-		state = tlsmap.StateOf(r.policy.Mode)
+		r.policyState = tlsmap.StateOf(r.policy.Mode)
+	}
+}
+
+// listed tells which MX hosts the policy that counts lists: all, without one.
+func (r *Report) listed() func(host string) bool {
+	if r.policy == nil {
+		return func(string) bool { return true }
+	}
+	return tlsmap.AcceptedBy(tlsmap.MatchList(r.policy))
+}
+
+// decide finds what the maps reply.
+func (r *Report) decide(s Sources) {
+	r.choosePolicy()
+	if r.policy != nil {
 		list := tlsmap.MatchList(r.policy)
 		r.namesNone = tlsmap.ListsNone(list)
 		for i := range r.MX.Hosts {
@@ -201,12 +217,11 @@ func (r *Report) decide(s Sources) {
 			h.Listed, h.Unusable = &listed, !listed && r.policy.Lists(h.Name)
 		}
 	}
-	r.policyState = state
 	table := r.tableInForce(s)
-	r.DANE.asked = table.AsksForDANE(state)
+	r.DANE.asked = table.AsksForDANE(r.policyState)
 	r.DANE.take(r.Cache.Held, r.now)
 	r.exemptBy = r.exemptions(s)
-	known := tlsmap.Known{Domain: r.Domain, State: state, Policy: r.policy, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
+	known := tlsmap.Known{Domain: r.Domain, State: r.policyState, Policy: r.policy, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
 	for _, m := range table.Replies(known) {
 		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
 		if len(r.exemptBy) > 0 {

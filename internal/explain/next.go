@@ -234,7 +234,7 @@ func (r *Report) nextOfDANE() string {
 		return fmt.Sprintf("A DANE lookup failed a moment ago, and works now: with a map with DANE mail goes again in %s at the latest.", span(d.Held.Until.Sub(r.now)))
 	case f.State == dane.Undecided:
 		return fmt.Sprintf("Whether DANE protects the domain cannot be found out (%s), and with a map with DANE its mail waits. Try: dig %s", printable(f.Why), d.question(r.Domain))
-	case f.State == dane.LookupFailed:
+	case f.State == dane.LookupFailed, f.State == dane.SomeFailed:
 		return fmt.Sprintf("A DANE lookup fails, and with a map with DANE mail waits until it succeeds (RFC 7672, 2.2.2). "+
 			"It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec %s", d.question(r.Domain))
 	}

@@ -135,8 +135,7 @@ var metrics = []metric{
 	}),
 	gauge("dane_next_hops", "Next-hops whose DANE state is held.", func(s *scrape) int { return s.DANE.Held }),
 	gauge("dane_kept_next_hops", "Next-hops that keep the DANE they had, although nothing confirms it now.", func(s *scrape) int { return s.DANE.Kept }),
-	gauge("mx_domains", "Domains whose MX hosts are held, for Exim.", func(s *scrape) int { return s.DANE.MXSets }),
-	gauge("dane_checks_in_progress", "Next-hops being checked.", func(s *scrape) int { return s.DANE.Checking }),
+	gauge("dane_checks_in_progress", "DANE checks and MX lookups under way.", func(s *scrape) int { return s.DANE.Checking }),
 	gauges("resolver_verdict", "1 for what the last probe of the resolver says of its validation.", "verdict", func(s *scrape, put put) {
 		is := map[dane.Verdict]float64{s.DANE.Verdict: 1}
 		for _, v := range []dane.Verdict{dane.Validates, dane.NoAD, dane.FalseAD, dane.NotBelieved, dane.NoVerdict} {

@@ -43,6 +43,27 @@ func TestRFC8461_2_WhereDANEProtectsTheReplyIsBareDANEOnly(t *testing.T) {
 	}
 }
 
+func TestWhereLookupsFailAtSomeHostsTheReplyNamesTheOthers(t *testing.T) {
+	l := daneLab(t)
+	for _, domain := range []string{"mixed.example", "dead.example"} {
+		l.policies.held[domain] = enforced("*." + domain)
+	}
+	for range 2 { // no such reply is kept
+		for _, tt := range []struct{ mapName, domain, want string }{
+			{"postfix", "mixed.example", "OK secure match=.mixed.example servername=hostname"},
+			{"postfix-dane", "mixed.example", "OK dane-only"},
+			{"postfix-dane-tlsrpt", "mixed.example", "OK secure match=mx2.mixed.example servername=hostname policy_type=sts policy_domain=mixed.example " +
+				"mx_host_pattern=mx2.mixed.example { policy_string = version: STSv1 } { policy_string = mode: enforce } { policy_string = mx: *.mixed.example } "},
+			{"postfix-dane", "dead.example", "OK secure match=mx2.dead.example servername=hostname"},
+			{"postfix-tlsrpt", "dead.example", "OK secure match=.dead.example servername=hostname policy_type=sts policy_domain=dead.example mx_host_pattern=*.dead.example "},
+		} {
+			if got := l.ask(tt.mapName, tt.domain); !strings.HasPrefix(got, tt.want) {
+				t.Errorf("map %s, %s: %q, want %q", tt.mapName, tt.domain, got, tt.want)
+			}
+		}
+	}
+}
+
 func TestOneReplyKeptForAPlainMapDoesNotAnswerForDANE(t *testing.T) {
 	l := daneLab(t)
 	l.policies.held["dane.example"] = l.policies.held["enforce.example"]

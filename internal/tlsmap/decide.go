@@ -84,7 +84,12 @@ func Decide(p PolicyState, m *mta.Map, d dane.State) Verdict {
 	switch d {
 	case dane.Usable, dane.LookupFailed:
 		return DANEOnly // RFC 8461, 2: DANE is not overridden
-	case dane.Absent, dane.UnsignedMX, dane.NoMail, dane.NotValidating:
+	case dane.SomeFailed:
+		if m.TLSRPT {
+			return Secure // mx_host_pattern keeps the MTA from the hosts that may have DANE
+		}
+		return DANEOnly
+	case dane.AddressesFailed, dane.Absent, dane.UnsignedMX, dane.NoMail, dane.NotValidating:
 		return Secure // RFC 7672, 2.2.1: an unsigned MX RRset protects nothing
 	}
 	return Defer

@@ -63,7 +63,7 @@ func (k *Known) explain(m *mta.Map) (reply, why string) {
 	switch verdict := Decide(k.State, m, k.DANE.State); {
 	case verdict == StandAside:
 		return replyNotFound, whyAside(k.State)
-	case verdict == DANEOnly && k.DANE.State == dane.LookupFailed:
+	case verdict == DANEOnly && (k.DANE.State == dane.LookupFailed || k.DANE.State == dane.SomeFailed):
 		return replyDANEOnly, because("a DANE lookup fails at an MX host: Postfix looks for itself, and defers (RFC 7672, 2.2.2)", k.DANE.Why)
 	case verdict == DANEOnly:
 		return replyDANEOnly, because("DANE protects the domain, and MTA-STS does not override it (RFC 8461, 2)", k.DANE.Why)
@@ -75,6 +75,9 @@ func (k *Known) explain(m *mta.Map) (reply, why string) {
 		return k.explainHosts(m)
 	}
 	r := secure{domain: domain, match: MatchList(k.Policy)[1:], fields: k.Policy.Fields}
+	if m.DANE && k.DANE.Hosts != nil {
+		r.match = exactNames(k.DANE.Hosts)
+	}
 	b, bare := r.append(nil, m)
 	switch {
 	case !strings.HasPrefix(string(b), replySecure):
@@ -132,8 +135,10 @@ func (k *Known) whySecure(m *mta.Map) string {
 		return why + "; DANE gives no protection, since the MX records are not authenticated (RFC 7672, 2.2.1)"
 	case dane.NotValidating:
 		return because(why+"; there is no DANE without a resolver that validates", k.DANE.Why)
+	case dane.SomeFailed, dane.AddressesFailed:
+		return because(why+", for the hosts without DANE; DNS lookups fail at the others, which cannot be used", k.DANE.Why)
 	case dane.NoMail:
-		return because(why+"; the MTA bounces by itself", k.DANE.Why)
+		return because(why+"; the MTA bounces or defers by itself", k.DANE.Why)
 	}
 	return because(why+"; DANE does not protect the domain", k.DANE.Why)
 }

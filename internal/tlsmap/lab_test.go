@@ -173,6 +173,8 @@ func newFakeHops() *fakeHops {
 	return &fakeHops{known: map[dane.NextHop]bool{}, mx: map[string]*dane.MXSet{}, findings: map[string]dane.Finding{
 		"dane.example":      {State: dane.Usable},
 		"sick.example":      {State: dane.LookupFailed},
+		"mixed.example":     {State: dane.SomeFailed, Why: "of a reason", Hosts: []string{"mx2.mixed.example", "nexthop", "_x.mixed.example"}},
+		"dead.example":      {State: dane.AddressesFailed, Why: "of a reason", Hosts: []string{"mx2.dead.example"}},
 		"undecided.example": {State: dane.Undecided, Why: "the MX lookup failed"},
 	}}
 }
@@ -184,17 +186,15 @@ func (f *fakeHops) finding(n dane.NextHop) dane.Finding {
 	return dane.Finding{State: dane.Absent}
 }
 
-func (f *fakeHops) Held(_ context.Context, n dane.NextHop) (dane.Finding, bool) {
+func (f *fakeHops) Check(ctx context.Context, n dane.NextHop, _ func(string) bool) dane.Finding {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.finding(n), f.known[n]
-}
-
-func (f *fakeHops) Check(ctx context.Context, n dane.NextHop) dane.Finding {
-	f.mu.Lock()
-	f.asked = append(f.asked, n)
-	f.known[n] = true
 	found, takes := f.finding(n), f.takes
+	if f.known[n] {
+		f.mu.Unlock()
+		return found
+	}
+	f.asked = append(f.asked, n)
+	f.known[n], found.Waited = true, true
 	f.mu.Unlock()
 	select {
 	case <-time.After(takes):
@@ -215,7 +215,7 @@ func (f *fakeHops) MX(ctx context.Context, domain string) (*dane.MXSet, error) {
 		return nil, ctx.Err()
 	}
 	if set == nil && err == nil {
-		set = &dane.MXSet{Implicit: true, Hosts: []dane.MXHost{{Name: domain}}}
+		set = &dane.MXSet{Hosts: []dane.MXHost{{Name: domain}}}
 	}
 	return set, err
 }

@@ -55,6 +55,18 @@ func Lists(list []byte, host string) bool {
 	return MatchListCurrent(list) && hostname.Labels(host, 0) > 0 && lists(list[1:], host, false)
 }
 
+// AcceptedBy returns whether Postfix accepts a host by a stored match list, as
+// it reads that.
+func AcceptedBy(list []byte) func(host string) bool {
+	return func(host string) bool { return MatchListCurrent(list) && lists(list[1:], host, true) }
+}
+
+// exactNames returns a match list, without its version byte, of those hosts
+// whose names mean themselves to Postfix.
+func exactNames(hosts []string) []byte {
+	return MatchList(&policy.Policy{MX: hosts})[1:]
+}
+
 // lists reports whether the match list, without its version byte, has the host:
 // by its name, or by a wildcard for its left-most label. With deep, a wildcard
 // stands for any number of labels, as Postfix reads ".example.net".

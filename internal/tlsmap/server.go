@@ -27,10 +27,9 @@ type Policies interface {
 
 // NextHops tells what the DNS has on next-hops; *dane.Checker is one.
 type NextHops interface {
-	// Held returns what DANE has to say of a next-hop, if it is known.
-	Held(ctx context.Context, n dane.NextHop) (dane.Finding, bool)
-	// Check is Held, but finds out; when ctx ends, the state is Undecided.
-	Check(ctx context.Context, n dane.NextHop) dane.Finding
+	// Check returns what DANE says of a next-hop and of those of its MX hosts
+	// that are listed. When ctx ends, the state is Undecided.
+	Check(ctx context.Context, n dane.NextHop, listed func(host string) bool) dane.Finding
 	// MX returns the MX hosts of a domain.
 	MX(ctx context.Context, domain string) (*dane.MXSet, error)
 	// Verdict says whether the resolver validates, and has it probed when it
@@ -192,7 +191,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 			return s.answerHosts(ctx, dst, m, hop, began, l)
 		}
 		start := len(dst)
-		dst = s.appendSecure(dst, m, hop.Domain, &l.held)
+		dst = s.appendSecure(dst, m, hop.Domain, &l.held, found.Hosts)
 		if dst[start] != replySecure[0] {
 			return dst, outcomeTemp
 		}
@@ -223,13 +222,13 @@ func (s *Server) findDANE(ctx context.Context, hop mta.NextHop, began time.Time,
 	if s.hops == nil {
 		return dane.Finding{Why: "no resolver is configured"}
 	}
-	if found, ok := s.hops.Held(ctx, n); ok {
-		return found
-	}
-	l.notFromMemory(began)
 	ctx, cancel := s.within(ctx, began)
 	defer cancel()
-	return s.hops.Check(ctx, n)
+	found := s.hops.Check(ctx, n, AcceptedBy(matchOf(&l.held)))
+	if found.Waited {
+		l.notFromMemory(began)
+	}
+	return found
 }
 
 // within bounds ctx by the time of a lookup.
@@ -241,10 +240,12 @@ func (s *Server) within(ctx context.Context, began time.Time) (context.Context, 
 }
 
 // appendSecure appends the reply for a policy that applies: the one kept on the
-// keeper's entry, or a new one, which is then kept there.
-func (s *Server) appendSecure(dst []byte, m *mta.Map, domain []byte, h *keeper.Held) []byte {
+// keeper's entry, or a new one, which is then kept there. Only, if there are
+// any, are the only hosts of the policy that may be used.
+func (s *Server) appendSecure(dst []byte, m *mta.Map, domain []byte, h *keeper.Held, only []string) []byte {
 	slot := replySlot(m)
-	if h.Entry != nil {
+	keep := h.Entry != nil && only == nil
+	if keep {
 		if kept := h.Entry.Reply(slot); len(kept) > 0 {
 			return append(dst, kept...)
 		}
@@ -253,7 +254,9 @@ func (s *Server) appendSecure(dst []byte, m *mta.Map, domain []byte, h *keeper.H
 	if !MatchListCurrent(r.match) {
 		return appendTemp(dst, m, reasonUnreadable, domain)
 	}
-	r.match = r.match[1:]
+	if r.match = r.match[1:]; only != nil {
+		r.match = exactNames(only)
+	}
 	if m.TLSRPT {
 		if p, err := policy.Parse(textOf(h)); err == nil {
 			r.fields = p.Fields
@@ -265,7 +268,7 @@ func (s *Server) appendSecure(dst []byte, m *mta.Map, domain []byte, h *keeper.H
 		s.shortened.print(slog.String("domain", string(domain)), slog.String("map", m.Name),
 			slog.String("next", "Postfix checks hosts less strictly for this domain: nothing to do here"))
 	}
-	if h.Entry != nil {
+	if keep {
 		h.Entry.KeepReply(slot, bytes.Clone(dst[start:]))
 	}
 	return dst

@@ -105,7 +105,7 @@ func (w *dnsWorld) questions() int {
 // enforce.example and victim.unsigned.example have enforced policies.
 func wholeLab(t *testing.T, w *dnsWorld) (*lab, *dane.Checker) {
 	l := newLab(t, 0)
-	l.policies.held["dane.example"] = l.policies.held["enforce.example"]
+	l.policies.held["dane.example"] = enforced("*.dane.example")
 	l.policies.held["victim.unsigned.example"] = l.policies.held["enforce.example"]
 	c := dane.New(dane.Options{Resolver: w, Probe: dane.ProbeNames{Signed: []string{"signed.test"}, Unsigned: []string{"unsigned.example"}}})
 	l.Server = tlsmap.NewServer(l.table, tlsmap.Options{Policies: l.policies, NextHops: c, Timeout: 20 * time.Second})
@@ -147,8 +147,8 @@ func TestDNSQuestionsALookup(t *testing.T) {
 		for range 3 {
 			l.ask("exim", "dane.example")
 		}
-		if n := w.questions(); n != 1 {
-			t.Errorf("%d questions for map exim, want one for MX", n)
+		if n := w.questions(); n != 3 {
+			t.Errorf("%d questions for three lookups in map exim, want one each for MX", n)
 		}
 		synctest.Wait()
 	})

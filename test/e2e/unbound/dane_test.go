@@ -15,6 +15,8 @@ import (
 // probeNames are names that this unbound knows.
 var probeNames = dane.ProbeNames{Signed: []string{"signed.example"}, Unsigned: []string{"unsigned.example"}}
 
+func listed(string) bool { return true }
+
 func check(host string) dane.NextHop { return dane.NextHop{Host: host} }
 
 func bracketed(host string, port uint16) dane.NextHop {
@@ -118,10 +120,10 @@ func TestRFC7672_StatesFollowFromRealValidation(t *testing.T) {
 				t.Errorf("probe: %v", p.Verdict)
 			}
 			for _, n := range nextHops {
-				if got := c.Check(t.Context(), n.hop); got.State != n.want {
+				if got := c.Check(t.Context(), n.hop, listed); got.State != n.want {
 					t.Errorf("%s (%s): %v, want %v; %s", n.what, n.hop.Host, got.State, n.want, got.Why)
 				}
-				if got := c.Look(t.Context(), n.hop); got.State != n.want {
+				if got := c.Look(t.Context(), n.hop, listed); got.State != n.want {
 					t.Errorf("%s (%s), in full: %v, want %v; %s", n.what, n.hop.Host, got.State, n.want, got.Why)
 				}
 			}
@@ -169,7 +171,7 @@ func TestTheProbeFindsOutThatARealResolverDoesNotValidate(t *testing.T) {
 		t.Errorf("probe: %v", p.Verdict)
 	}
 	for _, n := range nextHops {
-		if got := c.Check(t.Context(), n.hop); got.State != dane.NotValidating {
+		if got := c.Check(t.Context(), n.hop, listed); got.State != dane.NotValidating {
 			t.Errorf("%s: %v", n.what, got.State)
 		}
 	}
