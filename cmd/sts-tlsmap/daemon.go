@@ -272,9 +272,6 @@ func (s *service) stop(stopKeeping func(), kept <-chan error) error {
 	case <-time.After(keeperTime):
 		err = errors.New("not everything could be written to the cache: the disk does not answer")
 	}
-	if e := s.exempt.Close(); e != nil {
-		err = errors.Join(err, e)
-	}
 	if e := s.store.Close(); e != nil {
 		err = errors.Join(err, fmt.Errorf("closing the cache: %w", e))
 	}

@@ -87,9 +87,8 @@ func (s *Server) setExempt(w http.ResponseWriter, r *http.Request) {
 	s.o.Log.Info("asked to exempt a domain", "domain", req.Domain, "for", req.For, "uid", uidOf(r))
 	until, was, err := s.o.Exemptions.Set(req.Domain, req.For)
 	x := Exemption{Domain: req.Domain, Until: utc(until), Was: was}
-	var notKept *exempt.NotKeptError
 	switch {
-	case errors.As(err, &notKept):
+	case errors.Is(err, exempt.ErrNotKept):
 		x.Err = err.Error()
 	case err != nil:
 		refuse(w, http.StatusBadRequest, "%v", err)

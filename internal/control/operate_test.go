@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -46,12 +47,12 @@ func TestAnExemptionThatIsNotOnDiskIsInForceAndSaysSo(t *testing.T) {
 	if got, err := c.Exempt(t.Context(), "a.test", time.Hour); err != nil || !got.Was || got.Err != "" || !got.Until.Equal(exemptEnd) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	x.err = &exempt.NotKeptError{Err: errors.New("the disk is full")}
+	x.err = fmt.Errorf("%w: the disk is full", exempt.ErrNotKept)
 	if got, err := c.Exempt(t.Context(), "a.test", time.Hour); err != nil || !strings.Contains(got.Err, "the disk is full") {
 		t.Errorf("%+v, %v", got, err)
 	}
 	x.err = exempt.ErrTooLong
-	if got, err := c.Exempt(t.Context(), "a.test", time.Hour); err == nil || !strings.Contains(err.Error(), "too long") {
+	if got, err := c.Exempt(t.Context(), "a.test", time.Hour); err == nil || !strings.Contains(err.Error(), "at most 366 days") {
 		t.Errorf("%+v, %v", got, err)
 	}
 	var list []Exemption

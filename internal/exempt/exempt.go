@@ -1,46 +1,114 @@
-// Package exempt is the rule for exemptions: domains whose policy is not
-// applied. An entry is "example.com", that domain alone, or ".example.com", all
-// below it. Parse says what an entry is, a Set which domains it is for.
-//
-// It also keeps those that an administrator sets while the daemon runs (List):
-// until a time, for the night when a domain's own mistake holds up its mail.
-// They are in force at once, kept over restarts, and end by themselves. How
-// they are stored is package cache's business, and how the configuration lists
-// those that are for good is package config's.
+// Package exempt says for which domains the policy is not applied. An entry is
+// "example.com", that domain alone, or ".example.com", all below it. A Set holds
+// entries and answers lookups; a List keeps the exemptions that an administrator
+// sets until a time, over restarts. Exemptions without an end are those of
+// package config.
 package exempt
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
-// MaxTimed bounds the exemptions that are in force until a time: they are for
-// emergencies. The list in the configuration has a bound of its own.
+// MaxTimed bounds the exemptions until a time.
 const MaxTimed = 1000
+
+// noEnd is the time until which an entry without an end is in force.
+const noEnd = math.MaxInt64
 
 // An Exemption is an entry that is in force until a time.
 type Exemption struct {
-	Domain string // as Parse returns it
-	Until  time.Time
+	Domain string    // as Parse returns it
+	Until  time.Time // zero: it has no end
 }
 
-// Parse returns an entry in canonical form (hostname.Canonical), or an error
-// that says what is wrong with it.
+// Parse returns an entry in canonical form (hostname.Canonical).
 func Parse(entry string) (string, error) {
-	name, below := strings.CutPrefix(entry, ".")
+	name := strings.TrimPrefix(entry, ".")
 	canonical, err := hostname.Canonical([]byte(name), nil)
-	switch {
-	case err != nil:
+	if err != nil {
 		return "", fmt.Errorf("%q %w", entry, err)
-	case strings.HasPrefix(name, "*."):
-		return "", fmt.Errorf("%q is no domain; all below a domain is written %q", entry, name[1:])
-	case !hostname.Valid(string(canonical)):
-		return "", fmt.Errorf("%q is no domain; expected \"example.com\", or \".example.com\" for all below it", entry)
-	case below:
-		return "." + string(canonical), nil
 	}
-	return string(canonical), nil
+	if !hostname.Valid(string(canonical)) {
+		return "", fmt.Errorf("%q is not a domain; expected \"example.com\", or \".example.com\" for all below it", entry)
+	}
+	return entry[:len(entry)-len(name)] + string(canonical), nil
+}
+
+// A Set holds entries, as Parse returns them, each with the time until which
+// it is in force, in Unix seconds. A Set that does not change is safe for
+// concurrent use.
+type Set map[string]int64
+
+// ForGood returns the set of entries without an end.
+func ForGood(entries []string) (Set, error) {
+	s := make(Set, len(entries))
+	for _, entry := range entries {
+		canonical, err := Parse(entry)
+		if err != nil {
+			return nil, fmt.Errorf("exempt domains: %w", err)
+		}
+		s[canonical] = noEnd
+	}
+	return s, nil
+}
+
+// Timed returns the set of exemptions that are in force until a time, of which
+// there are MaxTimed at most.
+func Timed(list []Exemption) (Set, error) {
+	if len(list) > MaxTimed {
+		return nil, fmt.Errorf("at most %d exemptions are possible at once; [exempt] in the configuration takes more, without an end", MaxTimed)
+	}
+	s := make(Set, len(list))
+	for _, x := range list {
+		canonical, err := Parse(x.Domain)
+		if err != nil {
+			return nil, err
+		}
+		s[canonical] = x.Until.Unix()
+	}
+	return s, nil
+}
+
+// Has reports whether an entry covers the domain, which is in canonical form.
+// It ignores the end of the entry and allocates nothing.
+func (s Set) Has(domain []byte) bool { return len(s) > 0 && s.Until(domain, 0) != 0 }
+
+// Until returns until when the domain, in canonical form, is exempt, in Unix
+// seconds: the longest of the entries that cover it counts. Zero: it is not
+// exempt at now. Until allocates nothing.
+func (s Set) Until(domain []byte, now int64) int64 {
+	latest := s[string(domain)]
+	for i, c := range domain {
+		if c == '.' {
+			latest = max(latest, s[string(domain[i:])])
+		}
+	}
+	if latest <= now {
+		return 0
+	}
+	return latest
+}
+
+// Matching returns the entries that cover the domain, in canonical form, and
+// are in force at now, in Unix seconds: its own first, then those of its
+// parents.
+func (s Set) Matching(domain string, now int64) []Exemption {
+	var list []Exemption
+	for i := range len(domain) {
+		if i > 0 && domain[i] != '.' {
+			continue
+		}
+		switch until := s[domain[i:]]; {
+		case until == noEnd:
+			list = append(list, Exemption{Domain: domain[i:]})
+		case until > now:
+			list = append(list, Exemption{Domain: domain[i:], Until: time.Unix(until, 0)})
+		}
+	}
+	return list
 }

@@ -4,39 +4,25 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
 
 const (
-	// MaxFor is how long an exemption may last. For good there is [exempt] in
-	// the configuration.
+	// MaxFor is how long an exemption may last.
 	MaxFor = 366 * 24 * time.Hour
 
-	// writeWait is how long a change waits for the disk. It is in force before.
-	writeWait = 3 * time.Second
-	// writeAgain is when a change that is not on disk is tried again.
-	writeAgain = time.Minute
-
-	// loggedAtStart bounds the domains named in one line.
-	loggedAtStart = 20
+	writeAgain = time.Minute // after a failure
 )
 
-// ErrTooLong: an exemption may not last that long.
-var ErrTooLong = errors.New("too long for an exemption")
-
-var errSlow = errors.New("the disk does not answer")
-
-// A NotKeptError says that a change is in force, but not on disk.
-type NotKeptError struct{ Err error }
-
-func (e *NotKeptError) Error() string {
-	return fmt.Sprintf("it is in force, but could not be written and is lost with a restart before that: %v", e.Err)
-}
-
-func (e *NotKeptError) Unwrap() error { return e.Err }
+var (
+	// ErrTooLong: an exemption may not last that long.
+	ErrTooLong = fmt.Errorf("an exemption may last at most %d days", MaxFor/(24*time.Hour))
+	// ErrNotKept: the change is in force, but not on disk.
+	ErrNotKept = errors.New("in force, but not on disk: a restart would lose it")
+)
 
 // A Store keeps exemptions on disk; *cache.Store is one.
 type Store interface {
@@ -47,225 +33,112 @@ type Store interface {
 // A List holds the exemptions that are in force. Its methods are safe for
 // concurrent use.
 type List struct {
-	store Store
-	apply func([]Exemption) error
-	log   *slog.Logger
+	store   Store
+	apply   func([]Exemption) error
+	log     *slog.Logger
+	retry   *time.Timer // saves again
+	writing sync.Mutex  // held while the store writes
 
-	writing chan struct{} // held by the one who writes
-
-	mu      sync.Mutex
-	until   map[string]time.Time
-	dirty   bool // what is in force is not what is on disk
-	changes int  // so far
-	timer   *time.Timer
-	closed  bool
+	mu    sync.Mutex
+	until map[string]time.Time
 }
 
 // Open reads what is stored and hands it to apply, which is told of every
-// change. What cannot be read is over.
+// change. Exemptions that cannot be read have ended.
 func Open(store Store, apply func([]Exemption) error, log *slog.Logger) (*List, error) {
-	l := &List{store: store, apply: apply, log: log, writing: make(chan struct{}, 1), until: make(map[string]time.Time)}
+	l := &List{store: store, apply: apply, log: log, until: map[string]time.Time{}}
+	l.retry = time.AfterFunc(writeAgain, func() { l.save() })
+	l.retry.Stop()
 	stored, err := store.Exemptions()
 	if err != nil {
-		log.Error("not all exemptions could be read; the others are over", "err", err, "next", "see sts-tlsmap -exempt")
+		log.Error("some exemptions could not be read and have ended", "err", err, "next", "see sts-tlsmap -exempt")
 	}
-	now := time.Now()
 	for _, x := range stored {
-		if _, err := Parse(x.Domain); err == nil && x.Until.After(now) {
+		if _, err := Parse(x.Domain); err == nil && x.Until.After(time.Now()) {
 			l.until[x.Domain] = x.Until
-		} else {
-			l.dirty = true
+			l.endLater(x)
 		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.tell(); err != nil {
-		return nil, fmt.Errorf("the exemptions that are stored: %w", err)
-	}
-	l.arm(now)
 	if n := len(l.until); n > 0 {
-		list := l.list()
-		names := make([]string, 0, loggedAtStart)
-		for _, x := range list[:min(n, loggedAtStart)] {
-			names = append(names, x.Domain)
-		}
-		log.Warn("domains are exempt for a time: their policies are not applied", "exempt", n, "domains", names,
+		names := slices.Sorted(maps.Keys(l.until))
+		log.Warn("some domains are exempt for a time: their policies are not applied", "exempt", n, "domains", names[:min(n, 20)],
 			"next", "sts-tlsmap -exempt lists them; -exempt DOMAIN -for 0 ends one")
 	}
-	return l, nil
+	return l, apply(l.InForce())
 }
 
-// tell has what is in force applied. The caller has the lock.
-func (l *List) tell() error { return l.apply(l.list()) }
-
-// list returns what is in force, in the order of the domains. The caller has
-// the lock.
-func (l *List) list() []Exemption {
-	list := make([]Exemption, 0, len(l.until))
-	for domain, until := range l.until {
-		list = append(list, Exemption{Domain: domain, Until: until})
-	}
-	slices.SortFunc(list, func(a, b Exemption) int { return strings.Compare(a.Domain, b.Domain) })
-	return list
-}
-
-// InForce returns the exemptions that are in force, in the order of their
-// domains.
+// InForce returns the exemptions that are in force, ordered by domain.
 func (l *List) InForce() []Exemption {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
-	return slices.DeleteFunc(l.list(), func(x Exemption) bool { return !x.Until.After(now) })
+	return sorted(l.until)
 }
 
-// Set exempts a domain for so long from now, and returns until when; zero ends
-// its exemption. was says whether there was one. A *NotKeptError says that it
-// is done, but not on disk.
+func sorted(until map[string]time.Time) []Exemption {
+	list := make([]Exemption, 0, len(until))
+	for _, domain := range slices.Sorted(maps.Keys(until)) {
+		list = append(list, Exemption{domain, until[domain]})
+	}
+	return list
+}
+
+// Set exempts a domain for a time from now, in whole seconds, and returns the
+// end; zero ends the domain's exemption. was says whether it had one. If the
+// error is ErrNotKept, the change is in force, and writing is tried again.
 func (l *List) Set(domain string, long time.Duration) (until time.Time, was bool, err error) {
-	domain, err = Parse(domain)
-	if err != nil {
-		return time.Time{}, false, err
+	if domain, err = Parse(domain); err != nil {
+		return until, false, err
 	}
 	if long < 0 || long > MaxFor {
-		return time.Time{}, false, fmt.Errorf("%w: more than %d days", ErrTooLong, MaxFor/(24*time.Hour))
+		return until, false, ErrTooLong
 	}
-	now := time.Now()
-	if until, was, err = l.change(domain, long, now); err != nil || !was && long == 0 {
+	if long > 0 {
+		until = time.Now().Add(long + time.Second - 1).Truncate(time.Second)
+	}
+	l.mu.Lock()
+	next := maps.Clone(l.until)
+	_, was = next[domain]
+	delete(next, domain)
+	if long > 0 {
+		next[domain] = until
+	}
+	if err = l.apply(sorted(next)); err == nil {
+		l.until = next
+	}
+	l.mu.Unlock()
+	switch {
+	case err != nil || !was && long == 0:
 		return until, was, err
-	}
-	if long == 0 {
-		l.log.Info("exemption ended: the domain's policy is applied again", "domain", domain)
-	} else {
+	case long > 0:
 		l.log.Warn("domain exempt for a time: its policy is not applied", "domain", domain, "until", until.Format(time.RFC3339))
+		l.endLater(Exemption{domain, until})
+	default:
+		l.log.Info("exemption ended: the domain's policy is applied again", "domain", domain)
 	}
-	if err := l.write(); err != nil {
-		l.log.Error("exemptions could not be written; they are in force, and would not outlast a restart",
-			"err", err, "next", "tried again in "+writeAgain.String())
-		return until, was, &NotKeptError{err}
-	}
-	return until, was, nil
+	return until, was, l.save()
 }
 
-// change puts an exemption in force, or ends it.
-func (l *List) change(domain string, long time.Duration, now time.Time) (until time.Time, was bool, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	old, had := l.until[domain]
-	was = had && old.After(now)
-	if long == 0 {
-		if !had {
-			return time.Time{}, false, nil
-		}
-		delete(l.until, domain)
-	} else {
-		if until = now.Add(long).Truncate(time.Second); until.Before(now.Add(long)) {
-			until = until.Add(time.Second) // whole seconds are stored, and none is taken away
-		}
-		l.until[domain] = until
-	}
-	if err := l.tell(); err != nil {
-		if had {
-			l.until[domain] = old
-		} else {
-			delete(l.until, domain)
-		}
-		return time.Time{}, was, err
-	}
-	l.dirty = true
-	l.changes++
-	l.arm(now)
-	return until, was, nil
-}
-
-// write brings what is in force to the disk, and waits for that so long.
-func (l *List) write() error {
-	timer := time.NewTimer(writeWait)
-	defer timer.Stop()
-	select {
-	case l.writing <- struct{}{}:
-	case <-timer.C:
-		return errSlow
-	}
-	done := make(chan error, 1)
-	go func() {
-		defer func() { <-l.writing }()
+// endLater drops an exemption at its end, unless it was changed before.
+func (l *List) endLater(x Exemption) {
+	time.AfterFunc(time.Until(x.Until), func() {
 		l.mu.Lock()
-		list, changes := l.list(), l.changes
+		current := l.until[x.Domain].Equal(x.Until)
 		l.mu.Unlock()
-		err := l.store.WriteExemptions(list)
-		if err == nil {
-			l.mu.Lock()
-			l.dirty = l.dirty && l.changes != changes
-			l.mu.Unlock()
+		if current {
+			l.Set(x.Domain, 0)
 		}
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-timer.C:
-		return errSlow
-	}
+	})
 }
 
-// arm sets the timer to when something is to be done. The caller has the lock.
-func (l *List) arm(now time.Time) {
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	if l.closed || len(l.until) == 0 && !l.dirty {
-		return
-	}
-	wait := MaxFor
-	if l.dirty {
-		wait = writeAgain
-	}
-	for _, until := range l.until {
-		wait = min(wait, max(until.Sub(now), 0))
-	}
-	l.timer = time.AfterFunc(wait, l.tick)
-}
-
-// tick drops what is over, and writes what is not on disk. The lookups see by
-// themselves that an exemption is over.
-func (l *List) tick() {
-	now := time.Now()
-	l.mu.Lock()
-	for domain, until := range l.until {
-		if !until.After(now) {
-			delete(l.until, domain)
-			l.dirty, l.changes = true, l.changes+1
-			l.log.Info("exemption over: the domain's policy is applied again", "domain", domain)
-		}
-	}
-	err := l.tell()
-	dirty := l.dirty && !l.closed
-	l.mu.Unlock()
-	if err == nil && dirty {
-		err = l.write()
-	}
-	if err != nil {
-		l.log.Error("exemptions could not be written", "err", err, "next", "tried again in "+writeAgain.String())
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.arm(time.Now())
-}
-
-// Close ends the timer, and writes what is not on disk yet.
-func (l *List) Close() error {
-	l.mu.Lock()
-	l.closed = true
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	dirty := l.dirty
-	l.mu.Unlock()
-	if !dirty {
+// save brings what is in force to the disk.
+func (l *List) save() error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	err := l.store.WriteExemptions(l.InForce())
+	if err == nil {
 		return nil
 	}
-	if err := l.write(); err != nil {
-		return fmt.Errorf("the exemptions were not written: %w", err)
-	}
-	return nil
+	l.log.Error("exemptions could not be written", "err", err, "next", "tried again in "+writeAgain.String())
+	l.retry.Reset(writeAgain)
+	return fmt.Errorf("%w: %w", ErrNotKept, err)
 }

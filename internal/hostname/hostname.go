@@ -1,21 +1,18 @@
 // Package hostname is the rule for the names of mail domains and mail hosts:
 // how they are written (RFC 1035, 2.3.4; RFC 1123, 2.1), folded, and converted
-// to A-labels. It knows the text form only, and asks no DNS.
-//
-// There is one rule, Labels. Those who use it differ on purpose in what they
-// add to it:
-//
-//   - the domain of a record, of an exemption and of a request to the control
-//     socket may have underscores, and its last label is no number (Valid);
-//   - the policy domain of a lookup is folded, has two labels or more, and no
-//     underscore (package tlsmap);
-//   - an mx pattern has no underscore (RFC 8461, 3.2), but its last label may
-//     be a number, which no host's is (packages policy and tlsmap);
-//   - a host in an MX record is what the MTA takes for one: to Postfix it may
-//     have underscores, and only a whole address is none (package dane). What
-//     Exim is told of is held to the rule of a policy domain again, but for the
-//     number of labels (package tlsmap).
+// to A-labels. It asks no DNS. Callers add rules of their own to Labels: a
+// policy domain has two labels or more (package mta), an mx pattern has no
+// underscore (RFC 8461, 3.2), and to Postfix a host in an MX record may have
+// underscores (package dane).
 package hostname
+
+import (
+	"bytes"
+	"errors"
+	"unicode/utf8"
+
+	"golang.org/x/net/idna"
+)
 
 // The sizes of a name in its text form, without the final dot (RFC 1035,
 // 2.3.4; 255 octets on the wire are 253 characters), in bytes.
@@ -88,4 +85,77 @@ func EndsInNumber[T string | []byte](name T) bool {
 		}
 	}
 	return true
+}
+
+// maxUnicodeName bounds what is converted to A-labels, in bytes: 253 characters
+// of at most four bytes each.
+const maxUnicodeName = 1024
+
+// ErrUnconvertible is a name for which there are no A-labels.
+var ErrUnconvertible = errors.New("cannot be converted to A-labels")
+
+// toASCII converts as Postfix's midna_domain_to_ascii() does: UTS 46 with ICU's
+// UIDNA_NONTRANSITIONAL_TO_ASCII and no other option, so without STD3, bidi and
+// joiner rules, but with checks of hyphens and lengths.
+var toASCII = idna.New(
+	idna.MapForLookup(),
+	idna.Transitional(false),
+	idna.StrictDomainName(false),
+	idna.CheckJoiners(false),
+	idna.CheckHyphens(true),
+	idna.VerifyDNSLength(true),
+)
+
+// Canonical returns name with A-labels for its U-labels, in lower case and
+// without its final dot. The result need not be a host name. The scratch space is
+// overwritten if the name must be folded or converted; with room for MaxName
+// bytes nothing is allocated but for a name with U-labels. The error is
+// ErrUnconvertible.
+func Canonical(name, scratch []byte) ([]byte, error) {
+	// Not for ASCII: the rules of U-labels would apply to it too.
+	if bytes.ContainsFunc(name, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		if len(name) > maxUnicodeName || !utf8.Valid(name) {
+			return nil, ErrUnconvertible
+		}
+		ascii, err := toASCII.ToASCII(string(name))
+		if err != nil {
+			return nil, ErrUnconvertible
+		}
+		name = append(scratch[:0], ascii...)
+	}
+	// After the conversion: it makes a dot of other scripts' full stops.
+	name = bytes.TrimSuffix(name, []byte{'.'})
+	if len(name) > MaxName || !hasUpper(name) {
+		return name, nil
+	}
+	return AppendLower(scratch[:0], name), nil
+}
+
+// Lower folds the case of ASCII letters and of nothing else: strings.ToLower
+// would make a letter of the Kelvin sign.
+func Lower(s string) string {
+	if !hasUpper(s) {
+		return s
+	}
+	return string(AppendLower(nil, []byte(s)))
+}
+
+// AppendLower appends name to dst as Lower folds it.
+func AppendLower(dst, name []byte) []byte {
+	for _, c := range name {
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		dst = append(dst, c)
+	}
+	return dst
+}
+
+func hasUpper[T string | []byte](name T) bool {
+	for i := range len(name) {
+		if c := name[i]; 'A' <= c && c <= 'Z' {
+			return true
+		}
+	}
+	return false
 }
