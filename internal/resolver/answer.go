@@ -1,7 +1,3 @@
-// Package resolver is the DNS client: questions to the configured servers or
-// those of resolv.conf over UDP with EDNS0, over TCP when truncated, to the
-// next server on failure; CNAMEs followed; the AD bit taken from those who may
-// be believed. What an answer means is for the callers to say.
 package resolver
 
 import (
@@ -9,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -139,8 +136,8 @@ func unescape(s string) string {
 	for i := 0; i < len(s); i++ {
 		if s[i] == '\\' && i+1 < len(s) {
 			i++
-			if i+2 < len(s) && isDigit(s[i]) && isDigit(s[i+1]) && isDigit(s[i+2]) {
-				out = append(out, (s[i]-'0')*100+(s[i+1]-'0')*10+s[i+2]-'0')
+			if n, err := strconv.ParseUint(s[i:min(i+3, len(s))], 10, 8); err == nil {
+				out = append(out, byte(n))
 				i += 2
 				continue
 			}
@@ -148,63 +145,4 @@ func unescape(s string) string {
 		out = append(out, s[i])
 	}
 	return string(out)
-}
-
-func isDigit(c byte) bool { return '0' <= c && c <= '9' }
-
-// A Kind says in which way a query failed.
-type Kind uint8
-
-// The ways in which a query fails.
-const (
-	KindTimeout     Kind = iota + 1 // no server answered in time
-	KindServFail                    // SERVFAIL: a broken zone, or data that does not validate
-	KindRefused                     // REFUSED, NOTIMP, FORMERR and other codes that are no answer
-	KindMalformed                   // an answer that is no DNS message, or contradicts itself
-	KindUnreachable                 // no server could be reached: connection refused, no route, no descriptors; not the domain's fault
-	KindCanceled                    // the caller's context ended
-	KindName                        // the name cannot be asked for; see ErrNameTooLong
-)
-
-// An Error is a query that got no answer.
-type Error struct {
-	Name   string // the name asked for
-	Type   Type   // the type asked for
-	Kind   Kind
-	Server string // of several that failed, the one that said most
-	Err    error  // what went wrong; may be nil
-}
-
-func (e *Error) Error() string {
-	s := fmt.Sprintf("DNS %s %s: %s", e.Type, e.Name, e.Kind)
-	if e.Server != "" {
-		s += " (server " + e.Server + ")"
-	}
-	if e.Err != nil {
-		s += ": " + e.Err.Error()
-	}
-	return s
-}
-
-// Unwrap returns the underlying error.
-func (e *Error) Unwrap() error { return e.Err }
-
-func (k Kind) String() string {
-	switch k {
-	case KindTimeout:
-		return "no answer in time"
-	case KindServFail:
-		return "SERVFAIL"
-	case KindRefused:
-		return "refused"
-	case KindMalformed:
-		return "malformed answer"
-	case KindUnreachable:
-		return "server unreachable"
-	case KindCanceled:
-		return "given up"
-	case KindName:
-		return "not a DNS name"
-	}
-	return "unknown failure"
 }

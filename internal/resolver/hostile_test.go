@@ -265,7 +265,7 @@ func TestTCP(t *testing.T) {
 		{"an answer to another question", truncated, func(q *dns.Msg) []byte { q.Id++; return frame(pack(reply(q, 0, realTXT))) }, 0, KindMalformed},
 		{"truncated again", truncated, func(q *dns.Msg) []byte { return frame(truncated(q)[0]) }, 0, KindMalformed},
 		{"a stall", truncated, func(*dns.Msg) []byte { return nil }, 0, KindTimeout},
-		{"nobody there", truncated, nil, 0, KindUnreachable},
+		{"nobody there", truncated, nil, 0, KindMalformed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conf := Config{}

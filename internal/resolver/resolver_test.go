@@ -227,7 +227,7 @@ func nobody(t *testing.T) string {
 func TestAServerWhereNobodyListensIsAskedAgainAndThenLast(t *testing.T) {
 	r := resolverFor(t, Config{Servers: []string{nobody(t)}})
 	r.Query(t.Context(), "example.com", TypeA)
-	if n := r.list.Load().servers[0].misses.Load(); n != defaultAttempts {
+	if n := r.list.Load().servers[0].misses; n != defaultAttempts {
 		t.Errorf("it was asked %d times for one question; want %d", n, defaultAttempts)
 	}
 	good := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
@@ -328,6 +328,32 @@ func TestAsksWithoutEDNSWhereThatIsUnknown(t *testing.T) {
 				t.Errorf("%s, EDNS in the answer %v: %+v, %v", dns.RcodeToString[rcode], knows, a, err)
 			}
 		}
+	}
+}
+
+// A firewall that drops queries with EDNS must not cost the domain its policy,
+// and a lost datagram must not cost the AD bit of later answers.
+func TestASecondTryGoesWithoutEDNSAndTheNextQueryWithIt(t *testing.T) {
+	t.Parallel()
+	f := (&fake{udp: func(q *dns.Msg) [][]byte {
+		if q.IsEdns0() != nil {
+			return nil
+		}
+		return [][]byte{pack(withAD(reply(q, 0, "example.com. 300 IN TXT plain")))}
+	}}).start(t, "127.0.0.1", 0)
+	r := resolverFor(t, Config{Timeout: silence}, f)
+	for range 2 {
+		a, err := r.Query(t.Context(), "example.com", TypeTXT)
+		if err != nil || !slices.Equal(a.Texts, []string{"plain"}) || !a.Authenticated {
+			t.Errorf("%+v, %v", a, err)
+		}
+	}
+	var edns []bool
+	for _, q := range f.questions() {
+		edns = append(edns, q.IsEdns0() != nil)
+	}
+	if !slices.Equal(edns, []bool{true, false, true, false}) {
+		t.Errorf("questions with EDNS: %v", edns)
 	}
 }
 

@@ -1,6 +1,8 @@
 package resolver
 
 import (
+	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -8,9 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
-	"sync/atomic"
-	"syscall"
+	"sync"
 	"time"
 )
 
@@ -23,39 +25,39 @@ type serverList struct {
 	attempts int
 }
 
-// A server is one name server, and how it did lately.
-type server struct {
-	addr   netip.AddrPort
-	misses atomic.Int32 // time-outs in a row
-	rests  atomic.Int64 // asked last until then; Unix nanoseconds
+// newList completes a list of servers. The configuration goes before what
+// resolv.conf says.
+func newList(c Config, addrs []netip.AddrPort, file ResolvConf) *serverList {
+	l := &serverList{
+		timeout:  cmp.Or(c.Timeout, file.Timeout, defaultTimeout),
+		attempts: cmp.Or(file.Attempts, defaultAttempts),
+	}
+	local := true
+	for _, a := range addrs {
+		l.servers = append(l.servers, &server{addr: a})
+		local = local && a.Addr().Unmap().IsLoopback()
+	}
+	l.trustAD = local || file.TrustAD
+	if c.TrustAD != nil {
+		l.trustAD = *c.TrustAD
+	}
+	return l
 }
 
-func (s *server) heard() {
-	if s.misses.Load() != 0 {
-		s.misses.Store(0)
-		s.rests.Store(0)
+func (l *serverList) addrs() []netip.AddrPort {
+	var addrs []netip.AddrPort
+	for _, s := range l.servers {
+		addrs = append(addrs, s.addr)
 	}
-}
-
-func (s *server) silent(now time.Time) {
-	if s.misses.Add(1) >= restAfter {
-		s.rests.Store(now.Add(restTime).UnixNano())
-	}
+	return addrs
 }
 
 // order returns the servers in the order in which to ask them: as configured,
 // those that were silent lately last.
 func (l *serverList) order(now time.Time) []*server {
-	resting := func(s *server) bool {
-		left := s.rests.Load() - now.UnixNano()
-		return left > 0 && left <= int64(restTime) // more: the clock was set back
-	}
-	if !slices.ContainsFunc(l.servers, resting) {
-		return l.servers
-	}
 	var first, last []*server
 	for _, s := range l.servers {
-		if resting(s) {
+		if s.rests(now) {
 			last = append(last, s)
 		} else {
 			first = append(first, s)
@@ -64,80 +66,33 @@ func (l *serverList) order(now time.Time) []*server {
 	return append(first, last...)
 }
 
-// same says whether nothing differs that Generation counts.
-func (l *serverList) same(o *serverList) bool {
-	return l.trustAD == o.trustAD && slices.EqualFunc(l.servers, o.servers,
-		func(a, b *server) bool { return a.addr == b.addr })
+// A server is one name server, and how it did lately.
+type server struct {
+	addr netip.AddrPort
+
+	mu        sync.Mutex
+	misses    int       // time-outs in a row
+	restUntil time.Time // asked last until then
 }
 
-// newList completes a list of servers by what the configuration says.
-func newList(c Config, addrs []netip.AddrPort) *serverList {
-	l := &serverList{timeout: defaultTimeout, attempts: defaultAttempts}
-	local := true
-	for _, a := range addrs {
-		l.servers = append(l.servers, &server{addr: a})
-		local = local && a.Addr().Unmap().IsLoopback()
-	}
-	l.trustAD = local
-	if c.TrustAD != nil {
-		l.trustAD = *c.TrustAD
-	}
-	if c.Timeout > 0 {
-		l.timeout = c.Timeout
-	}
-	return l
+func (s *server) heard() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.misses, s.restUntil = 0, time.Time{}
 }
 
-// fromFile returns the list of the configuration's resolv.conf. One that is
-// absent is as an empty one.
-func fromFile(c Config, port uint16) (*serverList, error) {
-	var r io.Reader = strings.NewReader("")
-	f, err := os.Open(c.ResolvConf)
-	switch {
-	case err == nil:
-		defer f.Close()
-		r = f
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+func (s *server) silent(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.misses++; s.misses >= restAfter {
+		s.restUntil = now.Add(restTime)
 	}
-	rc, err := ReadResolvConf(r)
-	if err != nil {
-		return nil, err
-	}
-	return fromResolvConf(c, rc, port), nil
 }
 
-// fromResolvConf completes the servers of resolv.conf. The configuration's own
-// settings go before what it says.
-func fromResolvConf(c Config, rc ResolvConf, port uint16) *serverList {
-	var addrs []netip.AddrPort
-	for _, a := range rc.Servers {
-		addrs = append(addrs, netip.AddrPortFrom(a, port))
-	}
-	l := newList(c, addrs)
-	if rc.TrustAD && c.TrustAD == nil {
-		l.trustAD = true
-	}
-	if rc.Timeout > 0 && c.Timeout <= 0 {
-		l.timeout = rc.Timeout
-	}
-	if rc.Attempts > 0 {
-		l.attempts = rc.Attempts
-	}
-	return l
-}
-
-// configured returns the list of the servers named in the configuration.
-func configured(c Config) (*serverList, error) {
-	var addrs []netip.AddrPort
-	for _, s := range c.Servers {
-		a, err := parseServer(s)
-		if err != nil {
-			return nil, err
-		}
-		addrs = append(addrs, a)
-	}
-	return newList(c, addrs), nil
+func (s *server) rests(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return now.Before(s.restUntil)
 }
 
 // parseServer reads an address with or without a port.
@@ -152,40 +107,15 @@ func parseServer(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(a, 53), nil
 }
 
-// A fileStamp tells one state of a file from another. That of an absent file
-// is zero.
-type fileStamp struct {
-	dev, ino     uint64
-	size         int64
-	mtime, ctime syscall.Timespec
-}
-
-func stampOf(path string) (fileStamp, error) {
-	fi, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fileStamp{}, nil
-	}
-	if err != nil {
-		return fileStamp{}, err
-	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fileStamp{size: fi.Size(), mtime: syscall.NsecToTimespec(fi.ModTime().UnixNano())}, nil
-	}
-	return fileStamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, nil
-}
-
 // servers returns the list to ask now. It looks whether resolv.conf has
 // changed, but not more often than once in a while, and no query waits for
 // another one's look.
 func (r *Resolver) servers() *serverList {
-	if len(r.conf.Servers) > 0 {
-		return r.list.Load()
-	}
-	since := time.Now().UnixNano() - r.lookedAt.Load()
-	if (since >= int64(r.look) || since < 0) && r.reading.TryLock() { // less than nothing: the clock was set back
-		r.lookAgain()
-		r.lookedAt.Store(time.Now().UnixNano())
+	if len(r.conf.Servers) == 0 && r.reading.TryLock() {
+		if time.Since(r.lookedAt) >= r.look {
+			r.lookAgain()
+			r.lookedAt = time.Now()
+		}
 		r.reading.Unlock()
 	}
 	return r.list.Load()
@@ -194,44 +124,105 @@ func (r *Resolver) servers() *serverList {
 // lookAgain reads resolv.conf if it has changed. If that fails, what was read
 // before stays.
 func (r *Resolver) lookAgain() {
-	stamp, err := stampOf(r.conf.ResolvConf)
-	if err == nil && stamp == r.seen {
+	info, err := os.Stat(r.conf.ResolvConf)
+	if err == nil && r.seen != nil && os.SameFile(info, r.seen) && info.Size() == r.seen.Size() && info.ModTime().Equal(r.seen.ModTime()) {
 		r.broken = false
 		return
 	}
-	var l *serverList
-	if err == nil {
-		l, err = fromFile(r.conf, r.port)
-	}
+	l, seen, err := r.readFile()
 	if err != nil {
-		if r.broken {
-			return // it was said, and this comes every few seconds
+		if !r.broken { // once, not every few seconds
+			r.conf.Log.Warn("resolver configuration cannot be read, the one from before stays in force", "file", r.conf.ResolvConf, "err", err)
 		}
 		r.broken = true
-		r.log.Warn("resolver configuration cannot be read, what it said before stays in force", "file", r.conf.ResolvConf, "err", err)
 		return
 	}
-	r.seen, r.broken = stamp, false
-	if old := r.list.Load(); !l.same(old) {
+	r.seen, r.broken = seen, false
+	old := r.list.Load()
+	if l.trustAD == old.trustAD && slices.Equal(l.addrs(), old.addrs()) {
+		l.servers = old.servers // and how they did
 		r.list.Store(l)
-		r.generation.Add(1)
-		r.log.Info("resolver configuration changed", "file", r.conf.ResolvConf, "servers", r.addrs(l), "trust_ad", l.trustAD)
 		return
 	}
-	r.keepOptions(l)
-}
-
-// keepOptions takes over the options of l, and the memory of its servers from
-// the list before.
-func (r *Resolver) keepOptions(l *serverList) {
-	l.servers = r.list.Load().servers
 	r.list.Store(l)
+	r.generation.Add(1)
+	r.conf.Log.Info("resolver configuration changed", "file", r.conf.ResolvConf, "servers", fmt.Sprint(l.addrs()), "trust_ad", l.trustAD)
 }
 
-func (r *Resolver) addrs(l *serverList) string {
-	var s []string
-	for _, srv := range l.servers {
-		s = append(s, srv.addr.String())
+// readFile reads resolv.conf. An absent one is as an empty one.
+func (r *Resolver) readFile() (*serverList, os.FileInfo, error) {
+	var text io.Reader = strings.NewReader("")
+	var info os.FileInfo
+	f, err := os.Open(r.conf.ResolvConf)
+	switch {
+	case err == nil:
+		defer f.Close()
+		if info, err = f.Stat(); err != nil {
+			return nil, nil, err
+		}
+		text = f
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, nil, err
 	}
-	return strings.Join(s, " ")
+	file, err := ReadResolvConf(text)
+	if err != nil {
+		return nil, nil, err
+	}
+	var addrs []netip.AddrPort
+	for _, a := range file.Servers {
+		addrs = append(addrs, netip.AddrPortFrom(a, r.port))
+	}
+	return newList(r.conf, addrs, file), info, nil
+}
+
+// A ResolvConf is what resolv.conf(5) says about whom to ask.
+type ResolvConf struct {
+	Servers  []netip.Addr  // at least one
+	TrustAD  bool          // the servers' AD bit is passed on
+	Timeout  time.Duration // for one server to answer once; zero: not said
+	Attempts int           // rounds through the servers; zero: not said
+}
+
+// ReadResolvConf reads a resolv.conf as libc does: it skips lines and options
+// that it does not understand, and a file that names no server stands for one
+// on this machine.
+func ReadResolvConf(r io.Reader) (ResolvConf, error) {
+	var c ResolvConf
+	lines := bufio.NewScanner(io.LimitReader(r, maxResolvConf))
+	lines.Buffer(nil, maxResolvConf+1)
+	for lines.Scan() {
+		f := strings.Fields(lines.Text())
+		if len(f) < 2 {
+			continue
+		}
+		switch f[0] {
+		case "nameserver":
+			if a, err := netip.ParseAddr(f[1]); err == nil && len(c.Servers) < maxServers {
+				c.Servers = append(c.Servers, a)
+			}
+		case "options":
+			for _, o := range f[1:] {
+				c.setOption(o)
+			}
+		}
+	}
+	if len(c.Servers) == 0 {
+		c.Servers = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	}
+	return c, lines.Err()
+}
+
+// setOption takes one word of an options line.
+func (c *ResolvConf) setOption(option string) {
+	key, value, _ := strings.Cut(option, ":")
+	n, err := strconv.Atoi(value)
+	valid := err == nil && n > 0
+	switch {
+	case key == "trust-ad":
+		c.TrustAD = true
+	case key == "timeout" && valid:
+		c.Timeout = time.Duration(min(n, int(maxTimeout/time.Second))) * time.Second
+	case key == "attempts" && valid:
+		c.Attempts = min(n, maxAttempts)
+	}
 }
