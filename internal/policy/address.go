@@ -1,6 +1,77 @@
 package policy
 
-import "net/netip"
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+)
+
+// The bounds of finding a policy host's addresses.
+const (
+	MaxAddresses = 8                      // addresses tried in one fetch
+	familyGrace  = 500 * time.Millisecond // for the other family's lookup, when one has found addresses
+)
+
+// addresses looks up the policy host's addresses: IPv6 and IPv4 in turn (RFC
+// 8305, 4), without special ones, at most MaxAddresses.
+func (c *Client) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
+	families, lookupErr := c.bothFamilies(ctx, host)
+	var addrs []netip.Addr
+	var refused error
+	for i := range max(len(families[0]), len(families[1])) {
+		for _, family := range families {
+			if i >= len(family) || slices.Contains(addrs, family[i]) || len(addrs) == MaxAddresses {
+				continue
+			}
+			if what := specialAddress(family[i]); what != "" && !c.config.AllowPrivate {
+				refused = fmt.Errorf("%w: %s has the address %s, which is %s", ErrAddressRefused, host, family[i], what)
+				continue
+			}
+			addrs = append(addrs, family[i])
+		}
+	}
+	switch {
+	case isPanic(lookupErr):
+		return nil, lookupErr
+	case len(addrs) > 0:
+		return addrs, nil
+	case refused != nil:
+		return nil, refused
+	case lookupErr != nil:
+		return nil, fmt.Errorf("%w: %w", ErrHostLookup, lookupErr)
+	}
+	return nil, fmt.Errorf("%w: %s", ErrHostAbsent, host)
+}
+
+// bothFamilies asks for AAAA and A records at once. When one family is found,
+// the other has a little time left: some name servers never answer AAAA. Both
+// lookups have ended at the return. The error is from a lookup that failed.
+func (c *Client) bothFamilies(ctx context.Context, host string) (families [2][]netip.Addr, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var errs [2]error
+	var lookups sync.WaitGroup
+	for i, qtype := range []resolver.Type{resolver.TypeAAAA, resolver.TypeA} {
+		lookups.Go(func() {
+			defer catchPanic(&errs[i])
+			answer, err := c.config.Resolver.Query(ctx, host, qtype)
+			if err != nil {
+				errs[i] = err
+				return
+			}
+			if families[i] = answer.Addrs; len(families[i]) > 0 {
+				time.AfterFunc(familyGrace, cancel)
+			}
+		})
+	}
+	lookups.Wait()
+	return families, worst(errs[:])
+}
 
 // special lists the addresses no policy host has: a domain that names one in
 // the DNS wants the daemon to knock at a door of its own network. More

@@ -1,165 +1,56 @@
 package policy
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"runtime/debug"
-	"slices"
+	"strings"
+	"sync"
 	"time"
-
-	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
-// The bounds of reaching a policy host.
+// The bounds of connecting to a policy host.
 const (
-	MaxAddresses   = 8                      // addresses tried in one fetch
-	maxAtOnce      = 3                      // of them at once: each has a place at the gate, which other fetches need
+	maxAtOnce      = 3                      // addresses tried at once: each holds a place at the gate
 	ConnectTimeout = 10 * time.Second       // for one connection: TCP, a proxy's CONNECT, and the TLS handshake
 	staggerDelay   = 250 * time.Millisecond // until the next address is tried beside the last (RFC 8305, 5)
-	familyGrace    = 500 * time.Millisecond // for the other family's addresses, when one family's are known
 )
-
-const httpsPort = 443
-
-// addresses looks up the policy host's addresses: both families, IPv6 and IPv4
-// in turn (RFC 8305, 4), special ones left out, at most MaxAddresses.
-func (c *Client) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
-	v6, v4, lookupErr := c.bothFamilies(ctx, host)
-	var addrs []netip.Addr
-	var refused error
-	for i := range max(len(v6), len(v4)) {
-		for _, family := range [][]netip.Addr{v6, v4} {
-			if i >= len(family) || slices.Contains(addrs, family[i]) || len(addrs) == MaxAddresses {
-				continue
-			}
-			if what := specialAddress(family[i]); what != "" && !c.allowPrivate {
-				refused = fmt.Errorf("%w: %s has the address %s, which is %s", ErrAddressRefused, host, family[i], what)
-				continue
-			}
-			addrs = append(addrs, family[i])
-		}
-	}
-	switch {
-	case len(addrs) > 0:
-		return addrs, nil
-	case refused != nil:
-		return nil, refused
-	case lookupErr != nil:
-		return nil, fmt.Errorf("%w: %w", ErrHostLookup, lookupErr)
-	}
-	return nil, fmt.Errorf("%w: %s", ErrHostAbsent, host)
-}
-
-// bothFamilies asks for AAAA and A records at once. When one family's are
-// there, the other has a little time left: some name servers never answer
-// questions for AAAA. The error is that of a lookup that failed.
-func (c *Client) bothFamilies(ctx context.Context, host string) (v6, v4 []netip.Addr, err error) {
-	type answer struct {
-		qtype resolver.Type
-		addrs []netip.Addr
-		err   error
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	answers := make(chan answer)
-	var broken *panicked
-	for _, qtype := range []resolver.Type{resolver.TypeAAAA, resolver.TypeA} {
-		go func() {
-			addrs, err := c.lookup(ctx, host, qtype)
-			answers <- answer{qtype, addrs, err}
-		}()
-	}
-	// Both are waited for, so that nothing outlives the fetch: a query ends
-	// when its context does.
-	for range 2 {
-		a := <-answers
-		if a.err != nil && !errors.As(a.err, &broken) {
-			err = a.err
-		}
-		if a.qtype == resolver.TypeAAAA {
-			v6 = a.addrs
-		} else {
-			v4 = a.addrs
-		}
-		if len(a.addrs) > 0 {
-			defer time.AfterFunc(familyGrace, cancel).Stop()
-		}
-	}
-	broken.goOn()
-	return v6, v4, err
-}
-
-func (c *Client) lookup(ctx context.Context, host string, qtype resolver.Type) (_ []netip.Addr, err error) {
-	defer carry(&err)
-	answer, err := c.resolver.Query(ctx, host, qtype)
-	if err != nil {
-		return nil, err
-	}
-	return answer.Addrs, nil
-}
 
 // A session is an authenticated TLS connection to one address of a policy
 // host, and its place at the gate.
 type session struct {
-	tls     *tls.Conn
-	wire    *eofWatcher // what is below TLS
-	addr    netip.Addr
-	release func()
+	*tls.Conn
+	addr  netip.Addr
+	close func()
 }
 
-// close gives connection and place back. It says nothing to the policy host,
-// so it cannot wait for it.
-func (s *session) close() {
-	if s.wire != nil {
-		s.wire.Close()
-	}
-	s.release()
+// Close gives the connection and the place back. It sends nothing, so it cannot
+// block.
+func (s *session) Close() error {
+	s.close()
+	return nil
 }
 
-// An eofWatcher notes when the peer ended the TCP connection. crypto/tls takes
-// that for the end of the data even if the peer did not say so within TLS.
-type eofWatcher struct {
-	net.Conn
-	eof bool
-}
-
-func (w *eofWatcher) Read(b []byte) (int, error) {
-	n, err := w.Conn.Read(b)
-	if errors.Is(err, io.EOF) {
-		w.eof = true
-	}
-	return n, err
-}
-
-// A way is how the addresses of a policy host are connected to.
-type way struct {
-	config *tls.Config
-	proxy  *url.URL // nil: none
-	gate   Gate     // nil: none
-}
-
-// connect opens a session with the policy host of domain at one of its
-// addresses: the first at which the TLS handshake ends well. One that takes its
-// time, be it to answer, be it to shake hands, gets company by the next after a
-// moment (RFC 8305); through a proxy they take turns. A certificate that does
-// not hold at one address says nothing about the next. Nothing goes on after
-// the return but the session.
+// connect returns a session with the policy host of domain at the first of its
+// addresses where the TLS handshake succeeds. The next address is tried when
+// one fails, a bad certificate included, and beside one that takes long (RFC
+// 8305); through a proxy only when one fails. All other attempts have stopped at
+// the return.
 func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr, gate Gate) (*session, error) {
-	w := &way{gate: gate, config: c.tls.Clone()}
-	w.config.ServerName = HostName(domain) // RFC 8461, 3.3: SNI, and the name in the certificate
-	var err error
-	if w.proxy, err = c.proxyFor(domain); err != nil {
+	proxy, err := c.proxyFor(domain)
+	if err != nil {
 		return nil, err
 	}
 	delay := staggerDelay
-	if w.proxy != nil {
+	if proxy != nil {
 		delay = ConnectTimeout
 	}
 	type outcome struct {
@@ -173,14 +64,12 @@ func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr,
 	defer timer.Stop()
 	var won *session
 	var failures []error
-	var broken *panicked
-	rest, pending := addrs, 0
-	for pending > 0 || len(rest) > 0 && won == nil {
-		if len(rest) > 0 && won == nil && pending < maxAtOnce {
-			addr := rest[0]
-			rest, pending = rest[1:], pending+1
+	for pending := 0; pending > 0 || len(addrs) > 0; {
+		if len(addrs) > 0 && pending < maxAtOnce {
+			addr := addrs[0]
+			addrs, pending = addrs[1:], pending+1
 			go func() {
-				s, err := c.open(ctx, addr, w)
+				s, err := c.open(ctx, HostName(domain), addr, proxy, gate)
 				outcomes <- outcome{s, err}
 			}()
 			timer.Reset(delay)
@@ -189,126 +78,153 @@ func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr,
 		case o := <-outcomes:
 			pending--
 			switch {
-			case errors.As(o.err, &broken):
-				cancel()
 			case o.err != nil:
 				failures = append(failures, o.err)
 			case won == nil:
 				won = o.session
-				cancel() // the others return at once
 			default:
-				o.session.close()
+				o.session.Close()
+			}
+			if won != nil || isPanic(o.err) {
+				cancel()
 			}
 		case <-timer.C:
 		}
 		if ctx.Err() != nil {
-			rest = nil
+			addrs = nil
 		}
 	}
-	if broken != nil && won != nil {
-		won.close()
-	}
-	broken.goOn()
-	if won != nil {
+	err = worst(failures)
+	switch {
+	case won != nil && !isPanic(err):
 		return won, nil
+	case won != nil:
+		won.Close()
+	case len(failures) > 1:
+		err = fmt.Errorf("%w (no better at %d more of its addresses)", err, len(failures)-1)
 	}
-	return nil, summary(failures)
+	return nil, err
 }
 
-// summary picks the failure to report. A certificate that does not hold comes
-// first: it was seen, the domain's administrator can do something about it, and
-// the standard has a name for it (sts-webpki-invalid, RFC 8460, 4.3), which must
-// not be lost because another address did not answer either. Then an address
-// that was too busy to be tried counts more than one that failed: nothing is
-// proven against the host.
-func summary(failures []error) error {
-	weight := func(err error) int {
-		switch resultOfFetch(err) {
-		case ResultWebPKI:
-			return 2
-		case ResultBusy:
-			return 1
-		}
-		return 0
-	}
-	worst := failures[0]
-	for _, err := range failures[1:] {
-		if weight(err) > weight(worst) {
-			worst = err
-		}
-	}
-	if others := len(failures) - 1; others > 0 {
-		return fmt.Errorf("%w (no better at %d more of its addresses)", worst, others)
-	}
-	return worst
-}
-
-// open passes the gate and opens a session at one address.
-func (c *Client) open(ctx context.Context, addr netip.Addr, w *way) (_ *session, err error) {
-	defer carry(&err)
-	s := &session{addr: addr, release: func() {}}
-	if w.gate != nil {
-		if s.release, err = w.gate.Acquire(ctx, addr); err != nil {
+// open passes the gate and opens a session at one address. The address is
+// dialled as a literal, and given to a proxy as one: what was checked is what
+// is connected to.
+func (c *Client) open(ctx context.Context, host string, addr netip.Addr, proxy *url.URL, gate Gate) (_ *session, err error) {
+	defer catchPanic(&err)
+	release := func() {}
+	if gate != nil {
+		if release, err = gate.Acquire(ctx, addr); err != nil {
 			return nil, err
 		}
 	}
-	done := false
+	var conn net.Conn
+	s := &session{addr: addr, close: sync.OnceFunc(func() {
+		if conn != nil {
+			conn.Close()
+		}
+		release()
+	})}
+	opened := false
 	defer func() {
-		if !done {
-			s.close()
+		if !opened {
+			s.Close()
 		}
 	}()
+
 	ctx, cancel := context.WithTimeout(ctx, ConnectTimeout)
 	defer cancel()
-	conn, err := c.wire(ctx, addr, w.proxy)
+	target := netip.AddrPortFrom(addr, 443).String()
+	if proxy != nil {
+		conn, err = c.tunnel(ctx, proxy, target)
+	} else if conn, err = c.config.Dial(ctx, "tcp", target); err != nil {
+		err = failed(ctx, ErrConnect, "connecting to "+addr.String(), err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	s.wire = &eofWatcher{Conn: conn}
-	s.tls = tls.Client(s.wire, w.config)
-	if err := s.tls.HandshakeContext(ctx); err != nil {
-		return nil, handshakeError(ctx, w.config.ServerName, addr, err)
+	config := c.tls.Clone()
+	config.ServerName = host // RFC 8461, 3.3: SNI, and the name in the certificate
+	s.Conn = tls.Client(uncutConn{conn}, config)
+	if err := s.HandshakeContext(ctx); err != nil {
+		return nil, handshakeError(ctx, host, addr, err)
 	}
-	done = true
+	opened = true
 	return s, nil
 }
 
-// wire connects to one address, through a proxy if there is one. The address
-// that was checked is the one connected to: it is dialed as a literal, and
-// named to a proxy as one, so that no other lookup can lead somewhere else.
-func (c *Client) wire(ctx context.Context, addr netip.Addr, proxy *url.URL) (net.Conn, error) {
-	target := netip.AddrPortFrom(addr, httpsPort).String()
-	if proxy != nil {
-		return c.tunnel(ctx, proxy, target)
+// errCut is the end of a connection that did not come from within TLS: anyone
+// on the way can have caused it.
+var errCut = errors.New("the connection ended without saying so within TLS")
+
+// An uncutConn is a TCP connection whose end is an error. crypto/tls would take
+// it for the end of the text.
+type uncutConn struct{ net.Conn }
+
+func (c uncutConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if errors.Is(err, io.EOF) {
+		err = errCut
 	}
-	conn, err := c.dial(ctx, "tcp", target)
-	if err != nil {
-		return nil, failed(ctx, ErrConnect, "connecting to "+addr.String(), err)
-	}
-	return conn, nil
+	return n, err
 }
 
-// failed makes an error of what was being done: ErrTimeout if time ran out,
-// the context's error if the caller gave up, else kind.
-func failed(ctx context.Context, kind error, doing string, err error) error {
+// handshakeError tells apart what RFC 8461, 3.3 asks of a certificate: its
+// name, its dates, its chain.
+func handshakeError(ctx context.Context, host string, addr netip.Addr, err error) error {
+	verification, ok := errors.AsType[*tls.CertificateVerificationError](err)
+	if !ok {
+		return failed(ctx, ErrTLS, "TLS with "+addr.String(), err)
+	}
+	var wrongName x509.HostnameError
+	var invalid x509.CertificateInvalidError
 	switch {
-	case errors.Is(ctx.Err(), context.Canceled):
-		return fmt.Errorf("%s: given up: %w", doing, context.Cause(ctx))
-	case ctx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%w: %s", ErrTimeout, doing)
+	case errors.As(err, &wrongName):
+		return fmt.Errorf("%w: at %s it is for %s, not for %s", ErrCertName, addr, names(wrongName.Certificate), host)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil:
+		return fmt.Errorf("%w: at %s it is valid from %s to %s", ErrCertExpired, addr,
+			invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
 	}
-	return fmt.Errorf("%w: %s: %w", kind, doing, printable{err})
+	return fmt.Errorf("%w: at %s: %w%s", ErrCertUntrusted, addr, printable{verification.Err}, missingIssuer(verification.UnverifiedCertificates))
 }
 
-// bind lets the context end everything that waits on the connection, until
-// the returned function is called. It is the only clock: whatever then fails
-// on the connection finds the context ended, and is told from other failures.
-func bind(ctx context.Context, conn net.Conn) (unbind func() bool) {
-	return context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+// missingIssuer names the issuer whose certificate the policy host did not
+// send, if the chain that it sent does not end in a root.
+func missingIssuer(sent []*x509.Certificate) string {
+	last := sent[0]
+	for range sent {
+		for _, cert := range sent {
+			if bytes.Equal(cert.RawSubject, last.RawIssuer) {
+				last = cert
+				break
+			}
+		}
+	}
+	if bytes.Equal(last.RawSubject, last.RawIssuer) {
+		return ""
+	}
+	return fmt.Sprintf("; the chain lacks the certificate of the issuer %s: if that is an intermediate, the policy host "+
+		"must send it (browsers hide that it is missing)", quote(last.Issuer.String()))
 }
 
-// A panicked is a panic in a goroutine of a fetch, on its way to the fetch's
-// own: there a caller can recover from it, here it would end the daemon.
+// names lists the first names that a certificate is for.
+func names(cert *x509.Certificate) string {
+	const most = 3
+	if len(cert.DNSNames) == 0 {
+		return "no DNS name"
+	}
+	var list []string
+	for _, name := range cert.DNSNames[:min(most, len(cert.DNSNames))] {
+		list = append(list, quote(name))
+	}
+	s := strings.Join(list, ", ")
+	if more := len(cert.DNSNames) - most; more > 0 {
+		s += fmt.Sprintf(" and %d more", more)
+	}
+	return s
+}
+
+// A panicked is a panic in a goroutine of a fetch, where it would end the
+// daemon. Fetch panics with it, and its caller may recover.
 type panicked struct {
 	value any
 	stack []byte
@@ -316,16 +232,14 @@ type panicked struct {
 
 func (p *panicked) Error() string { return fmt.Sprintf("%v, in\n%s", p.value, p.stack) }
 
-// carry makes an error of a panic. It is deferred.
-func carry(err *error) {
+// catchPanic turns a panic into an error. It is deferred.
+func catchPanic(err *error) {
 	if v := recover(); v != nil {
 		*err = &panicked{v, debug.Stack()}
 	}
 }
 
-// goOn panics again, if there was a panic.
-func (p *panicked) goOn() {
-	if p != nil {
-		panic(p)
-	}
+func isPanic(err error) bool {
+	_, ok := errors.AsType[*panicked](err)
+	return ok
 }

@@ -1,27 +1,72 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
+	"os"
+	"slices"
 	"syscall"
+	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// ErrRecordLookup is a lookup of the TXT record that got no answer.
+// A Result names how a discovery ended, in the terms of RFC 8460, 4.3 where it
+// has one. It is a metric's label.
+type Result string
+
+// The results.
+const (
+	ResultOK            Result = "ok"
+	ResultNoRecord      Result = "no-record"              // no TXT record, or none that begins with v=STSv1;
+	ResultRecordInvalid Result = "record-invalid"         // a broken record, or more than one
+	ResultDNS           Result = "dns-failure"            // the TXT lookup failed: nothing is known
+	ResultFetch         Result = "sts-policy-fetch-error" // no HTTPS 200 text/plain in time
+	ResultInvalid       Result = "sts-policy-invalid"     // a policy file that does not follow the grammar
+	ResultWebPKI        Result = "sts-webpki-invalid"     // the policy host's certificate is not valid
+	ResultBusy          Result = "busy"                   // rejected by a concurrency limit: not tried
+)
+
+// An Error is a discovery, or a step of one, that found no policy.
+type Error struct {
+	Domain string        // the policy domain
+	Result Result        // never ResultOK
+	TTL    time.Duration // how long the DNS says that this stays true; zero if it does not say
+	Err    error         // what went wrong
+}
+
+func (e *Error) Error() string { return e.Domain + ": " + string(e.Result) + ": " + e.Err.Error() }
+
+// Unwrap returns the underlying error.
+func (e *Error) Unwrap() error { return e.Err }
+
+// ResultOf returns the result that err stands for: ResultOK for nil,
+// ResultFetch for an error that is no *Error.
+func ResultOf(err error) Result {
+	if err == nil {
+		return ResultOK
+	}
+	if pe, ok := errors.AsType[*Error](err); ok {
+		return pe.Result
+	}
+	return ResultFetch
+}
+
+// ErrRecordLookup is a lookup of the TXT record that failed.
 var ErrRecordLookup = errors.New("the TXT record could not be looked up")
 
-// Why a policy could not be fetched. An *Error from Fetch is one of these, or
-// a *StatusError, or ErrInvalid, with more in words.
+// Why a policy could not be fetched. An *Error from Fetch wraps one of these, a
+// *StatusError, or ErrInvalid.
 var (
 	ErrHostLookup     = errors.New("the policy host's addresses could not be looked up")
 	ErrHostAbsent     = errors.New("the policy host has no address in the DNS")
 	ErrAddressRefused = errors.New("the policy host's address is not a public one")
 	ErrConnect        = errors.New("no connection to the policy host")
-	ErrProxy          = errors.New("no way through the HTTPS proxy")
+	ErrProxy          = errors.New("the HTTPS proxy cannot be used")
+	ErrTunnel         = errors.New("the HTTPS proxy did not connect to the policy host")
 	ErrTLS            = errors.New("the TLS handshake with the policy host failed")
 	ErrCertName       = errors.New("the policy host's certificate is for another name")
 	ErrCertExpired    = errors.New("the policy host's certificate is expired or not yet valid")
@@ -31,7 +76,7 @@ var (
 	ErrTooLarge       = errors.New("the policy host's answer is too large")
 	ErrTimeout        = errors.New("the policy host did not answer in time")
 	ErrBusy           = errors.New("too many fetches at once")
-	ErrNoRoots        = errors.New("there are no certificate authorities to trust")
+	ErrNoRoots        = errors.New("no certificate authorities to trust")
 )
 
 // A StatusError is an HTTP status other than 200 from the policy host.
@@ -51,21 +96,19 @@ func (e *StatusError) Error() string {
 	return s
 }
 
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+}
+
 // resultOfFetch is the standard's term for an error of a fetch.
 func resultOfFetch(err error) Result {
-	for _, kind := range []struct {
-		err    error
-		result Result
-	}{
-		{ErrBusy, ResultBusy},
-		{ErrInvalid, ResultInvalid},
-		{ErrCertName, ResultWebPKI},
-		{ErrCertExpired, ResultWebPKI},
-		{ErrCertUntrusted, ResultWebPKI},
-	} {
-		if errors.Is(err, kind.err) {
-			return kind.result
-		}
+	switch {
+	case isAny(err, ErrBusy):
+		return ResultBusy
+	case isAny(err, ErrInvalid):
+		return ResultInvalid
+	case isAny(err, ErrCertName, ErrCertExpired, ErrCertUntrusted):
+		return ResultWebPKI
 	}
 	return ResultFetch
 }
@@ -76,19 +119,48 @@ func resultOfFetch(err error) Result {
 // is shutting down), no DNS server could be reached, the proxy could not be
 // used, or there are no certificate authorities.
 func OurFault(err error) bool {
-	for _, ours := range []error{
-		ErrBusy, ErrProxy, ErrNoRoots, context.Canceled,
-		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS,
-	} {
-		if errors.Is(err, ours) {
-			return true
-		}
-	}
-	var dns *resolver.Error
-	return errors.As(err, &dns) && dns.Kind == resolver.KindUnreachable
+	dns, ok := errors.AsType[*resolver.Error](err)
+	return ok && dns.Kind == resolver.KindUnreachable ||
+		isAny(err, ErrBusy, ErrProxy, ErrNoRoots, context.Canceled, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS)
 }
 
-// hints says what to do about an error; the first that fits counts.
+// worst picks the error to report of several attempts, nil if none failed. A
+// failure that is our fault comes first: the attempt might have succeeded. Then
+// comes a bad certificate, which the domain can correct and the standard has a
+// name for (sts-webpki-invalid, RFC 8460, 4.3).
+func worst(errs []error) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	weight := func(err error) int {
+		switch {
+		case isPanic(err):
+			return 4
+		case OurFault(err):
+			return 3
+		case resultOfFetch(err) == ResultWebPKI:
+			return 2
+		case err != nil:
+			return 1
+		}
+		return 0
+	}
+	return slices.MaxFunc(errs, func(a, b error) int { return cmp.Compare(weight(a), weight(b)) })
+}
+
+// failed returns the error of a step of a fetch: the cause if the caller
+// cancelled ctx, ErrTimeout if time ran out, else kind.
+func failed(ctx context.Context, kind error, doing string, err error) error {
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return fmt.Errorf("%s: given up: %w", doing, context.Cause(ctx))
+	case ctx.Err() != nil, isAny(err, os.ErrDeadlineExceeded, context.DeadlineExceeded):
+		return fmt.Errorf("%w: %s", ErrTimeout, doing)
+	}
+	return fmt.Errorf("%w: %s: %w", kind, doing, printable{err})
+}
+
+// hints are tried in order.
 var hints = []struct {
 	err  error
 	hint string
@@ -101,10 +173,11 @@ var hints = []struct {
 	{ErrHostLookup, "See whether the resolver answers: dig mta-sts.DOMAIN A. If only this domain fails, its DNS or its DNSSEC is broken."},
 	{ErrHostAbsent, "The domain publishes the TXT record but no host mta-sts.DOMAIN. Nothing to do here."},
 	{ErrAddressRefused, "Policy hosts on private and other special addresses are refused. If this one is your own, set allow_private in [fetch]."},
-	{ErrProxy, "See HTTPS_PROXY and NO_PROXY in the daemon's environment, and whether the proxy allows CONNECT to addresses at port 443."},
+	{ErrProxy, "See HTTPS_PROXY and NO_PROXY in the daemon's environment, and whether the proxy runs."},
+	{ErrTunnel, "See whether the proxy allows CONNECT to addresses at port 443. If only this domain fails, its policy host is down."},
 	{ErrCertName, "The domain must install a certificate for mta-sts.DOMAIN. If all domains fail like this, something on the way intercepts TLS."},
 	{ErrCertExpired, "The domain must renew the certificate. If all domains fail like this, see whether the clock of this machine is right."},
-	{ErrCertUntrusted, "The domain must use a public authority. If all domains fail like this, install ca-certificates, or set ca_file in [fetch] to the roots of a proxy that intercepts TLS."},
+	{ErrCertUntrusted, "The domain must use a public authority and send its intermediate certificates. If all domains fail like this, install ca-certificates, or set ca_file in [fetch] to the roots of a proxy that intercepts TLS."},
 	{ErrTLS, "The policy host must offer TLS 1.2 or later for the name mta-sts.DOMAIN. Try: openssl s_client -connect mta-sts.DOMAIN:443 -servername mta-sts.DOMAIN"},
 	{ErrTimeout, "Try: curl -v https://mta-sts.DOMAIN/.well-known/mta-sts.txt. If all domains fail like this, see whether a firewall blocks port 443."},
 	{ErrConnect, "Try: curl -v https://mta-sts.DOMAIN/.well-known/mta-sts.txt. If all domains fail like this, see whether a firewall blocks port 443."},
@@ -113,17 +186,17 @@ var hints = []struct {
 	{ErrHTTP, "Try: curl -v https://mta-sts.DOMAIN/.well-known/mta-sts.txt. Nothing to do here."},
 }
 
-// Hint says in words what an administrator can do about an error of a
-// discovery. It is empty if there is nothing to say.
+// Hint says what an administrator can do about an error of a discovery, or
+// nothing. It has DOMAIN for the policy domain.
 func Hint(err error) string {
 	for _, h := range hints {
 		if errors.Is(err, h.err) {
 			return h.hint
 		}
 	}
-	var status *StatusError
+	status, ok := errors.AsType[*StatusError](err)
 	switch {
-	case !errors.As(err, &status):
+	case !ok:
 		return ""
 	case status.Code/100 == 3:
 		return "The domain must serve the policy at mta-sts.DOMAIN itself, without a redirect. Nothing to do here."
@@ -131,55 +204,24 @@ func Hint(err error) string {
 	return "The domain must serve https://mta-sts.DOMAIN/.well-known/mta-sts.txt. Nothing to do here."
 }
 
-// MaxReason bounds a reason, in bytes: it is remembered of many domains.
-const MaxReason = 400
-
-// Reason is what went wrong, for those who know the domain and the result:
-// these are left out.
-func Reason(err error) string {
-	var pe *Error
-	if errors.As(err, &pe) && pe.Err != nil {
-		err = pe.Err
-	}
-	s := err.Error()
-	if len(s) > MaxReason {
-		s = strings.ToValidUTF8(s[:MaxReason], "") + "..."
-	}
-	return s
-}
-
-// How much of a stranger's text goes into an error, in bytes.
+// How much of a text from the network is kept, in bytes.
 const (
-	maxQuoted = 80
-	maxWords  = 300
+	MaxReason = 400 // of a reason, which is stored for many domains
+	maxQuoted = 80  // in quotes in an error
+	maxWords  = 300 // of the text of another package's error
 )
 
-// quote makes a stranger's text fit for an error: short, printable ASCII.
-func quote(s string) string {
-	if len(s) > maxQuoted {
-		return strconv.QuoteToASCII(s[:maxQuoted]) + "..."
+// Reason is what went wrong, for those who know the domain and the result.
+func Reason(err error) string {
+	if pe, ok := errors.AsType[*Error](err); ok && pe.Err != nil {
+		err = pe.Err
 	}
-	return strconv.QuoteToASCII(s)
+	return text.Cut(err.Error(), MaxReason)
 }
 
 // A printable is an error whose text may hold a stranger's: its own text is
-// short and on one line.
+// short and printable.
 type printable struct{ err error }
 
-func (p printable) Error() string { return words(p.err) }
+func (p printable) Error() string { return text.Printable(text.Cut(p.err.Error(), maxWords)) }
 func (p printable) Unwrap() error { return p.err }
-
-// words is the text of an error that may hold a stranger's: short, printable
-// ASCII, on one line.
-func words(err error) string {
-	s := err.Error()
-	if len(s) > maxWords {
-		s = s[:maxWords] + "..."
-	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, s)
-}

@@ -15,35 +15,32 @@ import (
 // The bounds of a policy file.
 const (
 	MaxText     = 64 << 10 // bytes; the limit that RFC 8461, 3.3 suggests
-	MaxPatterns = 1000     // lines of mx, repeats counted
+	MaxPatterns = 1000     // lines of mx, repeats included
 )
 
 // ErrInvalid is a policy file that does not follow the grammar.
 var ErrInvalid = errors.New("broken policy file")
 
-// Parse parses a policy file by the grammar of RFC 8461, 3.2: lines that end
-// in LF or CRLF (erratum 6253), the last line's end optional. It departs from
-// it in two points, since the domain asked for protection and its meaning is
-// plain: a max_age above the maximum is capped (see erratum 7282), and an mx
-// may end in a dot. The error is ErrInvalid, with line and reason in words.
+// Parse parses a policy file by the grammar of RFC 8461, 3.2: lines that end in
+// LF or CRLF (erratum 6253), the last line's end optional. It departs from the
+// grammar where a domain plainly asks for protection: empty lines and a byte
+// order mark are skipped, a max_age above the maximum is lowered to it (see
+// erratum 7282), and an mx may end in a dot. The error wraps ErrInvalid.
 //
-// A text that Parse accepts is valid UTF-8 and has no control characters
-// below U+0080 other than TAB, LF and CR before LF.
-func Parse(text []byte) (*Policy, error) {
-	if len(text) > MaxText {
+// A text that Parse accepts is valid UTF-8 and has no control characters below
+// U+0080 other than TAB, LF and CR before LF.
+func Parse(served []byte) (*Policy, error) {
+	if len(served) > MaxText {
 		return nil, fmt.Errorf("%w: it is longer than %d bytes", ErrInvalid, MaxText)
 	}
-	if len(text) == 0 {
-		return nil, fmt.Errorf("%w: it is empty", ErrInvalid)
-	}
-	p := &parser{policy: new(Policy), mx: make(map[string]bool)}
-	lines := strings.Split(string(text), "\n")
+	p := &parser{policy: new(Policy), seen: make(map[string]bool), mx: make(map[string]bool), similar: make(map[string]string)}
+	lines := strings.Split(strings.TrimPrefix(string(served), "\ufeff"), "\n")
 	for i, line := range lines {
-		if line == "" && i == len(lines)-1 {
-			break // the last line had its end
-		}
 		if i < len(lines)-1 {
 			line = strings.TrimSuffix(line, "\r")
+		}
+		if strings.Trim(line, " \t") == "" {
+			continue
 		}
 		if err := p.line(line); err != nil {
 			return nil, fmt.Errorf("%w: line %d: %w", ErrInvalid, i+1, err)
@@ -54,35 +51,37 @@ func Parse(text []byte) (*Policy, error) {
 
 // A parser gathers a policy line by line.
 type parser struct {
-	policy                   *Policy
-	version, hasMode, maxAge bool // seen
-	patterns                 int
-	mx                       map[string]bool // patterns seen
+	policy   *Policy
+	seen     map[string]bool   // fields that the standard names
+	patterns int               // lines of mx
+	mx       map[string]bool   // patterns in policy.MX
+	similar  map[string]string // fields whose names differ from the standard's only in case, by the right name
 }
 
 func (p *parser) line(line string) error {
-	key, value, ok := cutField(line)
-	if !ok {
+	key, value, ok := strings.Cut(line, ":")
+	value = strings.Trim(value, " \t")
+	if !ok || !isFieldName(key) || !isFileValue(value) {
 		return fmt.Errorf("%s is not of the form key: value", quote(line))
 	}
-	var seen *bool
 	var set func(string) error
 	switch key {
 	case "version":
-		seen, set = &p.version, p.setVersion
+		set = p.setVersion
 	case "mode":
-		seen, set = &p.hasMode, p.setMode
+		set = p.setMode
 	case "max_age":
-		seen, set = &p.maxAge, p.setMaxAge
+		set = p.setMaxAge
 	case "mx":
-		seen, set = new(bool), p.addMX
+		set = p.addMX
 	default:
+		p.similar[hostname.Lower(key)] = key
 		return nil // RFC 8461, 3.2: unknown fields are ignored
 	}
-	if *seen {
+	if p.seen[key] && key != "mx" {
 		return nil // RFC 8461, 3.2: the first counts
 	}
-	*seen = true
+	p.seen[key] = true
 	if err := set(value); err != nil {
 		return err
 	}
@@ -98,29 +97,21 @@ func (p *parser) setVersion(value string) error {
 }
 
 func (p *parser) setMode(value string) error {
-	switch value {
-	case "none":
-		p.policy.Mode = ModeNone
-	case "testing":
-		p.policy.Mode = ModeTesting
-	case "enforce":
-		p.policy.Mode = ModeEnforce
-	default:
-		return fmt.Errorf("mode %s is none of enforce, testing, none", quote(value))
+	for mode, name := range modeNames {
+		if value == name {
+			p.policy.Mode = mode
+			return nil
+		}
 	}
-	return nil
+	return fmt.Errorf("mode %s is none of enforce, testing, none", quote(value))
 }
 
 func (p *parser) setMaxAge(value string) error {
-	digits := strings.Trim(value, "0123456789") == ""
-	if !digits || len(value) > 10 { // an empty value is no field, see cutField
+	seconds, err := strconv.ParseUint(value, 10, 64)
+	if err != nil || len(value) > 10 {
 		return fmt.Errorf("max_age %s is not 1 to 10 digits", quote(value))
 	}
-	seconds, err := strconv.ParseInt(value, 10, 64)
-	if err != nil {
-		return fmt.Errorf("max_age: %w", err)
-	}
-	p.policy.MaxAge = time.Duration(min(seconds, int64(MaxMaxAge/time.Second))) * time.Second
+	p.policy.MaxAge = time.Duration(min(seconds, uint64(MaxMaxAge/time.Second))) * time.Second
 	return nil
 }
 
@@ -130,7 +121,9 @@ func (p *parser) addMX(value string) error {
 		return fmt.Errorf("more than %d lines of mx", MaxPatterns)
 	}
 	pattern := hostname.Lower(strings.TrimSuffix(value, "."))
-	if !isDomain(strings.TrimPrefix(pattern, "*.")) {
+	// The grammar refers to the Domain of RFC 5321, 4.1.2, which has no
+	// underscore; its last label may be a number.
+	if hostname.Labels(strings.TrimPrefix(pattern, "*."), 0) == 0 {
 		hint := ""
 		if strings.ContainsFunc(value, func(r rune) bool { return r >= utf8.RuneSelf }) {
 			hint = " (an internationalized name must be given as A-labels, xn--...)"
@@ -147,41 +140,26 @@ func (p *parser) addMX(value string) error {
 // finish checks that nothing is missing.
 func (p *parser) finish() (*Policy, error) {
 	var missing []string
-	for _, field := range []struct {
-		name string
-		seen bool
-	}{
-		{"version", p.version},
-		{"mode", p.hasMode},
-		{"max_age", p.maxAge},
-		// RFC 8461, 3.2: one is required, unless the mode is none.
-		{"mx", p.patterns > 0 || p.policy.Mode == ModeNone},
-	} {
-		if !field.seen {
-			missing = append(missing, field.name)
+	for _, name := range []string{"version", "mode", "max_age", "mx"} {
+		// RFC 8461, 3.2: an mx is required, unless the mode is none.
+		if p.seen[name] || name == "mx" && p.policy.Mode == ModeNone {
+			continue
 		}
+		hint := ""
+		if key, ok := p.similar[name]; ok {
+			hint = fmt.Sprintf(" (names are case-sensitive: %q is another field)", key)
+		}
+		missing = append(missing, "no "+name+hint)
 	}
 	if missing != nil {
-		return nil, fmt.Errorf("%w: it has no %s", ErrInvalid, strings.Join(missing, ", no "))
+		return nil, fmt.Errorf("%w: it has %s", ErrInvalid, strings.Join(missing, ", "))
 	}
 	p.policy.MX, p.policy.Fields = slices.Clip(p.policy.MX), slices.Clip(p.policy.Fields)
 	return p.policy, nil
 }
 
-// cutField splits a line, without its end, into key and value, each well
-// formed: a field's name, ":", white space, visible ASCII or UTF-8 with inner
-// spaces, white space.
-func cutField(line string) (key, value string, ok bool) {
-	key, value, ok = strings.Cut(line, ":")
-	value = strings.Trim(value, " \t")
-	return key, value, ok && isFieldName(key) && isFileValue(value)
-}
-
+// isFileValue is the value of a field in the policy file: visible ASCII or
+// UTF-8 with inner spaces.
 func isFileValue(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c == 0x7f {
-			return false
-		}
-	}
-	return s != "" && utf8.ValidString(s)
+	return s != "" && utf8.ValidString(s) && !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f })
 }

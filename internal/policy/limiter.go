@@ -15,14 +15,6 @@ const (
 	maxWaiting   = 512 // that wait at one network; one more is busy at once
 )
 
-// A Gate is asked before a connection to an address is opened, and told when
-// the connection is closed. Acquire may wait, until ctx ends at the latest. An
-// error that wraps ErrBusy ends the attempt with ResultBusy. Release is called
-// once.
-type Gate interface {
-	Acquire(ctx context.Context, addr netip.Addr) (release func(), err error)
-}
-
 // An AddressLimiter bounds how many fetches there are at once at one address
 // of policy hosts: their names are always their own, their addresses are not.
 // An IPv6 address counts as its /64. It remembers the addresses and networks in

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
@@ -18,27 +19,26 @@ import (
 	"golang.org/x/net/http/httpproxy"
 )
 
-// ProxyFromEnvironment reads HTTPS_PROXY and NO_PROXY, now, for Config.Proxy.
-// Named is the proxy of the first, without the user and the password that may be
-// in it; empty: there is none. An error says which variable is wrong, and nothing
-// of what is in it.
+// ProxyFromEnvironment reads HTTPS_PROXY and NO_PROXY, once, for Config.Proxy.
+// Named is the URL in HTTPS_PROXY without credentials, empty if there is none.
+// An error names the variable that is wrong, and shows nothing of its value.
 func ProxyFromEnvironment() (proxy func(*url.URL) (*url.URL, error), named string, err error) {
 	config := httpproxy.FromEnvironment()
 	if config.HTTPSProxy == "" {
 		return config.ProxyFunc(), "", nil
 	}
-	variable := "https_proxy" // which goes first
+	variable := "https_proxy" // it takes precedence
 	if os.Getenv(variable) == "" {
 		variable = "HTTPS_PROXY"
 	}
-	// The package takes what it cannot read for no proxy, and does not tell; or
-	// for one at a host called http, after which a colon stands.
+	// The package takes a value that it cannot read for no proxy, or for one at
+	// a host called http with an empty port.
 	alone := httpproxy.Config{HTTPSProxy: config.HTTPSProxy}
 	u, err := alone.ProxyFunc()(&url.URL{Scheme: "https", Host: "mta-sts.example.com"})
 	switch {
 	case err != nil || u == nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") || !validPort(u.Port()):
 		return nil, "", fmt.Errorf("%s is not the URL of a proxy", variable)
-	case !speaks(u):
+	case u.Scheme != "http" && u.Scheme != "https":
 		return nil, "", fmt.Errorf("%s: %s is neither an http nor an https proxy", variable, quote(u.Scheme))
 	}
 	return config.ProxyFunc(), u.Scheme + "://" + u.Host, nil
@@ -50,86 +50,89 @@ func validPort(port string) bool {
 	return port == "" || err == nil && n > 0
 }
 
-// speaks says whether we speak the protocol of a proxy.
-func speaks(proxy *url.URL) bool { return proxy.Scheme == "http" || proxy.Scheme == "https" }
-
-// proxyFor returns the proxy that leads to a domain's policy host, or nil.
+// proxyFor returns the proxy for a domain's policy host, or nil.
 func (c *Client) proxyFor(domain string) (*url.URL, error) {
-	if c.proxy == nil {
+	if c.config.Proxy == nil {
 		return nil, nil
 	}
 	target, err := url.Parse(URL(domain))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrHostAbsent, err)
 	}
-	proxy, err := c.proxy(target)
+	proxy, err := c.config.Proxy(target)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", ErrProxy, words(err))
-	}
-	if proxy != nil && !speaks(proxy) {
-		return nil, fmt.Errorf("%w: %s is neither an http nor an https proxy", ErrProxy, quote(proxy.Scheme))
+		return nil, fmt.Errorf("%w: %w", ErrProxy, printable{err})
 	}
 	return proxy, nil
 }
 
-// tunnel returns a connection through proxy to target, an address and port.
-// The proxy itself is the administrator's choice: its name is looked up as the
-// system does, and its address may be a private one.
+// tunnel returns a connection through proxy to target, an address and port. The
+// administrator chose the proxy: its name is looked up as the system does it,
+// and its address may be private.
 func (c *Client) tunnel(ctx context.Context, proxy *url.URL, target string) (net.Conn, error) {
-	port := proxy.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[proxy.Scheme]
+	conn, err := c.dialProxy(ctx, proxy)
+	switch doing := "connecting to " + proxy.Host; {
+	case err != nil && errors.Is(ctx.Err(), context.Canceled):
+		return nil, failed(ctx, ErrProxy, doing, err)
+	case err != nil: // a proxy that is silent cannot be used either
+		return nil, fmt.Errorf("%w: %s: %w", ErrProxy, doing, printable{err})
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	status, err := c.askForTunnel(conn, proxy, target)
+	if !stop() {
+		err = cmp.Or(err, ctx.Err())
 	}
 	doing := "CONNECT " + target + " at " + proxy.Host
-	conn, err := c.dialProxy(ctx, "tcp", net.JoinHostPort(proxy.Hostname(), port))
-	if err != nil {
-		return nil, failed(ctx, ErrProxy, doing, err)
+	switch {
+	case err != nil:
+		err = failed(ctx, ErrProxy, doing, err)
+	case status == http.StatusProxyAuthRequired:
+		err = fmt.Errorf("%w: %s: the proxy wants other credentials (HTTP status 407)", ErrProxy, doing)
+	case status != http.StatusOK:
+		err = fmt.Errorf("%w: %s: HTTP status %d", ErrTunnel, doing, status)
+	default:
+		return conn, nil
 	}
-	if proxy.Scheme == "https" {
-		conn = tls.Client(conn, &tls.Config{RootCAs: c.tls.RootCAs, MinVersion: tls.VersionTLS12, ServerName: proxy.Hostname()})
-	}
-	unbind := bind(ctx, conn)
-	err = c.askForTunnel(conn, proxy, target)
-	if !unbind() && err == nil {
-		err = ctx.Err() // it ended just now, and the connection is spoilt
-	}
-	if err != nil {
-		conn.Close()
-		return nil, failed(ctx, ErrProxy, doing, err)
-	}
-	return conn, nil
+	conn.Close()
+	return nil, err
 }
 
-func (c *Client) askForTunnel(conn net.Conn, proxy *url.URL, target string) error {
+// dialProxy connects to the proxy, with TLS if it is an https one.
+func (c *Client) dialProxy(ctx context.Context, proxy *url.URL) (net.Conn, error) {
+	port := cmp.Or(proxy.Port(), map[string]string{"http": "80", "https": "443"}[proxy.Scheme])
+	conn, err := c.config.Dial(ctx, "tcp", net.JoinHostPort(proxy.Hostname(), port))
+	if err != nil || proxy.Scheme != "https" {
+		return conn, err
+	}
+	tlsConn := tls.Client(conn, &tls.Config{RootCAs: c.tls.RootCAs, MinVersion: tls.VersionTLS12, ServerName: proxy.Hostname()})
+	if err := tlsConn.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return tlsConn, nil
+}
+
+// askForTunnel sends CONNECT (RFC 9110, 9.3.6) and returns the status of the
+// answer. What the reader may have read beyond the header is lost: the policy
+// host does not speak first in TLS.
+func (c *Client) askForTunnel(conn net.Conn, proxy *url.URL, target string) (status int, err error) {
 	request := &http.Request{
 		Method: http.MethodConnect,
 		URL:    &url.URL{Opaque: target},
 		Host:   target,
-		Header: http.Header{"User-Agent": {c.userAgent}},
+		Header: http.Header{"User-Agent": {c.config.UserAgent}},
 	}
 	if proxy.User != nil {
 		password, _ := proxy.User.Password()
-		request.Header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(proxy.User.Username()+":"+password)))
+		credentials := base64.StdEncoding.EncodeToString([]byte(proxy.User.Username() + ":" + password))
+		request.Header.Set("Proxy-Authorization", "Basic "+credentials)
 	}
 	if err := request.Write(conn); err != nil {
-		return err
+		return 0, err
 	}
-	// The policy host does not speak before it is spoken to: the reader holds
-	// nothing that belongs to it.
-	limited := &io.LimitedReader{R: conn, N: MaxHeader}
-	reader := bufio.NewReader(limited)
-	response, err := http.ReadResponse(reader, request)
-	switch {
-	case err != nil && limited.N <= 0:
-		return fmt.Errorf("the header of the proxy's answer has more than %d bytes", MaxHeader)
-	case err != nil:
-		return err
-	case response.StatusCode == http.StatusProxyAuthRequired:
-		return errors.New("the proxy wants other credentials (HTTP status 407)")
-	case response.StatusCode != http.StatusOK:
-		return fmt.Errorf("the proxy answered with HTTP status %d", response.StatusCode)
-	case reader.Buffered() > 0:
-		return errors.New("the proxy sent more than an answer")
+	response, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, MaxHeader)), request)
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	return response.StatusCode, nil
 }

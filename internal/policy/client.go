@@ -1,0 +1,207 @@
+package policy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+)
+
+// DefaultTimeout is the whole time of a fetch where Config has none. RFC 8461,
+// 3.3 suggests a minute; mail waits for the answer, so this is shorter.
+const DefaultTimeout = 30 * time.Second
+
+// RecordName is where a domain's TXT record is (RFC 8461, 3.1).
+func RecordName(domain string) string { return "_mta-sts." + domain }
+
+// HostName is the name of a domain's policy host (RFC 8461, 3.2).
+func HostName(domain string) string { return "mta-sts." + domain }
+
+// URL is where a domain's policy file is (RFC 8461, 3.3).
+func URL(domain string) string {
+	return "https://" + HostName(domain) + "/.well-known/mta-sts.txt"
+}
+
+// A Resolver asks DNS questions and follows CNAMEs, as RFC 8461, 3.1 wants it.
+type Resolver interface {
+	Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error)
+}
+
+// A Config holds what a Client needs.
+type Config struct {
+	Resolver Resolver
+	Roots    *x509.CertPool // see LoadRoots; required
+	Timeout  time.Duration  // of a fetch, including DNS and the wait at a gate; zero: DefaultTimeout
+
+	// AllowPrivate accepts policy hosts with loopback, private and other special
+	// addresses: for tests, and for networks with domains of their own.
+	AllowPrivate bool
+
+	// Proxy returns the proxy for a URL; a nil function or URL means none. The
+	// proxy's own address may be private. See ProxyFromEnvironment.
+	Proxy func(*url.URL) (*url.URL, error)
+
+	// Dial replaces a net.Dialer in tests. It connects to addresses of policy
+	// hosts, always at port 443, and to the proxy. It must return when ctx ends.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	UserAgent string // empty: "sts-tlsmap"
+}
+
+// A Client discovers policies. It keeps no state, and is safe for concurrent
+// use.
+type Client struct {
+	config Config
+	tls    *tls.Config
+}
+
+// NewClient returns a client.
+func NewClient(config Config) (*Client, error) {
+	if config.Resolver == nil || config.Roots == nil { // nil would mean the system's roots
+		return nil, errors.New("policy: a client needs a resolver and certificate authorities")
+	}
+	if config.Timeout <= 0 {
+		config.Timeout = DefaultTimeout
+	}
+	if config.Dial == nil {
+		config.Dial = new(net.Dialer).DialContext
+	}
+	if config.UserAgent == "" {
+		config.UserAgent = "sts-tlsmap"
+	}
+	return &Client{config: config, tls: &tls.Config{
+		RootCAs:    config.Roots,
+		MinVersion: tls.VersionTLS12, // RFC 8461, 7.2 through RFC 7525, 3.1.1
+		NextProtos: []string{"http/1.1"},
+	}}, nil
+}
+
+// LoadRoots returns the authorities that may sign policy hosts' certificates:
+// those in the PEM file caFile, or the system's if caFile is empty. The error
+// wraps ErrNoRoots if there is not one: every fetch would fail, and in time
+// every domain would lose its protection.
+func LoadRoots(caFile string) (*x509.CertPool, error) {
+	if caFile == "" {
+		roots, err := x509.SystemCertPool()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNoRoots, err)
+		}
+		if roots.Equal(x509.NewCertPool()) {
+			return nil, fmt.Errorf("%w: the system has none; install the package ca-certificates, or set ca_file in [fetch]", ErrNoRoots)
+		}
+		return roots, nil
+	}
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoRoots, err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%w: %s holds no certificate in PEM form", ErrNoRoots, caFile)
+	}
+	return roots, nil
+}
+
+// Record asks the DNS for the TXT record of a policy domain, and returns how
+// long the answer may be kept, zero if the DNS does not say. The error is an
+// *Error with ResultNoRecord, ResultRecordInvalid or ResultDNS. The parent's
+// record is never asked for (RFC 8461, 3.4).
+func (c *Client) Record(ctx context.Context, domain string) (Record, time.Duration, error) {
+	domain = hostname.Lower(domain)
+	name := RecordName(domain)
+	fail := func(result Result, ttl time.Duration, err error) (Record, time.Duration, error) {
+		return Record{}, ttl, &Error{Domain: domain, Result: result, TTL: ttl, Err: err}
+	}
+	if !hostname.Valid(domain) || len(name) > hostname.MaxName {
+		return fail(ResultNoRecord, 0, fmt.Errorf("%w: no such name can be in the DNS", ErrNoRecord))
+	}
+	answer, err := c.config.Resolver.Query(ctx, name, resolver.TypeTXT)
+	var failed *resolver.Error
+	switch {
+	case errors.As(err, &failed) && failed.Kind == resolver.KindName:
+		return fail(ResultNoRecord, 0, fmt.Errorf("%w: %w", ErrNoRecord, err))
+	case err != nil:
+		return fail(ResultDNS, 0, fmt.Errorf("%w: %w", ErrRecordLookup, err))
+	}
+	record, err := FindRecord(answer.Texts)
+	switch {
+	case errors.Is(err, ErrNoRecord):
+		return fail(ResultNoRecord, answer.TTL, err)
+	case err != nil:
+		return fail(ResultRecordInvalid, answer.TTL, err)
+	}
+	return record, answer.TTL, nil
+}
+
+// A Fetched is a policy as its policy host served it.
+type Fetched struct {
+	Text     []byte // as served, at most MaxText bytes
+	Policy   *Policy
+	Addr     netip.Addr    // of the policy host
+	Duration time.Duration // of the fetch, DNS included
+
+	Certificate *x509.Certificate // of the policy host, verified
+}
+
+// A Gate limits connections. Fetch passes it before each connection to an
+// address, and calls release once when that connection is closed. Acquire may
+// wait until ctx ends. Its error ends the attempt, with ResultBusy if it wraps
+// ErrBusy.
+type Gate interface {
+	Acquire(ctx context.Context, addr netip.Addr) (release func(), err error)
+}
+
+// Fetch gets the policy of a policy domain over HTTPS. A nil gate lets all
+// connections pass. The error is an *Error with ResultFetch, ResultInvalid,
+// ResultWebPKI or ResultBusy. If ctx was cancelled, it wraps context.Cause(ctx).
+func (c *Client) Fetch(ctx context.Context, domain string, gate Gate) (*Fetched, error) {
+	domain = hostname.Lower(domain)
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, c.config.Timeout) // RFC 8461, 3.3
+	defer cancel()
+	fetched, err := c.fetch(ctx, domain, gate)
+	if p, ok := errors.AsType[*panicked](err); ok {
+		panic(p)
+	}
+	if err != nil {
+		return nil, &Error{Domain: domain, Result: resultOfFetch(err), Err: err}
+	}
+	fetched.Duration = time.Since(start)
+	return fetched, nil
+}
+
+func (c *Client) fetch(ctx context.Context, domain string, gate Gate) (*Fetched, error) {
+	host := HostName(domain)
+	if !hostname.Valid(domain) || len(host) > hostname.MaxName {
+		return nil, fmt.Errorf("%w: no such name can be in the DNS", ErrHostAbsent)
+	}
+	addrs, err := c.addresses(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.connect(ctx, domain, addrs, gate)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	text, err := c.get(ctx, s, domain)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	// A verified connection has a certificate.
+	leaf := s.ConnectionState().PeerCertificates[0]
+	return &Fetched{Text: text, Policy: policy, Addr: s.addr, Certificate: leaf}, nil
+}
