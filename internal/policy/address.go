@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -21,31 +20,28 @@ const (
 // 8305, 4), without special ones, at most MaxAddresses.
 func (c *Client) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
 	families, lookupErr := c.bothFamilies(ctx, host)
+	err := fmt.Errorf("%w: %s", ErrHostAbsent, host)
+	if lookupErr != nil {
+		err = fmt.Errorf("%w: %w", ErrHostLookup, lookupErr)
+	}
 	var addrs []netip.Addr
-	var refused error
 	for i := range max(len(families[0]), len(families[1])) {
 		for _, family := range families {
-			if i >= len(family) || slices.Contains(addrs, family[i]) || len(addrs) == MaxAddresses {
+			if i >= len(family) || len(addrs) == MaxAddresses {
 				continue
 			}
-			if what := specialAddress(family[i]); what != "" && !c.config.AllowPrivate {
-				refused = fmt.Errorf("%w: %s has the address %s, which is %s", ErrAddressRefused, host, family[i], what)
+			what := specialAddress(family[i])
+			if what == "" || c.config.AllowPrivate {
+				addrs = append(addrs, family[i])
 				continue
 			}
-			addrs = append(addrs, family[i])
+			err = fmt.Errorf("%w: %s has the address %s, which is %s", ErrAddressRefused, host, family[i], what)
 		}
 	}
-	switch {
-	case isPanic(lookupErr):
-		return nil, lookupErr
-	case len(addrs) > 0:
+	if len(addrs) > 0 {
 		return addrs, nil
-	case refused != nil:
-		return nil, refused
-	case lookupErr != nil:
-		return nil, fmt.Errorf("%w: %w", ErrHostLookup, lookupErr)
 	}
-	return nil, fmt.Errorf("%w: %s", ErrHostAbsent, host)
+	return nil, err
 }
 
 // bothFamilies asks for AAAA and A records at once. When one family is found,
@@ -62,9 +58,7 @@ func (c *Client) bothFamilies(ctx context.Context, host string) (families [2][]n
 			answer, err := c.config.Resolver.Query(ctx, host, qtype)
 			if err != nil {
 				errs[i] = err
-				return
-			}
-			if families[i] = answer.Addrs; len(families[i]) > 0 {
+			} else if families[i] = answer.Addrs; len(answer.Addrs) > 0 {
 				time.AfterFunc(familyGrace, cancel)
 			}
 		})
@@ -98,16 +92,11 @@ var special = []struct {
 
 	{netip.MustParsePrefix("::/128"), "unspecified (RFC 4291)"},
 	{netip.MustParsePrefix("::1/128"), "loopback (RFC 4291)"},
-	{netip.MustParsePrefix("::/96"), "IPv4-compatible (RFC 4291)"},
-	{netip.MustParsePrefix("64:ff9b:1::/48"), "for a local NAT64 (RFC 8215)"},
-	{netip.MustParsePrefix("100::/64"), "a black hole (RFC 6666)"},
 	{netip.MustParsePrefix("2001::/23"), "for IETF protocols, Teredo and benchmarks (RFC 2928)"},
 	{netip.MustParsePrefix("2001:db8::/32"), "for documentation (RFC 3849)"},
 	{netip.MustParsePrefix("3fff::/20"), "for documentation (RFC 9637)"},
-	{netip.MustParsePrefix("5f00::/16"), "for segment routing (RFC 9602)"},
 	{netip.MustParsePrefix("fc00::/7"), "private (RFC 4193)"},
 	{netip.MustParsePrefix("fe80::/10"), "link-local (RFC 4291)"},
-	{netip.MustParsePrefix("fec0::/10"), "site-local (RFC 3879)"},
 	{netip.MustParsePrefix("ff00::/8"), "multicast (RFC 4291)"},
 }
 

@@ -1,7 +1,12 @@
-package policy
+package policy_test
 
 import (
+	"context"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -9,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
@@ -25,11 +32,11 @@ func TestRFC8461_10_3_WhichAddressesAreSpecial(t *testing.T) {
 		"128.0.0.0": "", "169.253.255.255": "", "172.15.255.255": "", "172.32.0.0": "", "192.0.1.0": "", "192.167.255.255": "",
 		"192.169.0.0": "", "198.17.255.255": "", "198.20.0.0": "", "223.255.255.255": "",
 
-		"::": "unspecified", "::1": "loopback", "::2": "IPv4-compatible", "::127.0.0.1": "IPv4-compatible", "fc00::1": "private",
-		"fdff::1": "private", "fe80::1": "link-local", "fe80::1%eth0": "link-local", "febf::1": "link-local", "fec0::1": "site-local",
+		"::": "unspecified", "::1": "loopback", "::2": "outside", "::127.0.0.1": "outside", "fc00::1": "private",
+		"fdff::1": "private", "fe80::1": "link-local", "fe80::1%eth0": "link-local", "febf::1": "link-local", "fec0::1": "outside",
 		"ff02::1": "multicast", "2001:db8::1": "documentation", "3fff::1": "documentation", "3fff:fff::1": "documentation",
-		"2001::1": "Teredo", "2001:2::1": "benchmarks", "2001:1ff::": "IETF", "100::1": "black hole", "5f00::1": "segment routing",
-		"64:ff9b:1::a00:1": "local NAT64", "4000::1": "outside", "fe00::1": "outside", "100:0:0:1::1": "outside", "1::1": "outside",
+		"2001::1": "Teredo", "2001:2::1": "benchmarks", "2001:1ff::": "IETF", "100::1": "outside", "5f00::1": "outside",
+		"64:ff9b:1::a00:1": "outside", "4000::1": "outside", "fe00::1": "outside", "100:0:0:1::1": "outside", "1::1": "outside",
 
 		"::ffff:127.0.0.1": "loopback", "::ffff:10.0.0.1": "private", "::ffff:1.1.1.1": "",
 		"64:ff9b::10.0.0.1": "private", "64:ff9b::127.0.0.1": "loopback", "64:ff9b::1.1.1.1": "",
@@ -37,14 +44,42 @@ func TestRFC8461_10_3_WhichAddressesAreSpecial(t *testing.T) {
 
 		"2606:4700::1": "", "2a00::1": "", "2001:200::1": "", "2400::1": "", "3ffe::1": "", "3fff:1000::1": "",
 	} {
-		got := specialAddress(netip.MustParseAddr(addr))
+		got := refusal(t, netip.MustParseAddr(addr))
 		if want == "" && got != "" || !strings.Contains(got, want) {
 			t.Errorf("%s: got %q; want %q", addr, got, want)
 		}
 	}
-	if specialAddress(netip.Addr{}) == "" {
-		t.Error("no address at all is ordinary")
+}
+
+// An at is a resolver that knows one address for all names.
+type at netip.Addr
+
+func (a at) Query(_ context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
+	answer := &resolver.Answer{Name: name}
+	if qtype == resolver.TypeAAAA {
+		answer.Addrs = []netip.Addr{netip.Addr(a)}
 	}
+	return answer, nil
+}
+
+// refusal says why a policy host at addr is not connected to, if it is not.
+func refusal(t *testing.T, addr netip.Addr) string {
+	t.Helper()
+	c, err := policy.NewClient(policy.Config{
+		Resolver: at(addr), Roots: x509.NewCertPool(),
+		Dial: func(context.Context, string, string) (net.Conn, error) { return nil, io.EOF },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Fetch(t.Context(), "example.test", nil)
+	if errors.Is(err, policy.ErrAddressRefused) {
+		return err.Error()
+	}
+	if !errors.Is(err, policy.ErrConnect) {
+		t.Errorf("%s: %v", addr, err)
+	}
+	return ""
 }
 
 // TestMain is also the program that loads the system's authorities, since Go
@@ -53,7 +88,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("POLICY_TEST_SYSTEM_ROOTS") == "" {
 		os.Exit(m.Run())
 	}
-	if _, err := LoadRoots(""); err != nil {
+	if _, err := policy.LoadRoots(""); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
@@ -95,11 +130,11 @@ func TestLoadRoots(t *testing.T) {
 	if err := os.WriteFile(empty, []byte("no certificate here\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if roots, err := LoadRoots(good); err != nil || !roots.Equal(ca.Pool()) {
+	if roots, err := policy.LoadRoots(good); err != nil || !roots.Equal(ca.Pool()) {
 		t.Errorf("a file with a certificate: %v", err)
 	}
 	for _, file := range []string{empty, filepath.Join(dir, "absent.pem"), dir} {
-		if _, err := LoadRoots(file); err == nil || !strings.Contains(err.Error(), file) {
+		if _, err := policy.LoadRoots(file); err == nil || !strings.Contains(err.Error(), file) {
 			t.Errorf("%s: %v", file, err)
 		}
 	}

@@ -1,15 +1,19 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
@@ -27,9 +31,7 @@ func RecordName(domain string) string { return "_mta-sts." + domain }
 func HostName(domain string) string { return "mta-sts." + domain }
 
 // URL is where a domain's policy file is (RFC 8461, 3.3).
-func URL(domain string) string {
-	return "https://" + HostName(domain) + "/.well-known/mta-sts.txt"
-}
+func URL(domain string) string { return "https://" + HostName(domain) + "/.well-known/mta-sts.txt" }
 
 // A Resolver asks DNS questions and follows CNAMEs, as RFC 8461, 3.1 wants it.
 type Resolver interface {
@@ -54,7 +56,7 @@ type Config struct {
 	// hosts, always at port 443, and to the proxy. It must return when ctx ends.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-	UserAgent string // empty: "sts-tlsmap"
+	UserAgent string
 }
 
 // A Client discovers policies. It keeps no state, and is safe for concurrent
@@ -69,14 +71,12 @@ func NewClient(config Config) (*Client, error) {
 	if config.Resolver == nil || config.Roots == nil { // nil would mean the system's roots
 		return nil, errors.New("policy: a client needs a resolver and certificate authorities")
 	}
-	if config.Timeout <= 0 {
-		config.Timeout = DefaultTimeout
-	}
+	config.Timeout = cmp.Or(config.Timeout, DefaultTimeout)
 	if config.Dial == nil {
 		config.Dial = new(net.Dialer).DialContext
 	}
-	if config.UserAgent == "" {
-		config.UserAgent = "sts-tlsmap"
+	if config.Proxy == nil {
+		config.Proxy = func(*url.URL) (*url.URL, error) { return nil, nil }
 	}
 	return &Client{config: config, tls: &tls.Config{
 		RootCAs:    config.Roots,
@@ -92,10 +92,7 @@ func NewClient(config Config) (*Client, error) {
 func LoadRoots(caFile string) (*x509.CertPool, error) {
 	if caFile == "" {
 		roots, err := x509.SystemCertPool()
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNoRoots, err)
-		}
-		if roots.Equal(x509.NewCertPool()) {
+		if err != nil || roots.Equal(x509.NewCertPool()) {
 			return nil, fmt.Errorf("%w: the system has none; install the package ca-certificates, or set ca_file in [fetch]", ErrNoRoots)
 		}
 		return roots, nil
@@ -117,38 +114,32 @@ func LoadRoots(caFile string) (*x509.CertPool, error) {
 // record is never asked for (RFC 8461, 3.4).
 func (c *Client) Record(ctx context.Context, domain string) (Record, time.Duration, error) {
 	domain = hostname.Lower(domain)
-	name := RecordName(domain)
-	fail := func(result Result, ttl time.Duration, err error) (Record, time.Duration, error) {
-		return Record{}, ttl, &Error{Domain: domain, Result: result, TTL: ttl, Err: err}
+	record, ttl, err := c.record(ctx, domain)
+	if err != nil {
+		return Record{}, ttl, &Error{Domain: domain, Result: resultOf(err), TTL: ttl, Err: err}
 	}
+	return record, ttl, nil
+}
+
+func (c *Client) record(ctx context.Context, domain string) (Record, time.Duration, error) {
+	name := RecordName(domain)
 	if !hostname.Valid(domain) || len(name) > hostname.MaxName {
-		return fail(ResultNoRecord, 0, fmt.Errorf("%w: no such name can be in the DNS", ErrNoRecord))
+		return Record{}, 0, fmt.Errorf("%w: no such name can be in the DNS", ErrNoRecord)
 	}
 	answer, err := c.config.Resolver.Query(ctx, name, resolver.TypeTXT)
-	var failed *resolver.Error
-	switch {
-	case errors.As(err, &failed) && failed.Kind == resolver.KindName:
-		return fail(ResultNoRecord, 0, fmt.Errorf("%w: %w", ErrNoRecord, err))
-	case err != nil:
-		return fail(ResultDNS, 0, fmt.Errorf("%w: %w", ErrRecordLookup, err))
+	if err != nil {
+		return Record{}, 0, fmt.Errorf("%w: %w", ErrRecordLookup, err)
 	}
 	record, err := FindRecord(answer.Texts)
-	switch {
-	case errors.Is(err, ErrNoRecord):
-		return fail(ResultNoRecord, answer.TTL, err)
-	case err != nil:
-		return fail(ResultRecordInvalid, answer.TTL, err)
-	}
-	return record, answer.TTL, nil
+	return record, answer.TTL, err
 }
 
 // A Fetched is a policy as its policy host served it.
 type Fetched struct {
-	Text     []byte // as served, at most MaxText bytes
-	Policy   *Policy
-	Addr     netip.Addr    // of the policy host
-	Duration time.Duration // of the fetch, DNS included
-
+	Text        []byte // as served, at most MaxText bytes
+	Policy      *Policy
+	Addr        netip.Addr        // of the policy host
+	Duration    time.Duration     // of the fetch, DNS included
 	Certificate *x509.Certificate // of the policy host, verified
 }
 
@@ -169,11 +160,11 @@ func (c *Client) Fetch(ctx context.Context, domain string, gate Gate) (*Fetched,
 	ctx, cancel := context.WithTimeout(ctx, c.config.Timeout) // RFC 8461, 3.3
 	defer cancel()
 	fetched, err := c.fetch(ctx, domain, gate)
-	if p, ok := errors.AsType[*panicked](err); ok {
-		panic(p)
+	if errors.Is(err, errPanic) {
+		panic(err)
 	}
 	if err != nil {
-		return nil, &Error{Domain: domain, Result: resultOfFetch(err), Err: err}
+		return nil, &Error{Domain: domain, Result: resultOf(err), Err: err}
 	}
 	fetched.Duration = time.Since(start)
 	return fetched, nil
@@ -204,4 +195,65 @@ func (c *Client) fetch(ctx context.Context, domain string, gate Gate) (*Fetched,
 	// A verified connection has a certificate.
 	leaf := s.ConnectionState().PeerCertificates[0]
 	return &Fetched{Text: text, Policy: policy, Addr: s.addr, Certificate: leaf}, nil
+}
+
+// MaxHeader bounds the header of an answer, in bytes, 1xx answers included.
+const MaxHeader = 16 << 10
+
+// get asks for the policy file on an open session and returns its text.
+func (c *Client) get(ctx context.Context, s *session, domain string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, URL(domain), nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrHTTP, printable{err})
+	}
+	request.Header = http.Header{
+		"User-Agent":    {c.config.UserAgent},
+		"Accept":        {"text/plain"},
+		"Cache-Control": {"no-cache"}, // RFC 8461, 3.3: HTTP caches are not used
+	}
+	transport := &http.Transport{
+		DialTLSContext:         func(context.Context, string, string) (net.Conn, error) { return s, nil },
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: MaxHeader,
+	}
+	// RFC 8461, 3.3: RoundTrip follows no redirects. It sets no cookies.
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		return nil, failed(ctx, ErrHTTP, "waiting for the answer of "+s.addr.String(), err)
+	}
+	defer response.Body.Close()
+	if err := acceptable(response); err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(response.Body, MaxText+1))
+	switch {
+	case len(text) > MaxText:
+		return nil, fmt.Errorf("%w: more than %d bytes", ErrTooLarge, MaxText)
+	case err != nil:
+		return nil, failed(ctx, ErrHTTP, fmt.Sprintf("reading the policy, after %d bytes", len(text)), err)
+	}
+	return text, nil
+}
+
+// acceptable judges an answer by its header.
+func acceptable(response *http.Response) error {
+	// RFC 8461, 3.3: only 200 counts.
+	if response.StatusCode != http.StatusOK {
+		e := &StatusError{Code: response.StatusCode}
+		if location := response.Header.Get("Location"); location != "" {
+			e.Location = quote(location)
+		}
+		return e
+	}
+	// RFC 8461, 3.2: parameters are ignored, so broken ones are too.
+	contentType := response.Header.Get("Content-Type")
+	media, _, _ := strings.Cut(contentType, ";")
+	if hostname.Lower(strings.Trim(media, " \t")) != "text/plain" {
+		return fmt.Errorf("%w: its Content-Type is %s", ErrMediaType, quote(contentType))
+	}
+	if encoding := response.Header.Get("Content-Encoding"); encoding != "" && hostname.Lower(encoding) != "identity" {
+		return fmt.Errorf("%w: it is encoded as %s, which was not asked for", ErrHTTP, quote(encoding))
+	}
+	return nil
 }

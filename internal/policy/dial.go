@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,14 +30,20 @@ const (
 // host, and its place at the gate.
 type session struct {
 	*tls.Conn
-	addr  netip.Addr
-	close func()
+	addr    netip.Addr
+	release func()
+	once    sync.Once
 }
 
-// Close gives the connection and the place back. It sends nothing, so it cannot
-// block.
+// Close closes the connection without a word to the policy host, so that it
+// cannot block, and gives the place back.
 func (s *session) Close() error {
-	s.close()
+	s.once.Do(func() {
+		if s.Conn != nil {
+			s.NetConn().Close()
+		}
+		s.release()
+	})
 	return nil
 }
 
@@ -45,21 +53,17 @@ func (s *session) Close() error {
 // 8305); through a proxy only when one fails. All other attempts have stopped at
 // the return.
 func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr, gate Gate) (*session, error) {
-	proxy, err := c.proxyFor(domain)
+	proxy, err := c.config.Proxy(&url.URL{Scheme: "https", Host: HostName(domain)})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrProxy, printable{err})
 	}
 	delay := staggerDelay
 	if proxy != nil {
 		delay = ConnectTimeout
 	}
-	type outcome struct {
-		session *session
-		err     error
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	outcomes := make(chan outcome)
+	opened, lost := make(chan *session), make(chan error)
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	var won *session
@@ -69,70 +73,62 @@ func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr,
 			addr := addrs[0]
 			addrs, pending = addrs[1:], pending+1
 			go func() {
-				s, err := c.open(ctx, HostName(domain), addr, proxy, gate)
-				outcomes <- outcome{s, err}
+				if s, err := c.open(ctx, HostName(domain), addr, proxy, gate); err != nil {
+					lost <- err
+				} else {
+					opened <- s
+				}
 			}()
 			timer.Reset(delay)
 		}
 		select {
-		case o := <-outcomes:
-			pending--
-			switch {
-			case o.err != nil:
-				failures = append(failures, o.err)
-			case won == nil:
-				won = o.session
-			default:
-				o.session.Close()
-			}
-			if won != nil || isPanic(o.err) {
+		case s := <-opened:
+			if pending--; won == nil {
+				won = s
 				cancel()
+			} else {
+				s.Close()
 			}
+		case err := <-lost:
+			pending--
+			failures = append(failures, err)
 		case <-timer.C:
 		}
 		if ctx.Err() != nil {
 			addrs = nil
 		}
 	}
-	err = worst(failures)
-	switch {
-	case won != nil && !isPanic(err):
+	if won != nil {
 		return won, nil
-	case won != nil:
-		won.Close()
-	case len(failures) > 1:
-		err = fmt.Errorf("%w (no better at %d more of its addresses)", err, len(failures)-1)
+	}
+	err = worst(failures)
+	if others := len(failures) - 1; others > 0 {
+		err = fmt.Errorf("%w (no better at %d more of its addresses)", err, others)
 	}
 	return nil, err
 }
 
-// open passes the gate and opens a session at one address. The address is
-// dialled as a literal, and given to a proxy as one: what was checked is what
-// is connected to.
+// open passes the gate and opens a session at one address.
 func (c *Client) open(ctx context.Context, host string, addr netip.Addr, proxy *url.URL, gate Gate) (_ *session, err error) {
-	defer catchPanic(&err)
-	release := func() {}
-	if gate != nil {
-		if release, err = gate.Acquire(ctx, addr); err != nil {
-			return nil, err
-		}
-	}
-	var conn net.Conn
-	s := &session{addr: addr, close: sync.OnceFunc(func() {
-		if conn != nil {
-			conn.Close()
-		}
-		release()
-	})}
-	opened := false
+	s := &session{addr: addr, release: func() {}}
 	defer func() {
-		if !opened {
+		if err != nil {
 			s.Close()
 		}
 	}()
-
+	defer catchPanic(&err)
+	if gate != nil {
+		release, err := gate.Acquire(ctx, addr)
+		if err != nil {
+			return nil, err
+		}
+		s.release = release
+	}
 	ctx, cancel := context.WithTimeout(ctx, ConnectTimeout)
 	defer cancel()
+	// The address is dialled as a literal, and named to the proxy as one: what was
+	// checked is what is connected to.
+	var conn net.Conn
 	target := netip.AddrPortFrom(addr, 443).String()
 	if proxy != nil {
 		conn, err = c.tunnel(ctx, proxy, target)
@@ -148,22 +144,17 @@ func (c *Client) open(ctx context.Context, host string, addr netip.Addr, proxy *
 	if err := s.HandshakeContext(ctx); err != nil {
 		return nil, handshakeError(ctx, host, addr, err)
 	}
-	opened = true
 	return s, nil
 }
 
-// errCut is the end of a connection that did not come from within TLS: anyone
-// on the way can have caused it.
-var errCut = errors.New("the connection ended without saying so within TLS")
-
-// An uncutConn is a TCP connection whose end is an error. crypto/tls would take
-// it for the end of the text.
+// An uncutConn is a connection below TLS. Its end is an error: anyone on the way
+// can cause it, and crypto/tls would take it for the end of the text.
 type uncutConn struct{ net.Conn }
 
 func (c uncutConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if errors.Is(err, io.EOF) {
-		err = errCut
+		err = errors.New("the connection ended without saying so within TLS")
 	}
 	return n, err
 }
@@ -179,8 +170,9 @@ func handshakeError(ctx context.Context, host string, addr netip.Addr, err error
 	var invalid x509.CertificateInvalidError
 	switch {
 	case errors.As(err, &wrongName):
-		return fmt.Errorf("%w: at %s it is for %s, not for %s", ErrCertName, addr, names(wrongName.Certificate), host)
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil:
+		names := cmp.Or(strings.Join(wrongName.Certificate.DNSNames, ", "), "no DNS name")
+		return fmt.Errorf("%w: at %s it is for %s, not for %s", ErrCertName, addr, quote(names), host)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("%w: at %s it is valid from %s to %s", ErrCertExpired, addr,
 			invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
 	}
@@ -192,11 +184,9 @@ func handshakeError(ctx context.Context, host string, addr netip.Addr, err error
 func missingIssuer(sent []*x509.Certificate) string {
 	last := sent[0]
 	for range sent {
-		for _, cert := range sent {
-			if bytes.Equal(cert.RawSubject, last.RawIssuer) {
-				last = cert
-				break
-			}
+		issued := func(c *x509.Certificate) bool { return bytes.Equal(c.RawSubject, last.RawIssuer) }
+		if i := slices.IndexFunc(sent, issued); i >= 0 {
+			last = sent[i]
 		}
 	}
 	if bytes.Equal(last.RawSubject, last.RawIssuer) {
@@ -206,40 +196,13 @@ func missingIssuer(sent []*x509.Certificate) string {
 		"must send it (browsers hide that it is missing)", quote(last.Issuer.String()))
 }
 
-// names lists the first names that a certificate is for.
-func names(cert *x509.Certificate) string {
-	const most = 3
-	if len(cert.DNSNames) == 0 {
-		return "no DNS name"
-	}
-	var list []string
-	for _, name := range cert.DNSNames[:min(most, len(cert.DNSNames))] {
-		list = append(list, quote(name))
-	}
-	s := strings.Join(list, ", ")
-	if more := len(cert.DNSNames) - most; more > 0 {
-		s += fmt.Sprintf(" and %d more", more)
-	}
-	return s
-}
-
-// A panicked is a panic in a goroutine of a fetch, where it would end the
-// daemon. Fetch panics with it, and its caller may recover.
-type panicked struct {
-	value any
-	stack []byte
-}
-
-func (p *panicked) Error() string { return fmt.Sprintf("%v, in\n%s", p.value, p.stack) }
+// errPanic is a panic in a goroutine of a fetch, where it would end the daemon.
+// Fetch panics with it again, and its caller may recover.
+var errPanic = errors.New("panic")
 
 // catchPanic turns a panic into an error. It is deferred.
 func catchPanic(err *error) {
 	if v := recover(); v != nil {
-		*err = &panicked{v, debug.Stack()}
+		*err = fmt.Errorf("%w: %v, in\n%s", errPanic, v, debug.Stack())
 	}
-}
-
-func isPanic(err error) bool {
-	_, ok := errors.AsType[*panicked](err)
-	return ok
 }

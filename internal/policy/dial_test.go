@@ -1,4 +1,4 @@
-package policy
+package policy_test
 
 import (
 	"bufio"
@@ -11,32 +11,44 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// A world is a policy host without a network, for tests of time: they run in a
+// The bounds that the tests of time expect.
+const (
+	stagger = 250 * time.Millisecond // until the next address is tried
+	grace   = 500 * time.Millisecond // for the second family's lookup
+	atOnce  = 3                      // addresses tried at once
+)
+
+// A world is a policy host without a network, for tests of time. They run in a
 // bubble of synctest, which also fails them if a goroutine is left behind.
 type world struct {
 	t      *testing.T
+	config policy.Config
 	cert   tls.Certificate
 	other  tls.Certificate // for another name
-	client *Client
+	start  time.Time
 
-	addrs map[resolver.Type][]string      // by type; absent: no records
+	addrs map[resolver.Type][]string      // absent: no records
 	late  map[resolver.Type]time.Duration // how long a question of the type takes; below zero: for ever
 
-	mu    sync.Mutex
-	how   map[string]dialing // by address; absent: refused
-	dials []string           // "at ADDRESS", with the time since the start
-	start time.Time
+	mu          sync.Mutex
+	how         map[string]dialing // by address; absent: refused
+	dials       []string           // "at ADDRESS", with the time since the start
+	busy        string             // an address at which the gate has no place
+	taken, most int                // places at the gate now, and at most
 }
 
 // A dialing is how a connection to an address goes.
@@ -50,48 +62,64 @@ const (
 	reset           // closed at the ClientHello
 	strange         // a policy host with the certificate of another name
 	answer          // a good policy host
+	full            // this side has no descriptor left
+	bomb            // a panic
 )
-
-// authority signs the certificates of the worlds: keys are made once.
-var authority = sync.OnceValues(func() (*testlab.CA, error) { return testlab.NewCA("world") })
 
 // inWorld runs f in a bubble.
 func inWorld(t *testing.T, addrs map[string]dialing, f func(t *testing.T, w *world)) {
 	t.Helper()
-	ca, err := authority()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Bubbles begin on 2000-01-01, before the certificate.
-	now := time.Now()
-	cert, err := ca.Issue(testlab.CertGood, "mta-sts.example.test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := ca.Issue(testlab.CertWrongName, "mta-sts.example.test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &world{cert: cert, other: other, how: addrs, addrs: map[resolver.Type][]string{}, late: map[resolver.Type]time.Duration{}}
-	for addr := range addrs {
-		qtype := resolver.TypeA
-		if strings.Contains(addr, ":") {
-			qtype = resolver.TypeAAAA
-		}
-		w.addrs[qtype] = append(w.addrs[qtype], addr)
-	}
-	for _, list := range w.addrs {
-		slices.Sort(list)
-	}
 	synctest.Test(t, func(t *testing.T) {
-		w.t, w.start = t, time.Now()
-		w.client, err = NewClient(Config{Resolver: w, Roots: ca.Pool(), Dial: w.dial})
+		ca, err := testlab.NewCA("world")
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.client.tls.Time = func() time.Time { return now.Add(time.Since(w.start)) }
+		w := &world{t: t, how: addrs, addrs: map[resolver.Type][]string{}, late: map[resolver.Type]time.Duration{}, start: time.Now()}
+		if w.cert, err = ca.Issue(testlab.CertGood, "mta-sts.example.test"); err != nil {
+			t.Fatal(err)
+		}
+		if w.other, err = ca.Issue(testlab.CertWrongName, "mta-sts.example.test"); err != nil {
+			t.Fatal(err)
+		}
+		for addr := range addrs {
+			qtype := resolver.TypeA
+			if strings.Contains(addr, ":") {
+				qtype = resolver.TypeAAAA
+			}
+			w.addrs[qtype] = append(w.addrs[qtype], addr)
+			slices.Sort(w.addrs[qtype])
+		}
+		w.config = policy.Config{Resolver: w, Roots: ca.Pool(), Dial: w.dial}
 		f(t, w)
+		if w.taken != 0 {
+			t.Errorf("%d places at the gate are still taken", w.taken)
+		}
 	})
+}
+
+func (w *world) fetch(ctx context.Context) (*policy.Fetched, error) {
+	w.t.Helper()
+	c, err := policy.NewClient(w.config)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c.Fetch(ctx, "example.test", w)
+}
+
+// Acquire is the world's gate.
+func (w *world) Acquire(_ context.Context, addr netip.Addr) (release func(), err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if addr.String() == w.busy {
+		return nil, fmt.Errorf("%w at %s", policy.ErrBusy, addr)
+	}
+	w.taken++
+	w.most = max(w.most, w.taken)
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.taken--
+	}, nil
 }
 
 func (w *world) Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
@@ -119,6 +147,10 @@ func (w *world) dial(ctx context.Context, network, address string) (net.Conn, er
 	case stall:
 		<-ctx.Done()
 		return nil, ctx.Err()
+	case full:
+		return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("socket", syscall.EMFILE)}
+	case bomb:
+		panic("on purpose")
 	case mute, deaf, reset, strange, answer:
 		client, server := net.Pipe()
 		go w.serve(server, how)
@@ -158,52 +190,48 @@ func (w *world) wantDials(want ...string) {
 	}
 }
 
+// wantFrom fails the test unless the policy came from an address after a time.
+func (w *world) wantFrom(addr string, took time.Duration) {
+	w.t.Helper()
+	f, err := w.fetch(w.t.Context())
+	if err != nil || f.Addr.String() != addr || f.Duration != took {
+		w.t.Errorf("got %+v, %v; want the policy from %s after %v", f, err, addr, took)
+	}
+}
+
 func TestAnAddressThatDoesNotAnswerGetsCompany(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": stall, "2a00::2": answer, "93.184.215.14": stall}, func(t *testing.T, w *world) {
-		f, err := w.client.Fetch(t.Context(), "example.test", nil)
-		if err != nil || f.Addr.String() != "2a00::2" || f.Duration != 500*time.Millisecond {
-			t.Errorf("got %+v, %v", f, err)
-		}
+		w.wantFrom("2a00::2", 2*stagger)
 		w.wantDials("0s 2a00::1", "250ms 93.184.215.14", "500ms 2a00::2")
 	})
 }
 
 func TestAnAddressThatRefusesIsFollowedAtOnce(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": refuse, "93.184.215.14": answer}, func(t *testing.T, w *world) {
-		f, err := w.client.Fetch(t.Context(), "example.test", nil)
-		if err != nil || f.Addr.String() != "93.184.215.14" || f.Duration != 0 {
-			t.Errorf("got %+v, %v", f, err)
-		}
+		w.wantFrom("93.184.215.14", 0)
 		w.wantDials("0s 2a00::1", "0s 93.184.215.14")
 	})
 }
 
-// How an address may fail to shake hands, and when the next one is then tried.
+// How an address may fail in the handshake, and when the next one is tried.
 var handshakeFailures = map[string]struct {
 	how    dialing
 	next   time.Duration
 	took   time.Duration // where there is no other address
-	result Result
+	result policy.Result
 	want   error
 }{
-	"silence":                       {mute, staggerDelay, ConnectTimeout, ResultFetch, ErrTimeout},
-	"the connection is closed":      {reset, 0, 0, ResultFetch, ErrTLS},
-	"a certificate of another name": {strange, 0, 0, ResultWebPKI, ErrCertName},
+	"silence":                       {mute, stagger, policy.ConnectTimeout, policy.ResultFetch, policy.ErrTimeout},
+	"the connection is closed":      {reset, 0, 0, policy.ResultFetch, policy.ErrTLS},
+	"a certificate of another name": {strange, 0, 0, policy.ResultWebPKI, policy.ErrCertName},
 }
 
 func TestAnAddressThatFailsInTheHandshakeDoesNotHideAGoodOne(t *testing.T) {
 	for name, tt := range handshakeFailures {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, map[string]dialing{"2a00::1": tt.how, "93.184.215.14": answer}, func(t *testing.T, w *world) {
-				limiter := NewAddressLimiter(1)
-				f, err := w.client.Fetch(t.Context(), "example.test", limiter.Waiting(9))
-				if err != nil || f.Addr.String() != "93.184.215.14" || f.Duration != tt.next {
-					t.Errorf("got %+v, %v", f, err)
-				}
+				w.wantFrom("93.184.215.14", tt.next)
 				w.wantDials("0s 2a00::1", fmt.Sprintf("%v 93.184.215.14", tt.next))
-				if len(limiter.slots) != 0 {
-					t.Errorf("places are still taken: %v", limiter.slots)
-				}
 			})
 		})
 	}
@@ -213,7 +241,7 @@ func TestAHandshakeThatDoesNotEndIsGivenUpInTime(t *testing.T) {
 	for name, tt := range handshakeFailures {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, map[string]dialing{"93.184.215.14": tt.how}, func(t *testing.T, w *world) {
-				_, err := w.client.Fetch(t.Context(), "example.test", nil)
+				_, err := w.fetch(t.Context())
 				wantError(t, err, "example.test", tt.result, tt.want)
 				if took := time.Since(w.start); took != tt.took {
 					t.Errorf("it took %v", took)
@@ -223,27 +251,17 @@ func TestAHandshakeThatDoesNotEndIsGivenUpInTime(t *testing.T) {
 	}
 }
 
-func TestACertificateThatDoesNotHoldIsSaidWhateverTheOtherAddressesDo(t *testing.T) {
+func TestABadCertificateIsReportedWhateverTheOtherAddressesDo(t *testing.T) {
 	for _, how := range []dialing{refuse, stall, mute, reset} {
 		for _, addr := range []string{"2a00::1", "93.184.215.14"} {
 			addrs := map[string]dialing{"2a00::1": how, "93.184.215.14": how}
 			addrs[addr] = strange
 			inWorld(t, addrs, func(t *testing.T, w *world) {
-				_, err := w.client.Fetch(t.Context(), "example.test", nil)
-				wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
+				_, err := w.fetch(t.Context())
+				wantError(t, err, "example.test", policy.ResultWebPKI, policy.ErrCertName)
 			})
 		}
 	}
-	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": strange}, func(t *testing.T, w *world) {
-		limiter := NewAddressLimiter(1)
-		release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer release()
-		_, err = w.client.Fetch(t.Context(), "example.test", limiter.NonWaiting())
-		wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
-	})
 }
 
 func TestThroughAProxyTheAddressesTakeTurns(t *testing.T) {
@@ -252,8 +270,8 @@ func TestThroughAProxyTheAddressesTakeTurns(t *testing.T) {
 		how  dialing
 		next time.Duration
 	}{
-		"silence to CONNECT":            {stall, ConnectTimeout},
-		"silence in the handshake":      {mute, ConnectTimeout},
+		"silence to CONNECT":            {stall, policy.ConnectTimeout},
+		"silence in the handshake":      {mute, policy.ConnectTimeout},
 		"closed in the handshake":       {reset, 0},
 		"a certificate of another name": {strange, 0},
 		"refused by the proxy":          {refuse, 0},
@@ -261,10 +279,7 @@ func TestThroughAProxyTheAddressesTakeTurns(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, map[string]dialing{first: tt.how, second: answer}, func(t *testing.T, w *world) {
 				w.behindProxy()
-				f, err := w.client.Fetch(t.Context(), "example.test", nil)
-				if err != nil || f.Addr.String() != second || f.Duration != tt.next {
-					t.Errorf("got %+v, %v", f, err)
-				}
+				w.wantFrom(second, tt.next)
 				w.wantDials("0s "+first, fmt.Sprintf("%v %s", tt.next, second))
 			})
 		})
@@ -273,11 +288,11 @@ func TestThroughAProxyTheAddressesTakeTurns(t *testing.T) {
 
 // behindProxy has the client reach the world through a proxy only.
 func (w *world) behindProxy() {
-	w.client.proxy = func(*url.URL) (*url.URL, error) { return url.Parse("http://proxy.test:3128") }
-	w.client.dial = func(context.Context, string, string) (net.Conn, error) {
-		return nil, errors.New("there is no way but the proxy's")
-	}
-	w.client.dialProxy = func(ctx context.Context, network, address string) (net.Conn, error) {
+	w.config.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse("http://proxy.test:3128") }
+	w.config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address != "proxy.test:3128" {
+			return nil, errors.New("there is no way but the proxy's")
+		}
 		client, server := net.Pipe()
 		go w.serveProxy(ctx, server)
 		return client, nil
@@ -307,52 +322,39 @@ func (w *world) serveProxy(ctx context.Context, conn net.Conn) {
 
 func TestOnlySoManyAddressesAreTried(t *testing.T) {
 	addrs := map[string]dialing{}
-	for i := range 3 * MaxAddresses {
+	for i := range 3 * policy.MaxAddresses {
 		addrs[fmt.Sprintf("2a00::%x", i+1)], addrs[fmt.Sprintf("93.184.215.%d", i+1)] = refuse, refuse
 	}
 	inWorld(t, addrs, func(t *testing.T, w *world) {
-		_, err := w.client.Fetch(t.Context(), "example.test", nil)
-		wantError(t, err, "example.test", ResultFetch, ErrConnect)
-		if len(w.dials) != MaxAddresses || !strings.Contains(err.Error(), "at 7 more") {
+		_, err := w.fetch(t.Context())
+		wantError(t, err, "example.test", policy.ResultFetch, policy.ErrConnect)
+		if len(w.dials) != policy.MaxAddresses || !strings.Contains(err.Error(), "at 7 more") {
 			t.Errorf("dials %q, %v", w.dials, err)
 		}
 	})
 }
 
-// Anybody can name addresses that never answer, in as many networks as he
-// likes: the places of all fetches are not to be had for a few domains.
+// Anybody can name addresses that never answer, in as many networks as they
+// like: a few domains must not take the places of all fetches.
 func TestAFetchTakesFewOfAllPlaces(t *testing.T) {
 	addrs := map[string]dialing{}
-	for i := range MaxAddresses {
+	for i := range policy.MaxAddresses {
 		addrs[fmt.Sprintf("93.184.%d.1", i)] = stall
 	}
 	inWorld(t, addrs, func(t *testing.T, w *world) {
-		gate := NewAddressLimiter(1).Waiting(100).(waiting)
-		var mu sync.Mutex
-		most := 0
-		watched := gateFunc(func(ctx context.Context, addr netip.Addr) (func(), error) {
-			release, err := gate.Acquire(ctx, addr)
-			mu.Lock()
-			defer mu.Unlock()
-			most = max(most, len(gate.total))
-			return release, err
-		})
-		_, err := w.client.Fetch(t.Context(), "example.test", watched)
-		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
-		if most != maxAtOnce {
-			t.Errorf("%d places taken at once", most)
-		}
-		if len(w.dials) != MaxAddresses {
-			t.Errorf("dials %q", w.dials)
+		_, err := w.fetch(t.Context())
+		wantError(t, err, "example.test", policy.ResultFetch, policy.ErrTimeout)
+		if w.most != atOnce || len(w.dials) != policy.MaxAddresses {
+			t.Errorf("%d places taken at once, dials %q", w.most, w.dials)
 		}
 	})
 }
 
 func TestAddressesThatDoNotAnswerEndTheFetchInTime(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": stall, "93.184.215.14": stall}, func(t *testing.T, w *world) {
-		_, err := w.client.Fetch(t.Context(), "example.test", nil)
-		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
-		if took := time.Since(w.start); took != staggerDelay+ConnectTimeout {
+		_, err := w.fetch(t.Context())
+		wantError(t, err, "example.test", policy.ResultFetch, policy.ErrTimeout)
+		if took := time.Since(w.start); took != stagger+policy.ConnectTimeout {
 			t.Errorf("it took %v", took)
 		}
 	})
@@ -360,9 +362,9 @@ func TestAddressesThatDoNotAnswerEndTheFetchInTime(t *testing.T) {
 
 func TestRFC8461_3_3_AHostThatFallsSilentEndsTheFetchInTime(t *testing.T) {
 	inWorld(t, map[string]dialing{"93.184.215.14": deaf}, func(t *testing.T, w *world) {
-		_, err := w.client.Fetch(t.Context(), "example.test", nil)
-		wantError(t, err, "example.test", ResultFetch, ErrTimeout)
-		if took := time.Since(w.start); took != DefaultTimeout {
+		_, err := w.fetch(t.Context())
+		wantError(t, err, "example.test", policy.ResultFetch, policy.ErrTimeout)
+		if took := time.Since(w.start); took != policy.DefaultTimeout {
 			t.Errorf("it took %v", took)
 		}
 	})
@@ -371,163 +373,118 @@ func TestRFC8461_3_3_AHostThatFallsSilentEndsTheFetchInTime(t *testing.T) {
 func TestOneFamilysSilentNameServerDelaysTheFetchALittle(t *testing.T) {
 	inWorld(t, map[string]dialing{"93.184.215.14": answer}, func(t *testing.T, w *world) {
 		w.late[resolver.TypeAAAA] = -1
-		f, err := w.client.Fetch(t.Context(), "example.test", nil)
-		if err != nil || f.Duration != familyGrace {
-			t.Errorf("got %+v, %v", f, err)
-		}
+		w.wantFrom("93.184.215.14", grace)
 	})
 }
 
 func TestALateFamilyIsWaitedForWhileTheOtherIsEmpty(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": answer}, func(t *testing.T, w *world) {
 		w.late[resolver.TypeAAAA] = 5 * time.Second
-		f, err := w.client.Fetch(t.Context(), "example.test", nil)
-		if err != nil || f.Duration != 5*time.Second {
-			t.Errorf("got %+v, %v", f, err)
-		}
+		w.wantFrom("2a00::1", 5*time.Second)
 	})
 }
 
 func TestSilentNameServersEndTheFetchInTime(t *testing.T) {
 	inWorld(t, map[string]dialing{"93.184.215.14": answer}, func(t *testing.T, w *world) {
 		w.late[resolver.TypeAAAA], w.late[resolver.TypeA] = -1, -1
-		_, err := w.client.Fetch(t.Context(), "example.test", nil)
-		wantError(t, err, "example.test", ResultFetch, ErrHostLookup)
-		if took := time.Since(w.start); took != DefaultTimeout {
+		_, err := w.fetch(t.Context())
+		wantError(t, err, "example.test", policy.ResultFetch, policy.ErrHostLookup)
+		if took := time.Since(w.start); took != policy.DefaultTimeout {
 			t.Errorf("it took %v", took)
 		}
 	})
 }
 
-func TestOfTwoConnectionsTheSecondIsClosedAndItsPlaceGivenBack(t *testing.T) {
+func TestOfTwoConnectionsTheSecondIsClosed(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": answer}, func(t *testing.T, w *world) {
-		limiter := NewAddressLimiter(1)
-		// Both connections are made at the same moment.
-		gate := gateFunc(func(ctx context.Context, addr netip.Addr) (func(), error) {
-			if addr.Is6() {
-				time.Sleep(staggerDelay)
+		w.config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if strings.Contains(address, "2a00::1") {
+				time.Sleep(stagger) // both connections are made at the same moment
 			}
-			return limiter.Waiting(9).Acquire(ctx, addr)
-		})
-		if _, err := w.client.Fetch(t.Context(), "example.test", gate); err != nil {
-			t.Fatal(err)
+			return w.dial(ctx, network, address)
 		}
-		if len(limiter.slots) != 0 {
-			t.Errorf("places are still taken: %v", limiter.slots)
-		}
-	})
-}
-
-type gateFunc func(ctx context.Context, addr netip.Addr) (func(), error)
-
-func (f gateFunc) Acquire(ctx context.Context, addr netip.Addr) (func(), error) { return f(ctx, addr) }
-
-func TestFetchesAtOneAddressWaitForEachOther(t *testing.T) {
-	inWorld(t, map[string]dialing{"93.184.215.14": deaf}, func(t *testing.T, w *world) {
-		limiter := NewAddressLimiter(2)
-		var wg sync.WaitGroup
-		results := make([]Result, 3)
-		for i := range results {
-			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(t.Context(), DefaultTimeout-time.Duration(i)*time.Second)
-				defer cancel()
-				_, err := w.client.Fetch(ctx, "example.test", limiter.Waiting(9))
-				results[i] = ResultOf(err)
-			})
-			synctest.Wait()
-		}
-		_, err := w.client.Fetch(t.Context(), "example.test", limiter.NonWaiting())
-		wantError(t, err, "example.test", ResultBusy, ErrBusy)
-		if took := time.Since(w.start); took != 0 {
-			t.Errorf("the answer of the gate that does not wait took %v", took)
-		}
-		wg.Wait()
-		if want := []Result{ResultFetch, ResultFetch, ResultBusy}; !slices.Equal(results, want) {
-			t.Errorf("got %q; want %q", results, want)
-		}
-		w.wantDials("0s 93.184.215.14", "0s 93.184.215.14")
-		if len(limiter.slots) != 0 {
-			t.Errorf("the limiter still holds %v", limiter.slots)
+		if _, err := w.fetch(t.Context()); err != nil || w.most != 2 {
+			t.Errorf("%v, %d connections", err, w.most)
 		}
 	})
 }
 
 func TestABusyAddressDoesNotHideAFreeOne(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": answer}, func(t *testing.T, w *world) {
-		limiter := NewAddressLimiter(1)
-		release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		f, err := w.client.Fetch(t.Context(), "example.test", limiter.NonWaiting())
-		if err != nil || f.Addr.String() != "93.184.215.14" {
-			t.Errorf("got %+v, %v", f, err)
-		}
-		release()
-		release() // again does no harm
-		if len(limiter.slots) != 0 {
-			t.Errorf("the limiter still holds %v", limiter.slots)
-		}
+		w.busy = "2a00::1"
+		w.wantFrom("93.184.215.14", 0)
 	})
 }
 
-func TestABusyAddressProvesNothingAgainstTheHost(t *testing.T) {
-	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": refuse}, func(t *testing.T, w *world) {
-		limiter := NewAddressLimiter(1)
-		release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("2a00::1"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer release()
-		_, err = w.client.Fetch(t.Context(), "example.test", limiter.NonWaiting())
-		wantError(t, err, "example.test", ResultBusy, ErrBusy)
-	})
-}
-
-func TestWhoeverWaitsAtTheGateIsLetInWhenAPlaceIsFree(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		limiter := NewAddressLimiter(0) // one, at least
-		addr := netip.MustParseAddr("93.184.215.14")
-		release, err := limiter.NonWaiting().Acquire(t.Context(), addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		entered := make(chan error)
-		go func() {
-			release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("::ffff:93.184.215.14"))
-			if err == nil {
-				release()
+// An address that was not tried proves nothing against the host, whatever the
+// others do.
+func TestAnAddressThatWasNotTriedIsReportedFirst(t *testing.T) {
+	for _, how := range []dialing{refuse, stall, strange} {
+		inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": how}, func(t *testing.T, w *world) {
+			w.busy = "2a00::1"
+			_, err := w.fetch(t.Context())
+			wantError(t, err, "example.test", policy.ResultBusy, policy.ErrBusy)
+			if !policy.OurFault(err) {
+				t.Errorf("%v is not our fault", err)
 			}
-			entered <- err
-		}()
-		synctest.Wait()
-		select {
-		case err := <-entered:
-			t.Fatalf("it did not wait: %v", err)
-		default:
-		}
-		release()
-		if err := <-entered; err != nil {
-			t.Error(err)
-		}
-		if len(limiter.slots) != 0 {
-			t.Errorf("the limiter still holds %v", limiter.slots)
-		}
-	})
+		})
+		inWorld(t, map[string]dialing{"2a00::1": full, "93.184.215.14": how}, func(t *testing.T, w *world) {
+			_, err := w.fetch(t.Context())
+			wantError(t, err, "example.test", policy.ResultFetch, syscall.EMFILE)
+			if !policy.OurFault(err) {
+				t.Errorf("%v is not our fault", err)
+			}
+		})
+	}
 }
 
-func TestIPv6AddressesCountByTheirNetwork(t *testing.T) {
-	limiter := NewAddressLimiter(1)
-	gate := limiter.NonWaiting()
-	if _, err := gate.Acquire(t.Context(), netip.MustParseAddr("2a00::1")); err != nil {
-		t.Fatal(err)
+// The keeper ends a fetch for the sake of another one with a cause.
+func TestTheCauseOfACancelledFetchIsInItsError(t *testing.T) {
+	for _, how := range []dialing{stall, mute, deaf} {
+		inWorld(t, map[string]dialing{"93.184.215.14": how}, func(t *testing.T, w *world) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			time.AfterFunc(time.Second, func() { cancel(fmt.Errorf("%w: ended for a newcomer", policy.ErrBusy)) })
+			_, err := w.fetch(ctx)
+			wantError(t, err, "example.test", policy.ResultBusy, policy.ErrBusy)
+			if took := time.Since(w.start); took != time.Second {
+				t.Errorf("it took %v", took)
+			}
+		})
 	}
-	if _, err := gate.Acquire(t.Context(), netip.MustParseAddr("2a00::ffff:0:0:2")); !errors.Is(err, ErrBusy) {
-		t.Errorf("the same /64: %v", err)
+}
+
+// A bombAt is a resolver that panics at one type of question.
+type bombAt struct {
+	policy.Resolver
+	qtype resolver.Type
+}
+
+func (b bombAt) Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
+	if qtype == b.qtype {
+		panic("on purpose")
 	}
-	for _, addr := range []string{"2a00:0:0:1::1", "93.184.215.14", "93.184.215.15"} {
-		if _, err := gate.Acquire(t.Context(), netip.MustParseAddr(addr)); err != nil {
-			t.Errorf("%s: %v", addr, err)
-		}
+	return b.Resolver.Query(ctx, name, qtype)
+}
+
+// The keeper survives a panic in its own goroutine. One in another goroutine
+// would end the daemon, and hostile certificates are read in others.
+func TestAPanicInAFetchReachesTheCaller(t *testing.T) {
+	for name, arm := range map[string]func(*world){
+		"in an AAAA lookup": func(w *world) { w.config.Resolver = bombAt{w, resolver.TypeAAAA}; w.addrs[resolver.TypeA] = nil },
+		"in an A lookup":    func(w *world) { w.config.Resolver = bombAt{w, resolver.TypeA}; w.addrs[resolver.TypeAAAA] = nil },
+		"in a connection":   func(w *world) { w.how["93.184.215.14"] = bomb },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, map[string]dialing{"2a00::1": stall, "93.184.215.14": answer}, func(t *testing.T, w *world) {
+				arm(w)
+				defer func() {
+					if v := recover(); v == nil || !strings.Contains(fmt.Sprint(v), "on purpose") {
+						t.Errorf("got %v", v)
+					}
+				}()
+				_, err := w.fetch(t.Context())
+				t.Errorf("got %v", err)
+			})
+		})
 	}
 }

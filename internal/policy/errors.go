@@ -66,7 +66,6 @@ var (
 	ErrAddressRefused = errors.New("the policy host's address is not a public one")
 	ErrConnect        = errors.New("no connection to the policy host")
 	ErrProxy          = errors.New("the HTTPS proxy cannot be used")
-	ErrTunnel         = errors.New("the HTTPS proxy did not connect to the policy host")
 	ErrTLS            = errors.New("the TLS handshake with the policy host failed")
 	ErrCertName       = errors.New("the policy host's certificate is for another name")
 	ErrCertExpired    = errors.New("the policy host's certificate is expired or not yet valid")
@@ -100,9 +99,15 @@ func isAny(err error, targets ...error) bool {
 	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
-// resultOfFetch is the standard's term for an error of a fetch.
-func resultOfFetch(err error) Result {
+// resultOf is the result of an error without one.
+func resultOf(err error) Result {
 	switch {
+	case isAny(err, ErrNoRecord):
+		return ResultNoRecord
+	case isAny(err, ErrManyRecords, ErrRecordInvalid):
+		return ResultRecordInvalid
+	case isAny(err, ErrRecordLookup):
+		return ResultDNS
 	case isAny(err, ErrBusy):
 		return ResultBusy
 	case isAny(err, ErrInvalid):
@@ -121,7 +126,7 @@ func resultOfFetch(err error) Result {
 func OurFault(err error) bool {
 	dns, ok := errors.AsType[*resolver.Error](err)
 	return ok && dns.Kind == resolver.KindUnreachable ||
-		isAny(err, ErrBusy, ErrProxy, ErrNoRoots, context.Canceled, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS)
+		isAny(err, ErrBusy, ErrProxy, ErrNoRoots, errPanic, context.Canceled, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS)
 }
 
 // worst picks the error to report of several attempts, nil if none failed. A
@@ -129,21 +134,16 @@ func OurFault(err error) bool {
 // comes a bad certificate, which the domain can correct and the standard has a
 // name for (sts-webpki-invalid, RFC 8460, 4.3).
 func worst(errs []error) error {
-	if len(errs) == 0 {
-		return nil
-	}
 	weight := func(err error) int {
 		switch {
-		case isPanic(err):
-			return 4
+		case err == nil:
+			return 0
 		case OurFault(err):
 			return 3
-		case resultOfFetch(err) == ResultWebPKI:
+		case resultOf(err) == ResultWebPKI:
 			return 2
-		case err != nil:
-			return 1
 		}
-		return 0
+		return 1
 	}
 	return slices.MaxFunc(errs, func(a, b error) int { return cmp.Compare(weight(a), weight(b)) })
 }
@@ -174,16 +174,13 @@ var hints = []struct {
 	{ErrHostAbsent, "The domain publishes the TXT record but no host mta-sts.DOMAIN. Nothing to do here."},
 	{ErrAddressRefused, "Policy hosts on private and other special addresses are refused. If this one is your own, set allow_private in [fetch]."},
 	{ErrProxy, "See HTTPS_PROXY and NO_PROXY in the daemon's environment, and whether the proxy runs."},
-	{ErrTunnel, "See whether the proxy allows CONNECT to addresses at port 443. If only this domain fails, its policy host is down."},
 	{ErrCertName, "The domain must install a certificate for mta-sts.DOMAIN. If all domains fail like this, something on the way intercepts TLS."},
 	{ErrCertExpired, "The domain must renew the certificate. If all domains fail like this, see whether the clock of this machine is right."},
 	{ErrCertUntrusted, "The domain must use a public authority and send its intermediate certificates. If all domains fail like this, install ca-certificates, or set ca_file in [fetch] to the roots of a proxy that intercepts TLS."},
 	{ErrTLS, "The policy host must offer TLS 1.2 or later for the name mta-sts.DOMAIN. Try: openssl s_client -connect mta-sts.DOMAIN:443 -servername mta-sts.DOMAIN"},
 	{ErrTimeout, "Try: curl -v https://mta-sts.DOMAIN/.well-known/mta-sts.txt. If all domains fail like this, see whether a firewall blocks port 443."},
-	{ErrConnect, "Try: curl -v https://mta-sts.DOMAIN/.well-known/mta-sts.txt. If all domains fail like this, see whether a firewall blocks port 443."},
-	{ErrMediaType, "The policy host must send Content-Type: text/plain. Nothing to do here."},
-	{ErrTooLarge, "Try: curl -v https://mta-sts.DOMAIN/.well-known/mta-sts.txt. Nothing to do here."},
-	{ErrHTTP, "Try: curl -v https://mta-sts.DOMAIN/.well-known/mta-sts.txt. Nothing to do here."},
+	{ErrConnect, "Try: curl -v https://mta-sts.DOMAIN/.well-known/mta-sts.txt. If all domains fail like this, see whether a firewall blocks port 443, " +
+		"or the proxy refuses CONNECT to addresses."},
 }
 
 // Hint says what an administrator can do about an error of a discovery, or
@@ -194,14 +191,10 @@ func Hint(err error) string {
 			return h.hint
 		}
 	}
-	status, ok := errors.AsType[*StatusError](err)
-	switch {
-	case !ok:
-		return ""
-	case status.Code/100 == 3:
-		return "The domain must serve the policy at mta-sts.DOMAIN itself, without a redirect. Nothing to do here."
+	if ResultOf(err) == ResultFetch {
+		return "The domain must serve https://mta-sts.DOMAIN/.well-known/mta-sts.txt itself, as text/plain and without a redirect. Nothing to do here."
 	}
-	return "The domain must serve https://mta-sts.DOMAIN/.well-known/mta-sts.txt. Nothing to do here."
+	return ""
 }
 
 // How much of a text from the network is kept, in bytes.

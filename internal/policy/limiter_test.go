@@ -146,3 +146,51 @@ func TestAnEndedContextGetsNoPlaceEvenIfOneIsFree(t *testing.T) {
 		c.expect("too late", 0, 100)
 	})
 }
+
+func TestWhoeverWaitsAtTheGateIsLetInWhenAPlaceIsFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limiter := NewAddressLimiter(0) // one, at least
+		addr := netip.MustParseAddr("93.184.215.14")
+		release, err := limiter.NonWaiting().Acquire(t.Context(), addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entered := make(chan error)
+		go func() {
+			release, err := limiter.Waiting(9).Acquire(t.Context(), netip.MustParseAddr("::ffff:93.184.215.14"))
+			if err == nil {
+				release()
+			}
+			entered <- err
+		}()
+		synctest.Wait()
+		select {
+		case err := <-entered:
+			t.Fatalf("it did not wait: %v", err)
+		default:
+		}
+		release()
+		if err := <-entered; err != nil {
+			t.Error(err)
+		}
+		if len(limiter.slots) != 0 {
+			t.Errorf("the limiter still holds %v", limiter.slots)
+		}
+	})
+}
+
+func TestIPv6AddressesCountByTheirNetwork(t *testing.T) {
+	limiter := NewAddressLimiter(1)
+	gate := limiter.NonWaiting()
+	if _, err := gate.Acquire(t.Context(), netip.MustParseAddr("2a00::1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gate.Acquire(t.Context(), netip.MustParseAddr("2a00::ffff:0:0:2")); !errors.Is(err, ErrBusy) {
+		t.Errorf("the same /64: %v", err)
+	}
+	for _, addr := range []string{"2a00:0:0:1::1", "93.184.215.14", "93.184.215.15"} {
+		if _, err := gate.Acquire(t.Context(), netip.MustParseAddr(addr)); err != nil {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+}

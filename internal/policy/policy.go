@@ -5,8 +5,15 @@
 package policy
 
 import (
+	"cmp"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
@@ -23,12 +30,7 @@ const (
 
 var modeNames = map[Mode]string{ModeNone: "none", ModeTesting: "testing", ModeEnforce: "enforce"}
 
-func (m Mode) String() string {
-	if name, ok := modeNames[m]; ok {
-		return name
-	}
-	return "invalid"
-}
+func (m Mode) String() string { return cmp.Or(modeNames[m], "invalid") }
 
 // MaxMaxAge is the largest max_age (RFC 8461, 3.2). Parse lowers a larger one.
 const MaxMaxAge = 31557600 * time.Second
@@ -44,15 +46,150 @@ type Policy struct {
 // A Field is one line of a policy file.
 type Field struct{ Key, Value string }
 
+// The bounds of a policy file.
+const (
+	MaxText     = 64 << 10 // bytes; the limit that RFC 8461, 3.3 suggests
+	MaxPatterns = 1000     // lines of mx, repeats included
+)
+
+// ErrInvalid is a policy file that does not follow the grammar.
+var ErrInvalid = errors.New("broken policy file")
+
+// fileValue is the value of a field: visible ASCII or UTF-8 with inner spaces.
+var fileValue = regexp.MustCompile(`^[^\x00-\x1f\x7f]+$`)
+
+// Parse parses a policy file by the grammar of RFC 8461, 3.2: lines that end in
+// LF or CRLF (erratum 6253), the last line's end optional. It departs from the
+// grammar where a domain plainly asks for protection: empty lines and a byte
+// order mark are skipped, a max_age above the maximum is lowered to it (see
+// erratum 7282), and an mx may end in a dot. The error wraps ErrInvalid.
+//
+// A text that Parse accepts is valid UTF-8 and has no control characters below
+// U+0080 other than TAB, LF and CR before LF.
+func Parse(served []byte) (*Policy, error) {
+	if len(served) > MaxText {
+		return nil, fmt.Errorf("%w: it is longer than %d bytes", ErrInvalid, MaxText)
+	}
+	p := &parser{policy: new(Policy), seen: make(map[string]bool), similar: make(map[string]string)}
+	lines := strings.Split(strings.TrimPrefix(string(served), "\ufeff"), "\n")
+	for i, line := range lines {
+		if i < len(lines)-1 {
+			line = strings.TrimSuffix(line, "\r")
+		}
+		if strings.Trim(line, " \t") == "" {
+			continue
+		}
+		if err := p.line(line); err != nil {
+			return nil, fmt.Errorf("%w: line %d: %w", ErrInvalid, i+1, err)
+		}
+	}
+	return p.finish()
+}
+
+// A parser gathers a policy line by line.
+type parser struct {
+	policy   *Policy
+	seen     map[string]bool   // fields that the standard names
+	patterns int               // lines of mx
+	similar  map[string]string // fields whose names differ from the standard's only in case, by the right name
+}
+
+func (p *parser) line(line string) error {
+	key, value, ok := strings.Cut(line, ":")
+	value = strings.Trim(value, " \t")
+	if !ok || !fieldName.MatchString(key) || !fileValue.MatchString(value) || !utf8.ValidString(value) {
+		return fmt.Errorf("%s is not of the form key: value", quote(line))
+	}
+	set := map[string]func(string) error{
+		"version": p.setVersion, "mode": p.setMode, "max_age": p.setMaxAge, "mx": p.addMX,
+	}[key]
+	if set == nil {
+		p.similar[hostname.Lower(key)] = key
+		return nil // RFC 8461, 3.2: unknown fields are ignored
+	}
+	if p.seen[key] && key != "mx" {
+		return nil // RFC 8461, 3.2: the first counts
+	}
+	p.seen[key] = true
+	if err := set(value); err != nil {
+		return err
+	}
+	p.policy.Fields = append(p.policy.Fields, Field{Key: key, Value: value})
+	return nil
+}
+
+func (p *parser) setVersion(value string) error {
+	if value != "STSv1" {
+		return fmt.Errorf("version %s is not STSv1", quote(value))
+	}
+	return nil
+}
+
+func (p *parser) setMode(value string) error {
+	for mode, name := range modeNames {
+		if value == name {
+			p.policy.Mode = mode
+			return nil
+		}
+	}
+	return fmt.Errorf("mode %s is none of enforce, testing, none", quote(value))
+}
+
+func (p *parser) setMaxAge(value string) error {
+	seconds, err := strconv.ParseUint(value, 10, 64)
+	if err != nil || len(value) > 10 {
+		return fmt.Errorf("max_age %s is not 1 to 10 digits", quote(value))
+	}
+	p.policy.MaxAge = time.Duration(min(seconds, uint64(MaxMaxAge/time.Second))) * time.Second
+	return nil
+}
+
+func (p *parser) addMX(value string) error {
+	p.patterns++
+	if p.patterns > MaxPatterns {
+		return fmt.Errorf("more than %d lines of mx", MaxPatterns)
+	}
+	pattern := hostname.Lower(strings.TrimSuffix(value, "."))
+	// The grammar refers to the Domain of RFC 5321, 4.1.2, which has no
+	// underscore; its last label may be a number.
+	if hostname.Labels(strings.TrimPrefix(pattern, "*."), 0) == 0 {
+		hint := ""
+		if strings.ContainsFunc(value, func(r rune) bool { return r >= utf8.RuneSelf }) {
+			hint = " (an internationalized name must be given as A-labels, xn--...)"
+		}
+		return fmt.Errorf("mx %s is neither a host name nor *. and a host name%s", quote(value), hint)
+	}
+	if !slices.Contains(p.policy.MX, pattern) {
+		p.policy.MX = append(p.policy.MX, pattern)
+	}
+	return nil
+}
+
+// finish checks that nothing is missing.
+func (p *parser) finish() (*Policy, error) {
+	var missing []string
+	for _, name := range []string{"version", "mode", "max_age", "mx"} {
+		// RFC 8461, 3.2: an mx is required, unless the mode is none.
+		if p.seen[name] || name == "mx" && p.policy.Mode == ModeNone {
+			continue
+		}
+		hint := ""
+		if key, ok := p.similar[name]; ok {
+			hint = fmt.Sprintf(" (names are case-sensitive: %q is another field)", key)
+		}
+		missing = append(missing, "no "+name+hint)
+	}
+	if missing != nil {
+		return nil, fmt.Errorf("%w: it has %s", ErrInvalid, strings.Join(missing, ", "))
+	}
+	p.policy.MX, p.policy.Fields = slices.Clip(p.policy.MX), slices.Clip(p.policy.Fields)
+	return p.policy, nil
+}
+
 // Lists reports whether the policy lists host, the name in an MX record, as a
 // mail host of its domain (RFC 8461, 4.1).
 func (p *Policy) Lists(host string) bool {
-	for _, pattern := range p.MX {
-		if Match(pattern, host) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.MX, func(pattern string) bool { return Match(pattern, host) })
 }
 
 // Match reports whether host matches an mx pattern. A leading "*." of the

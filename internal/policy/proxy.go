@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,7 +20,7 @@ import (
 
 // ProxyFromEnvironment reads HTTPS_PROXY and NO_PROXY, once, for Config.Proxy.
 // Named is the URL in HTTPS_PROXY without credentials, empty if there is none.
-// An error names the variable that is wrong, and shows nothing of its value.
+// An error names the variable, and shows nothing of its value.
 func ProxyFromEnvironment() (proxy func(*url.URL) (*url.URL, error), named string, err error) {
 	config := httpproxy.FromEnvironment()
 	if config.HTTPSProxy == "" {
@@ -50,32 +49,13 @@ func validPort(port string) bool {
 	return port == "" || err == nil && n > 0
 }
 
-// proxyFor returns the proxy for a domain's policy host, or nil.
-func (c *Client) proxyFor(domain string) (*url.URL, error) {
-	if c.config.Proxy == nil {
-		return nil, nil
-	}
-	target, err := url.Parse(URL(domain))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrHostAbsent, err)
-	}
-	proxy, err := c.config.Proxy(target)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrProxy, printable{err})
-	}
-	return proxy, nil
-}
-
 // tunnel returns a connection through proxy to target, an address and port. The
 // administrator chose the proxy: its name is looked up as the system does it,
 // and its address may be private.
 func (c *Client) tunnel(ctx context.Context, proxy *url.URL, target string) (net.Conn, error) {
 	conn, err := c.dialProxy(ctx, proxy)
-	switch doing := "connecting to " + proxy.Host; {
-	case err != nil && errors.Is(ctx.Err(), context.Canceled):
-		return nil, failed(ctx, ErrProxy, doing, err)
-	case err != nil: // a proxy that is silent cannot be used either
-		return nil, fmt.Errorf("%w: %s: %w", ErrProxy, doing, printable{err})
+	if err != nil {
+		return nil, fmt.Errorf("%w: connecting to %s: %w", ErrProxy, proxy.Host, printable{err})
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	status, err := c.askForTunnel(conn, proxy, target)
@@ -89,7 +69,7 @@ func (c *Client) tunnel(ctx context.Context, proxy *url.URL, target string) (net
 	case status == http.StatusProxyAuthRequired:
 		err = fmt.Errorf("%w: %s: the proxy wants other credentials (HTTP status 407)", ErrProxy, doing)
 	case status != http.StatusOK:
-		err = fmt.Errorf("%w: %s: HTTP status %d", ErrTunnel, doing, status)
+		err = fmt.Errorf("%w: %s: HTTP status %d", ErrConnect, doing, status)
 	default:
 		return conn, nil
 	}

@@ -1,27 +1,30 @@
-package policy
+package policy_test
 
 import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"errors"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
 // through sets a client up that goes through the proxy and believes that it
 // is on the internet.
-func through(proxy string) func(*Config) {
-	return func(c *Config) {
+func through(proxy string) func(*policy.Config) {
+	return func(c *policy.Config) {
 		c.AllowPrivate = false
 		c.Dial = nil // nothing is dialed but the proxy
 		c.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse(proxy) }
@@ -56,14 +59,14 @@ func TestAProxyIsToldTheAddressThatWasChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = c.Fetch(t.Context(), "example.test", nil)
-	wantError(t, err, "example.test", ResultWebPKI, ErrCertName)
+	wantError(t, err, "example.test", policy.ResultWebPKI, policy.ErrCertName)
 }
 
 func TestAProxyIsNotAskedForSpecialAddresses(t *testing.T) {
 	lab := testlab.New(t)
 	lab.Domain("example.test", testlab.With{NoMail: true})
 	_, err := newClient(t, lab, through(lab.Proxy.URL())).Fetch(t.Context(), "example.test", nil)
-	wantError(t, err, "example.test", ResultFetch, ErrAddressRefused)
+	wantError(t, err, "example.test", policy.ResultFetch, policy.ErrAddressRefused)
 	if got := lab.Proxy.Targets(); len(got) > 0 {
 		t.Errorf("the proxy was asked for %q", got)
 	}
@@ -76,11 +79,18 @@ func TestTheEnvironmentNamesTheProxyAndWhatGoesWithoutIt(t *testing.T) {
 	}
 	t.Setenv("HTTPS_PROXY", lab.Proxy.URL())
 	t.Setenv("NO_PROXY", "mta-sts.without.test")
-	proxy, named, err := ProxyFromEnvironment()
+	proxy, named, err := policy.ProxyFromEnvironment()
 	if err != nil || named != lab.Proxy.URL() {
 		t.Fatalf("got %q, %v", named, err)
 	}
-	c := newClient(t, lab, func(c *Config) { c.Proxy = proxy })
+	c := newClient(t, lab, func(c *policy.Config) {
+		c.Proxy, c.Dial = proxy, func(ctx context.Context, network, address string) (net.Conn, error) {
+			if address == lab.Proxy.Addr {
+				return new(net.Dialer).DialContext(ctx, network, address)
+			}
+			return lab.Dial(ctx, network, address)
+		}
+	})
 	for _, name := range []string{"with.test", "without.test"} {
 		if _, err := c.Fetch(t.Context(), name, nil); err != nil {
 			t.Error(err)
@@ -102,7 +112,7 @@ func TestAVariableThatNamesNoProxyIsAnErrorThatShowsNothingOfIt(t *testing.T) {
 				t.Setenv("https_proxy", "")
 				t.Setenv("HTTPS_PROXY", "http://unused.test:3128")
 				t.Setenv(variable, value)
-				proxy, named, err := ProxyFromEnvironment()
+				proxy, named, err := policy.ProxyFromEnvironment()
 				if err == nil || proxy != nil || named != "" {
 					t.Fatalf("got %q, %v", named, err)
 				}
@@ -126,7 +136,7 @@ func TestTheProxyIsNamedWithoutItsCredentials(t *testing.T) {
 		"http://token@proxy.test:3128/?a=off": "http://proxy.test:3128",
 	} {
 		t.Setenv("HTTPS_PROXY", value)
-		if proxy, named, err := ProxyFromEnvironment(); err != nil || proxy == nil || named != want {
+		if proxy, named, err := policy.ProxyFromEnvironment(); err != nil || proxy == nil || named != want {
 			t.Errorf("%s: got %q, %v", value, named, err)
 		}
 	}
@@ -166,26 +176,30 @@ func TestAProxyThatDoesNotLeadOnIsSaidToBeTheReason(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
 	onTheInternet(lab, d, "93.184.215.14")
-	for answer, words := range map[string]string{
-		"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n":          "407",
-		"HTTP/1.1 403 Forbidden\r\n\r\n":                              "403",
-		"HTTP/1.1 302 Found\r\nLocation: http://evil.test/\r\n\r\n":   "302",
-		"HTTP/1.1 200 OK\r\n\r\n220 hello":                            "more than an answer",
-		"220 smtp.example.test ESMTP\r\n":                             "malformed",
-		"":                                                            "EOF",
-		"HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", MaxHeader): "more than 16384 bytes",
+	for _, tt := range []struct {
+		answer, words string
+		want          error
+	}{
+		{"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "407", policy.ErrProxy},
+		{"220 smtp.example.test ESMTP\r\n", "malformed", policy.ErrProxy},
+		{"", "EOF", policy.ErrProxy},
+		{"HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", policy.MaxHeader), "malformed", policy.ErrProxy},
+		{"HTTP/1.1 403 Forbidden\r\n\r\n", "403", policy.ErrConnect},
+		{"HTTP/1.1 502 Bad Gateway\r\n\r\n", "502", policy.ErrConnect},
+		{"HTTP/1.1 302 Found\r\nLocation: http://evil.test/\r\n\r\n", "302", policy.ErrConnect},
 	} {
-		addr := proxyThat(t, nil, func(conn net.Conn, r *http.Request) { io.WriteString(conn, answer) })
+		addr := proxyThat(t, nil, func(conn net.Conn, r *http.Request) { io.WriteString(conn, tt.answer) })
 		_, err := newClient(t, lab, through("http://user:secret@"+addr)).Fetch(t.Context(), "example.test", nil)
-		wantError(t, err, "example.test", ResultFetch, ErrProxy)
-		if !strings.Contains(err.Error(), words) || !strings.Contains(err.Error(), addr) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("got %v; want something of %s", err, words)
+		wantError(t, err, "example.test", policy.ResultFetch, tt.want)
+		if !strings.Contains(err.Error(), tt.words) || !strings.Contains(err.Error(), addr) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("got %v; want something of %s", err, tt.words)
+		}
+		if policy.OurFault(err) != (tt.want == policy.ErrProxy) {
+			t.Errorf("OurFault(%v) is %v", err, policy.OurFault(err))
 		}
 	}
-	for _, proxy := range []string{"socks5://127.0.0.1:1", "http://127.0.0.1:1"} {
-		_, err := newClient(t, lab, through(proxy)).Fetch(t.Context(), "example.test", nil)
-		wantError(t, err, "example.test", ResultFetch, ErrProxy)
-	}
+	_, err := newClient(t, lab, through("http://127.0.0.1:1")).Fetch(t.Context(), "example.test", nil)
+	wantError(t, err, "example.test", policy.ResultFetch, policy.ErrProxy)
 }
 
 func TestRFC8461_3_3_AProxyThatFallsSilentEndsTheFetchInTime(t *testing.T) {
@@ -193,13 +207,13 @@ func TestRFC8461_3_3_AProxyThatFallsSilentEndsTheFetchInTime(t *testing.T) {
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
 	onTheInternet(lab, d, "93.184.215.14")
 	addr := proxyThat(t, nil, func(conn net.Conn, r *http.Request) { io.Copy(io.Discard, conn) })
-	c := newClient(t, lab, func(c *Config) {
+	c := newClient(t, lab, func(c *policy.Config) {
 		through("http://" + addr)(c)
 		c.Timeout = short
 	})
 	start := time.Now()
 	_, err := c.Fetch(t.Context(), "example.test", nil)
-	wantError(t, err, "example.test", ResultFetch, ErrTimeout)
+	wantError(t, err, "example.test", policy.ResultFetch, policy.ErrTimeout)
 	if took := time.Since(start); took > 20*short {
 		t.Errorf("it took %v", took)
 	}
@@ -246,7 +260,7 @@ func TestAProxyThatDoesNotProveItsNameGetsNoCredentials(t *testing.T) {
 		asked := make(chan *http.Request, 1)
 		addr := proxyThat(t, &tls.Config{Certificates: []tls.Certificate{cert}}, func(_ net.Conn, r *http.Request) { asked <- r })
 		_, err = newClient(t, lab, through("https://user:secret@"+addr)).Fetch(t.Context(), "example.test", nil)
-		wantError(t, err, "example.test", ResultFetch, ErrProxy)
+		wantError(t, err, "example.test", policy.ResultFetch, policy.ErrProxy)
 		select {
 		case r := <-asked:
 			t.Errorf("certificate of kind %d: the proxy was asked for %s, with the header %v", kind, r.Host, r.Header)
@@ -258,10 +272,10 @@ func TestAProxyThatDoesNotProveItsNameGetsNoCredentials(t *testing.T) {
 // A lateConn is a proxy's connection whose context ends just as the answer
 // arrives.
 type lateConn struct {
-	net.Conn // nil
+	net.Conn // nil: nothing else may be called
 	end      context.CancelFunc
-	spoilt   chan struct{} // closed when a deadline was set
-	closed   bool
+	spoilt   chan struct{} // closed by Close
+	once     sync.Once
 }
 
 func (c *lateConn) Write(b []byte) (int, error) { return len(b), nil }
@@ -272,16 +286,19 @@ func (c *lateConn) Read(b []byte) (int, error) {
 	return copy(b, "HTTP/1.1 200 OK\r\n\r\n"), nil
 }
 
-func (c *lateConn) SetDeadline(time.Time) error { close(c.spoilt); return nil }
-
-func (c *lateConn) Close() error { c.closed = true; return nil }
+func (c *lateConn) Close() error { c.once.Do(func() { close(c.spoilt) }); return nil }
 
 func TestATunnelThatStandsWhenItsTimeIsOverIsNotUsed(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	late := &lateConn{end: end, spoilt: make(chan struct{})}
-	c := &Client{dialProxy: func(context.Context, string, string) (net.Conn, error) { return late, nil }}
-	conn, err := c.tunnel(ctx, &url.URL{Scheme: "http", Host: "proxy.test:3128"}, "93.184.215.14:443")
-	if !errors.Is(err, context.Canceled) || conn != nil || !late.closed {
-		t.Errorf("got %v, %v; closed: %v", conn, err, late.closed)
+	c, err := policy.NewClient(policy.Config{
+		Resolver: at(netip.MustParseAddr("93.184.215.14")), Roots: x509.NewCertPool(),
+		Proxy: func(*url.URL) (*url.URL, error) { return url.Parse("http://proxy.test:3128") },
+		Dial:  func(context.Context, string, string) (net.Conn, error) { return late, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
+	_, err = c.Fetch(ctx, "example.test", nil)
+	wantError(t, err, "example.test", policy.ResultFetch, context.Canceled)
 }

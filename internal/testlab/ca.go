@@ -24,14 +24,18 @@ type CertKind uint8
 
 // The kinds of certificates.
 const (
-	CertGood        CertKind = iota
-	CertExpired              // ended an hour ago
-	CertNotYetValid          // begins in an hour
-	CertWrongName            // for a name that nobody asks for
-	CertSelfSigned           // signed by its own key
-	CertOtherCA              // from Lab.OtherCA, which nobody trusts
-	CertNoName               // the name in the subject's CN only: no DNS-ID (RFC 8461, 4.2)
+	CertGood           CertKind = iota
+	CertExpired                 // ended an hour ago
+	CertNotYetValid             // begins in an hour
+	CertWrongName               // for a name that nobody asks for
+	CertSelfSigned              // signed by its own key
+	CertOtherCA                 // from Lab.OtherCA, which nobody trusts
+	CertNoName                  // the name in the subject's CN only: no DNS-ID (RFC 8461, 4.2)
+	CertNoIntermediate          // signed by an intermediate authority, whose certificate is not sent
 )
+
+// intermediateName is the issuer in certificates that come without it.
+const intermediateName = "Intermediate CA 1"
 
 // wrongName is the name in certificates that are for another host.
 const wrongName = "somebody-else.invalid"
@@ -108,15 +112,18 @@ func (ca *CA) Issue(kind CertKind, names ...string) (tls.Certificate, error) {
 		t.DNSNames, t.IPAddresses = nil, nil
 	}
 	parent, key := ca.Root, ca.rootKey
-	if kind == CertSelfSigned {
+	switch kind {
+	case CertSelfSigned:
 		parent, key = t, ca.leafKey
+	case CertNoIntermediate:
+		parent, key = &x509.Certificate{Subject: pkix.Name{CommonName: intermediateName}}, ca.leafKey
 	}
 	leaf, err := sign(t, parent, ca.leafKey.Public(), key)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("signing a certificate for %v: %w", names, err)
 	}
 	c := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: ca.leafKey, Leaf: leaf}
-	if kind != CertSelfSigned {
+	if kind != CertSelfSigned && kind != CertNoIntermediate {
 		c.Certificate = append(c.Certificate, ca.Root.Raw)
 	}
 	return c, nil

@@ -1,4 +1,4 @@
-package policy
+package policy_test
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
@@ -16,17 +17,17 @@ import (
 const short = 300 * time.Millisecond
 
 // newClient returns a client that lives in the lab.
-func newClient(t *testing.T, lab *testlab.T, change func(*Config)) *Client {
+func newClient(t *testing.T, lab *testlab.T, change func(*policy.Config)) *policy.Client {
 	t.Helper()
 	dns, err := resolver.New(resolver.Config{Servers: []string{lab.DNS.Addr}, Timeout: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := Config{Resolver: dns, Roots: lab.CA.Pool(), AllowPrivate: true, Dial: lab.Dial, Timeout: 20 * time.Second}
+	config := policy.Config{Resolver: dns, Roots: lab.CA.Pool(), AllowPrivate: true, Dial: lab.Dial, Timeout: 20 * time.Second, UserAgent: "sts-tlsmap/test"}
 	if change != nil {
 		change(&config)
 	}
-	c, err := NewClient(config)
+	c, err := policy.NewClient(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,13 +36,13 @@ func newClient(t *testing.T, lab *testlab.T, change func(*Config)) *Client {
 
 // wantError fails the test unless err is an *Error for domain with the result,
 // and wraps inner.
-func wantError(t *testing.T, err error, domain string, result Result, inner error) {
+func wantError(t *testing.T, err error, domain string, result policy.Result, inner error) {
 	t.Helper()
-	var e *Error
+	var e *policy.Error
 	switch {
 	case !errors.As(err, &e):
 		t.Errorf("got %v; want an *Error", err)
-	case e.Domain != domain || e.Result != result || ResultOf(err) != result:
+	case e.Domain != domain || e.Result != result || policy.ResultOf(err) != result:
 		t.Errorf("got %q for %q: %v; want %q for %q", e.Result, e.Domain, err, result, domain)
 	case !errors.Is(err, inner):
 		t.Errorf("got %v; want %v", err, inner)
@@ -92,7 +93,7 @@ func TestRFC8461_3_1_BytesOfARecordAreTakenAsTheyAre(t *testing.T) {
 		}
 	}
 	_, _, err := c.Record(t.Context(), "control.test")
-	wantError(t, err, "control.test", ResultRecordInvalid, ErrRecordInvalid)
+	wantError(t, err, "control.test", policy.ResultRecordInvalid, policy.ErrRecordInvalid)
 }
 
 func TestRFC8461_3_1_RecordAndPolicyHostMayBeCNAMEs(t *testing.T) {
@@ -129,26 +130,26 @@ func TestRFC8461_3_1_NoRecord(t *testing.T) {
 	long := strings.Repeat("a.", 120) + "test" // 244 characters: the record's name fits
 	for _, tt := range []struct {
 		domain string
-		result Result
+		result policy.Result
 		inner  error
 		ttl    time.Duration // zero: any
 		asked  int
 	}{
-		{"nxdomain.test", ResultNoRecord, ErrNoRecord, 0, 1},
-		{"nodata.test", ResultNoRecord, ErrNoRecord, 0, 1},
-		{"others.test", ResultNoRecord, ErrNoRecord, 33 * time.Second, 1},
-		{"two.test", ResultRecordInvalid, ErrManyRecords, 44 * time.Second, 1},
-		{"broken.test", ResultRecordInvalid, ErrRecordInvalid, 55 * time.Second, 1},
-		{long, ResultNoRecord, ErrNoRecord, 0, 1},
-		{"a" + long, ResultNoRecord, ErrNoRecord, 0, 0},
-		{"not a name", ResultNoRecord, ErrNoRecord, 0, 0},
-		{"192.0.2.1", ResultNoRecord, ErrNoRecord, 0, 0},
-		{"", ResultNoRecord, ErrNoRecord, 0, 0},
+		{"nxdomain.test", policy.ResultNoRecord, policy.ErrNoRecord, 0, 1},
+		{"nodata.test", policy.ResultNoRecord, policy.ErrNoRecord, 0, 1},
+		{"others.test", policy.ResultNoRecord, policy.ErrNoRecord, 33 * time.Second, 1},
+		{"two.test", policy.ResultRecordInvalid, policy.ErrManyRecords, 44 * time.Second, 1},
+		{"broken.test", policy.ResultRecordInvalid, policy.ErrRecordInvalid, 55 * time.Second, 1},
+		{long, policy.ResultNoRecord, policy.ErrNoRecord, 0, 1},
+		{"a" + long, policy.ResultNoRecord, policy.ErrNoRecord, 0, 0},
+		{"not a name", policy.ResultNoRecord, policy.ErrNoRecord, 0, 0},
+		{"192.0.2.1", policy.ResultNoRecord, policy.ErrNoRecord, 0, 0},
+		{"", policy.ResultNoRecord, policy.ErrNoRecord, 0, 0},
 	} {
 		lab.DNS.Forget()
 		_, ttl, err := c.Record(t.Context(), tt.domain)
 		wantError(t, err, tt.domain, tt.result, tt.inner)
-		var e *Error
+		var e *policy.Error
 		if errors.As(err, &e) && (e.TTL != ttl || tt.ttl != 0 && ttl != tt.ttl) {
 			t.Errorf("%s: TTL %v, in the error %v; want %v", tt.domain, ttl, e.TTL, tt.ttl)
 		}
@@ -157,11 +158,11 @@ func TestRFC8461_3_1_NoRecord(t *testing.T) {
 		}
 	}
 	_, _, err := c.Record(t.Context(), "servfail.test")
-	wantError(t, err, "servfail.test", ResultDNS, ErrRecordLookup)
+	wantError(t, err, "servfail.test", policy.ResultDNS, policy.ErrRecordLookup)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, _, err = c.Record(ctx, "example.test")
-	wantError(t, err, "example.test", ResultDNS, ErrRecordLookup)
+	wantError(t, err, "example.test", policy.ResultDNS, policy.ErrRecordLookup)
 }
 
 func TestRFC8461_3_4_TheParentIsNeverAsked(t *testing.T) {
@@ -169,9 +170,9 @@ func TestRFC8461_3_4_TheParentIsNeverAsked(t *testing.T) {
 	lab.Domain("example.test", testlab.With{NoMail: true})
 	c := newClient(t, lab, nil)
 	_, _, err := c.Record(t.Context(), "sub.example.test")
-	wantError(t, err, "sub.example.test", ResultNoRecord, ErrNoRecord)
+	wantError(t, err, "sub.example.test", policy.ResultNoRecord, policy.ErrNoRecord)
 	_, err = c.Fetch(t.Context(), "sub.example.test", nil)
-	wantError(t, err, "sub.example.test", ResultFetch, ErrHostAbsent)
+	wantError(t, err, "sub.example.test", policy.ResultFetch, policy.ErrHostAbsent)
 	for _, q := range lab.DNS.Questions() {
 		if !strings.HasSuffix(q.Name, "mta-sts.sub.example.test.") && !strings.HasSuffix(q.Name, "mta-sts.sub.example.test") {
 			t.Errorf("asked for %s", q.Name)
@@ -191,10 +192,10 @@ func TestThePolicyHostIsDownOrAbsent(t *testing.T) {
 	half := lab.Domain("half.test", testlab.With{NoMail: true})
 	lab.DNS.Break("mta-sts.half.test", "AAAA", testlab.ServFail)
 	c := newClient(t, lab, nil)
-	for domain, want := range map[string]error{"down.test": ErrConnect, "absent.test": ErrHostAbsent, "broken.test": ErrHostLookup,
-		"not a name": ErrHostAbsent, strings.Repeat("a.", 121) + "test": ErrHostAbsent} {
+	for domain, want := range map[string]error{"down.test": policy.ErrConnect, "absent.test": policy.ErrHostAbsent, "broken.test": policy.ErrHostLookup,
+		"not a name": policy.ErrHostAbsent, strings.Repeat("a.", 121) + "test": policy.ErrHostAbsent} {
 		_, err := c.Fetch(t.Context(), domain, nil)
-		wantError(t, err, domain, ResultFetch, want)
+		wantError(t, err, domain, policy.ResultFetch, want)
 	}
 	if _, err := c.Fetch(t.Context(), "half.test", nil); err != nil || half.Policy.Asked() != 1 {
 		t.Errorf("a host of which one family cannot be looked up: %v", err)
@@ -204,10 +205,10 @@ func TestThePolicyHostIsDownOrAbsent(t *testing.T) {
 func TestRFC8461_10_3_SpecialAddressesAreRefused(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
-	c := newClient(t, lab, func(c *Config) { c.AllowPrivate = false })
+	c := newClient(t, lab, func(c *policy.Config) { c.AllowPrivate = false })
 	server := d.Policy.Server
 	_, err := c.Fetch(t.Context(), "example.test", nil)
-	wantError(t, err, "example.test", ResultFetch, ErrAddressRefused)
+	wantError(t, err, "example.test", policy.ResultFetch, policy.ErrAddressRefused)
 	if server.Connections() != 0 || !strings.Contains(err.Error(), "loopback (RFC 1122") {
 		t.Errorf("%d connections, %v", server.Connections(), err)
 	}
@@ -226,10 +227,10 @@ func TestAClientNeedsAuthorities(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewClient(Config{Resolver: dns}); err == nil {
+	if _, err := policy.NewClient(policy.Config{Resolver: dns}); err == nil {
 		t.Error("a client without authorities was made")
 	}
-	if _, err := NewClient(Config{Roots: lab.CA.Pool()}); err == nil {
+	if _, err := policy.NewClient(policy.Config{Roots: lab.CA.Pool()}); err == nil {
 		t.Error("a client without a resolver was made")
 	}
 }
