@@ -1,181 +1,174 @@
 package socketmap
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
-	"io"
 	"net"
-	"os"
-	"slices"
 	"strconv"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
-// A conn is one client's connection. Its goroutine reads, looks up and writes
-// in turn.
+// A conn is one client's connection. Its goroutine reads a request, looks it up
+// and writes the reply, in turn, so that a client that does not read its replies
+// is not read from. Other goroutines look at its state, and end it.
 //
-// A lookup that is answered from memory costs less than the system calls
-// around it, so this is written for few of those, and for little else: no
-// allocation, no lock, one reading of the clock for a request. In particular
-// the deadlines of the socket, which are expensive to set, are left where they
-// are as long as they are not later than what they stand for. When one fires
-// too early it is set again, to the right moment this time.
+// A lookup that is answered from memory costs less than the system calls around
+// it. So a request takes no allocation, no lock, no deadline and one reading of
+// the clock.
 type conn struct {
 	server *Server
 	nc     net.Conn
 	ctx    context.Context // of the lookups
 	cancel context.CancelFunc
-	number uint64 // connections are numbered as they come
-	index  int    // in server.conns, or -1; guarded by server.mu
+	born   time.Duration // on the server's clock, as all times here
 
-	state    atomic.Int64  // see evict.go
-	requests atomic.Uint64 // answered, not yet in the server's totals
+	state atomic.Int64 // see phase
+	own   int64        // the state as the conn's goroutine has set it last
+	asked atomic.Bool  // there was a request
+	last  bool         // the server is closing, and what had arrived is read
+	large atomic.Int64 // bytes of the reply outside of out, until it is written
 
-	in     []byte // in[r:w] was read and not yet used
-	r, w   int
-	scan   scanner
-	out    []byte // replies that were not yet written
-	held   held
-	busy   bool          // state is stateBusy
-	idleAt time.Duration // since when the connection is idle; the clock is the server's
-
-	startedBy time.Duration // when the request that has begun must be complete; 0: none has begun
-	readBy    time.Duration // where the read deadline stands
-	writeBy   time.Duration // where the write deadline stands
-
-	smallIn  [readBuffer]byte // in and out at rest
-	smallOut [writeBuffer]byte
+	in  *bufio.Reader
+	out [writeBuffer]byte
 }
 
-// Reasons for which the server ends a connection by itself.
-var (
-	errIdle    = errors.New("idle for too long")
-	errSlow    = errors.New("the request took too long to arrive")
-	errNotRead = errors.New("the client does not read its replies")
-	errEvicted = errors.New("closed to make room")
-	errClosing = errors.New("the server is closing")
+// A phase is what a connection is at. The state is the phase and, in the bits
+// above, since when; or minus an ending. Every change is a compare-and-swap, so
+// that a connection either ends or goes on, never both.
+type phase int64
+
+const (
+	idle    phase = iota // waits for a request
+	reading              // a request has begun
+	busy                 // a request is looked up; idle or reading since then
+	writing              // a reply is written
+
+	phaseBits = 2
 )
 
-// replyRoom is what is left before a reply for the header of its netstring:
-// the right amount for 100 to 999 bytes, others are moved.
-const replyRoom = 4
+// split takes a state apart that is not an ending.
+func split(state int64) (phase, time.Duration) {
+	return phase(state & (1<<phaseBits - 1)), time.Duration(state >> phaseBits)
+}
 
-func newConn(s *Server, nc net.Conn, number uint64) *conn {
-	c := &conn{server: s, nc: nc, number: number, index: -1, idleAt: s.now()}
-	c.ctx, c.cancel = context.WithCancel(s.ctx)
-	c.in, c.out = c.smallIn[:], c.smallOut[:0]
-	c.state.Store(int64(c.idleAt))
-	return c
+// Why a connection ends.
+const (
+	endItself = iota + 1 // read or write failed
+	endIdle              // these are the server's doing
+	endSlow
+	endNotRead
+	endEvicted
+)
+
+var endings = [...]error{
+	endIdle:    errors.New("idle for too long"),
+	endSlow:    errors.New("the request took too long to arrive"),
+	endNotRead: errors.New("the client does not read its replies"),
+	endEvicted: errors.New("closed to make room"),
 }
 
 // serve answers requests until the connection ends.
 func (c *conn) serve() {
-	defer c.server.running.Done()
 	defer c.server.forget(c)
-	defer c.hangUp()
 	defer func() {
 		if p := recover(); p != nil { // a mistake of ours must not stop the mail of all
 			c.server.notePanic(c, p, nil)
 		}
 	}()
-	err := c.setReadDeadline(c.idleAt + c.server.limits.idle)
+	var err error
 	for err == nil {
-		if err = c.fill(); err == nil {
-			err = c.answer()
+		var request []byte
+		if request, err = c.read(); err == nil {
+			err = c.answer(request)
 		}
+	}
+	if state := c.state.Load(); state < 0 {
+		err = endings[-state]
 	}
 	c.server.noteEnd(c, err)
 }
 
-// hangUp closes the connection and cancels its lookup.
-func (c *conn) hangUp() {
-	c.nc.Close()
-	c.cancel()
-}
-
-// answer answers the whole requests that were read.
-func (c *conn) answer() error {
-	for {
-		request, used, what, err := c.scan.next(c.in[c.r:c.w])
-		c.r += used
-		if err != nil || what == foundNothing {
-			if restErr := c.rest(); restErr != nil {
-				return restErr
-			}
-			return err
-		}
-		if !c.busy {
-			if !c.state.CompareAndSwap(int64(c.idleAt), stateBusy) {
-				return errEvicted
-			}
-			c.busy, c.startedBy = true, 0
-		}
-		c.requests.Add(1)
-		if err := c.appendReply(request, what); err != nil {
-			return err
-		}
-		if len(c.out) >= maxGather {
-			if err := c.flush(c.server.now()); err != nil {
-				return err
-			}
-		}
+// enter changes the state, unless another goroutine has ended the connection.
+func (c *conn) enter(p phase, since time.Duration) error {
+	next := int64(since)<<phaseBits | int64(p)
+	if !c.state.CompareAndSwap(c.own, next) {
+		return net.ErrClosed
 	}
-}
-
-// rest writes the replies and makes the connection idle again, if there were
-// requests.
-func (c *conn) rest() error {
-	if !c.busy {
-		return nil
-	}
-	now := c.server.now()
-	if !c.state.CompareAndSwap(stateBusy, int64(now)) {
-		return errEvicted
-	}
-	c.busy, c.idleAt = false, now
-	return c.flush(now)
-}
-
-// appendReply appends the reply to one request to c.out. The handler writes
-// into it, behind a little room for the header.
-func (c *conn) appendReply(request []byte, what found) error {
-	base := len(c.out)
-	if base > 0 {
-		c.hold()
-	}
-	c.out = slices.Grow(c.out, writeBuffer-maxGather)
-	dst := c.out[base+replyRoom : base+replyRoom]
-	if what == foundLong {
-		dst = append(dst, replyLong...)
-	} else {
-		dst = c.look(dst, request)
-	}
-	if base > 0 {
-		written, err := c.release()
-		if err != nil {
-			return err
-		}
-		if written {
-			base, c.out = 0, c.smallOut[:0]
-		}
-	}
-
-	var digits [maxHeader]byte
-	header := append(strconv.AppendInt(digits[:0], int64(len(dst)), 10), ':')
-	size := len(header) + len(dst) + 1
-	c.out = slices.Grow(c.out, size)[:base+size]
-	copy(c.out[base+len(header):], dst) // first: the header may overlap with where it was
-	copy(c.out[base:], header)
-	c.out[base+size-1] = ','
+	c.own = next
 	return nil
 }
 
-// look asks the handler, and puts TEMP in the place of what cannot be sent.
+// read reads a request, which is valid until the next read. It is nil if it is too
+// long to be looked up.
+func (c *conn) read() (request []byte, err error) {
+	if c.in.Buffered() == 0 && c.server.closing.Load() {
+		if c.last {
+			return nil, net.ErrClosed
+		}
+		c.last = c.asked.Load()
+		c.server.setLastDeadline(c)
+	}
+	if _, err := c.in.Peek(1); err != nil {
+		return nil, err
+	}
+	b, _ := c.in.Peek(c.in.Buffered())
+	if length, size, _ := parseHeader(b, MaxRequest); size == 0 || size+length >= len(b) { // the rest is still to come
+		if err := c.enter(reading, c.server.now()); err != nil {
+			return nil, err
+		}
+	}
+	length, err := readHeader(c.in, MaxRead)
+	if err == nil && length > MaxRequest {
+		if _, err = c.in.Discard(length); err == nil {
+			_, err = readBody(c.in, 0)
+		}
+	} else if err == nil {
+		request, err = readBody(c.in, length)
+	}
+	if err != nil {
+		return nil, err
+	}
+	_, since := split(c.own)
+	return request, c.enter(busy, since)
+}
+
+// answer writes the reply to a request.
+func (c *conn) answer(request []byte) error {
+	c.asked.Store(true)
+	c.server.requests.Add(1)
+	room := c.out[:maxHeader] // the header is written when the length is known
+	reply := c.look(room, request)
+	if n := cap(reply); n > writeBuffer {
+		if !c.server.charge(c, int64(n)) {
+			reply = append(room, replyNoMemory...)
+		}
+		defer c.server.release(c)
+	}
+
+	var digits [maxHeader]byte
+	header := append(strconv.AppendInt(digits[:0], int64(len(reply)-maxHeader), 10), ':')
+	reply = append(reply, ',')[maxHeader-len(header):]
+	copy(reply, header)
+	now := c.server.now()
+	if err := c.enter(writing, now); err != nil {
+		return err
+	}
+	if _, err := c.nc.Write(reply); err != nil {
+		return err
+	}
+	return c.enter(idle, now)
+}
+
+// look asks the handler. TEMP replaces a reply that cannot be sent.
 func (c *conn) look(dst, request []byte) (reply []byte) {
-	mapName, key, ok := splitRequest(request)
-	if !ok {
+	mapName, key, ok := bytes.Cut(request, []byte{' '})
+	switch {
+	case request == nil:
+		return append(dst, replyLong...)
+	case !ok:
 		return append(dst, replyNoSpace...)
 	}
 	defer func() {
@@ -185,153 +178,11 @@ func (c *conn) look(dst, request []byte) (reply []byte) {
 		}
 	}()
 	reply = c.server.handler.AppendReply(c.ctx, dst, mapName, key)
-	switch {
-	case len(reply) == 0:
+	switch n := len(reply) - len(dst); {
+	case n <= 0:
 		return append(dst, replyEmpty...)
-	case len(reply) > MaxReply:
+	case n > MaxReply:
 		return append(dst, replyOversized...)
 	}
 	return reply
-}
-
-// flush writes the replies. now is the server's clock.
-func (c *conn) flush(now time.Duration) error {
-	err := c.write(c.out, now)
-	c.out = c.smallOut[:0]
-	return err
-}
-
-// write writes b within the write limit from now on.
-func (c *conn) write(b []byte, now time.Duration) error {
-	due := now + c.server.limits.write
-	if c.writeBy <= now {
-		if err := c.setWriteDeadline(due); err != nil {
-			return err
-		}
-	}
-	for {
-		n, err := c.nc.Write(b)
-		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return err
-		}
-		if c.server.now() >= due {
-			return errNotRead
-		}
-		b = b[n:]
-		if err := c.setWriteDeadline(due); err != nil {
-			return err
-		}
-	}
-}
-
-// fill reads once, and waits for it as long as the limits allow.
-func (c *conn) fill() error {
-	c.makeRoom()
-	if c.server.closing.Load() && c.endBy() == 0 {
-		return c.fillLast()
-	}
-	due, late := c.idleAt+c.server.limits.idle, errIdle
-	if c.w > c.r || c.scan.skipping { // a request has begun
-		if c.startedBy == 0 {
-			c.startedBy = c.server.now() + c.server.limits.started
-		}
-		due, late = c.startedBy, errSlow
-		if c.readBy > due {
-			if err := c.setReadDeadline(due); err != nil {
-				return err
-			}
-		}
-	}
-	for {
-		n, err := c.nc.Read(c.in[c.w:])
-		if n > 0 {
-			c.w += n
-			return nil // an error comes again
-		}
-		switch {
-		case err == nil:
-			return io.ErrNoProgress
-		case !errors.Is(err, os.ErrDeadlineExceeded):
-			return err
-		case c.server.closing.Load() && c.server.now() >= c.endBy():
-			return c.fillLast()
-		case c.server.now() >= due:
-			return late
-		}
-		if err := c.setReadDeadline(due); err != nil {
-			return err
-		}
-	}
-}
-
-// endBy is until when the connection may wait for a request once the server is
-// closing, on the server's clock: not at all, but for one that has never asked.
-func (c *conn) endBy() time.Duration {
-	if c.requests.Load() > 0 {
-		return 0
-	}
-	return c.server.closedAt + c.server.limits.newcomer
-}
-
-// fillLast takes what has arrived and does not wait: the server is closing.
-// The read deadline is past, so it reads around the runtime's poller.
-func (c *conn) fillLast() error {
-	sc, ok := c.nc.(syscall.Conn)
-	if !ok {
-		return errClosing
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return err
-	}
-	n := 0
-	if err := raw.Control(func(fd uintptr) {
-		n, err = syscall.Read(int(fd), c.in[c.w:]) // the runtime's sockets do not block
-	}); err != nil {
-		return err
-	}
-	if n <= 0 {
-		return errClosing
-	}
-	c.w += n
-	return nil
-}
-
-// makeRoom makes sure that there is room to read: it goes back to the small
-// buffer when what is left fits there with as much again, and grows when the
-// buffer is full. A request to be kept, with its frame, bounds what is left.
-func (c *conn) makeRoom() {
-	left := c.in[c.r:c.w]
-	switch {
-	case len(left) == 0 && cap(c.in) == readBuffer:
-	case len(left) <= readBuffer/2:
-		copy(c.smallIn[:], left)
-		c.in = c.smallIn[:]
-	case c.w == len(c.in) && c.r > 0:
-		copy(c.in, left)
-	case c.w == len(c.in):
-		c.in = make([]byte, 2*len(c.in))
-		copy(c.in, left)
-	default:
-		return
-	}
-	c.r, c.w = 0, len(left)
-}
-
-// setReadDeadline sets the read deadline to a time of the server's clock, or to
-// the end that a server that is closing has set.
-func (c *conn) setReadDeadline(at time.Duration) error {
-	c.readBy = at
-	if err := c.nc.SetReadDeadline(c.server.epoch.Add(at)); err != nil {
-		return err
-	}
-	if c.server.closing.Load() {
-		return c.nc.SetReadDeadline(c.server.epoch.Add(min(at, c.endBy())))
-	}
-	return nil
-}
-
-func (c *conn) setWriteDeadline(at time.Duration) error {
-	c.writeBy = at
-	return c.nc.SetWriteDeadline(c.server.epoch.Add(at))
 }

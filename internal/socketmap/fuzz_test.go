@@ -1,8 +1,8 @@
-package socketmap
+package socketmap_test
 
 import (
-	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
 
 // A tape is a connection on which the pieces arrive, one a read, and then the
@@ -18,7 +20,7 @@ import (
 type tape struct {
 	pieces  [][]byte
 	written bytes.Buffer
-	writes  int
+	ended   chan struct{}
 }
 
 func (c *tape) Read(p []byte) (int, error) {
@@ -32,12 +34,8 @@ func (c *tape) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func (c *tape) Write(p []byte) (int, error) {
-	c.writes++
-	return c.written.Write(p)
-}
-
-func (c *tape) Close() error                     { return nil }
+func (c *tape) Write(p []byte) (int, error)      { return c.written.Write(p) }
+func (c *tape) Close() error                     { close(c.ended); return nil }
 func (c *tape) LocalAddr() net.Addr              { return nil }
 func (c *tape) RemoteAddr() net.Addr             { return nil }
 func (c *tape) SetDeadline(time.Time) error      { return nil }
@@ -45,13 +43,15 @@ func (c *tape) SetReadDeadline(time.Time) error  { return nil }
 func (c *tape) SetWriteDeadline(time.Time) error { return nil }
 
 // play serves the tape to its end.
-func play(t *tape) (*conn, Stats) {
-	s := NewServer(echo, Options{})
-	s.limits.hold = time.Hour // no timer takes part
-	c := newConn(s, t, 1)
-	s.running.Add(1)
-	c.serve()
-	return c, s.Stats()
+func play(t *tape) socketmap.Stats {
+	t.ended = make(chan struct{})
+	s := socketmap.NewServer(echo, socketmap.Options{})
+	l := newPipeListener()
+	go s.Serve(l)
+	l.conns <- t
+	<-t.ended
+	s.Shutdown(context.Background())
+	return s.Stats()
 }
 
 // cut cuts b into pieces of the sizes that cuts says, over and over.
@@ -72,7 +72,6 @@ func cut(b, cuts []byte) [][]byte {
 var (
 	wholeHeader = regexp.MustCompile(`^(0|[1-9][0-9]*):`)
 	onlyDigits  = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
-	netstring   = regexp.MustCompile(`(?s)^(0|[1-9][0-9]{0,5}):(.*)$`)
 )
 
 // expected is the plain model: the whole stream at once, one pattern a
@@ -102,13 +101,13 @@ func expected(stream string) (replies string, malformed bool) {
 
 func tooLong(digits string) bool {
 	n, err := strconv.Atoi(digits)
-	return err != nil || n > MaxRead
+	return err != nil || n > socketmap.MaxRead
 }
 
 func expectedReply(request string) string {
 	mapName, key, ok := strings.Cut(request, " ")
 	switch {
-	case len(request) > MaxRequest:
+	case len(request) > socketmap.MaxRequest:
 		return "NOTFOUND "
 	case !ok:
 		return replyNoSpace
@@ -119,7 +118,7 @@ func expectedReply(request string) string {
 func checkStream(t *testing.T, stream, cuts []byte) {
 	t.Helper()
 	in := &tape{pieces: cut(stream, cuts)}
-	c, stats := play(in)
+	stats := play(in)
 	replies, malformed := expected(string(stream))
 	if got := in.written.String(); got != replies {
 		t.Errorf("stream %.200q in pieces %v:\ngot  %.300q\nwant %.300q", stream, cuts, got, replies)
@@ -127,26 +126,23 @@ func checkStream(t *testing.T, stream, cuts []byte) {
 	if got := stats.Malformed == 1; got != malformed {
 		t.Errorf("stream %.200q in pieces %v: malformed %v, want %v", stream, cuts, got, malformed)
 	}
-	if n := len(c.in); n > 16<<10 {
-		t.Errorf("the read buffer has grown to %d bytes", n)
-	}
 	if stats.Panics > 0 {
 		t.Error("a panic")
 	}
 }
 
 func streams() []string {
-	long := strings.Repeat("k", MaxRequest-len("postfix "))
+	long := strings.Repeat("k", socketmap.MaxRequest-len("postfix "))
 	return []string{
 		"",
 		request("postfix", "example.com"),
 		strings.Repeat(request("postfix", "example.com"), 300),
 		request("postfix", long) + request("postfix", "a"),
 		request("postfix", long+"k") + request("postfix", "a"),
-		frame(strings.Repeat("k", MaxRead)) + request("postfix", "a"),
-		request("postfix", "a") + fmt.Sprint(MaxRead+1, ":"),
+		frame(strings.Repeat("k", socketmap.MaxRead)) + request("postfix", "a"),
+		request("postfix", "a") + fmt.Sprint(socketmap.MaxRead+1, ":"),
 		request("postfix", long)[:5000],
-		frame(strings.Repeat("k", MaxRead))[:50000],
+		frame(strings.Repeat("k", socketmap.MaxRead))[:50000],
 		frame(strings.Repeat("k", 20000))[:20006] + "!",
 		"0:,0:,7:postfix,",
 		"00:,", "01:a,", ":", "1", "1:", "1:a", "1:a;", "65536", "65537", "-1:a,",
@@ -160,30 +156,6 @@ func TestStreamsInPiecesAreAnsweredAsWholeOnes(t *testing.T) {
 		for _, cuts := range [][]byte{nil, {0}, {1, 0, 2}, {254, 7}, {255}} {
 			checkStream(t, []byte(stream), cuts)
 		}
-	}
-}
-
-func TestALargeRequestLeavesASmallBufferBehind(t *testing.T) {
-	large := request("postfix", strings.Repeat("k", MaxRequest-len("postfix ")))
-	c, stats := play(&tape{pieces: cut([]byte(large), nil)})
-	if stats.Requests != 1 {
-		t.Fatalf("%d requests, want 1", stats.Requests)
-	}
-	if len(c.in) != readBuffer || cap(c.out) != writeBuffer {
-		t.Errorf("buffers of %d and %d bytes, want %d and %d", len(c.in), cap(c.out), readBuffer, writeBuffer)
-	}
-}
-
-func TestRepliesToPipelinedRequestsShareWrites(t *testing.T) {
-	in := &tape{pieces: [][]byte{[]byte(strings.Repeat(request("postfix", "example.com"), 20))}}
-	play(in)
-	if in.writes != 1 {
-		t.Errorf("%d writes for 20 requests that came at once, want 1", in.writes)
-	}
-	in = &tape{pieces: [][]byte{[]byte(strings.Repeat(request("postfix", "example.com"), 2000))}}
-	play(in)
-	if least := in.written.Len() / (writeBuffer + maxGather); in.writes < least {
-		t.Errorf("%d writes for %d bytes: too much was gathered", in.writes, in.written.Len())
 	}
 }
 
@@ -205,41 +177,5 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte("65536:\xFE\xFE\xFE\xFE\xFE\xFE\xFE\xFE\xFE\xFE\xFE\xFE\xFE\xFE\xFE\xFE,7:a b c d,"), []byte{255, 0})
 	f.Fuzz(func(t *testing.T, stream, cuts []byte) {
 		checkStream(t, expand(stream), cuts)
-	})
-}
-
-// What readNetstring takes is what appendNetstring makes, and nothing else.
-func FuzzNetstring(f *testing.F) {
-	for _, s := range streams() {
-		if len(s) < 100 { // the fuzzer is slow with long ones; expand makes them
-			f.Add([]byte(s), "OK example.com")
-		}
-	}
-	f.Add([]byte("4096:\xFE,"), "")
-	f.Fuzz(func(t *testing.T, stream []byte, body string) {
-		stream = expand(stream)
-		r := bytes.NewReader(stream)
-		br := bufio.NewReaderSize(r, 16)
-		got, err := readNetstring(br, MaxReply)
-		whole := netstring.FindSubmatch(stream)
-		if err == nil {
-			used := len(stream) - r.Len() - br.Buffered()
-			if again := appendNetstring(nil, string(got)); !bytes.Equal(again, stream[:used]) {
-				t.Errorf("%.80q was read as %.80q, which is written as %.80q", stream[:used], got, again)
-			}
-		} else if whole != nil {
-			n, _ := strconv.Atoi(string(whole[1]))
-			if n <= MaxReply && len(whole[2]) > n && whole[2][n] == ',' {
-				t.Errorf("%.80q was not read: %v", stream, err)
-			}
-		}
-
-		if len(body) > MaxReply {
-			return
-		}
-		again, err := readNetstring(bufio.NewReader(bytes.NewReader(appendNetstring(nil, body))), MaxReply)
-		if err != nil || string(again) != body {
-			t.Errorf("%.80q came back as %.80q, %v", body, again, err)
-		}
 	})
 }

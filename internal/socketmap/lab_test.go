@@ -1,4 +1,4 @@
-package socketmap
+package socketmap_test
 
 import (
 	"bufio"
@@ -8,12 +8,14 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
 
 // testWait bounds every wait of a test; a test that meets it fails.
@@ -40,22 +42,22 @@ func echoReply(dst, mapName, key []byte) []byte {
 
 // A lab is a server on loopback.
 type lab struct {
-	*Server
+	*socketmap.Server
 	t      *testing.T
 	at     endpoint.Endpoint
 	log    *logBuffer
 	served chan error
 }
 
-// startLab serves h at a free port. Settings are changed before it starts.
-func startLab(t *testing.T, h Handler, change ...func(*Server)) *lab {
+// startLab serves h at a free port.
+func startLab(t *testing.T, h socketmap.Handler) *lab { return startLabOf(t, h, 0) }
+
+// startLabOf is startLab for a number of connections.
+func startLabOf(t *testing.T, h socketmap.Handler, connections int) *lab {
 	t.Helper()
 	log := &logBuffer{}
 	l := &lab{t: t, log: log, served: make(chan error, 1)}
-	l.Server = NewServer(h, Options{Log: slog.New(slog.NewTextHandler(log, nil))})
-	for _, f := range change {
-		f(l.Server)
-	}
+	l.Server = socketmap.NewServer(h, socketmap.Options{MaxConnections: connections, Log: slog.New(slog.NewTextHandler(log, nil))})
 	listener, err := endpoint.Listen(endpoint.Endpoint{Network: "tcp", Address: "127.0.0.1:0"}, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -108,11 +110,11 @@ func (c *testClient) send(s string) {
 
 func (c *testClient) want(reply string) {
 	c.t.Helper()
-	got, err := readNetstring(c.r, MaxReply)
+	got, err := readReply(c.r)
 	if err != nil {
 		c.t.Fatalf("no reply: %v; want %.80q", err, reply)
 	}
-	if string(got) != reply {
+	if got != reply {
 		c.t.Fatalf("reply %.80q, want %.80q", got, reply)
 	}
 }
@@ -143,6 +145,23 @@ func (c *testClient) ask(key string) {
 
 func request(mapName, key string) string {
 	return frame(mapName + " " + key)
+}
+
+// readReply reads one netstring.
+func readReply(r *bufio.Reader) (string, error) {
+	header, err := r.ReadString(':')
+	if err != nil {
+		return "", err
+	}
+	n, err := strconv.Atoi(strings.TrimSuffix(header, ":"))
+	if err != nil {
+		return "", err
+	}
+	body := make([]byte, n+1)
+	if _, err := io.ReadFull(r, body); err != nil || body[n] != ',' {
+		return "", fmt.Errorf("no comma: %w", err)
+	}
+	return string(body[:n]), nil
 }
 
 func frame(s string) string { return fmt.Sprintf("%d:%s,", len(s), s) }

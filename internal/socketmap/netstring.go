@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // A netstring is LENGTH ":" BYTES ",", its length in decimal digits without
@@ -16,9 +17,7 @@ var (
 	errTooLong   = errors.New("netstring too long")
 )
 
-// maxHeader is the longest header of a netstring that is read or written
-// here: "100000:".
-const maxHeader = 7
+const maxHeader = len("100000:") // the longest that is read or written here
 
 // parseHeader reads the header at the start of b: the length, and how many
 // bytes the header takes. size is 0 if b ends before the colon. It fails as
@@ -28,9 +27,7 @@ func parseHeader(b []byte, max int) (length, size int, err error) {
 		switch {
 		case c == ':' && i > 0:
 			return length, i + 1, nil
-		case c < '0' || c > '9':
-			return 0, 0, errMalformed
-		case i > 0 && length == 0: // a leading zero
+		case c < '0' || c > '9', i > 0 && length == 0: // a leading zero
 			return 0, 0, errMalformed
 		}
 		length = length*10 + int(c-'0')
@@ -41,46 +38,40 @@ func parseHeader(b []byte, max int) (length, size int, err error) {
 	return 0, 0, nil
 }
 
-// appendNetstring appends s as a netstring.
-func appendNetstring(dst []byte, s string) []byte {
-	dst = strconv.AppendInt(dst, int64(len(s)), 10)
-	dst = append(dst, ':')
-	dst = append(dst, s...)
-	return append(dst, ',')
-}
-
-// readNetstring reads one netstring of at most max bytes. The error is io.EOF
-// if there was not even a first byte.
-func readNetstring(r *bufio.Reader, max int) ([]byte, error) {
-	var header []byte
-	for {
-		c, err := r.ReadByte()
+// readHeader takes the header of a netstring of at most max bytes off r.
+func readHeader(r *bufio.Reader, max int) (length int, err error) {
+	for n := 1; ; n++ {
+		b, err := r.Peek(n)
 		if err != nil {
-			return nil, cutShort(err, len(header) > 0)
+			return 0, err
 		}
-		header = append(header, c)
-		length, size, err := parseHeader(header, max)
+		length, size, err := parseHeader(b, max)
 		if err != nil {
-			return nil, fmt.Errorf("%w: it begins with %q", err, header)
+			begin, _ := r.Peek(min(r.Buffered(), maxLoggedBytes))
+			return 0, fmt.Errorf("%w: it begins with %s", err, text.Quote(string(begin), maxLoggedBytes))
 		}
-		if size == 0 {
-			continue
+		if size > 0 {
+			r.Discard(size)
+			return length, nil
 		}
-		body := make([]byte, length+1)
-		if _, err := io.ReadFull(r, body); err != nil {
-			return nil, cutShort(err, true)
-		}
-		if body[length] != ',' {
-			return nil, fmt.Errorf("%w: no comma after %d bytes", errMalformed, length)
-		}
-		return body[:length], nil
 	}
 }
 
-// cutShort tells an end in the middle of a netstring from one before it.
-func cutShort(err error, begun bool) error {
-	if begun && errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
+// readBody takes the rest of a netstring off r. Short ones are valid until the
+// next read.
+func readBody(r *bufio.Reader, length int) (body []byte, err error) {
+	if length < r.Size() {
+		body, err = r.Peek(length + 1)
+		r.Discard(len(body))
+	} else {
+		body = make([]byte, length+1)
+		_, err = io.ReadFull(r, body)
 	}
-	return err
+	if err != nil {
+		return nil, err
+	}
+	if body[length] != ',' {
+		return nil, fmt.Errorf("%w: no comma after %d bytes", errMalformed, length)
+	}
+	return body[:length], nil
 }

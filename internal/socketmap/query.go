@@ -20,34 +20,31 @@ import (
 // returns the reply without its frame. It ends with ctx, and after
 // QueryTimeout at the latest.
 func Query(ctx context.Context, e endpoint.Endpoint, mapName, key string) (reply string, err error) {
-	return query(ctx, new(net.Dialer).DialContext, e, mapName, key)
-}
-
-type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
-
-func query(ctx context.Context, dial dialFunc, e endpoint.Endpoint, mapName, key string) (reply string, err error) {
 	if mapName == "" || strings.Contains(mapName, " ") {
 		return "", fmt.Errorf("ask %s: %q cannot be the name of a map", e, mapName)
 	}
-	if n := len(mapName) + 1 + len(key); n > MaxRead {
-		return "", fmt.Errorf("ask %s: the request has %d bytes, at most %d are read", e, n, MaxRead)
+	request := mapName + " " + key
+	if len(request) > MaxRead {
+		return "", fmt.Errorf("ask %s: the request has %d bytes, at most %d are read", e, len(request), MaxRead)
 	}
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 
-	nc, err := dial(ctx, e.Network, e.Address)
+	nc, err := new(net.Dialer).DialContext(ctx, e.Network, e.Address)
 	if err != nil {
 		return "", queryError(ctx, e, err)
 	}
 	defer nc.Close()
-	// A context may end before its deadline.
-	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-
-	if _, err := nc.Write(appendNetstring(nil, mapName+" "+key)); err != nil {
+	defer context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })()
+	if _, err := fmt.Fprintf(nc, "%d:%s,", len(request), request); err != nil {
 		return "", queryError(ctx, e, err)
 	}
-	body, err := readNetstring(bufio.NewReader(nc), MaxReply)
+	r := bufio.NewReader(nc)
+	length, err := readHeader(r, MaxReply)
+	var body []byte
+	if err == nil {
+		body, err = readBody(r, length)
+	}
 	if err != nil {
 		return "", queryError(ctx, e, err)
 	}

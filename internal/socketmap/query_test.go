@@ -1,22 +1,20 @@
-package socketmap
+package socketmap_test
 
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
 
 func TestQueryAsksAsAnMTADoes(t *testing.T) {
 	l := startLab(t, echo)
-	got, err := Query(t.Context(), l.at, "postfix", "[mail.example.com]:587")
+	got, err := socketmap.Query(t.Context(), l.at, "postfix", "[mail.example.com]:587")
 	if want := "OK postfix|[mail.example.com]:587"; got != want || err != nil {
 		t.Errorf("Query: %q, %v; want %q", got, err, want)
 	}
@@ -24,10 +22,10 @@ func TestQueryAsksAsAnMTADoes(t *testing.T) {
 
 func TestQueryReadsTheLongestReply(t *testing.T) {
 	l := startLab(t, handlerFunc(func(_ context.Context, dst, _, _ []byte) []byte {
-		return append(dst, make([]byte, MaxReply)...)
+		return append(dst, make([]byte, socketmap.MaxReply)...)
 	}))
-	if got, err := Query(t.Context(), l.at, "postfix", "example.com"); len(got) != MaxReply || err != nil {
-		t.Errorf("Query: %d bytes, %v; want %d", len(got), err, MaxReply)
+	if got, err := socketmap.Query(t.Context(), l.at, "postfix", "example.com"); len(got) != socketmap.MaxReply || err != nil {
+		t.Errorf("Query: %d bytes, %v; want %d", len(got), err, socketmap.MaxReply)
 	}
 }
 
@@ -49,7 +47,7 @@ func TestAQueryErrorSaysWhatToDo(t *testing.T) {
 		{"no socket", endpoint.Endpoint{Network: "unix", Address: filepath.Join(t.TempDir(), "none")}, "postfix", "example.com", "is the daemon running?"},
 		{"no map", lab.at, "", "example.com", "cannot be the name of a map"},
 		{"a map with a space", lab.at, "post fix", "example.com", "cannot be the name of a map"},
-		{"a request too long to be read", lab.at, "postfix", strings.Repeat("k", MaxRead), "at most 65536 are read"},
+		{"a request too long to be read", lab.at, "postfix", strings.Repeat("k", socketmap.MaxRead), "at most 65536 are read"},
 		{"no socketmap server", replying(t, "220 mail.example.com ESMTP\r\n"), "postfix", "example.com", "is it a socketmap server?"},
 		{"a reply without a comma", replying(t, "9:NOTFOUND ;"), "postfix", "example.com", "is it a socketmap server?"},
 		{"a reply too long", replying(t, "100001:"), "postfix", "example.com", "is it a socketmap server?"},
@@ -57,7 +55,7 @@ func TestAQueryErrorSaysWhatToDo(t *testing.T) {
 		{"no reply", replying(t, ""), "postfix", "example.com", "its log says why"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := Query(t.Context(), test.at, test.mapName, test.key)
+			got, err := socketmap.Query(t.Context(), test.at, test.mapName, test.key)
 			if err == nil || !strings.Contains(err.Error(), test.hint) {
 				t.Errorf("Query: %q, %v; want %q", got, err, test.hint)
 			}
@@ -91,40 +89,12 @@ func TestAQueryEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		_, err := Query(ctx, l.at, "postfix", "slow.example")
+		_, err := socketmap.Query(ctx, l.at, "postfix", "slow.example")
 		ended <- err
 	}()
 	receive(t, "the lookup begins", arrived)
 	cancel()
 	if err := receive(t, "the query ends", ended); !errors.Is(err, context.Canceled) {
 		t.Errorf("Query: %v, want the context's error", err)
-	}
-}
-
-func TestAQueryEndsByItselfWhenPostfixWouldGiveUp(t *testing.T) {
-	for name, silent := range map[string]dialFunc{
-		"no connection": func(ctx context.Context, _, _ string) (net.Conn, error) {
-			<-ctx.Done()
-			return nil, ctx.Err()
-		},
-		"no reply": func(ctx context.Context, _, _ string) (net.Conn, error) {
-			client, server := net.Pipe()
-			go io.Copy(io.Discard, server)
-			return client, nil
-		},
-		"a request that is not taken": func(ctx context.Context, _, _ string) (net.Conn, error) {
-			client, _ := net.Pipe()
-			return client, nil
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				begun := time.Now()
-				_, err := query(t.Context(), silent, endpoint.Endpoint{Network: "unix", Address: "silent"}, "postfix", "example.com")
-				if took := time.Since(begun); took != QueryTimeout || !errors.Is(err, context.DeadlineExceeded) {
-					t.Errorf("%v after %v, want the end after %v", err, took, QueryTimeout)
-				}
-			})
-		})
 	}
 }

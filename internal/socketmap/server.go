@@ -1,14 +1,22 @@
 package socketmap
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // A Server answers the requests of any number of listeners through one
@@ -17,7 +25,6 @@ type Server struct {
 	handler Handler
 	max     int // connections
 	log     *slog.Logger
-	limits  limits
 	epoch   time.Time // the server's clock counts from here
 
 	ctx    context.Context // of all handlers; ends when Shutdown gives up waiting
@@ -27,21 +34,23 @@ type Server struct {
 	closing  atomic.Bool   // and the listeners are closed: connections end
 	closedAt time.Duration // since when closing is set; written before it is
 
-	malformedLog, slowLog, panicLog, acceptLog gate
-
 	serving sync.WaitGroup // the calls of Serve: while there are any, connections may be added
 	running sync.WaitGroup // the connections' goroutines
 
-	mu        sync.Mutex // guards what follows; taken when a connection comes or goes, not for a request
-	listeners map[net.Listener]struct{}
-	conns     []*conn
-	victims   []victim // the next to be evicted
-	totals    Stats    // without Open, and without the requests of conns
+	requests, accepted, evicted, malformed, slow, panics atomic.Uint64 // as in Stats
+	malformedLog, slowLog, panicLog, acceptLog           rate.Sometimes
+	unread                                               atomic.Int64 // bytes of long replies that were not taken yet
+
+	mu                    sync.Mutex // guards the rest; taken when a connection comes or goes, not for a request
+	listeners             []net.Listener
+	conns                 map[*conn]struct{}
+	victims               []victim      // the next to make room
+	nextNote, nextStalled time.Duration // no search before
 }
 
 // Options are a Server's settings. Zero values stand for defaults.
 type Options struct {
-	MaxConnections int          // DefaultMaxConnections
+	MaxConnections int          // DefaultMaxConnections; half of Descriptors at most
 	Log            *slog.Logger // discards
 }
 
@@ -59,19 +68,20 @@ type Stats struct {
 // NewServer returns a server that answers with handler.
 func NewServer(handler Handler, o Options) *Server {
 	s := &Server{
-		handler:   handler,
-		max:       o.MaxConnections,
-		log:       o.Log,
-		limits:    defaultLimits(),
-		epoch:     time.Now().Add(-1), // so that no moment is 0
-		done:      make(chan struct{}),
-		listeners: make(map[net.Listener]struct{}),
+		handler: handler,
+		max:     cmp.Or(o.MaxConnections, DefaultMaxConnections),
+		log:     cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		epoch:   time.Now(),
+		done:    make(chan struct{}),
+		conns:   make(map[*conn]struct{}),
 	}
-	if s.max <= 0 {
-		s.max = DefaultMaxConnections
+	for _, l := range []*rate.Sometimes{&s.malformedLog, &s.slowLog, &s.panicLog, &s.acceptLog} {
+		l.Interval = logEvery
 	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
+	if most := max(Descriptors()/2, 1); s.max > most {
+		s.log.Warn("fewer connections are held than max_connections", "max_connections", s.max, "held", most,
+			"next", "raise LimitNOFILE= to twice max_connections and more, or lower max_connections in [socket]")
+		s.max = most
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
@@ -83,104 +93,87 @@ func NewServer(handler Handler, o Options) *Server {
 // listener that someone else has closed is an error.
 func (s *Server) Serve(l net.Listener) error {
 	defer l.Close()
-	if !s.register(l) {
+	s.mu.Lock()
+	if s.closing.Load() {
+		s.mu.Unlock()
 		return nil
 	}
-	defer s.unregister(l)
-	pause := acceptBackoffMin
+	if s.listeners = append(s.listeners, l); len(s.listeners) == 1 {
+		go s.watch()
+	}
+	s.serving.Add(1)
+	s.mu.Unlock()
+	defer s.serving.Done()
 	for {
 		nc, err := l.Accept()
 		if err == nil {
-			pause = acceptBackoffMin
 			s.admit(nc)
 			continue
 		}
+		closed := errors.Is(err, net.ErrClosed)
+		if !closed {
+			s.noteAcceptError(l, err)
+		}
 		select {
 		case <-s.done:
 			return nil
-		default:
+		case <-time.After(acceptPause):
 		}
-		if errors.Is(err, net.ErrClosed) {
+		if closed {
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		}
-		if s.acceptLog.pass(s.now()) {
-			s.log.Error("cannot accept a connection", "listener", l.Addr().String(), "err", err,
-				"next", "trying again; if file descriptors ran out, raise LimitNOFILE")
-		}
-		select {
-		case <-time.After(pause):
-			pause = min(2*pause, acceptBackoffMax)
-		case <-s.done:
-			return nil
-		}
 	}
 }
 
-func (s *Server) register(l net.Listener) bool {
+// noteAcceptError logs err. If descriptors ran out, an idle connection is ended.
+func (s *Server) noteAcceptError(l net.Listener, err error) {
+	s.acceptLog.Do(func() {
+		s.log.Error("cannot accept a connection", "listener", l.Addr().String(), "err", err,
+			"next", "trying again; if file descriptors ran out, raise LimitNOFILE")
+	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing.Load() {
-		return false
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		s.makeRoom(false)
 	}
-	s.listeners[l] = struct{}{}
-	s.serving.Add(1)
-	return true
-}
-
-func (s *Server) unregister(l net.Listener) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.listeners, l)
-	s.serving.Done()
 }
 
 // admit takes a new connection in, in the place of another if need be. One that
 // was accepted just before the listener was closed is a newcomer like others.
 func (s *Server) admit(nc net.Conn) {
+	if b, ok := nc.(interface{ SetWriteBuffer(int) error }); ok {
+		b.SetWriteBuffer(sendBuffer) // or the kernel's own limits hold
+	}
+	if b, ok := nc.(*net.TCPConn); ok {
+		b.SetReadBuffer(receiveBuffer)
+	}
 	s.mu.Lock()
-	if s.closing.Load() && s.now() >= s.closedAt+s.limits.newcomer {
-		s.mu.Unlock()
+	defer s.mu.Unlock()
+	if s.closing.Load() && s.now() >= s.closedAt+newcomerGrace {
 		nc.Close()
 		return
 	}
-	s.totals.Accepted++
-	var victim *conn
+	s.accepted.Add(1)
 	if len(s.conns) >= s.max {
-		victim = s.evict()
+		s.makeRoom(true)
 	}
-	c := newConn(s, nc, s.totals.Accepted)
-	c.index = len(s.conns)
-	s.conns = append(s.conns, c)
+	c := &conn{server: s, nc: nc, born: s.now(), in: bufio.NewReaderSize(nc, readBuffer)}
+	c.ctx, c.cancel = context.WithCancel(s.ctx)
+	c.enter(idle, c.born)
+	s.conns[c] = struct{}{}
 	s.running.Add(1)
-	s.mu.Unlock()
-
-	if victim != nil {
-		victim.hangUp()
-	}
 	go c.serve()
 }
 
-// forget drops a connection that has ended.
+// forget drops a connection that has ended by itself, or was ended.
 func (s *Server) forget(c *conn) {
+	c.nc.Close()
+	c.cancel()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.remove(c)
-	s.totals.Requests += c.requests.Swap(0)
-}
-
-// remove takes c off the list, if it is still on it. s.mu is held.
-func (s *Server) remove(c *conn) {
-	c.state.Store(stateGone)
-	if c.index < 0 {
-		return
-	}
-	last := len(s.conns) - 1
-	s.conns[c.index] = s.conns[last]
-	s.conns[c.index].index = c.index
-	s.conns[last] = nil
-	s.conns = s.conns[:last]
-	c.index = -1
-	s.totals.Requests += c.requests.Swap(0)
+	c.state.Store(-endItself) // no victim any more
+	delete(s.conns, c)
+	s.mu.Unlock()
+	s.running.Done()
 }
 
 // Shutdown stops accepting, closes the idle connections, has the requests that
@@ -197,25 +190,22 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.running.Wait()
 		close(gone)
 	}()
+	defer s.cancel()
 	select {
 	case <-gone:
-		s.cancel()
 		return nil
 	case <-ctx.Done():
 	}
-
 	s.cancel()
 	s.mu.Lock()
 	left := len(s.conns)
-	for _, c := range s.conns {
+	for c := range s.conns {
 		c.nc.Close()
 	}
 	s.mu.Unlock()
-	grace := time.NewTimer(s.limits.cancelGrace)
-	defer grace.Stop()
 	select {
 	case <-gone:
-	case <-grace.C:
+	case <-time.After(cancelGrace):
 	}
 	return fmt.Errorf("%d connections were closed before all their requests were answered: %w", left, ctx.Err())
 }
@@ -227,49 +217,75 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) stopListening() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.closing.Load() {
-		close(s.done)
+	if s.closing.Load() {
+		return
 	}
-	for l := range s.listeners {
+	close(s.done)
+	for _, l := range s.listeners {
 		l.Close() // waits for an accept that is under way
 	}
-	if !s.closing.Load() {
-		s.closedAt = s.now()
-	}
+	s.closedAt = s.now()
 	s.closing.Store(true)
-	for _, c := range s.conns {
-		c.nc.SetReadDeadline(s.epoch.Add(c.endBy()))
+	for c := range s.conns {
+		s.setLastDeadline(c)
 	}
+}
+
+// setLastDeadline ends the wait for a request once the server is closing.
+func (s *Server) setLastDeadline(c *conn) {
+	at := s.closedAt + newcomerGrace
+	if c.asked.Load() {
+		at = s.now() + lastReadWait
+	}
+	c.nc.SetReadDeadline(s.epoch.Add(at))
 }
 
 // Stats returns the counts at this moment.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	stats := s.totals
-	stats.Open = len(s.conns)
-	for _, c := range s.conns {
-		stats.Requests += c.requests.Load()
+	return Stats{
+		Open: len(s.conns), Accepted: s.accepted.Load(), Evicted: s.evicted.Load(), Requests: s.requests.Load(),
+		Malformed: s.malformed.Load(), Slow: s.slow.Load(), Panics: s.panics.Load(),
 	}
-	return stats
 }
 
-// count adds to one of the totals.
-func (s *Server) count(total *uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	*total++
-}
-
-// now is the server's clock: the time since the epoch, more than zero.
+// now is the server's clock.
 func (s *Server) now() time.Duration { return time.Since(s.epoch) }
 
-// A gate lets a log line pass once in logEvery.
-type gate struct {
-	next atomic.Int64
+// noteEnd counts and logs why a connection ended. Events that clients can cause
+// at will are logged at most once in logEvery; the counts tell the rest.
+func (s *Server) noteEnd(c *conn, err error) {
+	const next = "check what connects here; further ones are only counted for a while"
+	switch {
+	case errors.Is(err, errMalformed), errors.Is(err, errTooLong):
+		s.malformed.Add(1)
+		s.malformedLog.Do(func() {
+			s.log.Warn("connection closed: what came is not a socketmap request", "client", client(c), "err", err, "next", next)
+		})
+	case err == endings[endSlow], err == endings[endNotRead]:
+		s.slow.Add(1)
+		s.slowLog.Do(func() { s.log.Warn("connection closed", "client", client(c), "err", err, "next", next) })
+	case err == endings[endEvicted]:
+		s.evicted.Add(1)
+	}
 }
 
-func (g *gate) pass(now time.Duration) bool {
-	next := g.next.Load()
-	return int64(now) >= next && g.next.CompareAndSwap(next, int64(now+logEvery))
+// notePanic counts and logs a panic and where it came from. request is the one
+// that was looked up, if any.
+func (s *Server) notePanic(c *conn, panicked any, request []byte) {
+	s.panics.Add(1)
+	s.panicLog.Do(func() {
+		s.log.Error("panic in a lookup, answered TEMP", "client", client(c),
+			"request", text.Quote(string(request), maxLogged), "err", fmt.Sprint(panicked),
+			"stack", string(debug.Stack()), "next", "please report this; further ones are only counted for a while")
+	})
+}
+
+// client is the client's address. Clients of unix sockets have none, or "@".
+func client(c *conn) string {
+	if a := fmt.Sprint(c.nc.RemoteAddr()); len(a) > 1 {
+		return a
+	}
+	return "at " + fmt.Sprint(c.nc.LocalAddr())
 }

@@ -1,4 +1,4 @@
-package socketmap
+package socketmap_test
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
 
 // shutdown calls Shutdown with as much time as a test has.
@@ -15,6 +17,15 @@ func (l *lab) shutdown() error {
 	ctx, cancel := context.WithTimeout(context.Background(), testWait)
 	defer cancel()
 	return l.Shutdown(ctx)
+}
+
+// isClosed reports whether the lab's listener is closed.
+func (l *lab) isClosed() bool {
+	nc, err := net.Dial("tcp", l.at.Address)
+	if err == nil {
+		nc.Close()
+	}
+	return err != nil
 }
 
 func TestShutdownClosesIdleConnectionsAndListeners(t *testing.T) {
@@ -37,7 +48,7 @@ func TestShutdownClosesIdleConnectionsAndListeners(t *testing.T) {
 
 // Exim connects to ask once, and does not connect again.
 func TestShutdownLetsAConnectionAskThatHasNotAskedYet(t *testing.T) {
-	l := startLab(t, echo, func(s *Server) { s.limits.newcomer = testWait })
+	l := startLab(t, echo)
 	oneShot, kept := l.dial(), l.dial()
 	kept.ask("example.com")
 	until(t, "both are accepted", func() bool { return l.Stats().Open == 2 })
@@ -54,7 +65,7 @@ func TestShutdownLetsAConnectionAskThatHasNotAskedYet(t *testing.T) {
 }
 
 func TestShutdownAnswersAConnectionThatWasAcceptedJustBefore(t *testing.T) {
-	l := startLab(t, echo, func(s *Server) { s.limits.newcomer = testWait })
+	l := startLab(t, echo)
 	client, server := net.Pipe()
 	second := &oneConn{conn: server, closed: make(chan struct{}), accepting: make(chan struct{}), accept: make(chan struct{})}
 	served := make(chan error, 1)
@@ -62,7 +73,7 @@ func TestShutdownAnswersAConnectionThatWasAcceptedJustBefore(t *testing.T) {
 	receive(t, "the second listener accepts", second.accepting)
 	ended := make(chan error, 1)
 	go func() { ended <- l.shutdown() }()
-	until(t, "the shutdown has begun", l.closing.Load)
+	until(t, "the shutdown has begun", l.isClosed)
 	close(second.accept) // the accept returns only now
 	c := newTestClient(t, client)
 	c.send(request("postfix", "late.example"))
@@ -102,18 +113,19 @@ func (o *oneConn) Close() error {
 }
 
 func TestShutdownDoesNotWaitForASilentConnectionWithoutEnd(t *testing.T) {
-	l := startLab(t, echo, func(s *Server) { s.limits.newcomer = 10 * time.Millisecond })
-	silent, begun := l.dial(), l.dial()
-	begun.send("19:postfix exam")
-	until(t, "both are accepted", func() bool { return l.Stats().Open == 2 })
-	if err := l.shutdown(); err != nil {
-		t.Fatal(err)
-	}
-	silent.wantEnd()
-	begun.wantEnd()
+	bubble(t, echo, func(t *testing.T, s *socketmap.Server, l *pipeListener) {
+		silent, begun := newPipeClient(t, l.dial()), newPipeClient(t, l.dial())
+		io.WriteString(begun, "19:postfix exam")
+		start := time.Now()
+		if err := s.Shutdown(t.Context()); err != nil || time.Since(start) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		silent.ended()
+		begun.ended()
+	})
 }
 
-// A closeNoter says what was so when it was closed.
+// A closeNoter does something before it is closed.
 type closeNoter struct {
 	net.Listener
 	onClose func()
@@ -128,29 +140,29 @@ func (n *closeNoter) Close() error {
 func TestShutdownHangsUpOnNobodyBeforeAllListenersAreClosed(t *testing.T) {
 	l := startLab(t, echo)
 	c := l.dial()
-	c.ask("example.com")
-	early := make(chan bool, 4)
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	second := &closeNoter{inner, func() { early <- l.closing.Load() }}
+	closes := 0
+	second := &closeNoter{inner, func() {
+		if closes++; closes == 1 {
+			c.ask("still.example")
+		}
+	}}
 	served := make(chan error, 1)
 	go func() { served <- l.Serve(second) }()
-	until(t, "both are served", func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.listeners) == 2
-	})
+	nc, err := net.Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	newTestClient(t, nc).ask("example.com") // the second is served too
 	if err := l.shutdown(); err != nil {
 		t.Fatal(err)
 	}
-	if receive(t, "the listener is closed", early) {
-		t.Error("connections were told to end while a listener was open")
-	}
 	c.wantEnd()
-	if err := receive(t, "Serve returns", served); err != nil {
-		t.Error(err)
+	if err := receive(t, "Serve returns", served); err != nil || closes == 0 {
+		t.Error(err, closes)
 	}
 }
 
@@ -164,7 +176,7 @@ func TestShutdownAnswersWhatWasReceived(t *testing.T) {
 	c.send(request("postfix", "a") + request("postfix", "b") + request("postfix", "half")[:7])
 	ended := make(chan error, 1)
 	go func() { ended <- l.shutdown() }()
-	until(t, "the shutdown has begun", l.closing.Load)
+	until(t, "the shutdown has begun", l.isClosed)
 	close(goOn)
 	c.want("OK postfix|slow.example")
 	c.want("OK postfix|a")
@@ -184,7 +196,7 @@ func TestShutdownEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- l.Shutdown(ctx) }()
-	until(t, "the shutdown has begun", l.closing.Load)
+	until(t, "the shutdown has begun", l.isClosed)
 	cancel()
 	if err := receive(t, "the shutdown ends", ended); !errors.Is(err, context.Canceled) {
 		t.Errorf("Shutdown: %v, want the context's error", err)
@@ -201,7 +213,7 @@ func TestShutdownDoesNotWaitForAHandlerThatIgnoresItsContext(t *testing.T) {
 		close(arrived)
 		<-goOn
 		return append(dst, "NOTFOUND "...)
-	}), func(s *Server) { s.limits.cancelGrace = time.Millisecond })
+	}))
 	defer close(goOn)
 	l.dial().send(request("postfix", "slow.example"))
 	receive(t, "the lookup begins", arrived)
@@ -270,39 +282,5 @@ func TestAConnectionAcceptedAfterShutdownIsClosed(t *testing.T) {
 	}
 	if _, err := net.Dial("tcp", listener.Addr().String()); err == nil {
 		t.Error("Serve left the listener open")
-	}
-	client, server := net.Pipe()
-	l.admit(server)
-	if _, err := client.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("read: %v, want the end", err)
-	}
-}
-
-// A deadlineConn has something done just before a read deadline is set, and
-// keeps the last one.
-type deadlineConn struct {
-	net.Conn // nil
-	before   func()
-	deadline time.Time
-}
-
-func (c *deadlineConn) SetReadDeadline(at time.Time) error {
-	c.before()
-	c.before = func() {}
-	c.deadline = at
-	return nil
-}
-
-// The shutdown wakes a connection by a deadline in the past. One that sets its
-// own at this moment must not sleep on.
-func TestAConnectionThatGoesToWaitAsTheShutdownBeginsIsWokenAllTheSame(t *testing.T) {
-	s := NewServer(echo, Options{})
-	s.limits.newcomer = 0
-	nc := &deadlineConn{before: s.stopListening}
-	if err := newConn(s, nc, 1).setReadDeadline(s.now() + time.Hour); err != nil {
-		t.Fatal(err)
-	}
-	if !nc.deadline.Before(time.Now()) {
-		t.Errorf("it waits until %v", nc.deadline)
 	}
 }

@@ -1,16 +1,16 @@
-package socketmap
+package socketmap_test
 
 import (
 	"bufio"
 	"context"
 	"io"
 	"net"
-	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
 
 // A pipeListener accepts one end of each pipe that dial makes: sockets do not
@@ -51,9 +51,9 @@ func (l *pipeListener) dial() net.Conn {
 }
 
 // bubble runs f with a server whose clock is the bubble's.
-func bubble(t *testing.T, h Handler, f func(t *testing.T, s *Server, l *pipeListener)) {
+func bubble(t *testing.T, h socketmap.Handler, f func(t *testing.T, s *socketmap.Server, l *pipeListener)) {
 	synctest.Test(t, func(t *testing.T) {
-		s := NewServer(h, Options{})
+		s := socketmap.NewServer(h, socketmap.Options{MaxConnections: 1000})
 		l := newPipeListener()
 		go s.Serve(l)
 		f(t, s, l)
@@ -76,11 +76,11 @@ func newPipeClient(t *testing.T, nc net.Conn) *pipeClient {
 		defer close(c.got)
 		r := bufio.NewReader(nc)
 		for {
-			reply, err := readNetstring(r, MaxReply)
+			reply, err := readReply(r)
 			if err != nil {
 				return
 			}
-			c.got <- string(reply)
+			c.got <- reply
 		}
 	}()
 	return c
@@ -96,6 +96,10 @@ func (c *pipeClient) ask(key string) {
 	}
 }
 
+// isSoonAfter reports whether d is the limit, or up to a second more: the server
+// looks at the limits once a second.
+func isSoonAfter(d, limit time.Duration) bool { return d >= limit && d <= limit+time.Second }
+
 // ended says how long it takes until the server closes.
 func (c *pipeClient) ended() time.Duration {
 	c.t.Helper()
@@ -107,18 +111,18 @@ func (c *pipeClient) ended() time.Duration {
 }
 
 func TestAnIdleConnectionIsClosedAfter100Seconds(t *testing.T) {
-	bubble(t, echo, func(t *testing.T, s *Server, l *pipeListener) {
+	bubble(t, echo, func(t *testing.T, s *socketmap.Server, l *pipeListener) {
 		c := newPipeClient(t, l.dial())
-		if d := c.ended(); d != IdleTimeout {
-			t.Errorf("one that never asked is closed after %v, want %v", d, IdleTimeout)
+		if d := c.ended(); !isSoonAfter(d, socketmap.IdleTimeout) {
+			t.Errorf("one that never asked is closed after %v, want %v", d, socketmap.IdleTimeout)
 		}
 		c = newPipeClient(t, l.dial())
 		for range 30 { // well beyond any deadline set at the start
 			time.Sleep(33 * time.Second)
 			c.ask("example.com")
 		}
-		if d := c.ended(); d != IdleTimeout {
-			t.Errorf("one that asked is closed after %v, want %v", d, IdleTimeout)
+		if d := c.ended(); !isSoonAfter(d, socketmap.IdleTimeout) {
+			t.Errorf("one that asked is closed after %v, want %v", d, socketmap.IdleTimeout)
 		}
 		if s.Stats().Slow != 0 {
 			t.Error("idle connections count as slow")
@@ -134,15 +138,15 @@ func TestAStartedRequestMustBeCompleteIn10Seconds(t *testing.T) {
 		{"a request that is not kept", "60000:postfix"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			bubble(t, echo, func(t *testing.T, s *Server, l *pipeListener) {
+			bubble(t, echo, func(t *testing.T, s *socketmap.Server, l *pipeListener) {
 				c := newPipeClient(t, l.dial())
 				for range 3 {
 					c.ask("before.example")
-					time.Sleep(50 * time.Second)
+					time.Sleep(50*time.Second + 300*time.Millisecond)
 				}
 				io.WriteString(c, test.part)
-				if d := c.ended(); d != StartedTimeout {
-					t.Errorf("closed after %v, want %v", d, StartedTimeout)
+				if d := c.ended(); !isSoonAfter(d, socketmap.StartedTimeout) {
+					t.Errorf("closed after %v, want %v", d, socketmap.StartedTimeout)
 				}
 				synctest.Wait()
 				if s.Stats().Slow != 1 {
@@ -154,7 +158,7 @@ func TestAStartedRequestMustBeCompleteIn10Seconds(t *testing.T) {
 }
 
 func TestADrippingRequestGetsNoMoreTimeThanASilentOne(t *testing.T) {
-	bubble(t, echo, func(t *testing.T, _ *Server, l *pipeListener) {
+	bubble(t, echo, func(t *testing.T, _ *socketmap.Server, l *pipeListener) {
 		c := newPipeClient(t, l.dial())
 		start := time.Now()
 		stopped := make(chan struct{})
@@ -167,31 +171,31 @@ func TestADrippingRequestGetsNoMoreTimeThanASilentOne(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 		}()
-		if <-c.got; time.Since(start) != StartedTimeout {
-			t.Errorf("closed after %v, want %v", time.Since(start), StartedTimeout)
+		if <-c.got; !isSoonAfter(time.Since(start), socketmap.StartedTimeout) {
+			t.Errorf("closed after %v, want %v", time.Since(start), socketmap.StartedTimeout)
 		}
 		<-stopped
 	})
 }
 
 func TestRequestsThatAreSlowButInTimeAreAnswered(t *testing.T) {
-	bubble(t, echo, func(t *testing.T, _ *Server, l *pipeListener) {
+	bubble(t, echo, func(t *testing.T, _ *socketmap.Server, l *pipeListener) {
 		c := newPipeClient(t, l.dial())
 		for range 20 {
 			ask := request("postfix", "example.com")
 			io.WriteString(c, ask[:5])
-			time.Sleep(StartedTimeout - time.Second)
+			time.Sleep(socketmap.StartedTimeout - time.Second)
 			io.WriteString(c, ask[5:])
 			if reply := <-c.got; reply != "OK postfix|example.com" {
 				t.Fatalf("reply %q", reply)
 			}
-			time.Sleep(IdleTimeout - time.Second)
+			time.Sleep(socketmap.IdleTimeout - time.Second)
 		}
 	})
 }
 
 func TestAClientThatDoesNotReadIsClosedAfter10Seconds(t *testing.T) {
-	bubble(t, echo, func(t *testing.T, s *Server, l *pipeListener) {
+	bubble(t, echo, func(t *testing.T, s *socketmap.Server, l *pipeListener) {
 		nc := l.dial()
 		defer nc.Close()
 		go io.WriteString(nc, request("postfix", "example.com"))
@@ -203,8 +207,8 @@ func TestAClientThatDoesNotReadIsClosedAfter10Seconds(t *testing.T) {
 			time.Sleep(time.Second / 4)
 			synctest.Wait()
 		}
-		if d := time.Since(start); d != WriteTimeout {
-			t.Errorf("closed after %v, want %v", d, WriteTimeout)
+		if d := time.Since(start); !isSoonAfter(d, socketmap.WriteTimeout) {
+			t.Errorf("closed after %v, want %v", d, socketmap.WriteTimeout)
 		}
 		if s.Stats().Slow != 1 {
 			t.Errorf("stats %+v, want one slow", s.Stats())
@@ -213,13 +217,13 @@ func TestAClientThatDoesNotReadIsClosedAfter10Seconds(t *testing.T) {
 }
 
 func TestEveryWriteHasItsWholeTime(t *testing.T) {
-	bubble(t, echo, func(t *testing.T, _ *Server, l *pipeListener) {
+	bubble(t, echo, func(t *testing.T, _ *socketmap.Server, l *pipeListener) {
 		nc := l.dial()
 		defer nc.Close()
 		want := frame("OK postfix|example.com")
 		for range 10 {
 			io.WriteString(nc, request("postfix", "example.com"))
-			time.Sleep(WriteTimeout - time.Second)
+			time.Sleep(socketmap.WriteTimeout - time.Second)
 			got := make([]byte, len(want))
 			if _, err := io.ReadFull(nc, got); err != nil || string(got) != want {
 				t.Fatalf("got %q, %v", got, err)
@@ -230,66 +234,16 @@ func TestEveryWriteHasItsWholeTime(t *testing.T) {
 
 func TestALookupMayTakeLongerThanAnyLimitOfTheConnection(t *testing.T) {
 	slow := handlerFunc(func(_ context.Context, dst, mapName, key []byte) []byte {
-		time.Sleep(3 * IdleTimeout)
+		time.Sleep(3 * socketmap.IdleTimeout)
 		return echoReply(dst, mapName, key)
 	})
-	bubble(t, slow, func(t *testing.T, _ *Server, l *pipeListener) {
+	bubble(t, slow, func(t *testing.T, _ *socketmap.Server, l *pipeListener) {
 		c := newPipeClient(t, l.dial())
 		for range 3 {
 			c.ask("example.com")
 		}
-		if d := c.ended(); d != IdleTimeout {
-			t.Errorf("closed after %v, want %v", d, IdleTimeout)
-		}
-	})
-}
-
-// An exhaustedListener has no file descriptors left, but for one connection in the
-// middle, and notes when it was asked for one.
-type exhaustedListener struct {
-	*pipeListener
-	asked []time.Time
-	good  int // the accept that succeeds
-	most  int // then it waits to be closed
-}
-
-func (l *exhaustedListener) Accept() (net.Conn, error) {
-	l.asked = append(l.asked, time.Now())
-	switch len(l.asked) {
-	case l.good:
-		client, server := net.Pipe()
-		client.Close()
-		return server, nil
-	case l.most:
-		<-l.closed
-		return nil, net.ErrClosed
-	}
-	return nil, syscall.EMFILE
-}
-
-func TestThePauseAfterAFailedAcceptGrowsUpToASecondAndASuccessEndsIt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := NewServer(echo, Options{})
-		l := &exhaustedListener{pipeListener: newPipeListener(), good: 12, most: 16}
-		served := make(chan error, 1)
-		go func() { served <- s.Serve(l) }()
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if err := s.Shutdown(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-		var pauses []time.Duration
-		for i := range len(l.asked) - 1 {
-			pauses = append(pauses, l.asked[i+1].Sub(l.asked[i]))
-		}
-		const ms = time.Millisecond
-		want := []time.Duration{5 * ms, 10 * ms, 20 * ms, 40 * ms, 80 * ms, 160 * ms, 320 * ms, 640 * ms, time.Second, time.Second, time.Second,
-			0, 5 * ms, 10 * ms, 20 * ms}
-		if !slices.Equal(pauses, want) {
-			t.Errorf("pauses %v, want %v", pauses, want)
+		if d := c.ended(); !isSoonAfter(d, socketmap.IdleTimeout) {
+			t.Errorf("closed after %v, want %v", d, socketmap.IdleTimeout)
 		}
 	})
 }
