@@ -8,6 +8,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -43,7 +44,7 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 		Now:      time.Now,
 	})
 	if a.flags.json {
-		err = report.WriteJSON(a.stdout)
+		err = text.WriteJSON(a.stdout, report)
 	} else {
 		err = report.WriteText(a.stdout)
 	}

@@ -1,10 +1,9 @@
 package explain
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"slices"
-	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -17,109 +16,74 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
-const (
-	maxHosts = 50 // MX hosts that are shown
-	maxTexts = 20 // TXT records that are shown
-
-	maxPatterns = 20 // mx patterns of a policy that are listed beside its text
-	maxNamed    = 5  // hosts named in a sentence
-
-	// minLife is how long a policy counts after its fetch, whatever its
-	// max_age, as the keeper has it.
-	minLife = time.Minute
-)
-
 // Gather asks for everything about a next-hop, as an MTA would name it. It
 // ends when ctx does.
 func Gather(ctx context.Context, key string, s Sources) *Report {
 	r := &Report{Key: key, now: s.Now()}
 	hop, kind := mta.ParseKey([]byte(key), nil)
-	if kind != mta.KeyPolicyDomain {
-		r.NoKey = kind.String()
-		r.noPolicyDomain(kind)
+	switch kind {
+	case mta.KeyPolicyDomain:
+	case mta.KeyUnconvertible:
+		r.NoKey, r.Next = kind.String(), "The name cannot be written in A-labels (IDNA): see how the MTA came by it."
+		r.Maps = []Reply{{Map: "every map", Reply: "TEMP", Why: r.NoKey}}
+		return r
+	default:
+		r.NoKey, r.Next = kind.String(), "Ask for the domain of a recipient, or the name of a smart host."
+		r.Maps = []Reply{{Map: "every map", Reply: "NOTFOUND ", Why: r.NoKey}}
 		return r
 	}
 	r.Domain = string(hop.Domain)
 
 	var steps sync.WaitGroup
-	steps.Go(func() {
-		r.Record = record(ctx, r.Domain, s)
-		if r.Record.Result == policy.ResultOK {
-			r.Fetch = fetch(ctx, r.Domain, s)
-		}
-	})
-	steps.Go(func() { r.MX = mx(ctx, r.Domain, hop.Bracketed, s) })
-	steps.Go(func() { r.mxSet, r.mxErr = mxHosts(ctx, hop, s) })
-	steps.Go(func() { r.Cache = held(ctx, r.Domain, s) })
+	steps.Go(func() { r.discover(ctx, s) })
+	steps.Go(func() { r.lookUpMX(ctx, hop.Bracketed, s) })
+	steps.Go(func() { r.Cache = readCache(ctx, r.Domain, s) })
 	steps.Wait()
 
 	r.choosePolicy()
-	r.DANE = lookAtDANE(ctx, hop, r.listed(), s)
+	r.lookUpDANE(ctx, hop, s)
 	r.decide(s)
-	r.compareExemptions(s)
-	r.compareMaps(s)
+	r.compareWithFile(s)
 	r.Next = r.next()
 	return r
 }
 
-// noPolicyDomain fills in what is left to say of a key that is no domain.
-func (r *Report) noPolicyDomain(kind mta.KeyKind) {
-	r.Maps = []Reply{{Map: "every map", Reply: "NOTFOUND ", Why: kind.String()}}
-	r.Next = "Ask for the domain of a recipient, or the name of a smart host."
-	if kind == mta.KeyUnconvertible {
-		r.Maps[0].Reply = "TEMP"
-		r.Next = "The name cannot be written in A-labels (IDNA): see how the MTA came by it."
-	}
-}
-
-// record asks for the TXT record, and shows what was found beside the verdict.
-func record(ctx context.Context, domain string, s Sources) *Record {
-	rec := &Record{Name: policy.RecordName(domain)}
+// discover asks for the TXT record, to show it beside the verdict, and fetches
+// the policy. Without a record there is no policy to fetch (RFC 8461, 3.3).
+func (r *Report) discover(ctx context.Context, s Sources) {
+	rec := &Record{Name: policy.RecordName(r.Domain)}
+	r.Record = rec
 	answer, err := s.Resolver.Query(ctx, rec.Name, resolver.TypeTXT)
 	rec.Answer = answerWord(answer, err)
 	if err == nil {
-		rec.Authenticated = answer.Authenticated
-		rec.CNAMEs = answer.CNAMEs
-		rec.Texts = answer.Texts[:min(len(answer.Texts), maxTexts)]
+		rec.Authenticated, rec.CNAMEs, rec.Texts = answer.Authenticated, answer.CNAMEs, answer.Texts
 	}
-	found, _, err := s.Policies.Record(ctx, domain)
+	found, _, err := s.Policies.Record(ctx, r.Domain)
 	rec.Result, rec.ID = policy.ResultOf(err), found.ID
 	if err != nil {
-		rec.Err, rec.hint = reason(err), hintFor(err, domain)
+		rec.Err = r.failed(err)
+		return
 	}
-	return rec
-}
-
-func fetch(ctx context.Context, domain string, s Sources) *Fetch {
-	f := &Fetch{URL: policy.URL(domain)}
-	fetched, err := s.Policies.Fetch(ctx, domain, nil)
+	f := &Fetch{URL: policy.URL(r.Domain)}
+	r.Fetch = f
+	fetched, err := s.Policies.Fetch(ctx, r.Domain, nil)
 	f.Result = policy.ResultOf(err)
 	if err != nil {
-		f.Err, f.hint = reason(err), hintFor(err, domain)
-		return f
+		f.Err = r.failed(err)
+		return
 	}
-	f.fetched = fetched
+	p := fetched.Policy
+	f.policy, f.Text, f.Mode, f.MaxAge, f.Patterns = p, string(fetched.Text), p.Mode.String(), int64(p.MaxAge/time.Second), p.MX
 	f.Address, f.Millis = fetched.Addr.String(), fetched.Duration.Milliseconds()
 	if cert := fetched.Certificate; cert != nil {
 		f.Issuer, f.NotAfter = cert.Issuer.String(), cert.NotAfter.UTC()
 	}
-	f.Text = string(fetched.Text)
-	f.Mode, f.MaxAge, f.Patterns = fetched.Policy.Mode.String(), int64(fetched.Policy.MaxAge/time.Second), fetched.Policy.MX
-	return f
 }
 
-// reason is an error without the domain and the result in front, which are
-// said beside it.
-func reason(err error) string {
-	var pe *policy.Error
-	if errors.As(err, &pe) && pe.Err != nil {
-		return pe.Err.Error()
-	}
-	return err.Error()
-}
-
-func hintFor(err error, domain string) string {
-	return strings.ReplaceAll(policy.Hint(err), "DOMAIN", domain)
+// failed notes what to do about a discovery that failed, and returns the reason.
+func (r *Report) failed(err error) string {
+	r.hint = cmp.Or(strings.ReplaceAll(policy.Hint(err), "DOMAIN", r.Domain), "See the error above.")
+	return policy.Reason(err)
 }
 
 func answerWord(a *resolver.Answer, err error) string {
@@ -132,47 +96,34 @@ func answerWord(a *resolver.Answer, err error) string {
 	return "NOERROR"
 }
 
-// mx finds where mail goes. Whether a policy lists the hosts is added later.
-func mx(ctx context.Context, domain string, bracketed bool, s Sources) *MX {
+// lookUpMX finds where mail goes. Whether a policy lists the hosts is added later.
+func (r *Report) lookUpMX(ctx context.Context, bracketed bool, s Sources) {
+	m := &MX{Answer: "NOERROR"}
+	r.MX = m
 	if bracketed {
-		return &MX{Answer: "not asked", Hosts: []Host{{Name: domain}}, Note: "in brackets, the name is the host"}
-	}
-	answer, err := s.Resolver.Query(ctx, domain, resolver.TypeMX)
-	m := &MX{Answer: answerWord(answer, err)}
-	if err != nil {
-		return m
-	}
-	m.Authenticated = answer.Authenticated
-	for _, mx := range answer.MX {
-		m.Hosts = append(m.Hosts, Host{Name: mx.Host, Preference: mx.Preference})
+		r.mxSet = &dane.MXSet{Hosts: []dane.MXHost{{Name: r.Domain}}}
+		m.Answer, m.Note = "not asked", "in brackets, the name is the host"
+	} else if r.mxSet, r.mxErr = s.NextHops.MX(ctx, r.Domain); r.mxErr != nil {
+		m.Answer = r.mxErr.Error()
+		return
 	}
 	switch {
-	case len(m.Hosts) == 1 && m.Hosts[0].Name == ".":
-		m.Hosts, m.Note = nil, "the domain takes no mail (null MX, RFC 7505)"
-	case len(m.Hosts) == 0 && answer.NXDomain:
-		m.Note = "the domain does not exist"
-	case len(m.Hosts) == 0:
-		m.Hosts, m.Note = []Host{{Name: domain}}, "no MX records: the domain is its own mail host"
+	case r.mxSet.Null:
+		m.Note = "the domain takes no mail (null MX, RFC 7505)"
+	case r.mxSet.NXDomain:
+		m.Answer, m.Note = "NXDOMAIN", "the domain does not exist"
 	}
-	sort.SliceStable(m.Hosts, func(i, j int) bool { return m.Hosts[i].Preference < m.Hosts[j].Preference })
-	if n := len(m.Hosts); n > maxHosts {
-		m.Hosts, m.More = m.Hosts[:maxHosts], n-maxHosts
+	for _, h := range r.mxSet.Hosts {
+		m.Hosts = append(m.Hosts, Host{Name: h.Name, Preference: h.Preference})
 	}
-	return m
 }
 
-// mxHosts returns the hosts as map exim has them.
-func mxHosts(ctx context.Context, hop mta.NextHop, s Sources) (*dane.MXSet, error) {
-	domain := string(hop.Domain)
-	if hop.Bracketed {
-		return &dane.MXSet{Hosts: []dane.MXHost{{Name: domain}}}, nil
-	}
-	return s.NextHops.MX(ctx, domain)
-}
-
-func held(ctx context.Context, domain string, s Sources) *Cache {
+func readCache(ctx context.Context, domain string, s Sources) *Cache {
 	h, from, err := s.Held(ctx, domain)
-	c := &Cache{From: from, notAsked: s.NotAsked, askHint: s.AskHint}
+	c := &Cache{From: from, notAsked: s.NotAsked}
+	if !errors.Is(s.NotAsked, control.ErrNoDaemon) {
+		c.askHint = s.AskHint
+	}
 	switch {
 	case err == nil:
 		c.Held = &h
@@ -182,90 +133,72 @@ func held(ctx context.Context, domain string, s Sources) *Cache {
 	return c
 }
 
-// choosePolicy finds which policy counts for a lookup now.
-func (r *Report) choosePolicy() {
-	r.policyState = tlsmap.PolicyAbsent
-	if p, ok := r.heldPolicy(); ok {
-		r.policy, r.Cache.Counts = p, "held"
-	} else if neg := r.negative(); neg == nil && r.Fetch != nil && r.Fetch.fetched != nil {
-		r.policy, r.Cache.Counts = r.Fetch.fetched.Policy, "live"
-	} else if h := r.Cache.Held; h != nil && h.Damaged != "" {
-		r.policyState = tlsmap.PolicyUnreadable
+// lookUpDANE asks all about the next-hop's DANE, after the resolver was probed.
+func (r *Report) lookUpDANE(ctx context.Context, hop mta.NextHop, s Sources) {
+	probe := s.NextHops.Probe(ctx)
+	d := &DANE{Resolver: probe.Verdict.String()}
+	r.DANE = d
+	if v := probe.Verdict; v != dane.NoVerdict {
+		d.Validates = new(v == dane.Validates)
 	}
+	for _, l := range probe.Lookups {
+		d.Probe = append(d.Probe, lookupOf(l))
+	}
+	listed := func(string) bool { return true }
 	if r.policy != nil {
-		r.policyState = tlsmap.StateOf(r.policy.Mode)
+		listed = tlsmap.AcceptedBy(tlsmap.MatchList(r.policy))
 	}
-}
-
-// listed tells which MX hosts the policy that counts lists: all, without one.
-func (r *Report) listed() func(host string) bool {
-	if r.policy == nil {
-		return func(string) bool { return true }
+	if n, ok := tlsmap.DANENextHop(hop); ok {
+		d.hop = n.String()
+		d.report(s.NextHops.Look(ctx, n, listed))
+	} else {
+		d.finding.Why = tlsmap.UnknownPort
 	}
-	return tlsmap.AcceptedBy(tlsmap.MatchList(r.policy))
-}
-
-// decide finds what the maps reply.
-func (r *Report) decide(s Sources) {
-	r.choosePolicy()
-	if r.policy != nil {
-		list := tlsmap.MatchList(r.policy)
-		r.namesNone = tlsmap.ListsNone(list)
-		for i := range r.MX.Hosts {
-			h := &r.MX.Hosts[i]
-			listed := tlsmap.Lists(list, h.Name)
-			h.Listed, h.Unusable = &listed, !listed && r.policy.Lists(h.Name)
+	d.State, d.Why = d.finding.State.String(), d.finding.Why
+	if d.MX != nil {
+		r.MX.Authenticated = d.MX.Security == dane.Secure.String()
+		if d.MX.Answer == "NOERROR" && len(d.MX.Records) == 0 {
+			r.MX.Note = "no MX records: the domain is its own mail host"
 		}
 	}
-	table := r.tableInForce(s)
-	r.DANE.asked = table.AsksForDANE(r.policyState)
-	r.DANE.take(r.Cache.Held, r.now)
-	r.exemptBy = r.exemptions(s)
-	known := tlsmap.Known{Domain: r.Domain, State: r.policyState, Policy: r.policy, DANE: r.DANE.counts(), MX: r.mxSet, MXErr: r.mxErr}
-	for _, m := range table.Replies(known) {
-		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
-		if len(r.exemptBy) > 0 {
-			reply = Reply{Map: m.Map, Reply: "NOTFOUND ", Why: r.exemptWord()}
+}
+
+// report takes over what a check saw.
+func (d *DANE) report(r *dane.Report) {
+	d.finding = dane.Finding{State: r.State, Why: r.Why, Hosts: r.Rest}
+	if r.MX != nil {
+		d.MX = new(d.lookup(r.MX))
+	}
+	d.Beyond = r.Beyond
+	for _, h := range r.Hosts {
+		host := DANEHost{Name: h.Name, Preference: h.Preference, State: h.State.String()}
+		for _, l := range h.Lookups() {
+			host.Lookups = append(host.Lookups, d.lookup(l))
 		}
-		r.Maps = append(r.Maps, reply)
+		d.Hosts = append(d.Hosts, host)
 	}
 }
 
-// heldPolicy returns the policy that is held and still counts.
-func (r *Report) heldPolicy() (*policy.Policy, bool) {
-	if r.Cache.Held == nil || r.Cache.Held.Entry == nil {
-		return nil, false
+func (d *DANE) lookup(l *dane.Lookup) Lookup {
+	x := lookupOf(l)
+	if d.failing == "" && (l.Security == dane.Bogus || l.Security == dane.Indeterminate) {
+		d.failing = x.Name + " " + x.Type
 	}
-	e := r.Cache.Held.Entry
-	if !r.now.Before(e.Expires) && !r.now.Before(e.Fetched.Add(minLife)) {
-		return nil, false
-	}
-	p, err := policy.Parse([]byte(e.Policy))
-	return p, err == nil
+	return x
 }
 
-// negative returns the failure that keeps a lookup from discovering anew.
-func (r *Report) negative() *control.Negative {
-	if h := r.Cache.Held; h != nil && h.Negative != nil && r.now.Before(h.Negative.Until) {
-		return h.Negative
+func lookupOf(l *dane.Lookup) Lookup {
+	x := Lookup{Name: l.Name, Type: l.Type.String(), Answer: answerWord(l.Answer, l.Err), Security: l.Security.String()}
+	if l.Answer == nil {
+		return x
 	}
-	return nil
-}
-
-// unlisted returns the MX hosts that the policy that counts does not list.
-func (r *Report) unlisted() []string {
-	var names []string
-	for _, h := range r.MX.Hosts {
-		if h.Listed != nil && !*h.Listed {
-			names = append(names, h.Name)
+	x.CNAMEs, x.Records = l.Answer.CNAMEs, l.Answer.Data()
+	for i, t := range l.Answer.TLSA {
+		use := " (not usable for SMTP)"
+		if dane.UsableRecord(t) {
+			use = " (usable)"
 		}
+		x.Records[i] = t.String() + use
 	}
-	return names
-}
-
-func joinSome(names []string, most int) string {
-	if len(names) > most {
-		names = append(slices.Clone(names[:most]), "...")
-	}
-	return strings.Join(names, ", ")
+	return x
 }

@@ -1,84 +1,179 @@
 package explain
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
+	"io"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
-// A Row is a label and what stands behind it, fit to be shown.
-type Row struct{ Label, Value string }
+// heldWords says what is held, but for the policy's text.
+func heldWords(p printer, h *control.Held, now time.Time) {
+	p.row("damaged", h.Damaged)
+	if e := h.Entry; e != nil {
+		p.row("mode", e.Mode)
+		p.row("id", e.ID)
+		if e.PendingID != "" {
+			p.row("new id", e.PendingID+", with the old text so far: looked at again soon (RFC 8461, 8.1)")
+		}
+		p.row("fetched", moment(e.Fetched, now))
+		p.row("expires", moment(e.Expires, now))
+		p.row("checked", moment(e.Checked, now))
+		p.row("used", moment(e.Used, now))
+		p.row("due", moment(e.Due, now))
+		if e.Failures > 0 {
+			p.row("failures", fmt.Sprintf("%d in a row, the last one %s", e.Failures, text.When(e.FailedAt, now)))
+		}
+		p.row("last error", e.LastError)
+	}
+	if n := h.Negative; n != nil {
+		p.row("not found", fmt.Sprintf("%s; not tried again before %s", n.Result, moment(n.Until, now)))
+		p.row("because", n.Err)
+	}
+	for _, e := range h.ExemptBy {
+		p.row("exempt", exemptWord(e, h.Domain)+": every map replies NOTFOUND")
+	}
+	for _, x := range h.Rehearsed {
+		lookups := "1 lookup"
+		if x.Count != 1 {
+			lookups = fmt.Sprintf("%d lookups", x.Count)
+		}
+		p.row("rehearsed", fmt.Sprintf("map %s would have replied to %s, the last one %s: %s", x.Map, lookups, text.When(x.Last, now), x.Reply))
+	}
+}
+
+func moment(t, now time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return text.Clock(t) + " (" + text.When(t, now) + ")"
+}
+
+// WriteHeld prints all that is held of one domain.
+func WriteHeld(w io.Writer, h *control.Held, now time.Time) error {
+	p := printer{bufio.NewWriter(w)}
+	fmt.Fprintln(p.w, text.Printable(h.Domain))
+	heldWords(p, h, now)
+	if h.Entry != nil && h.Entry.Policy != "" {
+		p.verbatim("policy", h.Entry.Policy)
+		if pol, err := policy.Parse([]byte(h.Entry.Policy)); err == nil {
+			policyWords(p, pol)
+		}
+	}
+	return p.w.Flush()
+}
+
+// WriteHeldJSON writes all that is held of one domain as one line of JSON:
+// the fields of an entry as in a listing, and beside them what else there is.
+func WriteHeldJSON(w io.Writer, h *control.Held) error {
+	return text.WriteJSON(w, struct {
+		Domain string `json:"domain"`
+		*control.Entry
+		Damaged  string            `json:"damaged,omitempty"`
+		Negative *control.Negative `json:"negative,omitempty"`
+		Exempt   bool              `json:"exempt,omitempty"`
+
+		ExemptUntil time.Time           `json:"exempt_until,omitzero"`
+		Rehearsed   []control.Rehearsed `json:"rehearsed,omitempty"`
+	}{h.Domain, h.Entry, h.Damaged, h.Negative, h.Exempt, h.ExemptUntil, h.Rehearsed})
+}
 
 // A HeldReport says what follows for a domain from what is held of it alone:
 // nothing was asked of anybody.
 type HeldReport struct {
-	Domain string
-	Rows   []Row
-	Policy []string // the text's lines
-	Maps   []Reply  // what the maps reply now; none: the next lookup asks the network first
-	Next   string   // what to do to learn more, or to change it
+	Text string  // as WriteHeld prints it
+	Maps []Reply // what maps that need no MX and TLSA records reply now; none: the next lookup asks the network first
 }
-
-// maxPolicyLines is how many lines of a policy's text are shown.
-const maxPolicyLines = 200
 
 // errNotAsked stands where a reply would need more than what is held.
 var errNotAsked = errors.New("nothing was asked")
 
 // FromHeld explains a domain from what is held of it.
 func FromHeld(h *control.Held, table *tlsmap.Table, now time.Time) *HeldReport {
-	out := &HeldReport{Domain: printable(h.Domain), Next: "This page asks nobody. Each step, live: sts-tlsmap -explain " + printable(h.Domain)}
+	var b strings.Builder
+	_ = WriteHeld(&b, h, now) // a Builder takes everything
+	out := &HeldReport{Text: b.String()}
 	r := &Report{
-		Domain: h.Domain, now: now, Cache: &Cache{From: Daemon, Held: h},
-		MX: &MX{}, DANE: &DANE{hop: dane.NextHop{Host: h.Domain}.String(), finding: dane.Finding{Why: errNotAsked.Error()}}, mxErr: errNotAsked,
+		Domain: h.Domain, now: now, Cache: &Cache{From: Daemon, Held: h}, MX: &MX{}, mxErr: errNotAsked,
+		DANE: &DANE{hop: dane.NextHop{Host: h.Domain}.String(), finding: dane.Finding{Why: errNotAsked.Error()}},
 	}
-	t := new(text)
-	heldWords(t, h, now)
-	if e := h.Entry; e != nil && e.Policy != "" {
-		for line := range strings.Lines(e.Policy) {
-			if len(out.Policy) == maxPolicyLines {
-				out.Policy = append(out.Policy, "...")
-				break
-			}
-			out.Policy = append(out.Policy, printable(strings.TrimRight(line, "\r\n")))
-		}
-		if p, err := policy.Parse([]byte(e.Policy)); err == nil {
-			policyWords(t, p)
-		}
-	}
-	out.Rows = t.rows
-	if _, live := r.heldPolicy(); !live && r.negative() == nil && h.Damaged == "" && !h.Exempt {
+	if r.heldPolicy() == nil && r.negative() == nil && h.Damaged == "" && len(h.ExemptBy) == 0 {
 		return out // the next lookup begins with a discovery
 	}
-	r.decide(Sources{Table: table, Exempt: func(string) []control.ExemptEntry { return nil }})
+	r.choosePolicy()
+	r.decide(Sources{Table: table})
 	for _, m := range r.Maps {
-		if strings.HasSuffix(m.Why, errNotAsked.Error()) {
-			why := "the policy is applied; how depends on MX and TLSA records, which are not asked for here"
-			if m.Would == "" {
-				m.Reply = ""
-			} else {
-				why = "a rehearsal; otherwise " + why
-			}
-			m.Why, m.Would = why, ""
+		if !strings.HasSuffix(m.Why, errNotAsked.Error()) {
+			out.Maps = append(out.Maps, m)
 		}
-		m.Reply, m.Why, m.Would = printable(strings.TrimSpace(m.Reply)), printable(m.Why), printable(m.Would)
-		out.Maps = append(out.Maps, m)
 	}
 	return out
 }
 
-// Printable makes a stranger's text safe to be shown: what is not a printable
-// character of Unicode, line ends and direction marks included, is an escape,
-// and what is long is cut.
-func Printable(s string) string { return printable(s) }
+// alignedRows is how many rows of a Listing are aligned to each other.
+const alignedRows = 500
 
-// Span writes a length of time in its two largest units.
-func Span(d time.Duration) string { return span(d) }
+// A Listing prints the cache, an entry a line: a table, or JSON. It holds some
+// rows back to align them, and never more: the cache may hold millions.
+type Listing struct {
+	w     io.Writer
+	table *tabwriter.Writer // nil: JSON
+	now   time.Time
+	count int
+}
 
-// When writes a time relative to now: "3h12m ago", "in 6d", or "never".
-func When(t, now time.Time) string { return when(t, now) }
+// NewListing returns a Listing that writes to w.
+func NewListing(w io.Writer, asJSON bool, now time.Time) *Listing {
+	l := &Listing{w: w, now: now}
+	if !asJSON {
+		l.table = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	}
+	return l
+}
+
+// Add prints an entry, sooner or later.
+func (l *Listing) Add(e control.Entry) error {
+	l.count++
+	if l.table == nil {
+		return text.WriteJSON(l.w, e)
+	}
+	if l.count == 1 {
+		fmt.Fprintln(l.table, "DOMAIN\tMODE\tID\tAGE\tEXPIRES\tCHECKED\tUSED\tFAILURES")
+	}
+	age, expires := "-", "-"
+	if !e.Fetched.IsZero() {
+		age = text.Span(l.now.Sub(e.Fetched))
+	}
+	if !e.Expires.IsZero() {
+		expires = text.When(e.Expires, l.now)
+		if !e.Expires.After(l.now) {
+			expires = "expired " + expires
+		}
+	}
+	fmt.Fprintf(l.table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", text.Printable(e.Domain), text.Printable(e.Mode), text.Printable(e.ID),
+		age, expires, text.When(e.Checked, l.now), text.When(e.Used, l.now), e.Failures)
+	if l.count%alignedRows == 0 {
+		return l.table.Flush()
+	}
+	return nil
+}
+
+// Close prints what was held back.
+func (l *Listing) Close() error {
+	if l.table == nil {
+		return nil
+	}
+	return l.table.Flush()
+}
+
+// Count returns how many entries were added.
+func (l *Listing) Count() int { return l.count }

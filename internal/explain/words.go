@@ -2,96 +2,115 @@ package explain
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
-	"time"
+	"unicode/utf8"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// WriteJSON writes the report as one line of JSON.
-func (r *Report) WriteJSON(w io.Writer) error { return json.NewEncoder(w).Encode(r) }
+// The layout of text: labels are columns 3 to 14, values begin in column 16, and
+// sentences are broken before column 80.
+const (
+	valueIndent = 15
+	lineWidth   = 79
+)
+
+// A printer writes sections of labelled lines.
+type printer struct{ w *bufio.Writer }
+
+func (p printer) section(format string, args ...any) { fmt.Fprintf(p.w, "\n"+format+"\n", args...) }
+
+// line writes a sentence.
+func (p printer) line(s string) {
+	for _, l := range wrap(s, lineWidth-2) {
+		fmt.Fprintf(p.w, "  %s\n", l)
+	}
+}
+
+// row writes a label and a sentence or a short value, which may come from the
+// network; nothing if that is empty.
+func (p printer) row(label, value string) {
+	if value == "" {
+		return
+	}
+	for _, l := range wrap(text.Printable(value), lineWidth-valueIndent) {
+		fmt.Fprintf(p.w, "  %-12s %s\n", label, l)
+		label = ""
+	}
+}
+
+// verbatim writes a label and a text of one or several lines, which are not broken.
+func (p printer) verbatim(label, value string) {
+	for l := range strings.Lines(value) {
+		fmt.Fprintf(p.w, "  %-12s %s\n", label, text.Printable(strings.TrimRight(l, "\r\n")))
+		label = ""
+	}
+}
+
+// wrap breaks a sentence at its blanks into lines of no more characters than that,
+// where it can.
+func wrap(s string, width int) (lines []string) {
+	for i, word := range strings.Split(s, " ") {
+		last := len(lines) - 1
+		if i > 0 && utf8.RuneCountInString(lines[last])+1+utf8.RuneCountInString(word) <= width {
+			lines[last] += " " + word
+			continue
+		}
+		lines = append(lines, word)
+	}
+	return lines
+}
 
 // WriteText writes the report in words.
 func (r *Report) WriteText(w io.Writer) error {
-	t := &text{w: bufio.NewWriter(w)}
+	p := printer{bufio.NewWriter(w)}
 	if r.Domain == "" {
-		t.head("%s: %s", printable(r.Key), r.NoKey)
+		fmt.Fprintf(p.w, "%s: %s\n", text.Printable(r.Key), r.NoKey)
 	} else {
-		t.head("%s", r.Domain)
-		r.recordWords(t)
-		r.fetchWords(t)
-		r.mxWords(t)
-		r.daneWords(t)
-		r.cacheWords(t)
+		fmt.Fprintln(p.w, r.Domain)
+		r.recordWords(p)
+		r.fetchWords(p)
+		r.mxWords(p)
+		r.daneWords(p)
+		r.cacheWords(p)
 	}
-	r.mapWords(t)
+	r.mapWords(p)
 	if len(r.Stale) > 0 {
-		t.section("Not in force")
+		p.section("Not in force")
 		for _, s := range r.Stale {
-			t.line("%s", s)
+			p.line(s)
 		}
 	}
-	t.section("Next")
-	t.line("%s", r.Next)
-	if hint := r.cacheHint(); hint != "" {
-		t.line("About the daemon: %s.", printable(hint))
+	p.section("Next")
+	p.line(r.Next)
+	if r.Cache != nil && r.Cache.askHint != "" {
+		p.line("About the daemon: " + text.Printable(r.Cache.askHint) + ".")
 	}
-	return t.w.Flush()
+	return p.w.Flush()
 }
 
-// text writes sections of labelled lines, or gathers the lines as rows.
-type text struct {
-	w    *bufio.Writer
-	rows []Row
-}
-
-func (t *text) head(format string, args ...any) { fmt.Fprintf(t.w, format+"\n", args...) }
-
-func (t *text) section(name string) { fmt.Fprintf(t.w, "\n%s\n", name) }
-
-func (t *text) line(format string, args ...any) { fmt.Fprintf(t.w, "  "+format+"\n", args...) }
-
-// row writes a label and a value; the value may come from the network.
-func (t *text) row(label, value string) {
-	if t.w == nil {
-		t.rows = append(t.rows, Row{Label: label, Value: printable(value)})
-		return
-	}
-	fmt.Fprintf(t.w, "  %-12s %s\n", label, printable(value))
-}
-
-// block writes a text of several lines.
-func (t *text) block(label, value string) {
-	for i, l := range strings.Split(strings.TrimRight(value, "\r\n"), "\n") {
-		if i == 1 {
-			label = ""
-		}
-		t.row(label, strings.TrimSuffix(l, "\r"))
-	}
-}
-
-func (r *Report) recordWords(t *text) {
+func (r *Report) recordWords(p printer) {
 	rec := r.Record
-	t.section("TXT record at " + rec.Name)
-	t.row("DNS says", rec.Answer+authenticated(rec.Authenticated))
+	p.section("TXT record at %s", rec.Name)
+	p.row("DNS says", rec.Answer+authenticated(rec.Authenticated))
 	if len(rec.CNAMEs) > 0 {
-		t.row("through", "CNAME at "+strings.Join(rec.CNAMEs, ", "))
+		p.row("through", "CNAME at "+strings.Join(rec.CNAMEs, ", "))
 	}
 	for _, s := range rec.Texts {
-		t.row("text", s)
+		p.row("text", s)
 	}
 	switch rec.Result {
 	case policy.ResultOK:
-		t.row("id", rec.ID)
+		p.row("id", rec.ID)
 	case policy.ResultNoRecord:
-		t.row("so", "the domain publishes no MTA-STS policy: "+rec.Err)
+		p.row("so", "the domain publishes no MTA-STS policy: "+rec.Err)
 	default:
-		t.row("error", rec.Err)
+		p.row("error", rec.Err)
 	}
 }
 
@@ -102,173 +121,157 @@ func authenticated(ad bool) string {
 	return ""
 }
 
-func (r *Report) fetchWords(t *text) {
+func (r *Report) fetchWords(p printer) {
 	f := r.Fetch
 	if f == nil {
-		return // without a record there is no policy to fetch (RFC 8461, 3.3)
-	}
-	t.section("Policy at " + f.URL)
-	if f.fetched == nil {
-		t.row("error", f.Err)
-		t.row("result", string(f.Result)+" (RFC 8460, 4.3)")
 		return
 	}
-	t.row("served by", fmt.Sprintf("%s in %d ms, status 200", f.Address, f.Millis))
-	t.row("certificate", fmt.Sprintf("valid until %s (%s), from %s", clock(f.NotAfter), when(f.NotAfter, r.now), f.Issuer))
-	t.block("text", f.Text)
-	policyWords(t, f.fetched.Policy)
+	p.section("Policy at %s", f.URL)
+	if f.policy == nil {
+		p.row("error", f.Err)
+		p.row("result", string(f.Result)+" (RFC 8460, 4.3)")
+		return
+	}
+	p.row("served by", fmt.Sprintf("%s in %d ms, status 200", f.Address, f.Millis))
+	p.row("certificate", fmt.Sprintf("valid until %s (%s), from %s", text.Clock(f.NotAfter), text.When(f.NotAfter, r.now), f.Issuer))
+	p.verbatim("text", f.Text)
+	policyWords(p, f.policy)
 }
 
 // policyWords says what a policy demands.
-func policyWords(t *text, p *policy.Policy) {
-	switch p.Mode {
-	case policy.ModeEnforce:
-		t.row("demands", "mail goes over verified TLS to a listed host, or not at all (enforce)")
-	case policy.ModeTesting:
-		t.row("demands", "failures are reported, mail is delivered anyway (testing)")
-	default:
-		t.row("demands", "nothing: the domain has given up MTA-STS (none)")
-	}
-	t.row("lasts", span(p.MaxAge)+" from each fetch")
-	if len(p.MX) > 0 {
-		t.row("lists", joinSome(p.MX, maxPatterns))
-	}
+func policyWords(p printer, pol *policy.Policy) {
+	p.row("demands", map[policy.Mode]string{
+		policy.ModeEnforce: "mail goes over verified TLS to a listed host, or waits (enforce)",
+		policy.ModeTesting: "failures are reported, mail is delivered anyway (testing)",
+		policy.ModeNone:    "nothing: the domain has given up MTA-STS (none)",
+	}[pol.Mode])
+	p.row("lasts", text.Span(pol.MaxAge)+" from each fetch")
 }
 
-func (r *Report) mxWords(t *text) {
+func (r *Report) mxWords(p printer) {
 	m := r.MX
-	t.section("MX hosts of " + r.Domain)
-	t.row("DNS says", m.Answer+authenticated(m.Authenticated))
-	if m.Note != "" {
-		t.row("note", m.Note)
-	}
+	p.section("MX hosts of %s", r.Domain)
+	p.row("DNS says", m.Answer+authenticated(m.Authenticated))
+	p.row("note", m.Note)
 	for _, h := range m.Hosts {
 		listed := ""
-		if h.Listed != nil && *h.Listed {
+		switch {
+		case h.Listed == nil:
+		case *h.Listed:
 			listed = ", listed by the policy"
-		} else if h.Unusable {
+		case h.Unusable:
 			listed = ", listed by the policy, but NOT usable: no MTA takes such a name"
-		} else if h.Listed != nil {
+		default:
 			listed = ", NOT listed by the policy"
 		}
-		t.row(fmt.Sprint(h.Preference), h.Name+listed)
-	}
-	if m.More > 0 {
-		t.row("", fmt.Sprintf("and %d more", m.More))
+		p.row(fmt.Sprint(h.Preference), h.Name+listed)
 	}
 }
 
-func (r *Report) cacheWords(t *text) {
+func (r *Report) daneWords(p printer) {
+	d := r.DANE
+	p.section("DANE of %s (RFC 7672)", r.Domain)
+	p.row("resolver", d.Resolver)
+	if d.MX != nil {
+		p.row("MX records", d.MX.outcome())
+	}
+	for _, h := range d.Hosts {
+		p.line(text.Printable(h.Name))
+		for _, l := range h.Lookups {
+			at := ""
+			if l.Name != h.Name {
+				at = "at " + l.Name + ": "
+			}
+			p.row("  "+l.Type, at+l.outcome())
+			for _, rec := range l.Records {
+				p.verbatim("", rec)
+			}
+		}
+		p.row("  so", h.State)
+	}
+	if d.Beyond > 0 {
+		p.row("", fmt.Sprintf("and %d more hosts", d.Beyond))
+	}
+	p.row("so", because(d.finding))
+	if h := d.Held; h != nil {
+		p.row("held", fmt.Sprintf("for another %s, by the daemon, which answers from it: %s", text.Span(h.Until.Sub(r.now)), because(d.counts)))
+	}
+	switch {
+	case !d.asked:
+		p.row("for mail", "not asked for: no map has DANE, or no policy is enforced, and the MTA does DANE by itself")
+	case d.counts.State == dane.Usable:
+		p.row("for mail", "maps with DANE reply dane-only: hosts without usable TLSA records are skipped, and whether the policy lists a host does not count")
+	}
+}
+
+// stateWords says what a state means.
+var stateWords = map[dane.State]string{
+	dane.SomeFailed:      "lookups fail at some hosts, the others are without DANE",
+	dane.AddressesFailed: "lookups of addresses fail at some hosts, the others are without DANE",
+	dane.Undecided:       "undecided",
+	dane.Usable:          "DANE protects the domain",
+	dane.LookupFailed:    "a lookup fails, and only the MTA can tell",
+	dane.Absent:          "DANE does not protect the domain",
+	dane.UnsignedMX:      "DANE does not protect the domain",
+	dane.NoMail:          "no mail",
+	dane.NotValidating:   "no DANE",
+}
+
+func because(f dane.Finding) string {
+	return strings.TrimSuffix(stateWords[f.State]+": "+f.Why, ": ")
+}
+
+// outcome says what came of a question.
+func (l Lookup) outcome() string {
+	words := l.Answer
+	if len(l.Records) == 0 && words == "NOERROR" {
+		words = "none"
+	}
+	if len(l.CNAMEs) > 0 {
+		words += ", through the CNAME at " + strings.Join(l.CNAMEs, ", ")
+	}
+	if l.Security == dane.Insecure.String() {
+		return words + ", not authenticated"
+	}
+	return words + authenticated(l.Security == dane.Secure.String())
+}
+
+func (r *Report) cacheWords(p printer) {
 	c := r.Cache
 	switch {
-	case c.From == Daemon && c.notAsked != nil:
-		t.section("Cache (the daemon could not be asked)")
-	case c.From == Daemon:
-		t.section("Cache, as the daemon has it")
 	case c.From == File:
-		t.section("Cache, from the file (" + c.absence() + ")")
+		p.section("Cache, from the file")
+	case c.asked():
+		p.section("Cache, as the daemon has it")
 	default:
-		t.section("Cache")
+		p.section("Cache")
 	}
-	if c.notAsked != nil && c.Err != c.notAsked.Error() && !errors.Is(c.notAsked, control.ErrNoDaemon) {
-		t.row("daemon", c.notAsked.Error())
+	if c.notAsked != nil && !errors.Is(c.err, c.notAsked) {
+		p.row("daemon", c.notAsked.Error())
 	}
 	switch {
 	case c.Err != "":
-		t.row("error", c.Err)
+		p.row("error", c.Err)
 	case c.Held == nil:
-		t.row("holds", "nothing for this domain")
+		p.row("holds", "nothing for this domain")
 	default:
-		heldWords(t, c.Held, r.now)
+		heldWords(p, c.Held, r.now)
 	}
 }
 
-// absence says in short why the file was read, and not the daemon asked.
-func (c *Cache) absence() string {
-	for _, err := range []error{control.ErrNoAnswer, control.ErrBusy} {
-		if errors.Is(c.notAsked, err) {
-			return err.Error()
-		}
+func (r *Report) mapWords(p printer) {
+	title := "What the maps reply"
+	if r.mapsOf == File {
+		title = "What the maps of the configuration file reply" // a running daemon has those of its start
 	}
-	return control.ErrNoDaemon.Error()
-}
-
-// heldWords says what is held, but for the policy's text.
-func heldWords(t *text, h *control.Held, now time.Time) {
-	if h.Damaged != "" {
-		t.row("damaged", h.Damaged)
-	}
-	if e := h.Entry; e != nil {
-		t.row("mode", e.Mode)
-		t.row("id", e.ID)
-		if e.PendingID != "" {
-			t.row("new id", e.PendingID+", with the old text so far: looked at again soon (RFC 8461, 8.1)")
-		}
-		times := []struct {
-			label string
-			at    time.Time
-		}{{"fetched", e.Fetched}, {"expires", e.Expires}, {"checked", e.Checked}, {"used", e.Used}, {"due", e.Due}}
-		for _, x := range times {
-			if x.at.IsZero() {
-				t.row(x.label, "never")
-				continue
-			}
-			t.row(x.label, clock(x.at)+" ("+when(x.at, now)+")")
-		}
-		if e.Failures > 0 {
-			t.row("failures", fmt.Sprintf("%d in a row, the last one %s", e.Failures, when(e.FailedAt, now)))
-		}
-		if e.LastError != "" {
-			t.row("last error", e.LastError)
-		}
-	}
-	if n := h.Negative; n != nil {
-		t.row("not found", fmt.Sprintf("%s; not tried again before %s (%s)", n.Result, clock(n.Until), when(n.Until, now)))
-		if n.Err != "" {
-			t.row("because", n.Err)
-		}
-	}
-	for _, e := range h.ExemptBy {
-		how := "in [exempt]"
-		if !e.Until.IsZero() {
-			how = "until " + clock(e.Until) + " (" + when(e.Until, now) + ")"
-		}
-		t.row("exempt", how+byEntry(e, h.Domain)+": every map replies NOTFOUND")
-	}
-	switch {
-	case len(h.ExemptBy) > 0: // said above
-	case h.Exempt && !h.ExemptUntil.IsZero():
-		t.row("exempt", "until "+clock(h.ExemptUntil)+" ("+when(h.ExemptUntil, now)+"): every map replies NOTFOUND")
-	case h.Exempt:
-		t.row("exempt", "the domain is exempt: every map replies NOTFOUND")
-	}
-	for _, x := range h.Rehearsed {
-		lookups := "1 lookup"
-		if x.Count != 1 {
-			lookups = fmt.Sprintf("%d lookups", x.Count)
-		}
-		t.row("rehearsed", fmt.Sprintf("map %s would have replied to %s, the last one %s: %s", x.Map, lookups, when(x.Last, now), x.Reply))
-	}
-}
-
-func (r *Report) mapWords(t *text) {
 	if r.Cache != nil && r.Cache.Err != "" {
-		t.section("What the maps reply if the daemon holds nothing for this domain (that is not known)")
-	} else {
-		t.section("What the maps reply")
+		title += " if nothing is held (not known)"
 	}
-	switch r.mapsOf {
-	case Daemon:
-		t.line("(the maps are those of the daemon)")
-	case File:
-		t.line("(the maps are those of the configuration file; a daemon has those that were there when it started)")
-	}
+	p.section("%s", title)
 	for _, m := range r.Maps {
-		t.line("%s", m.Map)
-		t.row("  reply", strings.TrimSpace(m.Reply))
-		if m.Would != "" {
-			t.row("  would be", m.Would)
-		}
-		t.row("  why", m.Why)
+		p.line(m.Map)
+		p.verbatim("  reply", strings.TrimSpace(m.Reply))
+		p.verbatim("  would be", m.Would)
+		p.row("  why", m.Why)
 	}
 }

@@ -182,15 +182,14 @@ func (o *Observer) Run(ctx context.Context) {
 // has begun or ended since the last look. Run looks every half a minute; after a
 // reload somebody wants to know at once.
 func (o *Observer) Look() {
+	o.looking.Lock()
+	defer o.looking.Unlock()
 	err := o.Roots()
 	o.mu.Lock()
 	o.rootsErr = err
 	o.mu.Unlock()
-	troubles := o.troubles()
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	now := make(map[string]bool)
-	for _, t := range troubles {
+	for _, t := range o.troubles() {
 		now[t.name] = true
 		if !o.holding[t.name] && !t.logged {
 			o.Log.Error(t.what, "condition", t.name, "next", t.next)

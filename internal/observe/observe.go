@@ -76,9 +76,11 @@ type Observer struct {
 	failures failures
 	server   http.Server
 
+	looking sync.Mutex      // held by a look
+	holding map[string]bool // conditions at the last look
+
 	mu       sync.Mutex
-	rootsErr error           // of the last reading
-	holding  map[string]bool // conditions at the last look
+	rootsErr error // of the last reading
 
 	gathering sync.Mutex
 	last      *overview // of the status page

@@ -69,12 +69,14 @@ func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
 	}
 	s := observetest.Sources()
 	s.Held = func(domain string) (control.Held, error) {
-		h := control.Held{Domain: domain, Exempt: domain == "exempt.test"}
+		h := control.Held{Domain: domain}
 		switch domain {
 		case "one.test":
 			h.Entry = entry(time.Hour)
 		case "old.test":
 			h.Entry = entry(-time.Hour)
+		case "exempt.test":
+			h.Exempt, h.ExemptBy = true, []control.ExemptEntry{{Entry: "exempt.test"}}
 		case "damaged.test":
 			h.Damaged = "wrong checksum"
 		case "unreadable.test":
@@ -86,9 +88,9 @@ func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
 	for asked, want := range map[string]string{
 		" One.Test ":      "OK secure match=.one.test servername=hostname",
 		"me@one.test":     "mx: *.one.test",
-		"[one.test]:587":  "<td>postfix-dane</td><td>not known here</td>",
+		"[one.test]:587":  "TLSA records that are not held are left out",
 		"old.test":        "No policy that is held counts now",
-		"exempt.test":     "the domain is exempt",
+		"exempt.test":     "exempt       by [exempt] in the configuration: every map replies NOTFOUND",
 		"damaged.test":    "wrong checksum",
 		"unreadable.test": "the log says why",
 		"no.test":         "Nothing is held of no.test",

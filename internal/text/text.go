@@ -3,11 +3,14 @@
 package text
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -49,6 +52,27 @@ func Printable(s string) string {
 		i += n
 	}
 	return b.String()
+}
+
+// WriteJSON writes v as one line of JSON, in which characters that a terminal
+// would obey, or that turn the direction of text, are escaped.
+func WriteJSON(w io.Writer, v any) error {
+	line, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	out := make([]byte, 0, len(line)+1)
+	for _, r := range string(line) { // JSON has such characters in strings only
+		if unicode.IsPrint(r) {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			out = fmt.Appendf(out, `\u%04x`, unit)
+		}
+	}
+	_, err = w.Write(append(out, '\n'))
+	return err
 }
 
 // Clock writes a moment in local time: "2006-01-02 15:04:05 MST".

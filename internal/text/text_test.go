@@ -1,6 +1,8 @@
 package text_test
 
 import (
+	"encoding/json"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +24,19 @@ func TestPrintableEscapesWhatATerminalWouldObey(t *testing.T) {
 		if got := text.Printable(in); got != want {
 			t.Errorf("Printable(%q) = %q, want %q", in, got, want)
 		}
+	}
+}
+
+func TestJSONIsOneLineThatATerminalObeysNothingOf(t *testing.T) {
+	in := map[string]string{"a": "\u009b31m\u202e\x1b\n\x7f", "b": "Grüße \U000E0001"}
+	var b strings.Builder
+	if err := text.WriteJSON(&b, in); err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"a":"\u009b31m\u202e\u001b\n\u007f","b":"Grüße \udb40\udc01"}` + "\n"
+	var back map[string]string
+	if err := json.Unmarshal([]byte(b.String()), &back); err != nil || !maps.Equal(in, back) || b.String() != want {
+		t.Errorf("got %s, %v, want %s", b.String(), err, want)
 	}
 }
 

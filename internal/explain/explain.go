@@ -1,7 +1,9 @@
-// Package explain is the words of -explain and -cache: what a domain
-// publishes, what is held of it, what each map replies and why, and what to
-// try next. A Report is gathered live; it is printed for people, or as JSON.
-// Whatever comes from the network is printed without its control characters.
+// Package explain is the words of -explain, -cache and the status page's box: what
+// a domain publishes, what is held of it, what each map replies and why, and what to
+// try next. Gather looks at everything live; FromHeld and WriteHeld go by what is
+// held. Which reply follows from what is package tlsmap's to say.
+//
+// What comes from the network is printed through text.Printable.
 package explain
 
 import (
@@ -27,17 +29,21 @@ type Discoverer interface {
 	Fetch(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error)
 }
 
+// NextHops looks at a next-hop through the DNS; *dane.Checker is one.
+type NextHops interface {
+	Probe(ctx context.Context) dane.Probe
+	Look(ctx context.Context, n dane.NextHop, listed func(host string) bool) *dane.Report
+	MX(ctx context.Context, domain string) (*dane.MXSet, error)
+}
+
 // Sources are what a Report is gathered from.
 type Sources struct {
 	Resolver Resolver
 	Policies Discoverer
 	NextHops NextHops
 	Table    *tlsmap.Table // the maps of the file
-	// Running are the maps of the daemon, which it got when it started; none:
-	// they are not known, and those of the file stand in.
-	Running []mta.Map
+	Running  []mta.Map     // the maps of the daemon; none: not known, and those of the file stand in
 	// Exempt returns the entries of [exempt] in the file that are for a domain.
-	// Where the daemon was asked, it decides, and the file is compared with it.
 	Exempt func(domain string) []control.ExemptEntry
 	// Held returns what is held of a domain and where: Daemon or File. An
 	// error that is control.ErrNothingHeld means that it is nothing.
@@ -61,26 +67,23 @@ type Report struct {
 	Domain string `json:"domain,omitempty"` // the policy domain; empty: there is none
 	NoKey  string `json:"no_policy_domain,omitempty"`
 
-	Record *Record `json:"record,omitempty"`
-	Fetch  *Fetch  `json:"fetch,omitempty"`
-	MX     *MX     `json:"mx,omitempty"`
-	DANE   *DANE   `json:"dane,omitempty"`
-	Cache  *Cache  `json:"cache,omitempty"`
-	Maps   []Reply `json:"maps,omitempty"`
-	// Stale says in what the daemon is not as the configuration file has it.
-	Stale []string `json:"not_in_force,omitempty"`
-	Next  string   `json:"next"`
+	Record *Record  `json:"record,omitempty"`
+	Fetch  *Fetch   `json:"fetch,omitempty"`
+	MX     *MX      `json:"mx,omitempty"`
+	DANE   *DANE    `json:"dane,omitempty"`
+	Cache  *Cache   `json:"cache,omitempty"`
+	Maps   []Reply  `json:"maps,omitempty"`
+	Stale  []string `json:"not_in_force,omitempty"` // in what the daemon is not as the file has it
+	Next   string   `json:"next"`
 
-	now    time.Time
-	policy *policy.Policy // the one that counts; nil if none does
-
-	mapsOf      string                // whose the maps are: Daemon or File
-	stale       string                // what to do about Stale
-	exemptBy    []control.ExemptEntry // what exempts the domain; none: it is not
-	policyState tlsmap.PolicyState
-	namesNone   bool        // the policy that counts lists no host in terms that an MTA takes
-	mxSet       *dane.MXSet // as map exim has it
-	mxErr       error
+	now      time.Time
+	policy   *policy.Policy        // the one that counts; nil if none does
+	state    tlsmap.PolicyState    // of the policy
+	hint     string                // what to do about a discovery that failed; empty: it did not
+	mapsOf   string                // whose the maps are: Daemon or File
+	exemptBy []control.ExemptEntry // what exempts the domain; none: it is not
+	mxSet    *dane.MXSet
+	mxErr    error
 }
 
 // A Record is what the DNS said about the TXT record.
@@ -93,8 +96,6 @@ type Record struct {
 	ID            string        `json:"id,omitempty"`
 	Result        policy.Result `json:"result"`
 	Err           string        `json:"error,omitempty"`
-
-	hint string
 }
 
 // A Fetch is what the policy host said.
@@ -111,8 +112,7 @@ type Fetch struct {
 	MaxAge   int64         `json:"max_age,omitempty"` // seconds
 	Patterns []string      `json:"mx,omitempty"`
 
-	hint    string
-	fetched *policy.Fetched
+	policy *policy.Policy // nil: the fetch failed
 }
 
 // MX is where mail for the domain goes.
@@ -120,8 +120,7 @@ type MX struct {
 	Answer        string `json:"answer"`
 	Authenticated bool   `json:"authenticated"`
 	Hosts         []Host `json:"hosts,omitempty"`
-	More          int    `json:"more_hosts,omitempty"` // that are not in Hosts
-	Note          string `json:"note,omitempty"`       // null MX, no MX records
+	Note          string `json:"note,omitempty"` // null MX, no MX records
 }
 
 // A Host is an MX host.
@@ -133,6 +132,46 @@ type Host struct {
 	Unusable bool `json:"unusable,omitempty"`
 }
 
+// DANE is what RFC 7672 says of the next-hop, and of the resolver on whose
+// word all of it rests.
+type DANE struct {
+	Resolver  string     `json:"resolver"` // whether it validates
+	Validates *bool      `json:"validates,omitempty"`
+	Probe     []Lookup   `json:"probe,omitempty"`
+	State     string     `json:"state"`
+	Why       string     `json:"why"`
+	MX        *Lookup    `json:"mx,omitempty"` // nil: in brackets
+	Hosts     []DANEHost `json:"hosts,omitempty"`
+	Beyond    int        `json:"hosts_not_looked_at,omitempty"`
+
+	// Held is what the daemon holds, and answers from; nil: it asks anew.
+	Held *control.DANE `json:"held,omitempty"`
+
+	failing string // the first question that got no answer, as dig takes it
+	hop     string // as control.DANE has it; empty: a service that is not known
+	finding dane.Finding
+	counts  dane.Finding // what the maps answer from: what is held, else the finding
+	asked   bool         // a map asks for it under the policy that counts
+}
+
+// A DANEHost is a host of the next-hop.
+type DANEHost struct {
+	Name       string   `json:"name"`
+	Preference uint16   `json:"preference"`
+	State      string   `json:"state"`
+	Lookups    []Lookup `json:"lookups,omitempty"` // in the order asked
+}
+
+// A Lookup is a question to the DNS, and the answer.
+type Lookup struct {
+	Name     string   `json:"name"`
+	Type     string   `json:"type"`
+	Answer   string   `json:"answer"`           // NOERROR, NXDOMAIN, or why there was none
+	Security string   `json:"security"`         // of the four kinds of RFC 7672, 2.1.1
+	CNAMEs   []string `json:"cnames,omitempty"` // passed through
+	Records  []string `json:"records,omitempty"`
+}
+
 // Cache is what is held of the domain.
 type Cache struct {
 	From   string        `json:"from"` // Daemon, File, or empty
@@ -140,9 +179,9 @@ type Cache struct {
 	Err    string        `json:"error,omitempty"`
 	Counts string        `json:"counts,omitempty"` // "held" or "live": which policy a lookup is answered from now
 
-	err      error // whose text is Err
-	notAsked error // as in Sources
-	askHint  string
+	err      error  // whose text is Err
+	notAsked error  // as in Sources
+	askHint  string // what to do about a daemon that could not be asked although there may be one
 }
 
 // A Reply is what a map replies, and why.

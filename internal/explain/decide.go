@@ -1,0 +1,162 @@
+package explain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+)
+
+// minLife is how long a policy counts after its fetch, whatever its max_age, as
+// the keeper has it.
+const minLife = time.Minute
+
+// choosePolicy finds which policy counts for a lookup now.
+func (r *Report) choosePolicy() {
+	r.state = tlsmap.PolicyAbsent
+	if p := r.heldPolicy(); p != nil {
+		r.policy, r.Cache.Counts = p, "held"
+	} else if r.negative() == nil && r.Fetch != nil && r.Fetch.policy != nil {
+		r.policy, r.Cache.Counts = r.Fetch.policy, "live"
+	} else if h := r.Cache.Held; h != nil && h.Damaged != "" {
+		r.state = tlsmap.PolicyUnreadable
+	}
+	if r.policy != nil {
+		r.state = tlsmap.StateOf(r.policy.Mode)
+	}
+}
+
+// decide finds what the maps reply under the policy that counts.
+func (r *Report) decide(s Sources) {
+	if r.policy != nil {
+		list := tlsmap.MatchList(r.policy)
+		for i := range r.MX.Hosts {
+			h := &r.MX.Hosts[i]
+			listed := tlsmap.Lists(list, h.Name)
+			h.Listed, h.Unusable = new(listed), !listed && r.policy.Lists(h.Name)
+		}
+	}
+	table := s.Table
+	r.mapsOf = File
+	if running, err := tlsmap.NewTable(s.Running); err == nil && len(s.Running) > 0 {
+		table, r.mapsOf = running, Daemon
+	}
+	r.DANE.asked = table.AsksForDANE(r.state)
+	r.DANE.take(r.Cache.Held, r.now)
+	if !r.Cache.asked() { // a daemon knows all; what stands in the file may not be in force
+		r.exemptBy = s.Exempt(r.Domain)
+	}
+	if h := r.Cache.Held; h != nil {
+		r.exemptBy = append(r.exemptBy, h.ExemptBy...)
+	}
+	var exempt []string
+	for _, e := range r.exemptBy {
+		exempt = append(exempt, exemptWord(e, r.Domain))
+	}
+	for _, m := range table.Replies(tlsmap.Known{
+		Domain: r.Domain, State: r.state, Policy: r.policy, DANE: r.DANE.counts, MX: r.mxSet, MXErr: r.mxErr,
+	}) {
+		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
+		if len(r.exemptBy) > 0 {
+			reply = Reply{Map: m.Map, Reply: "NOTFOUND ", Why: "the domain is exempt " + strings.Join(exempt, ", and ")}
+		}
+		r.Maps = append(r.Maps, reply)
+	}
+}
+
+// heldPolicy returns the policy that is held and still counts; nil: none does.
+func (r *Report) heldPolicy() *policy.Policy {
+	if r.Cache.Held == nil || r.Cache.Held.Entry == nil {
+		return nil
+	}
+	e := r.Cache.Held.Entry
+	p, err := policy.Parse([]byte(e.Policy))
+	if err != nil || !r.now.Before(e.Expires) && !r.now.Before(e.Fetched.Add(minLife)) {
+		return nil
+	}
+	return p
+}
+
+// negative returns the failure that keeps a lookup from discovering anew.
+func (r *Report) negative() *control.Negative {
+	if h := r.Cache.Held; h != nil && h.Negative != nil && r.now.Before(h.Negative.Until) {
+		return h.Negative
+	}
+	return nil
+}
+
+// take takes over what is held of the next-hop, if it still counts.
+func (d *DANE) take(h *control.Held, now time.Time) {
+	d.counts = d.finding
+	if h == nil || d.hop == "" {
+		return
+	}
+	for i := range h.DANE {
+		if x := &h.DANE[i]; x.NextHop == d.hop && now.Before(x.Until) {
+			d.Held, d.counts = x, dane.Finding{State: x.State, Why: x.Why, Hosts: x.Hosts, Until: x.Until}
+		}
+	}
+}
+
+// asked says whether the daemon has told what it holds of the domain.
+func (c *Cache) asked() bool { return c.From == Daemon && c.notAsked == nil && c.Err == "" }
+
+// exemptWord says by what a domain is exempt, and until when.
+func exemptWord(e control.ExemptEntry, domain string) string {
+	words := "by [exempt] in the configuration"
+	if !e.Until.IsZero() {
+		words = "until " + text.Clock(e.Until) + " (-exempt)"
+	}
+	if e.Entry == domain {
+		return words
+	}
+	return "by " + e.Entry + " " + strings.Replace(words, "by [exempt]", "of [exempt]", 1)
+}
+
+// compareWithFile says in what the daemon is not as the configuration file has
+// it, since it was not reloaded, or not restarted, after a change.
+func (r *Report) compareWithFile(s Sources) {
+	notInForce := func(what, name, how, action string) {
+		r.Stale = append(r.Stale, fmt.Sprintf("%s%s: %s, which is not in force until systemctl %s sts-tlsmap", what, name, how, action))
+	}
+	if r.Cache.asked() {
+		file := s.Exempt(r.Domain)
+		for _, e := range file {
+			if !slices.Contains(r.exemptBy, e) {
+				notInForce("", e.Entry, "added to [exempt] in the file", "reload")
+			}
+		}
+		for _, e := range r.exemptBy {
+			if e.Until.IsZero() && !slices.Contains(file, e) {
+				notInForce("", e.Entry, "taken out of [exempt] in the file", "reload")
+			}
+		}
+	}
+	if r.mapsOf == File {
+		return
+	}
+	maps := s.Table.Maps()
+	for _, m := range maps {
+		switch i := slices.IndexFunc(s.Running, named(m.Name)); {
+		case i < 0:
+			notInForce("map ", m.Name, "added to the file", "restart")
+			r.Maps = append(r.Maps, Reply{Map: m.Name, Reply: "PERM unknown map", Why: "the map is in the file, but not in force until a restart"})
+		case s.Running[i] != m:
+			notInForce("map ", m.Name, "changed in the file", "restart")
+		}
+	}
+	for _, m := range s.Running {
+		if !slices.ContainsFunc(maps, named(m.Name)) {
+			notInForce("map ", m.Name, "taken out of the file", "restart")
+		}
+	}
+}
+
+func named(name string) func(mta.Map) bool { return func(m mta.Map) bool { return m.Name == name } }
