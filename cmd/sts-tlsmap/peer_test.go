@@ -45,7 +45,7 @@ func TestNoModeWaitsForADaemonThatDoesNotAnswer(t *testing.T) {
 		{"-cache", exitDone, "one.test", silence + dir + "/control.sock; reading the file " + dir + "/cache.db instead"},
 		{"-cache one.test", exitDone, "mx: mx1.one.test", "cache.db instead"},
 		{"-exempt", exitDone, "two.test exempt until ", "cache.db instead"},
-		{"-explain one.test", exitDone, "Cache, from the file (the daemon does not answer)", ""},
+		{"-explain one.test", exitDone, "Cache, from the file\n  daemon       the daemon does not answer", ""},
 		// Those that change something fail, and say where to look.
 		{"-exempt one.test -for 4h", exitFailed, "", silence + dir + "/control.sock\nsts-tlsmap: hint: it hangs, or cannot start while systemd holds its sockets"},
 		{"-forget all", exitFailed, "", silence},

@@ -175,7 +175,7 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 
 	// The overview shows that exempt and unknown domains are just that.
 	for question, want := range map[string]string{
-		"exempt.test":      "exempt in [exempt]: every map replies NOTFOUND",
+		"exempt.test":      "exempt by [exempt] in the configuration: every map replies NOTFOUND",
 		"plain.test":       "not found no-record; not tried again before",
 		"never-asked.test": "Nothing is held of never-asked.test.",
 		"\u202e<b>.test":   "Ask for the domain of a recipient",
