@@ -1,4 +1,4 @@
-package recipe
+package recipe_test
 
 import (
 	"context"
@@ -13,21 +13,15 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/packaging/exim"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/recipe"
 )
 
 // The files in testdata named exim-RELEASE are what Debian's Exim prints for
 // the configuration that the package comes with, cut down to what counts here.
-func readExim(t *testing.T, release string) EximConf {
+func readExim(t *testing.T, release string) recipe.EximConf {
 	t.Helper()
-	var out [5]string
-	for i, kind := range []string{"bV", "routers", "transports", "config", "retry"} {
-		b, err := os.ReadFile(filepath.Join("testdata", "exim-"+release+"."+kind))
-		if err != nil {
-			t.Fatal(err)
-		}
-		out[i] = string(b)
-	}
-	c, err := ParseExim(out[0], out[1], out[2], out[3], out[4], out[4], "9:NOTFOUND ,\n")
+	out := testdata(t, "exim-"+release, "bV", "routers", "transports", "config", "retry", "retry")
+	c, err := recipe.ParseExim([7]string(append(out, "9:NOTFOUND ,\n")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,9 +30,9 @@ func readExim(t *testing.T, release string) EximConf {
 
 // An eximKitchen is a machine on which nothing is wrong; each test spoils it.
 type eximKitchen struct {
-	c    EximConf
+	c    recipe.EximConf
 	root fstest.MapFS
-	d    Daemon
+	d    recipe.Daemon
 }
 
 func newEximKitchen(t *testing.T, release string) *eximKitchen {
@@ -49,7 +43,7 @@ func newEximKitchen(t *testing.T, release string) *eximKitchen {
 			"etc/resolv.conf":                  {Data: []byte("nameserver 127.0.0.1\noptions trust-ad\n")},
 			"etc/exim4/update-exim4.conf.conf": {Data: []byte("dc_use_split_config='true'\n")},
 		},
-		d: Daemon{
+		d: recipe.Daemon{
 			Listen:        []string{"unix:/run/x.sock", "inet:127.0.0.1:8461"},
 			Maps:          []mta.Map{{Name: "exim", Format: "exim", Enforce: true}},
 			LookupTimeout: 20 * time.Second,
@@ -57,10 +51,19 @@ func newEximKitchen(t *testing.T, release string) *eximKitchen {
 	}
 }
 
+func named(all []recipe.Instance, name string) *recipe.Instance {
+	for i := range all {
+		if all[i].Name == name {
+			return &all[i]
+		}
+	}
+	return nil
+}
+
 // router returns one of the kitchen's routers, to be spoilt.
 func (k *eximKitchen) router(t *testing.T, name string) map[string]string {
 	t.Helper()
-	r := find(k.c.Routers, name)
+	r := named(k.c.Routers, name)
 	if r == nil {
 		t.Fatalf("no router %s", name)
 	}
@@ -69,13 +72,13 @@ func (k *eximKitchen) router(t *testing.T, name string) map[string]string {
 
 // install puts our routers, our transport and our retry rule where they belong.
 func (k *eximKitchen) install() (transport map[string]string) {
-	at := slices.IndexFunc(k.c.Routers, func(r Instance) bool { return r.Name == "dnslookup" })
+	at := slices.IndexFunc(k.c.Routers, func(r recipe.Instance) bool { return r.Name == "dnslookup" })
 	k.c.Routers = slices.Insert(k.c.Routers, at,
-		Instance{askRouter, map[string]string{"driver": "redirect", "address_data": "${readsocket{x}{y}{30s:cache=yes}}"}},
-		Instance{hostsRouter, map[string]string{"driver": "manualroute", "transport": ourTransport}})
+		recipe.Instance{"sts_tlsmap_ask", map[string]string{"driver": "redirect", "address_data": "${readsocket{x}{y}{30s:cache=yes}}"}},
+		recipe.Instance{"sts_tlsmap", map[string]string{"driver": "manualroute", "transport": "sts_tlsmap_smtp"}})
 	transport = map[string]string{"driver": "smtp", "hosts_require_tls": "*", "tls_verify_hosts": "*", "tls_verify_cert_hostnames": "*",
-		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "interface": anyInterface, "multi_domain": "false", "hosts_nopass_tls": "*"}
-	k.c.Transports = append(k.c.Transports, Instance{ourTransport, transport})
+		"tls_verify_certificates": "system", "tls_sni": "$host", "hosts_try_dane": "*", "interface": "<; 0.0.0.0 ; ::0", "multi_domain": "false", "hosts_nopass_tls": "*"}
+	k.c.Transports = append(k.c.Transports, recipe.Instance{"sts_tlsmap_smtp", transport})
 	k.c.TLSRule = "*  *  F,4d,1s;"
 	return transport
 }
@@ -83,18 +86,18 @@ func (k *eximKitchen) install() (transport map[string]string) {
 func TestDebiansEximGetsTheShippedFilesWithoutAWarning(t *testing.T) {
 	for _, release := range []string{"bookworm", "trixie", "forky"} {
 		k := newEximKitchen(t, release)
-		r, err := Exim(k.c, k.root, k.d)
+		r, err := recipe.Exim(k.c, k.root, k.d)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if len(r.Warnings) > 0 {
 			t.Errorf("%s: %q", release, r.Warnings)
 		}
-		want := []Part{
-			{"/etc/exim4/conf.d/main/10_sts-tlsmap:", exim.Macros},
-			{"/etc/exim4/conf.d/router/180_sts-tlsmap:", exim.Routers},
-			{"/etc/exim4/conf.d/transport/30_sts-tlsmap:", exim.Transport},
-			{"/etc/exim4/conf.d/retry/20_sts-tlsmap:", exim.Retry},
+		want := []recipe.Part{
+			{Where: "/etc/exim4/conf.d/main/10_sts-tlsmap:", Text: exim.Macros},
+			{Where: "/etc/exim4/conf.d/router/180_sts-tlsmap:", Text: exim.Routers},
+			{Where: "/etc/exim4/conf.d/transport/30_sts-tlsmap:", Text: exim.Transport},
+			{Where: "/etc/exim4/conf.d/retry/20_sts-tlsmap:", Text: exim.Retry},
 		}
 		if !slices.Equal(r.Parts, want) {
 			t.Errorf("%s: %+v", release, r.Parts)
@@ -110,12 +113,12 @@ func TestDebiansEximGetsTheShippedFilesWithoutAWarning(t *testing.T) {
 func TestEachLayoutIsToldItsPlaces(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
 	k.root["etc/exim4/update-exim4.conf.conf"] = &fstest.MapFile{Data: []byte("dc_use_split_config='false'\n")}
-	r, err := Exim(k.c, k.root, k.d)
+	r, err := recipe.Exim(k.c, k.root, k.d)
 	if err != nil || !strings.Contains(r.Parts[1].Where, "exim4.conf.template") || !strings.Contains(r.Parts[3].Where, `"begin retry"`) {
 		t.Errorf("%v, %v", r.Parts, err)
 	}
 	k.c.File = "/etc/exim/exim.conf"
-	r, err = Exim(k.c, k.root, k.d)
+	r, err = recipe.Exim(k.c, k.root, k.d)
 	if err != nil || !strings.Contains(r.Parts[0].Where, "/etc/exim/exim.conf") || !strings.Contains(r.Parts[3].Where, `"begin retry"`) {
 		t.Errorf("%v, %v", r.Parts, err)
 	}
@@ -127,7 +130,7 @@ func TestEximsTimeExceedsThatOfALookup(t *testing.T) {
 	} {
 		k := newEximKitchen(t, "trixie")
 		k.d.LookupTimeout = lookup
-		r, err := Exim(k.c, k.root, k.d)
+		r, err := recipe.Exim(k.c, k.root, k.d)
 		if err != nil || !strings.Contains(r.Parts[0].Text, "\nSTS_TLSMAP_TIMEOUT = "+want+"\n") {
 			t.Errorf("%s: %v, %s", lookup, err, r.Parts[0].Text)
 		}
@@ -143,7 +146,7 @@ func TestEximIsToldWhereTheDaemonListens(t *testing.T) {
 	} {
 		k := newEximKitchen(t, "trixie")
 		k.d.Listen = []string{listen}
-		r, err := Exim(k.c, k.root, k.d)
+		r, err := recipe.Exim(k.c, k.root, k.d)
 		if err != nil || !strings.Contains(r.Parts[0].Text, "\nSTS_TLSMAP_SERVER = "+want+"\n") {
 			t.Errorf("%s: %v", listen, err)
 		}
@@ -159,7 +162,7 @@ func TestASmartHostIsThePolicyDomain(t *testing.T) {
 	clear(dnslookup)
 	dnslookup["driver"], dnslookup["transport"] = "manualroute", "remote_smtp_smarthost"
 	dnslookup["route_list"] = "* smtp.provider.example::587 byname"
-	r, err := Exim(k.c, k.root, k.d)
+	r, err := recipe.Exim(k.c, k.root, k.d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,6 +194,7 @@ func TestTheLastRouterToOtherHostsNamesTheSmartHost(t *testing.T) {
 		{"route_list", "*.partner.example mail.partner.example", nothing},
 		{"route_list", "* a.example:b.example byname", nothing},
 		{"route_list", "* a.example; *.x.example b.example", nothing},
+		{"route_list", `* "a.example : b.example"`, nothing},
 		{"route_list", "* 192.0.2.1", nothing},
 		{"route_list", "* a.example/lmtp", nothing},
 		{"route_list", "*", nothing},
@@ -199,31 +203,26 @@ func TestTheLastRouterToOtherHostsNamesTheSmartHost(t *testing.T) {
 		r := k.router(t, "dnslookup")
 		clear(r)
 		r["driver"], r["transport"], r[c.option] = "manualroute", "remote_smtp", c.value
-		recipe, err := Exim(k.c, k.root, k.d)
+		got, err := recipe.Exim(k.c, k.root, k.d)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if text := recipe.Parts[0].Text; !strings.Contains(text, "\n"+c.want) {
+		if text := got.Parts[0].Text; !strings.Contains(text, "\n"+c.want) {
 			t.Errorf("%s = %s: no %q in %s", c.option, c.value, c.want, text)
 		}
-		if got := len(recipe.Warnings); got > 1 || got > 0 != (c.want == nothing) {
-			t.Errorf("%s = %s: %q", c.option, c.value, recipe.Warnings)
+		if n := len(got.Warnings); n > 1 || n > 0 != (c.want == nothing) {
+			t.Errorf("%s = %s: %q", c.option, c.value, got.Warnings)
 		}
 	}
 }
 
 func TestARouteForSomeDomainsIsNoSmartHost(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
-	k.c.Routers = slices.Insert(k.c.Routers, 0, Instance{"partner", map[string]string{
+	k.c.Routers = slices.Insert(k.c.Routers, 0, recipe.Instance{"partner", map[string]string{
 		"driver": "manualroute", "transport": "remote_smtp", "route_list": "*.partner.example mail.partner.example"}})
-	r, err := Exim(k.c, k.root, k.d)
+	r, err := recipe.Exim(k.c, k.root, k.d)
 	if err != nil || r.Parts[0].Text != exim.Macros || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "router partner comes first") {
 		t.Errorf("%s, %q, %v", r.Parts[0].Text, r.Warnings, err)
-	}
-	k.c.Routers[0].Options["route_list"] = "* smtp.provider.example"
-	r, err = Exim(k.c, k.root, k.d)
-	if err != nil || !strings.Contains(r.Parts[0].Text, "STS_TLSMAP_KEY = [smtp.provider.example]") {
-		t.Errorf("%s, %v", r.Parts[0].Text, err)
 	}
 }
 
@@ -232,18 +231,18 @@ func TestThePortOfASmartHostIsWrittenOnce(t *testing.T) {
 	r := k.router(t, "dnslookup")
 	clear(r)
 	r["driver"], r["transport"], r["route_list"] = "manualroute", "remote_smtp", "* smtp.provider.example::587"
-	find(k.c.Transports, "remote_smtp").Options["port"] = "2525"
-	recipe, err := Exim(k.c, k.root, k.d)
-	if err != nil || recipe.Parts[3].Text != "  port = 587\n" {
-		t.Errorf("%+v, %v", recipe.Parts[3], err)
+	named(k.c.Transports, "remote_smtp").Options["port"] = "2525"
+	got, err := recipe.Exim(k.c, k.root, k.d)
+	if err != nil || got.Parts[3].Text != "  port = 587\n" {
+		t.Errorf("%+v, %v", got.Parts[3], err)
 	}
 }
 
 func TestWhatTheOwnTransportDoesIsTakenAlong(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
-	own := find(k.c.Transports, "remote_smtp").Options
+	own := named(k.c.Transports, "remote_smtp").Options
 	own["dkim_domain"], own["helo_data"] = "relay.example", "$primary_hostname"
-	r, err := Exim(k.c, k.root, k.d)
+	r, err := recipe.Exim(k.c, k.root, k.d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,10 +257,10 @@ func TestAFilterAProxyAndTLSFromTheStartAreNotLost(t *testing.T) {
 		"hosts_require_dane": "*.partner.example", "hosts_require_ocsp": "*", "authenticated_sender_force": "true",
 	} {
 		k := newEximKitchen(t, "trixie")
-		own := find(k.c.Transports, "remote_smtp").Options
+		own := named(k.c.Transports, "remote_smtp").Options
 		own["protocol"] = "" // the default of 4.100; smtp before
 		own[option] = value
-		r, err := Exim(k.c, k.root, k.d)
+		r, err := recipe.Exim(k.c, k.root, k.d)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -278,15 +277,15 @@ func TestHostsThatFailAreRememberedApartFromTheOwnTransports(t *testing.T) {
 		ownInterface, ownIncludes string
 		wantInterface, wantOwn    string
 	}{
-		{"", "true", anyInterface, ""},
-		{"", "false", anyInterface, ""},
+		{"", "true", "<; 0.0.0.0 ; ::0", ""},
+		{"", "false", "<; 0.0.0.0 ; ::0", ""},
 		{"192.0.2.5", "true", "192.0.2.5", "  retry_include_ip_address = false\n"},
 		{"192.0.2.5", "false", "192.0.2.5", ""},
 	} {
 		k := newEximKitchen(t, "trixie")
-		own := find(k.c.Transports, "remote_smtp").Options
+		own := named(k.c.Transports, "remote_smtp").Options
 		own["interface"], own["retry_include_ip_address"] = c.ownInterface, c.ownIncludes
-		r, err := Exim(k.c, k.root, k.d)
+		r, err := recipe.Exim(k.c, k.root, k.d)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -309,12 +308,12 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		want  string
 	}{
 		"an earlier router": {func(t *testing.T, k *eximKitchen) {
-			k.c.Routers = slices.Insert(k.c.Routers, 0, Instance{"partners", map[string]string{"driver": "manualroute", "transport": "remote_smtp", "domains": "a.example"}})
+			k.c.Routers = slices.Insert(k.c.Routers, 0, recipe.Instance{"partners", map[string]string{"driver": "manualroute", "transport": "remote_smtp", "domains": "a.example"}})
 		}, "router partners comes first"},
 		"an earlier router, installed": {func(t *testing.T, k *eximKitchen) {
 			k.install()
-			at := slices.IndexFunc(k.c.Routers, func(r Instance) bool { return r.Name == askRouter })
-			k.c.Routers = slices.Insert(k.c.Routers, at, Instance{"all", map[string]string{"driver": "dnslookup", "transport": "remote_smtp"}})
+			at := slices.IndexFunc(k.c.Routers, func(r recipe.Instance) bool { return r.Name == "sts_tlsmap_ask" })
+			k.c.Routers = slices.Insert(k.c.Routers, at, recipe.Instance{"all", map[string]string{"driver": "dnslookup", "transport": "remote_smtp"}})
 		}, "router all comes first"},
 		"Debian's hubbed_hosts in use": {func(t *testing.T, k *eximKitchen) {
 			k.root["etc/exim4/hubbed_hosts"] = &fstest.MapFile{}
@@ -344,7 +343,7 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		"hosts that fail remembered for all": {func(t *testing.T, k *eximKitchen) { k.install()["interface"] = "" }, "stops all mail"},
 		"the own interface installed": {func(t *testing.T, k *eximKitchen) {
 			k.install()["interface"] = "192.0.2.5"
-			find(k.c.Transports, "remote_smtp").Options["interface"] = "192.0.2.5"
+			named(k.c.Transports, "remote_smtp").Options["interface"] = "192.0.2.5"
 		}, "stops all mail"},
 		"mail put off where TLS failed": {func(t *testing.T, k *eximKitchen) {
 			k.install()
@@ -357,14 +356,14 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		}, "Exim waits for 30s"},
 		"Exim too hasty, in minutes": {func(t *testing.T, k *eximKitchen) {
 			k.install()
-			k.router(t, askRouter)["address_data"] = "${readsocket{x}{y}{1m:cache=yes}}"
+			k.router(t, "sts_tlsmap_ask")["address_data"] = "${readsocket{x}{y}{1m:cache=yes}}"
 			k.d.LookupTimeout = time.Minute
 		}, "Exim waits for 1m0s"},
 		"mail that is sent on while it comes in": {func(t *testing.T, k *eximKitchen) {
 			k.c.Text += "\nwarn control = cutthrough_delivery\n"
 		}, "cutthrough_delivery"},
 		"a daemon that is down": {func(t *testing.T, k *eximKitchen) {
-			k.c.Readsocket = readsocketWorks
+			k.c.Readsocket = "allowed"
 		}, "nobody answered"},
 		"somebody else at its place": {func(t *testing.T, k *eximKitchen) {
 			k.c.Readsocket = "220 mail.example ESMTP"
@@ -375,14 +374,14 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		}, "mode 0660"},
 		"local delivery only": {func(t *testing.T, k *eximKitchen) {
 			k.root["etc/exim4/update-exim4.conf.conf"] = &fstest.MapFile{Data: []byte("dc_eximconfig_configtype='local'\ndc_use_split_config='true'\n")}
-			k.c.Routers = slices.DeleteFunc(k.c.Routers, func(r Instance) bool { return strings.HasPrefix(r.Name, "dnslookup") })
+			k.c.Routers = slices.DeleteFunc(k.c.Routers, func(r recipe.Instance) bool { return strings.HasPrefix(r.Name, "dnslookup") })
 		}, "local delivery only"},
 		"a rehearsal": {func(t *testing.T, k *eximKitchen) { k.d.Maps[0].Enforce = false }, "rehearsal"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := newEximKitchen(t, "trixie")
 			c.spoil(t, k)
-			r, err := Exim(k.c, k.root, k.d)
+			r, err := recipe.Exim(k.c, k.root, k.d)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -402,8 +401,8 @@ func TestASmartHostNeedsNoRetryRule(t *testing.T) {
 	dnslookup := k.router(t, "dnslookup")
 	clear(dnslookup)
 	dnslookup["driver"], dnslookup["transport"], dnslookup["route_list"] = "manualroute", "remote_smtp", "* smtp.provider.example"
-	r, err := Exim(k.c, k.root, k.d)
-	if err != nil || len(r.Warnings) > 0 || slices.ContainsFunc(r.Parts, func(p Part) bool { return p.Text == exim.Retry }) {
+	r, err := recipe.Exim(k.c, k.root, k.d)
+	if err != nil || len(r.Warnings) > 0 || slices.ContainsFunc(r.Parts, func(p recipe.Part) bool { return p.Text == exim.Retry }) {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
@@ -412,7 +411,7 @@ func TestAQueueRunInOrderIsToldOf(t *testing.T) {
 	for line, want := range map[string]bool{"": false, "queue_run_in_order": true, "queue_run_in_order = true": true, "queue_run_in_order = false": false} {
 		k := newEximKitchen(t, "trixie")
 		k.c.Text += "\n" + line + "\n"
-		r, err := Exim(k.c, k.root, k.d)
+		r, err := recipe.Exim(k.c, k.root, k.d)
 		if err != nil || strings.Contains(strings.Join(r.Notes, "\n"), "queue_run_in_order") != want {
 			t.Errorf("%q: %q, %v", line, r.Notes, err)
 		}
@@ -421,15 +420,15 @@ func TestAQueueRunInOrderIsToldOf(t *testing.T) {
 
 func TestAnEximThatCannotAskGetsNoRecipe(t *testing.T) {
 	for want, spoil := range map[string]func(k *eximKitchen){
-		"4.96 and later": func(k *eximKitchen) { k.c.Version = Version{4, 94, 2} },
-		"without TLS":    func(k *eximKitchen) { k.c.Support = []string{"DANE"} },
-		"readsocket":     func(k *eximKitchen) { k.c.Readsocket = "Failed: not permitted" },
-		"no map exim":    func(k *eximKitchen) { k.d.Maps = nil },
-		"set listen":     func(k *eximKitchen) { k.d.Listen = nil },
+		"4.96 or later": func(k *eximKitchen) { k.c.Version = recipe.Version{4, 94, 2} },
+		"without TLS":   func(k *eximKitchen) { k.c.Support = []string{"DANE"} },
+		"readsocket":    func(k *eximKitchen) { k.c.Readsocket = "Failed: not permitted" },
+		"no map exim":   func(k *eximKitchen) { k.d.Maps = nil },
+		"set listen":    func(k *eximKitchen) { k.d.Listen = nil },
 	} {
 		k := newEximKitchen(t, "trixie")
 		spoil(k)
-		if _, err := Exim(k.c, k.root, k.d); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := recipe.Exim(k.c, k.root, k.d); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
@@ -438,14 +437,14 @@ func TestAnEximThatCannotAskGetsNoRecipe(t *testing.T) {
 func TestInstalledAsShippedThereIsNothingToWarnOf(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
 	k.install()
-	if r, err := Exim(k.c, k.root, k.d); err != nil || len(r.Warnings) > 0 {
+	if r, err := recipe.Exim(k.c, k.root, k.d); err != nil || len(r.Warnings) > 0 {
 		t.Errorf("%q, %v", r.Warnings, err)
 	}
 }
 
 func TestEximIsRunAndOnlyAsked(t *testing.T) {
 	asked := filepath.Join(t.TempDir(), "asked")
-	path := fakePostconf(t, `echo "$@" >>`+asked+`
+	path := fakeMTA(t, `echo "$@" >>`+asked+`
 case "$1 $2" in
 "-bV "*) echo "Exim version 4.98.2 #2 built"; echo "Support for: GnuTLS DANE"; echo "Configuration file is /etc/exim/exim.conf";;
 "-bP routers") printf '\nfirst router:\ndriver = dnslookup\nno_more\nunseen\n';;
@@ -453,13 +452,13 @@ case "$1 $2" in
 "-be "*) echo allowed;;
 esac
 `)
-	c, err := ReadExim(context.Background(), path, Daemon{Listen: []string{"unix:/run/x.sock"}})
+	c, err := recipe.ReadExim(context.Background(), path, recipe.Daemon{Listen: []string{"unix:/run/x.sock"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := find(c.Routers, "first")
-	if c.Version != (Version{4, 98, 2}) || c.File != "/etc/exim/exim.conf" || r == nil || r.Options["more"] != "false" ||
-		r.Options["unseen"] != "true" || r.Options["driver"] != "dnslookup" || c.RetryRule != "*  *  F,4d,15m;" || c.Readsocket != readsocketWorks {
+	r := named(c.Routers, "first")
+	if c.Version != (recipe.Version{4, 98, 2}) || c.File != "/etc/exim/exim.conf" || r == nil || r.Options["more"] != "false" ||
+		r.Options["unseen"] != "true" || r.Options["driver"] != "dnslookup" || c.RetryRule != "*  *  F,4d,15m;" || c.Readsocket != "allowed" {
 		t.Errorf("%+v", c)
 	}
 	text, err := os.ReadFile(asked)

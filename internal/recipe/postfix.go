@@ -1,122 +1,155 @@
 package recipe
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
-// caFiles are where systems keep the public certificate authorities in one
-// file, the common ones first.
-var caFiles = []string{
-	"/etc/ssl/certs/ca-certificates.crt",                // Debian, Alpine, Arch
-	"/etc/pki/tls/certs/ca-bundle.crt",                  // Fedora, RHEL
-	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // the same, newer
-	"/etc/ssl/ca-bundle.pem",                            // openSUSE
-	"/etc/ssl/cert.pem",                                 // the BSDs, Alpine
+// postfixRisks are settings that weaken the protection. bad is the value that
+// does so; "*" is any but the empty one.
+var postfixRisks = []struct{ name, bad, consequence string }{
+	{"tls_required_enable", "yes", `a sender switches off the policy lookup by adding the header "TLS-Required: no" to a message. ` +
+		"Set: tls_required_enable = no"},
+	{"smtp_tls_enforce_sts_mx_patterns", "no", "Postfix accepts a certificate for any host that the policy lists on whichever host DNS names. " +
+		"Set: smtp_tls_enforce_sts_mx_patterns = yes"},
+	{"disable_dns_lookups", "yes", "Postfix looks up no MX records, and connects to a host with the name of the domain, which the policy " +
+		"need not list. Set: disable_dns_lookups = no"},
+	{"ignore_mx_lookup_error", "yes", "when the MX lookup fails, Postfix connects to the domain's own address, without DANE. " +
+		"Set: ignore_mx_lookup_error = no"},
+	{"smtp_tls_per_site", "*", "Postfix ignores this table once there are policy maps, and mail for which it requires TLS may be sent in clear. " +
+		"Move its entries to a table in smtp_tls_policy_maps, before the map below."},
+	{"smtp_fallback_relay", "*", "mail that a domain's own hosts do not accept goes there without the domain's policy, also when an attacker " +
+		"blocks those hosts. Require TLS to the fallback relay by an entry in a table before the map below, and let the relay enforce " +
+		"policies too; or remove the setting."},
 }
 
-// advice gathers a recipe for one Postfix.
-type advice struct {
+// watched are settings that the recipe goes by, and that master.cf may override.
+var watched = []string{
+	"smtp_tls_policy_maps", "smtp_tls_security_level", "smtp_tls_CAfile", "smtp_tls_CApath", "smtp_dns_support_level",
+	"smtp_dns_resolver_options", "smtp_enforce_tls", "smtp_host_lookup", "tls_required_enable", "smtp_tls_enforce_sts_mx_patterns",
+	"disable_dns_lookups", "ignore_mx_lookup_error", "smtp_fallback_relay",
+}
+
+// postfixAdvice gathers a recipe for one Postfix.
+type postfixAdvice struct {
 	Recipe
-	p        Postconf
-	root     fs.FS
-	d        Daemon
-	usesDANE bool // and may: what main.cf says of it
+	p    Postconf
+	root fs.FS
+	d    Daemon
 }
 
 // Postfix returns the lines of main.cf for that Postfix, and the warnings.
 // root is the machine's file system, from "/".
 func Postfix(p Postconf, root fs.FS, d Daemon) (Recipe, error) {
 	if !p.Version.AtLeast(3, 4, 0) {
-		// servername is known since then, and an attribute that is not known
-		// makes the whole policy invalid.
-		return Recipe{}, fmt.Errorf("this is Postfix %s; a policy with servername=hostname needs 3.4 or later", p.Version)
+		// An unknown attribute makes the whole policy invalid.
+		return Recipe{}, fmt.Errorf("this is Postfix %s, which does not know the attribute servername=hostname of a TLS policy, and would defer "+
+			"all mail to domains with an enforced policy; Postfix 3.4 or later is needed", p.Version)
 	}
-	a := &advice{p: p, root: root, d: d}
-	a.Title = fmt.Sprintf("For main.cf of this Postfix %s, in %s. Nothing has been changed. When the lines are there: postfix reload",
+	a := &postfixAdvice{p: p, root: root, d: d}
+	a.Title = fmt.Sprintf("For main.cf of this Postfix %s, in %s. Nothing has been changed. After you have added the lines: postfix reload",
 		p.Version, p.Settings["config_directory"])
-	endpoint, err := a.endpoint()
+	at, err := a.endpoint()
 	if err != nil {
 		return Recipe{}, err
 	}
-	a.usesDANE = a.dane()
-	name, err := a.mapName(a.usesDANE)
+	dane := a.dane()
+	name, err := a.mapName(dane)
 	if err != nil {
 		return Recipe{}, err
 	}
-	a.policyMaps(endpoint, name)
+	a.policyMaps(at, name)
 	a.securityLevel()
 	a.authorities()
-	a.tlsRequired()
-	a.mxPatterns()
-	a.mxLookups()
-	a.overrides()
-	a.relayhost()
-	a.fallbackRelay()
-	a.note("to see the answer for a domain: postmap -q DOMAIN socketmap:%s:%s", endpoint, name)
+	for _, r := range postfixRisks {
+		value := p.Settings[r.name]
+		a.warnIf(strings.EqualFold(value, r.bad) || r.bad == "*" && value != "", "%s = %s: %s", r.name, value, r.consequence)
+	}
+	a.overrides(dane)
+	if _, known := p.Settings["smtp_tls_enforce_sts_mx_patterns"]; !known {
+		a.note("Postfix before 3.10.5 accepts a certificate for any host that the policy lists on whichever host DNS names, and takes " +
+			"\"*.example.net\" for names two labels deep too. Later versions compare as RFC 8461, 4.1 requires.")
+	}
+	if hosts := p.Settings["relayhost"]; hosts != "" {
+		a.note("relayhost = %s: Postfix asks for the policy of that name, not for those of the recipients' domains (RFC 8461, 3.4).", hosts)
+	}
+	a.note("to see the answer for a domain: postmap -q DOMAIN socketmap:%s:%s", at, name)
 	return a.Recipe, nil
 }
 
-func (a *advice) set(name, value, why string) {
-	inEffect := a.p.Settings[name] == value
-	a.Settings = append(a.Settings, Setting{Name: name, Value: value, Why: why, InEffect: inEffect})
+func (a *postfixAdvice) set(name, value, why string) {
+	if a.p.Settings[name] == value {
+		why = strings.TrimSpace(why + " (already set)")
+	}
+	a.Parts = append(a.Parts, Part{Why: why, Text: oneLine(name+" = "+value) + "\n"})
 }
 
 // is reports whether a setting has that value, in any case: so Postfix reads
-// "yes" and "no", and the names of levels.
-func (a *advice) is(name, value string) bool { return strings.EqualFold(a.p.Settings[name], value) }
+// "yes", "no" and the names of levels.
+func (a *postfixAdvice) is(name, value string) bool {
+	return strings.EqualFold(a.p.Settings[name], value)
+}
 
-// chrooted reports whether a service that runs smtp(8) is in a chroot.
-func (a *advice) chrooted() bool {
-	for _, c := range a.p.Clients {
-		if c.Chroot {
-			return true
+// endpoint chooses how Postfix reaches the daemon: over loopback where possible,
+// which works from a chroot and for postmap(1) in any folder.
+func (a *postfixAdvice) endpoint() (string, error) {
+	loopback, unix, remote := a.d.reach()
+	queue := strings.TrimSuffix(a.p.Settings["queue_directory"], "/") + "/"
+	var inside, outside string
+	for _, path := range unix {
+		if below, ok := strings.CutPrefix(path, queue); ok && queue != "/" {
+			inside = cmp.Or(inside, "unix:"+below)
+		} else {
+			outside = cmp.Or(outside, "unix:"+path)
 		}
 	}
-	return false
+	switch {
+	case loopback != "":
+		return loopback, nil
+	case inside != "":
+		a.note("%s is a path below queue_directory: run postmap -q in that directory.", inside)
+		return inside, nil
+	case outside != "" && !a.p.Chroot:
+		return outside, nil
+	case remote != "":
+		a.warnIf(true, crossesNetwork, remote)
+		return remote, nil
+	case outside != "":
+		a.warnIf(true, "%s is out of reach for smtp(8), which master.cf runs in a chroot: mail would wait. Have the daemon listen on "+
+			"inet:127.0.0.1:8461, or on a socket below %s", outside, queue)
+		return outside, nil
+	}
+	return "", errors.New("the daemon has no endpoint that Postfix can ask: set listen")
 }
 
 // mapName chooses the map for what this Postfix knows and does.
-func (a *advice) mapName(dane bool) (string, error) {
+func (a *postfixAdvice) mapName(dane bool) (string, error) {
 	tlsrpt := a.p.Version.AtLeast(3, 10, 0)
-	if name := a.find(dane, tlsrpt); name != "" {
-		return name, nil
-	}
-	if tlsrpt {
-		if name := a.find(dane, false); name != "" {
-			a.warn("no map of the daemon sends the policy's attributes (tlsrpt = true): Postfix cannot match MX hosts "+
-				"by the policy's patterns, and cannot report. Map %s is used.", name)
-			return name, nil
-		}
-	}
-	if dane {
-		if name, err := a.mapName(false); err == nil {
-			a.warn("this Postfix does DANE, but no map of the daemon has dane = true: with map %s an enforced MTA-STS policy "+
-				"overrides DANE, which RFC 8461, 2 forbids.", name)
-			return name, nil
+	for _, want := range []struct{ dane, tlsrpt bool }{{dane, tlsrpt}, {dane, false}, {false, tlsrpt}, {false, false}} {
+		for _, m := range a.d.Maps {
+			if m.Format != mta.FormatPostfix || !m.Enforce || !m.Servername || m.Testing || m.DANE != want.dane || m.TLSRPT != want.tlsrpt {
+				continue
+			}
+			a.warnIf(tlsrpt && !m.TLSRPT, "no map of the daemon sends the policy's attributes (tlsrpt = true): Postfix cannot compare MX hosts "+
+				"with the policy's patterns, and cannot report. Map %s is used.", m.Name)
+			a.warnIf(dane && !m.DANE, "this Postfix does DANE, but no map of the daemon has dane = true: with map %s an enforced MTA-STS policy "+
+				"overrides DANE, which RFC 8461, 2 forbids.", m.Name)
+			return m.Name, nil
 		}
 	}
 	return "", errors.New(`the daemon has no map for Postfix: it needs one with format = "postfix", enforce = true and servername = true`)
 }
 
-// find returns the first map that enforces, with these properties.
-func (a *advice) find(dane, tlsrpt bool) string {
-	for _, m := range a.d.Maps {
-		if m.Format == mta.FormatPostfix && m.Enforce && m.Servername && !m.Testing && m.DANE == dane && m.TLSRPT == tlsrpt {
-			return m.Name
-		}
-	}
-	return ""
-}
-
-// policyMaps puts our map where another policy server's table is, or behind
-// the tables that the administrator keeps.
-func (a *advice) policyMaps(endpoint, name string) {
+// policyMaps puts our map in the place of another policy server's table, or
+// behind the tables that the administrator keeps.
+func (a *postfixAdvice) policyMaps(endpoint, name string) {
 	ours := "socketmap:" + endpoint + ":" + name
 	var tables, before []string
 	placed := false
@@ -135,9 +168,9 @@ func (a *advice) policyMaps(endpoint, name string) {
 		switch {
 		case table == ours:
 		case strings.HasPrefix(table, "socketmap:"+endpoint+":"):
-			a.note("%s is replaced: map %s is the one for this version and its settings.", table, name)
+			a.note("%s is replaced: map %s fits this version and its settings.", table, name)
 		default:
-			a.warn("%s is in smtp_tls_policy_maps now, and left out above: the table that answers first counts, "+
+			a.warnIf(true, "%s is in smtp_tls_policy_maps now, and removed below: the first table that answers counts, "+
 				"and another policy server would answer before this one.", table)
 		}
 	}
@@ -145,45 +178,27 @@ func (a *advice) policyMaps(endpoint, name string) {
 		tables = append(tables, ours)
 	}
 	a.set("smtp_tls_policy_maps", strings.Join(tables, ", "), "")
-	if sites := a.p.Settings["smtp_tls_per_site"]; sites != "" {
-		a.warn("smtp_tls_per_site = %s: Postfix takes no notice of it once there are policy maps, and mail for which TLS is a must there may go "+
-			"in clear. Put what it has into a table for smtp_tls_policy_maps, before the map above.", sites)
-	}
-	if len(before) > 0 {
-		a.warn("%s is asked first: for a domain that is in it, whatever it says counts, and MTA-STS does not. "+
-			"Take out what is not meant to be weaker than the domain's own policy.", strings.Join(before, ", "))
-	}
+	a.warnIf(len(before) > 0, "%s is asked first: its entries count instead of the domains' own policies. "+
+		"Remove entries that are weaker than the domain's policy.", strings.Join(before, ", "))
 }
 
-// splitTables takes a list of tables apart, as Postfix does: at commas and
-// white space, but not within braces.
+// splitTables splits a list as Postfix does: at commas and white space, but not
+// within braces.
 func splitTables(list string) []string {
-	var tables []string
-	level, start := 0, -1
-	for i := 0; i <= len(list); i++ {
-		separator := i == len(list) || level == 0 && strings.IndexByte(", \t\r\n", list[i]) >= 0
-		switch {
-		case separator && start >= 0:
-			tables = append(tables, list[start:i])
-			start = -1
-		case separator:
-		default:
-			if start < 0 {
-				start = i
-			}
-			switch list[i] {
-			case '{':
-				level++
-			case '}':
-				level = max(level-1, 0)
-			}
+	level := 0
+	return strings.FieldsFunc(list, func(r rune) bool {
+		switch r {
+		case '{':
+			level++
+		case '}':
+			level = max(level-1, 0)
 		}
-	}
-	return tables
+		return level == 0 && strings.ContainsRune(", \t\r\n", r)
+	})
 }
 
 // securityLevel asks for TLS where no policy says anything.
-func (a *advice) securityLevel() {
+func (a *postfixAdvice) securityLevel() {
 	level := strings.ToLower(a.p.Settings["smtp_tls_security_level"])
 	switch {
 	case level == "" && a.is("smtp_enforce_tls", "yes"):
@@ -192,128 +207,96 @@ func (a *advice) securityLevel() {
 		if !a.is("smtp_tls_enforce_peername", "no") {
 			level = "verify"
 		}
-		a.set("smtp_tls_security_level", level, "what smtp_enforce_tls = yes, of old, stands for")
+		a.set("smtp_tls_security_level", level, "the same as the old setting smtp_enforce_tls = yes")
 	case level == "" || level == "none":
 		a.set("smtp_tls_security_level", "may", "encrypt wherever the other side can, also without a policy")
 	}
 }
 
-// authorities sees to it that certificates can be verified.
-func (a *advice) authorities() {
-	file := a.p.Settings["smtp_tls_CAfile"]
-	if file != "" && exists(a.root, file) {
-		return
-	}
-	if file != "" {
-		a.warn("smtp_tls_CAfile = %s is not there: no certificate verifies, and mail to domains with an enforced policy waits.", file)
-	} else if a.seesFolder() || a.is("tls_append_default_CA", "yes") {
-		return
-	}
-	for _, known := range caFiles {
-		if exists(a.root, known) {
-			a.set("smtp_tls_CAfile", known, "without authorities no certificate verifies, and mail to domains with an enforced policy waits")
-			return
+// authorities makes sure that certificates can be verified.
+func (a *postfixAdvice) authorities() {
+	file, folder := a.p.Settings["smtp_tls_CAfile"], a.p.Settings["smtp_tls_CApath"]
+	if a.p.Chroot {
+		// smtp(8) looks into the folder from its chroot (postconf(5)). Debian copies
+		// the folder there, but only where systemd starts Postfix.
+		st, err := fs.Stat(a.root, rooted(path.Join(a.p.Settings["queue_directory"], folder)))
+		if err != nil || !st.IsDir() {
+			folder = ""
 		}
 	}
-	a.warn("no file with certificate authorities was found: without smtp_tls_CAfile no certificate verifies, and mail to domains " +
-		"with an enforced policy waits. Install the package ca-certificates and run this again.")
-}
-
-// seesFolder reports whether smtp(8) can use the folder of smtp_tls_CApath,
-// which it looks into when it is in its chroot already (postconf(5)). Debian
-// copies it there, but only where systemd starts Postfix.
-func (a *advice) seesFolder() bool {
-	folder := a.p.Settings["smtp_tls_CApath"]
-	if folder == "" || !a.chrooted() {
-		return folder != ""
+	switch known := findCAFile(a.root); {
+	case file != "" && exists(a.root, file):
+		return
+	case file == "" && (folder != "" || a.is("tls_append_default_CA", "yes")):
+		return
+	case known != "":
+		a.set("smtp_tls_CAfile", known, "without authorities "+noVerification)
+	default:
+		a.warnIf(true, noAuthorities)
 	}
-	st, err := fs.Stat(a.root, strings.TrimPrefix(path.Join("/", a.p.Settings["queue_directory"], folder), "/"))
-	return err == nil && st.IsDir()
+	a.warnIf(file != "", "smtp_tls_CAfile = %s is not there: %s.", file, noVerification)
 }
 
-// exists reports whether there is a file. The name may go up by "..", which an
-// fs.FS does not take.
-func exists(root fs.FS, name string) bool {
-	st, err := fs.Stat(root, strings.TrimPrefix(path.Clean("/"+name), "/"))
-	return err == nil && !st.IsDir()
-}
-
-// tlsRequired warns of RFC 8689 as Postfix does it since 3.10.
-func (a *advice) tlsRequired() {
-	if a.is("tls_required_enable", "yes") {
-		a.warn("tls_required_enable = yes: any sender switches the policy lookup off for a message with the header " +
-			"\"TLS-Required: no\". To keep the domains' policies in force: tls_required_enable = no")
-	}
-}
-
-// mxPatterns warns where a certificate of another host than the one connected
-// to is good enough.
-func (a *advice) mxPatterns() {
-	_, known := a.p.Settings["smtp_tls_enforce_sts_mx_patterns"]
-	switch {
-	case !known:
-		a.note("Postfix before 3.10.5 takes a certificate for any host that the policy lists, on whichever host DNS names, " +
-			"and \"*.example.net\" also for names two labels deep. Later versions compare as RFC 8461, 4.1 demands.")
-	case a.is("smtp_tls_enforce_sts_mx_patterns", "no"):
-		a.warn("smtp_tls_enforce_sts_mx_patterns = no: a certificate for any host that the policy lists is good on whichever host " +
-			"DNS names. Take the line out, or: smtp_tls_enforce_sts_mx_patterns = yes")
-	}
-}
-
-// mxLookups warns where the mail does not go to the MX hosts that a policy
-// is about.
-func (a *advice) mxLookups() {
-	if a.is("disable_dns_lookups", "yes") {
-		a.warn("disable_dns_lookups = yes: Postfix asks for no MX records, and connects to a host named as the domain, " +
-			"which the policy need not list.")
-	}
-	// For plain maps as well: the A record of the domain is not its MX host.
-	if a.is("ignore_mx_lookup_error", "yes") {
-		a.warn("ignore_mx_lookup_error = yes: when the MX lookup fails, Postfix connects to the domain's own address, " +
-			"and has no DANE. Set: ignore_mx_lookup_error = no")
-	}
-}
-
-// watched are the settings that a service may not have otherwise in master.cf
-// without a word about it.
-var watched = map[string]bool{
-	"smtp_tls_policy_maps": true, "smtp_tls_security_level": true, "smtp_tls_CAfile": true, "smtp_tls_CApath": true,
-	"smtp_tls_enforce_sts_mx_patterns": true, "smtp_dns_support_level": true, "smtp_dns_resolver_options": true,
-	"smtp_fallback_relay": true, "smtp_enforce_tls": true,
-	"smtp_host_lookup": true, "ignore_mx_lookup_error": true, "disable_dns_lookups": true, "tls_required_enable": true,
-}
-
-// overrides warns of options in master.cf that main.cf cannot change.
-func (a *advice) overrides() {
+// overrides warns of options in master.cf, which main.cf cannot change.
+func (a *postfixAdvice) overrides(dane bool) {
 	for _, o := range a.p.Overrides {
-		if o.Name == "smtp_tls_security_level" && daneLevel(o.Value) && !a.usesDANE {
-			a.warn("master.cf sets \"-o %s=%s\" for %s, and the map above is one without DANE: for that service an enforced MTA-STS policy "+
-				"overrides DANE, which RFC 8461, 2 forbids. Give it a map with DANE there too, with the option for smtp_tls_policy_maps.", o.Name, o.Value, o.Service)
-			continue
-		}
-		if o.Name == "smtp_fallback_relay" && o.Value == "" {
-			continue // as it was in Postfix's own master.cf for the relay service
-		}
-		if watched[o.Name] {
-			a.warn("master.cf sets \"-o %s=%s\" for %s: what is said here about main.cf does not hold for that service.", o.Name, o.Value, o.Service)
+		switch {
+		case o.Name == "smtp_tls_security_level" && daneLevel(o.Value) && !dane:
+			a.warnIf(true, "master.cf sets \"-o %s=%s\" for %s, but the map below has no DANE: for that service an enforced MTA-STS policy "+
+				"overrides DANE, which RFC 8461, 2 forbids. Set smtp_tls_policy_maps for the service too, to a map with DANE.", o.Name, o.Value, o.Service)
+		case o.Name == "smtp_fallback_relay" && o.Value == "": // in Postfix's own master.cf
+		default:
+			a.warnIf(slices.Contains(watched, o.Name), "master.cf sets \"-o %s=%s\" for %s: this recipe does not "+
+				"apply to that service.", o.Name, o.Value, o.Service)
 		}
 	}
 }
 
-// fallbackRelay warns of the hosts that get what cannot be delivered: Postfix
-// asks for the policy of their names then. To fail a delivery, it is enough to
-// forge an MX record or to drop packets.
-func (a *advice) fallbackRelay() {
-	if hosts := a.p.Settings["smtp_fallback_relay"]; hosts != "" {
-		a.warn("smtp_fallback_relay = %s: mail that its own hosts do not get, for policy or because somebody on the way stops it, goes there, "+
-			"and not under its domain's policy. Have TLS be a must on the way there, by a line of its own in a table before the map above, "+
-			"and the policies be enforced there too; or take the line out.", hosts)
-	}
+// daneLevel reports whether a security level is one of those with DANE.
+func daneLevel(level string) bool {
+	return strings.EqualFold(level, "dane") || strings.EqualFold(level, "dane-only")
 }
 
-// relayhost says whose policy counts when all mail goes one way.
-func (a *advice) relayhost() {
-	if hosts := a.p.Settings["relayhost"]; hosts != "" {
-		a.note("relayhost = %s: Postfix asks for the policy of that name, not for those of the recipients' domains (RFC 8461, 3.4).", hosts)
+// dane reports whether this Postfix does DANE: a setting asks for DANE, and no
+// other makes it impossible. Where it is impossible, a reply of dane-only would
+// stop the mail, and the map must be one without DANE.
+func (a *postfixAdvice) dane() bool {
+	level := strings.ToLower(a.p.Settings["smtp_tls_security_level"])
+	if !daneLevel(level) {
+		a.note("this Postfix does no DANE. To enable it, set smtp_tls_security_level = dane and smtp_dns_support_level = dnssec with a " +
+			"validating resolver, and run this again: another map is needed then.")
+		return false
 	}
+	hasWord := func(setting, word string) bool {
+		return slices.ContainsFunc(splitTables(a.p.Settings[setting]), func(w string) bool { return strings.EqualFold(w, word) })
+	}
+	file := "/etc/resolv.conf"
+	if inside := path.Join(a.p.Settings["queue_directory"], file); a.p.Chroot && exists(a.root, inside) {
+		file = inside
+	}
+	conf := resolvConf(a.root, file)
+	// The checks of Postfix's own smtp_tls_policy.c, in its order, and libc's.
+	// Since 3.6 Postfix sets RES_TRUSTAD itself when it asks for DNSSEC, whatever
+	// resolv.conf says (seen with 3.7, 3.10 and 3.11).
+	possible := true
+	for _, o := range []struct {
+		is     bool
+		remedy string
+	}{
+		{!a.is("smtp_dns_support_level", "dnssec"), "Set: smtp_dns_support_level = dnssec"},
+		{!hasWord("smtp_host_lookup", "dns"), "Set: smtp_host_lookup = dns"},
+		{a.is("ignore_mx_lookup_error", "yes"), "Set: ignore_mx_lookup_error = no"},
+		{hasWord("smtp_dns_resolver_options", "res_defnames"), "Remove res_defnames from smtp_dns_resolver_options"},
+		{hasWord("smtp_dns_resolver_options", "res_dnsrch"), "Remove res_dnsrch from smtp_dns_resolver_options"},
+		{!conf.TrustAD && !a.p.Version.AtLeast(3, 6, 0), file + " has no \"options trust-ad\", and libc hides from Postfix what the resolver validated. Add it"},
+	} {
+		possible = possible && !o.is
+		a.warnIf(o.is, "smtp_tls_security_level = %s, but DANE is impossible. %s, and run this again: until then the map below has no DANE.", level, o.remedy)
+	}
+	for _, s := range remoteServers(conf) {
+		a.warnIf(true, remoteResolver, s, file, "Postfix")
+		a.warnIf(!conf.TrustAD, "%s has no \"options trust-ad\": Postfix trusts %s all the same, but sts-tlsmap does not, and its policies override "+
+			"DANE, which RFC 8461, 2 forbids. Run a validating resolver on this machine; or add \"options trust-ad\", or set trust_ad = true in [dns].", file, s)
+	}
+	return possible
 }

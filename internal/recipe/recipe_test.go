@@ -1,4 +1,4 @@
-package recipe
+package recipe_test
 
 import (
 	"flag"
@@ -9,6 +9,7 @@ import (
 	"testing/fstest"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/recipe"
 )
 
 // The files in testdata named after Debian's releases are what postconf -x
@@ -18,20 +19,27 @@ var releases = []string{"bookworm", "trixie", "forky"}
 
 var update = flag.Bool("update", false, "write the recipes in testdata anew")
 
-func readRelease(t *testing.T, name string) Postconf {
+func readRelease(t *testing.T, name string) recipe.Postconf {
 	t.Helper()
-	var out [3][]byte
-	for i, kind := range []string{"settings", "overrides", "services"} {
-		var err error
-		if out[i], err = os.ReadFile(filepath.Join("testdata", name+"."+kind)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p, err := ParsePostconf(out[0], out[1], out[2])
+	out := testdata(t, name, "settings", "overrides", "services")
+	p, err := recipe.ParsePostconf(out[0], out[1], out[2])
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// testdata reads the files of a release.
+func testdata(t *testing.T, release string, kinds ...string) (out []string) {
+	t.Helper()
+	for _, kind := range kinds {
+		text, err := os.ReadFile(filepath.Join("testdata", release+"."+kind))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, string(text))
+	}
+	return out
 }
 
 // allMaps are the builtin maps once DANE is there.
@@ -49,23 +57,23 @@ var allMaps = []mta.Map{
 // A kitchen is a machine on which a recipe is wanted; each test spoils it in
 // its way.
 type kitchen struct {
-	p    Postconf
+	p    recipe.Postconf
 	root fstest.MapFS
-	d    Daemon
+	d    recipe.Daemon
 }
 
 const debianCA = "etc/ssl/certs/ca-certificates.crt"
 
 // newKitchen is a Postfix of that version without DANE, on which nothing is wrong.
-func newKitchen(version Version) *kitchen {
+func newKitchen(version recipe.Version) *kitchen {
 	k := &kitchen{
-		p: Postconf{Version: version, Settings: map[string]string{
+		p: recipe.Postconf{Version: version, Settings: map[string]string{
 			"config_directory": "/etc/postfix", "queue_directory": "/var/spool/postfix",
 			"smtp_tls_security_level": "may", "smtp_tls_CAfile": "/" + debianCA, "smtp_host_lookup": "dns",
 			"ignore_mx_lookup_error": "no", "disable_dns_lookups": "no",
 		}},
 		root: fstest.MapFS{debianCA: {}},
-		d:    Daemon{Listen: []string{"inet:127.0.0.1:8461"}, Maps: allMaps},
+		d:    recipe.Daemon{Listen: []string{"inet:127.0.0.1:8461"}, Maps: allMaps},
 	}
 	if version.AtLeast(3, 10, 0) {
 		k.p.Settings["tls_required_enable"] = "no"
@@ -84,26 +92,28 @@ func (k *kitchen) withDANE() *kitchen {
 	return k
 }
 
-func (k *kitchen) cook(t *testing.T) Recipe {
+func (k *kitchen) cook(t *testing.T) cooked {
 	t.Helper()
-	r, err := Postfix(k.p, k.root, k.d)
+	r, err := recipe.Postfix(k.p, k.root, k.d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r
+	return cooked{r}
 }
 
+type cooked struct{ recipe.Recipe }
+
 // value returns what the recipe sets.
-func (r Recipe) value(name string) string {
-	for _, s := range r.Settings {
-		if s.Name == name {
-			return s.Value
+func (r cooked) value(name string) string {
+	for _, p := range r.Parts {
+		if value, ok := strings.CutPrefix(p.Text, name+" = "); ok {
+			return strings.TrimSpace(value)
 		}
 	}
 	return ""
 }
 
-func (r Recipe) warns(words string) bool {
+func (r cooked) warns(words string) bool {
 	for _, w := range r.Warnings {
 		if strings.Contains(w, words) {
 			return true
@@ -115,7 +125,7 @@ func (r Recipe) warns(words string) bool {
 func TestTheRecipesForDebiansPostfixes(t *testing.T) {
 	for _, release := range releases {
 		t.Run(release, func(t *testing.T) {
-			k := newKitchen(Version{})
+			k := newKitchen(recipe.Version{})
 			k.p = readRelease(t, release)
 			got := k.cook(t).String()
 			golden := filepath.Join("testdata", release+".recipe")
@@ -136,15 +146,15 @@ func TestTheRecipesForDebiansPostfixes(t *testing.T) {
 }
 
 func TestARecipeIsValidInMainCF(t *testing.T) {
-	k := newKitchen(Version{3, 10, 0})
+	k := newKitchen(recipe.Version{3, 10, 0})
 	k.p.Settings["smtp_tls_policy_maps"] = "hash:/etc/postfix/\x1b[2Jtls, socketmap:inet:a:1:x"
 	k.p.Settings["relayhost"] = "[a]\rb = c" + strings.Repeat(" word", 100)
-	k.p.Overrides = []Override{{"smtp/unix", "smtp_tls_policy_maps", "x\x00y"}}
+	k.p.Overrides = []recipe.Override{{"smtp/unix", "smtp_tls_policy_maps", "x\x00y"}}
 	for line := range strings.SplitSeq(k.cook(t).String(), "\n") {
 		name, _, isSetting := strings.Cut(line, " = ")
 		switch {
 		case line == "", strings.HasPrefix(line, "# "):
-			if len(line) > 2*width {
+			if len(line) > 2*76 {
 				t.Errorf("a long comment: %q", line)
 			}
 		case !isSetting || name != "smtp_tls_policy_maps":
@@ -158,18 +168,18 @@ func TestARecipeIsValidInMainCF(t *testing.T) {
 
 func TestTheMapFitsTheVersionAndItsDANE(t *testing.T) {
 	for _, tt := range []struct {
-		version Version
+		version recipe.Version
 		dane    bool
 		want    string
 	}{
-		{Version{3, 4, 0}, false, "postfix"},
-		{Version{3, 7, 11}, false, "postfix"},
-		{Version{3, 9, 99}, false, "postfix"},
-		{Version{3, 10, 0}, false, "postfix-tlsrpt"},
-		{Version{3, 11, 7}, false, "postfix-tlsrpt"},
-		{Version{4, 0, 0}, false, "postfix-tlsrpt"},
-		{Version{3, 7, 11}, true, "postfix-dane"},
-		{Version{3, 10, 5}, true, "postfix-dane-tlsrpt"},
+		{recipe.Version{3, 4, 0}, false, "postfix"},
+		{recipe.Version{3, 7, 11}, false, "postfix"},
+		{recipe.Version{3, 9, 99}, false, "postfix"},
+		{recipe.Version{3, 10, 0}, false, "postfix-tlsrpt"},
+		{recipe.Version{3, 11, 7}, false, "postfix-tlsrpt"},
+		{recipe.Version{4, 0, 0}, false, "postfix-tlsrpt"},
+		{recipe.Version{3, 7, 11}, true, "postfix-dane"},
+		{recipe.Version{3, 10, 5}, true, "postfix-dane-tlsrpt"},
 	} {
 		k := newKitchen(tt.version)
 		if tt.dane {
@@ -186,8 +196,8 @@ func TestTheMapFitsTheVersionAndItsDANE(t *testing.T) {
 }
 
 func TestAPostfixThatDoesNotKnowServernameIsRefused(t *testing.T) {
-	k := newKitchen(Version{3, 3, 22})
-	if _, err := Postfix(k.p, k.root, k.d); err == nil || !strings.Contains(err.Error(), "3.4 or later") {
+	k := newKitchen(recipe.Version{3, 3, 22})
+	if _, err := recipe.Postfix(k.p, k.root, k.d); err == nil || !strings.Contains(err.Error(), "Postfix 3.4 or later is needed") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -204,7 +214,7 @@ func TestADaemonWithoutTheRightMap(t *testing.T) {
 		}
 		return maps
 	}
-	k := newKitchen(Version{3, 10, 5}).withDANE()
+	k := newKitchen(recipe.Version{3, 10, 5}).withDANE()
 	k.d.Maps = keep("postfix", "postfix-tlsrpt")
 	if r := k.cook(t); !r.warns("overrides DANE") || !strings.HasSuffix(r.value("smtp_tls_policy_maps"), ":postfix-tlsrpt") {
 		t.Errorf("no map with DANE: %s", r)
@@ -214,7 +224,7 @@ func TestADaemonWithoutTheRightMap(t *testing.T) {
 		t.Errorf("no map with TLSRPT: %s", r)
 	}
 	k.d.Maps = keep("rehearsal", "strict", "nosni", "exim")
-	if _, err := Postfix(k.p, k.root, k.d); err == nil || !strings.Contains(err.Error(), "no map for Postfix") {
+	if _, err := recipe.Postfix(k.p, k.root, k.d); err == nil || !strings.Contains(err.Error(), "no map for Postfix") {
 		t.Errorf("only maps that do not fit: %v", err)
 	}
 }
