@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -19,7 +22,7 @@ func TestCheckShowsTheConditionsOfTheDaemonAndWhatToDo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := control.NewServer(control.Options{Health: func() control.Health {
+	server := control.NewServer(control.Options{Log: slog.New(slog.DiscardHandler), Health: func() control.Health {
 		return control.Health{Troubles: []control.Trouble{
 			{Condition: observe.Discovery, Severity: observe.Page, What: "no fetch succeeds", Next: "see whether"},
 			{Condition: observe.Salvage, Severity: observe.Ticket, What: "the file was damaged", Next: "look at the disk"},
@@ -31,7 +34,7 @@ func TestCheckShowsTheConditionsOfTheDaemonAndWhatToDo(t *testing.T) {
 		if err := server.Shutdown(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if err := <-served; err != nil {
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 			t.Error(err)
 		}
 	}()

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -23,17 +25,14 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 const (
-	// drainTime is how long lookups may still take after SIGTERM.
-	drainTime = socketmap.DrainTimeout
-	// keeperTime is how long the keeper may still write after that.
-	keeperTime = 15 * time.Second
-	// controlTime is how long those who look on may still take.
-	controlTime = time.Second
+	keeperTime  = 15 * time.Second // for the keeper to write, after SIGTERM and the last lookup
+	controlTime = time.Second      // for control and metrics requests under way
 )
 
 // A service is the running daemon.
@@ -57,7 +56,7 @@ type service struct {
 }
 
 // daemon runs the daemon until SIGTERM or SIGINT.
-func (a *app) daemon(cfg *config.Config) (int, error) {
+func (a *app) daemon() (int, error) {
 	// Caught from here on: a signal that comes while the cache is opened must
 	// not cut that short.
 	signals := make(chan os.Signal, 4)
@@ -65,21 +64,24 @@ func (a *app) daemon(cfg *config.Config) (int, error) {
 	defer signal.Stop(signals)
 
 	level := new(slog.LevelVar)
-	level.Set(cfg.LogLevel)
+	level.Set(a.cfg.LogLevel)
 	s := &service{
-		cfg: cfg, level: level, log: newLogger(a.stderr, level), started: time.Now(), failed: make(chan error, 8),
+		cfg: a.cfg, level: level, log: newLogger(a.stderr, level), started: time.Now(), failed: make(chan error, 8),
 	}
-	if err := s.open(); err != nil {
+	err := s.open()
+	if err == nil {
+		err = s.listen()
+	}
+	if err != nil {
+		if s.store != nil {
+			err = errors.Join(err, s.store.Close())
+		}
 		return 0, err
-	}
-	if err := s.listen(); err != nil {
-		return 0, errors.Join(err, s.store.Close())
 	}
 	return exitDone, s.run(signals, a.flags.config)
 }
 
-// open makes everything that answers, the cache first of all: no listener is
-// served before it is open.
+// open makes everything that answers, the cache before the listeners.
 func (s *service) open() error {
 	cfg := s.cfg
 	var err error
@@ -90,8 +92,9 @@ func (s *service) open() error {
 	if err != nil {
 		return err
 	}
-	if s.store, err = openCache(cfg, s.inUse, s.log); err != nil {
-		return err
+	s.store, err = cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, InUse: s.inUse, Log: s.log})
+	if err != nil {
+		return cacheError(err, cfg)
 	}
 	s.observer = observe.New(s.observed(table))
 	s.keeper = keeper.New(keeper.Options{
@@ -115,60 +118,44 @@ func (s *service) open() error {
 		Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log,
 	})
 	if err := s.maps.SetExempt(cfg.Exempt.Domains); err != nil {
-		return errors.Join(err, s.store.Close())
+		return err
 	}
 	if s.exempt, err = exempt.Open(s.store, s.maps.SetTimedExempt, s.log); err != nil {
-		return errors.Join(err, s.store.Close())
+		return err
 	}
 	s.sockets = socketmap.NewServer(s.maps, socketmap.Options{MaxConnections: cfg.Socket.MaxConnections, Log: s.log})
 	s.control = control.NewServer(control.Options{
-		Keeper: s.keeper, Health: s.health, Stats: s.stats, Metrics: s.observer.Metrics(), Exempt: s.maps.IsExempt, Log: s.log,
-		Learner: s.keeper, Exemptions: s.exempt, Rehearsed: s.maps.Rehearsed, ExemptUntil: s.exemptUntil, ExemptBy: s.maps.ExemptBy,
-		DANE: s.out.checker.Findings,
+		Keeper: s.keeper, Exemptions: s.exempt, Health: s.health, ExemptBy: s.maps.ExemptBy, Rehearsed: s.maps.Rehearsed,
+		DANE: s.out.checker.Findings, Metrics: s.observer.Metrics(), Log: s.log,
 	})
 	return nil
-}
-
-// exemptUntil says when a domain's exemption ends; zero: it has none that does.
-func (s *service) exemptUntil(domain string) time.Time {
-	until, _ := s.maps.Exempt(domain)
-	return until
 }
 
 // inUse asks the keeper whether a policy may be in use. The cache is opened
 // before there is one, and gives nothing up until it runs.
 func (s *service) inUse(domain []byte) bool { return s.keeper == nil || s.keeper.InUse(domain) }
 
-// openCache opens the cache, or says why it cannot be and what to do.
-func openCache(cfg *config.Config, inUse func([]byte) bool, log *slog.Logger) (*cache.Store, error) {
-	if dir := filepath.Dir(cfg.Cache.Path); !isDir(dir) {
-		return nil, hint(fmt.Errorf("the cache cannot be opened: there is no folder %s", dir),
-			"make it, owned by the daemon's user, or set path in [cache]")
-	}
-	store, err := cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, InUse: inUse, Log: log})
-	if err != nil {
-		return nil, cacheError(err, cfg)
-	}
-	return store, nil
-}
-
 // cacheError adds the hint that fits an error of opening the cache.
 func cacheError(err error, cfg *config.Config) error {
 	dir := filepath.Dir(cfg.Cache.Path)
-	err = fmt.Errorf("the cache cannot be opened: %w", err)
 	var locked *cache.LockedError
 	var noFile *cache.NotAFileError
+	next := "see that the disk is there and has room, or set path in [cache]"
 	switch {
+	case !isDir(dir):
+		err = fmt.Errorf("there is no folder %s", dir)
+		next = "make it, owned by the daemon's user, or set path in [cache]"
 	case errors.As(err, &noFile):
-		return hint(err, "set path in [cache]")
+		next = "set path in [cache]"
 	case errors.As(err, &locked):
-		return hint(err, "stop that daemon, or give this one a cache of its own: path in [cache]")
+		next = "stop that daemon, or give this one a cache of its own: path in [cache]"
 	case errors.Is(err, unix.EROFS):
-		return hint(err, "%s", letWrite(dir))
+		next = fmt.Sprintf("where systemd runs the daemon, let it write there: systemctl edit sts-tlsmap, with "+
+			"[Service] and ReadWritePaths=%s below it; the folder must belong to its user", dir)
 	case errors.Is(err, fs.ErrPermission):
-		return hint(err, "the folder %s and what is in it must belong to the daemon's user (uid %d)", dir, os.Geteuid())
+		next = fmt.Sprintf("the folder %s and what is in it must belong to the daemon's user (uid %d)", dir, os.Geteuid())
 	}
-	return hint(err, "see that the disk is there and has room, or set path in [cache]")
+	return hint(fmt.Errorf("the cache cannot be opened: %w", err), "%s", next)
 }
 
 // run serves until a signal says to end, or until something fails that must
@@ -178,15 +165,9 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	defer stopKeeping()
 	kept := make(chan error, 1)
 	go func() { kept <- s.keeper.Run(keeping) }()
-	for _, l := range s.listeners.socketmap {
-		go s.guard(func() error { return s.sockets.Serve(l) })
-	}
-	if l := s.listeners.control; l != nil {
-		go s.guard(func() error { return s.control.Serve(l) })
-	}
-	for _, l := range s.listeners.metrics {
-		go s.guard(func() error { return s.observer.Serve(l) })
-	}
+	s.serve(s.listeners.socketmap, s.sockets.Serve)
+	s.serve(s.listeners.control, s.control.Serve)
+	s.serve(s.listeners.metrics, s.observer.Serve)
 	s.announce()
 	watching, stopWatching := context.WithCancel(keeping)
 	defer stopWatching()
@@ -194,10 +175,10 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	go s.observer.Run(watching)
 	go s.out.checker.Run(watching)
 
-	var failure error
-	for failure == nil {
+	for {
 		select {
-		case failure = <-s.failed:
+		case failure := <-s.failed:
+			return errors.Join(failure, s.stop(stopWatching, stopKeeping, kept))
 		case sig := <-signals:
 			if sig == syscall.SIGHUP {
 				s.reload(file)
@@ -205,38 +186,34 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 			}
 			signal.Reset(syscall.SIGTERM, syscall.SIGINT) // a second one ends it at once
 			s.log.Info("ending", "signal", sig.String())
+			return s.stop(stopWatching, stopKeeping, kept)
 		}
-		break
 	}
-	stopWatching()
-	return errors.Join(failure, s.stop(stopKeeping, kept))
 }
 
-// guard reports what ended by itself.
-func (s *service) guard(serve func() error) {
-	if err := serve(); err != nil {
-		select {
-		case s.failed <- err:
-		default: // one is enough to end
-		}
+// serve serves listeners, and reports one that ends by itself.
+func (s *service) serve(list []net.Listener, serve func(net.Listener) error) {
+	for _, l := range list {
+		go func() {
+			if err := serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				s.failed <- err
+			}
+		}()
 	}
 }
 
 // announce tells systemd and the log that lookups are answered.
 func (s *service) announce() {
 	s.notify(daemon.SdNotifyReady)
-	servers := make([]string, 0, 4)
-	for _, a := range s.out.resolver.Servers() {
-		servers = append(servers, a.String())
-	}
+	l, r := &s.listeners, s.out.resolver
 	stats := s.store.Stats()
-	s.log.Info("ready", "version", version, "listen", s.listeners.names(), "control", s.listeners.controlName(),
-		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", servers, "trust_ad", s.out.resolver.TrustsAD(),
-		"metrics", s.listeners.metricsNames(), "proxy", cmp.Or(s.out.proxy, "none"))
-	for _, w := range warnings(s.cfg, s.out.resolver, s.listeners.opened()) {
+	s.log.Info("ready", "version", version, "listen", names(l.socketmap), "control", l.controlPath(),
+		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", r.Servers(), "trust_ad", r.TrustsAD(),
+		"metrics", names(l.metrics), "proxy", cmp.Or(s.out.proxy, "none"))
+	for _, w := range warnings(s.cfg, r, l.sockets(), l.overridden) {
 		s.log.Warn(w)
 	}
-	if s.listeners.control == nil {
+	if len(l.control) == 0 {
 		s.log.Warn("systemd passed no control socket: -cache, -exempt and the other modes cannot ask this daemon",
 			"next", "systemctl unmask sts-tlsmap-control.socket, and restart")
 	}
@@ -247,34 +224,33 @@ func (s *service) announce() {
 
 // stop ends everything in the order of need: lookups are answered to the end,
 // then what they found is written.
-func (s *service) stop(stopKeeping func(), kept <-chan error) error {
+func (s *service) stop(stopWatching, stopKeeping func(), kept <-chan error) error {
+	stopWatching()
 	s.notify(daemon.SdNotifyStopping)
-	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	ctx, cancel := context.WithTimeout(context.Background(), socketmap.DrainTimeout)
 	defer cancel()
 	if err := s.sockets.Shutdown(ctx); err != nil {
 		s.log.Warn("some lookups were not answered before the daemon stopped", "err", err)
 	}
-	controlCtx, cancelControl := context.WithTimeout(context.Background(), controlTime)
-	defer cancelControl()
-	if err := s.control.Shutdown(controlCtx); err != nil {
-		s.log.Warn("the control socket did not close cleanly", "err", err)
+	ctx, cancel = context.WithTimeout(context.Background(), controlTime)
+	defer cancel()
+	if err := s.control.Shutdown(ctx); err != nil {
+		s.log.Warn("the control socket did not close cleanly", "err", errors.Join(err, s.control.Close()))
 	}
-	if err := s.observer.Shutdown(controlCtx); err != nil {
+	if err := s.observer.Shutdown(ctx); err != nil {
 		s.log.Warn("the metrics listener did not close cleanly", "err", err)
 	}
 	stopKeeping()
 	var err error
 	select {
 	case err = <-kept:
-		if err != nil {
-			err = fmt.Errorf("not everything could be written to the cache: %w", err)
-		}
 	case <-time.After(keeperTime):
-		err = errors.New("not everything could be written to the cache: the disk does not answer")
+		err = errors.New("the disk does not answer")
 	}
-	if e := s.store.Close(); e != nil {
-		err = errors.Join(err, fmt.Errorf("closing the cache: %w", e))
+	if err != nil {
+		err = fmt.Errorf("not everything could be written to the cache: %w", err)
 	}
+	err = errors.Join(err, s.store.Close())
 	s.log.Info("ended")
 	return err
 }
@@ -288,10 +264,39 @@ func (s *service) notify(state string) {
 
 // health is /v1/health.
 func (s *service) health() control.Health {
+	l := &s.listeners
 	return control.Health{
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
-		Listeners: s.listeners.names(), Cache: s.cfg.Cache.Path, Metrics: strings.Join(s.listeners.metricsNames(), " "),
-		Control: s.listeners.controlName(), Overridden: s.listeners.overridden(), Lost: s.maps.RehearsalsLost(),
+		Listeners: names(l.socketmap), Cache: s.cfg.Cache.Path, Metrics: strings.Join(names(l.metrics), " "),
+		Control: l.controlPath(), Overridden: l.overridden, Lost: s.maps.RehearsalsLost(),
 		Maps: s.cfg.Maps, Troubles: s.observer.Troubles(),
+	}
+}
+
+// observed is what the observer reads. The observer is made before the keeper,
+// which tells it what it tries.
+func (s *service) observed(table *tlsmap.Table) observe.Sources {
+	host, _ := os.Hostname()
+	return observe.Sources{
+		Version: version, Commit: commit, Host: cmp.Or(host, "a machine without a name"), Started: s.started,
+		Stats: func() observe.Stats {
+			return observe.Stats{
+				Keeper: s.keeper.Stats(), Cache: s.store.Stats(), Maps: s.maps.Stats(), Sockets: s.sockets.Stats(),
+				DANE: s.out.checker.Stats(),
+			}
+		},
+		// A file of ours is read as the next start would. The system's roots are
+		// read once in the life of a process; that they fail shows in the fetches.
+		Roots: func() (err error) {
+			if s.cfg.Fetch.CAFile != "" {
+				_, err = policy.LoadRoots(s.cfg.Fetch.CAFile)
+			}
+			return err
+		},
+		Due: func(time.Time, int) ([]int, bool, error) {
+			return nil, false, errors.New("its queue cannot be counted yet")
+		},
+		Table: table, Log: s.log,
+		Held: func(domain string) (control.Held, error) { return s.control.Held(domain) },
 	}
 }

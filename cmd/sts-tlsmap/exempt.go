@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // exempt is -exempt: it lists what is exempt for a time, or exempts a domain.
@@ -19,14 +19,11 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	if len(a.flags.args) == 0 {
 		a.sayAbsent()
 		list, err := a.exemptions(ctx)
-		if err != nil {
-			return 0, err
+		if err == nil && len(list) == 0 {
+			a.say("no domain is exempt for now")
 		}
 		a.printExempt(list)
-		if len(list) == 0 {
-			fmt.Fprintln(a.stderr, "sts-tlsmap: no domain is exempt for now")
-		}
-		return exitDone, nil
+		return exitDone, err
 	}
 	domain, err := exemptDomain(a.flags.args[0])
 	if err != nil {
@@ -36,41 +33,41 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	if !ok {
 		return 0, hint(fmt.Errorf("-for %q is not a duration", a.flags.exemptFor), "write -for 4h, 90m or 2d; -for 0 ends the exemption")
 	}
-	if err := a.peer.needed(); err != nil {
-		return 0, err
+	if a.peerErr != nil {
+		return 0, a.needPeer()
 	}
-	x, err := a.peer.client.Exempt(ctx, domain, long)
+	x, err := a.client.Exempt(ctx, domain, long)
 	if err != nil {
-		return 0, a.peer.hinted(err)
+		return 0, a.hintPeer(err)
 	}
+	code := exitDone
 	switch {
 	case long > 0:
 		fmt.Fprintf(a.stdout, "%s: exempt until %s\n", domain, x.Until.Format(time.RFC3339))
 	case !x.Was:
 		fmt.Fprintf(a.stdout, "%s: was not exempt for a time%s\n", domain, still(x.Still))
-		return exitNotFound, nil
+		code = exitNotFound
 	case len(x.Still) > 0:
 		fmt.Fprintf(a.stdout, "%s: its own exemption has ended%s\n", domain, still(x.Still))
 	default:
 		fmt.Fprintf(a.stdout, "%s: not exempt any more\n", domain)
 	}
 	if x.Err != "" {
-		return 0, hint(errors.New(printable(x.Err)), "check the disk; the daemon will try again by itself")
+		return 0, hint(errors.New(text.Printable(x.Err)), "check the disk; the daemon will try again by itself")
 	}
-	return exitDone, nil
+	return code, nil
 }
 
-// still says what exempts a domain although its own exemption is over; nothing
-// if that is not so.
+// still says what exempts a domain although its own exemption is over.
 func still(entries []control.ExemptEntry) string {
 	if len(entries) == 0 {
 		return ""
 	}
 	by := make([]string, len(entries))
 	for i, e := range entries {
-		by[i] = printable(e.Entry) + " in [exempt]"
+		by[i] = text.Printable(e.Entry) + " in [exempt]"
 		if !e.Until.IsZero() {
-			by[i] = fmt.Sprintf("%s until %s (-exempt)", printable(e.Entry), e.Until.Format(time.RFC3339))
+			by[i] = fmt.Sprintf("%s until %s (-exempt)", text.Printable(e.Entry), e.Until.Format(time.RFC3339))
 		}
 	}
 	return "; still exempt by " + strings.Join(by, " and ")
@@ -79,75 +76,58 @@ func still(entries []control.ExemptEntry) string {
 // exemptDomain returns the domain that an argument stands for; one that begins
 // with a dot is all below it.
 func exemptDomain(arg string) (string, error) {
-	if strings.HasPrefix(arg, ".") {
-		domain, err := exempt.Parse(arg)
-		if err != nil {
-			return "", hint(err, "name a domain, as example.com")
-		}
-		return domain, nil
+	if !strings.HasPrefix(arg, ".") {
+		return canonical(arg)
 	}
-	return canonical(arg)
+	domain, err := exempt.Parse(arg)
+	if err != nil {
+		return "", hint(err, "name a domain, as example.com")
+	}
+	return domain, nil
 }
 
-// exemptions are those set at run time: from the daemon where it runs, else
-// from the file. No file is an empty one.
-func (a *app) exemptions(ctx context.Context) ([]control.Exemption, error) {
-	if !a.peer.absent() {
-		if err := a.peer.needed(); err != nil {
+// exemptions are those set at run time: from the daemon where it runs, else from
+// the file.
+func (a *app) exemptions(ctx context.Context) (list []control.ExemptEntry, err error) {
+	if a.absent() {
+		store, err := a.openFile()
+		if store == nil {
 			return nil, err
 		}
-		var list []control.Exemption
-		err := a.peer.client.Exemptions(ctx, func(x control.Exemption) error {
-			list = append(list, x)
-			return nil
-		})
-		if err != nil {
-			err = a.peer.hinted(err)
-		}
-		return list, err
+		defer store.Close()
+		return exemptionsIn(store)
 	}
-	store, err := cache.OpenReadOnly(a.peer.cfg.Cache.Path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	if a.peerErr != nil {
+		return nil, a.needPeer()
 	}
-	if err != nil {
-		return nil, a.peer.fileHinted(err)
-	}
-	defer store.Close()
-	return exemptionsInFile(store)
+	err = a.client.Exemptions(ctx, func(x control.ExemptEntry) error {
+		list = append(list, x)
+		return nil
+	})
+	return list, a.hintPeer(err)
 }
 
-func exemptionsInFile(store *cache.Store) ([]control.Exemption, error) {
+// exemptionsIn are those in the file that have not ended.
+func exemptionsIn(store *cache.Store) (list []control.ExemptEntry, err error) {
 	stored, err := store.Exemptions()
-	var list []control.Exemption
-	for _, x := range stored {
+	for _, x := range control.ExemptEntries(stored) {
 		if x.Until.After(time.Now()) {
-			list = append(list, control.Exemption{Domain: x.Domain, Until: x.Until.UTC()})
+			list = append(list, x)
 		}
 	}
 	return list, err
 }
 
-// exemptInFile returns the exemptions that are for a domain.
-func exemptInFile(store *cache.Store, domain string) ([]exempt.Exemption, error) {
-	list, err := exemptionsInFile(store)
-	set := make(exempt.Set, len(list))
-	for _, x := range list {
-		set[x.Domain] = x.Until.Unix()
-	}
-	return set.Matching(domain, 0), err
-}
-
 // printExempt prints exemptions, a line each.
-func (a *app) printExempt(list []control.Exemption) {
+func (a *app) printExempt(list []control.ExemptEntry) {
 	for _, x := range list {
-		left := time.Until(x.Until).Round(time.Minute)
-		fmt.Fprintf(a.stdout, "%s exempt until %s (%s left)\n", printable(x.Domain), x.Until.Format(time.RFC3339), config.FormatDuration(left))
+		fmt.Fprintf(a.stdout, "%s exempt until %s (%s left)\n",
+			text.Printable(x.Entry), x.Until.Format(time.RFC3339), text.Span(time.Until(x.Until)))
 	}
 }
 
 // cacheNotes are what a listing of the cache says below its table: what is
-// exempt for a time, and what rehearsals would have deferred.
+// exempt for a time, and what rehearsals would have done.
 func (a *app) cacheNotes(ctx context.Context) error {
 	list, err := a.exemptions(ctx)
 	if err != nil {
@@ -157,18 +137,18 @@ func (a *app) cacheNotes(ctx context.Context) error {
 		fmt.Fprintln(a.stdout)
 		a.printExempt(list)
 	}
-	if a.peer.err != nil {
+	if a.peerErr != nil {
 		return nil // rehearsals are in the daemon's memory only
 	}
 	return a.rehearsals(ctx)
 }
 
-// rehearsals are what maps with enforce = false would have replied. Of what
-// would have been deferred each is named, and of the rest the number.
+// rehearsals are what maps with enforce = false would have replied. Each reply
+// that would have deferred mail is named; the others are counted.
 func (a *app) rehearsals(ctx context.Context) error {
-	since, lost := a.peer.health.Started.UTC().Format(time.RFC3339), a.peer.health.Lost
+	since, lost := a.health.Started.UTC().Format(time.RFC3339), a.health.Lost
 	deferred, others := 0, 0
-	err := a.peer.client.Rehearsed(ctx, func(r control.Rehearsed) error {
+	err := a.client.Rehearsed(ctx, func(r control.Rehearsed) error {
 		if !r.Deferred {
 			others++
 			return nil
@@ -177,11 +157,11 @@ func (a *app) rehearsals(ctx context.Context) error {
 			fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have deferred mail for:\n", since)
 		}
 		fmt.Fprintf(a.stdout, "%s in map %s, asked %s, the last time %s: %s\n",
-			printable(r.Domain), r.Map, numbered(int(r.Count), "time"), r.Last.Format(time.RFC3339), printable(r.Reply))
+			text.Printable(r.Domain), r.Map, numbered(int(r.Count), "time"), r.Last.Format(time.RFC3339), text.Printable(r.Reply))
 		return nil
 	})
 	if err != nil {
-		return a.peer.hinted(err)
+		return a.hintPeer(err)
 	}
 	if lost.Deferred > 0 {
 		fmt.Fprintf(a.stdout, "and for others, which are no longer remembered: %d such replies are in the log only\n", lost.Deferred)

@@ -16,20 +16,20 @@ import (
 const explainTimeout = 2 * time.Minute
 
 // explain is -explain: live, with or without a daemon.
-func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
+func (a *app) explain(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
-	out, err := newOutside(cfg, nil)
+	out, err := newOutside(a.cfg, nil)
 	if err != nil {
 		return 0, err
 	}
-	table, maps, err := newMaps(cfg)
+	table, maps, err := newMaps(a.cfg)
 	if err != nil {
 		return 0, err
 	}
 	var running []mta.Map
-	if a.peer.err == nil {
-		running = a.peer.health.Maps
+	if a.peerErr == nil {
+		running = a.health.Maps
 	}
 	report := explain.Gather(ctx, a.flags.args[0], explain.Sources{
 		Resolver: out.resolver,
@@ -39,8 +39,8 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 		Running:  running,
 		Exempt:   func(domain string) []control.ExemptEntry { return control.ExemptEntries(maps.ExemptBy(domain)) },
 		Held:     a.held,
-		NotAsked: a.peer.err,
-		AskHint:  a.peer.next(a.peer.err),
+		NotAsked: a.peerErr,
+		AskHint:  a.nextOf(a.peerErr),
 		Now:      time.Now,
 	})
 	if a.flags.json {
@@ -58,15 +58,12 @@ func (a *app) explain(ctx context.Context, cfg *config.Config) (int, error) {
 }
 
 // newMaps returns the maps of a configuration, and a server that knows which
-// domains are exempt. It is not there to answer lookups.
+// domains are exempt. It answers no lookups.
 func newMaps(cfg *config.Config) (*tlsmap.Table, *tlsmap.Server, error) {
 	table, err := tlsmap.NewTable(cfg.Maps)
 	if err != nil {
 		return nil, nil, err
 	}
 	server := tlsmap.NewServer(table, tlsmap.Options{})
-	if err := server.SetExempt(cfg.Exempt.Domains); err != nil {
-		return nil, nil, err
-	}
-	return table, server, nil
+	return table, server, server.SetExempt(cfg.Exempt.Domains)
 }

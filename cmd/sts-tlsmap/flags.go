@@ -1,185 +1,189 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
-// The modes, by the flag that asks for them. Without one: the daemon.
-const (
-	modeDaemon  = ""
-	modeCache   = "cache"
-	modeQuery   = "query"
-	modeExplain = "explain"
-	modeRefresh = "refresh"
-	modeForget  = "forget"
-	modeCheck   = "check"
-	modeRecipe  = "recipe"
-	modeLearn   = "learn"
-	modeExempt  = "exempt"
-	modeVersion = "version"
-)
+// A mode is what the program does in place of running as the daemon. The flag of
+// that name asks for it.
+type mode struct {
+	name, args string
+	least      int // arguments
+	most       int
+	run        func(*app, context.Context) (int, error)
+	help       string
+}
 
-const usage = `Usage: sts-tlsmap [flags]
+// many bounds the arguments of a mode that takes several: the kernel does before.
+const many = 1 << 20
+
+// modes in the order of the usage.
+var modes = []mode{
+	{"cache", "[DOMAIN...]", 0, many, (*app).cache, "print the cache as a table, or all details of the domains"},
+	{"query", "KEY", 1, 1, (*app).query, "ask the running daemon as the MTA would"},
+	{"explain", "DOMAIN", 1, 1, (*app).explain, "explain, step by step, how a domain is answered and why"},
+	{"refresh", "DOMAIN...|all", 1, many, (*app).refresh, "check and fetch policies now"},
+	{"forget", "DOMAIN...|all", 1, many, (*app).forget, "drop policies from the cache"},
+	{"learn", "FILE", 1, 1, (*app).learn, "fill the cache from a list of domains (- is standard input) or\n" +
+		"from the output of -cache -json on another node"},
+	{"exempt", "[DOMAIN -for T]", 0, 1, (*app).exempt, "ignore the policy of DOMAIN for a time such as 4h (0 ends it);\n" +
+		"without a domain, list what is exempt"},
+	{"check", "", 0, 0, (*app).check, "check the configuration, the resolver and the running daemon"},
+	{"recipe", "postfix|exim", 1, 1, (*app).recipe, "print the configuration that the installed MTA needs"},
+	{"version", "", 0, 0, (*app).printVersion, "print the version"},
+}
+
+// An option is a flag beside the mode.
+type option struct {
+	name, value string
+	into        any      // *string or *bool
+	modes       []string // with which it goes; nil: all, and the daemon
+	help        string
+}
+
+// flags are the command line.
+type flags struct {
+	mode *mode // nil: the daemon
+	args []string
+
+	config    string // empty: the default file
+	mapName   string
+	json      bool
+	exemptFor string
+}
+
+func (f *flags) options() []option {
+	return []option{
+		{"config", "FILE", &f.config, nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
+		{"for", "T", &f.exemptFor, []string{"exempt"}, "with -exempt: for how long"},
+		{"json", "", &f.json, []string{"cache", "explain"}, "with -cache, -explain: one JSON object per line"},
+		{"map", "NAME", &f.mapName, []string{"query"}, "with -query: the map to ask in (default postfix)"},
+	}
+}
+
+// usage is the answer to -help.
+func usage() string {
+	var b strings.Builder
+	row := func(name, args, help string) {
+		fmt.Fprintf(&b, "  %-23s %s\n", strings.TrimSpace("-"+name+" "+args), strings.ReplaceAll(help, "\n", "\n"+strings.Repeat(" ", 26)))
+	}
+	b.WriteString(`Usage: sts-tlsmap [flags]
 
 Without a mode, sts-tlsmap runs as the daemon that a mail relay asks how to
 protect the connection to a domain (MTA-STS, RFC 8461).
 
 Modes:
-  -cache [DOMAIN...]      print the cache as a table, or all details of the domains
-  -query KEY [-map NAME]  ask the running daemon as the MTA would (map: postfix)
-  -explain DOMAIN         explain, step by step, how a domain is answered and why
-  -refresh DOMAIN...|all  check and fetch policies now
-  -forget DOMAIN...|all   drop policies from the cache
-  -learn FILE             fill the cache from a list of domains (- is standard input) or
-                          from the output of -cache -json on another node
-  -exempt [DOMAIN -for T] ignore the policy of DOMAIN for a time such as 4h (0 ends it);
-                          without a domain, list what is exempt
-  -check                  check the configuration, the resolver and the running daemon
-  -recipe postfix|exim    print the configuration that the installed MTA needs
-  -version                print the version
-
-Other flags:
-  -for T                  with -exempt: for how long
-  -config FILE            the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)
-  -json                   with -cache, -explain: one JSON object per line
-
+`)
+	for _, m := range modes {
+		row(m.name, m.args, m.help)
+	}
+	b.WriteString("\nOther flags:\n")
+	for _, o := range new(flags).options() {
+		row(o.name, o.value, o.help)
+	}
+	b.WriteString(`
 Flags may stand after arguments: sts-tlsmap -cache example.com -json
 Exit codes: 0 done, 1 not found, 2 failed.
-`
-
-// errHelp asks for the usage.
-var errHelp = errors.New("help")
-
-// flags are the command line.
-type flags struct {
-	mode    string
-	args    []string
-	config  string // empty: the default file
-	mapName string // empty: not given
-	json    bool
-
-	exemptFor string
+`)
+	return b.String()
 }
 
-// maxArguments bounds the domains of one command line; the kernel's own bound is
-// lower, most often.
-const maxArguments = 1 << 20
+// is reports whether the mode has that name.
+func (f *flags) is(name string) bool { return f.mode != nil && f.mode.name == name }
 
-// arguments says how many arguments a mode takes, and what they are.
-var arguments = map[string]struct {
-	least, most int
-	what        string
-}{
-	modeDaemon:  {0, 0, ""},
-	modeCache:   {0, maxArguments, "[DOMAIN...]"},
-	modeQuery:   {1, 1, "KEY"},
-	modeExplain: {1, 1, "DOMAIN"},
-	modeRefresh: {1, maxArguments, "DOMAIN... or all"},
-	modeForget:  {1, maxArguments, "DOMAIN... or all"},
-	modeLearn:   {1, 1, "FILE"},
-	modeExempt:  {0, 1, "DOMAIN -for 4h"},
-	modeCheck:   {0, 0, ""},
-	modeRecipe:  {1, 1, "MTA"},
-	modeVersion: {0, 0, ""},
-}
-
-// parseFlags reads the command line. Flags and arguments may be mixed; after
-// "--" there are arguments only.
+// parseFlags reads the command line; flag.ErrHelp asks for the usage.
 func parseFlags(args []string) (*flags, error) {
-	f := &flags{}
-	set, modes := f.set()
-	if err := f.parse(set, args); err != nil {
-		return nil, err
-	}
-	for mode, given := range modes {
-		if !*given {
-			continue
-		}
-		if f.mode != modeDaemon {
-			first, second := min(mode, f.mode), max(mode, f.mode)
-			return nil, hint(fmt.Errorf("-%s and -%s cannot be used together", first, second), "give one of them")
-		}
-		f.mode = mode
-	}
-	given := map[string]bool{}
-	set.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
-	return f, f.check(given)
-}
-
-// set returns the flags that there are, and which of them are modes.
-func (f *flags) set() (set *flag.FlagSet, modes map[string]*bool) {
-	set = flag.NewFlagSet("sts-tlsmap", flag.ContinueOnError)
+	f := &flags{mapName: "postfix"}
+	set := flag.NewFlagSet("sts-tlsmap", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
 	set.Usage = func() {}
-	set.StringVar(&f.config, "config", "", "")
-	set.StringVar(&f.mapName, "map", "", "")
-	set.BoolVar(&f.json, "json", false, "")
-	set.StringVar(&f.exemptFor, "for", "", "")
-	modes = map[string]*bool{}
-	for mode := range arguments {
-		if mode != modeDaemon {
-			modes[mode] = set.Bool(mode, false, "")
+	for _, m := range modes {
+		set.Bool(m.name, false, "")
+	}
+	for _, o := range f.options() {
+		switch into := o.into.(type) {
+		case *string:
+			set.StringVar(into, o.name, *into, "")
+		case *bool:
+			set.BoolVar(into, o.name, false, "")
 		}
 	}
-	return set, modes
-}
-
-// parse goes through args; package flag by itself would stop at the first
-// argument.
-func (f *flags) parse(set *flag.FlagSet, args []string) error {
-	for {
+	// Package flag stops at the first argument: flags may stand after it. After
+	// "--" there are arguments only.
+	for rest := args; ; args = rest {
 		if err := set.Parse(args); errors.Is(err, flag.ErrHelp) {
-			return errHelp
+			return nil, err
 		} else if err != nil {
-			return hint(err, "see sts-tlsmap -help")
+			return nil, hint(err, "see sts-tlsmap -help")
 		}
-		rest := set.Args()
-		if len(rest) == 0 {
-			return nil
-		}
-		if parsed := len(args) - len(rest); parsed > 0 && args[parsed-1] == "--" {
+		rest = set.Args()
+		if parsed := len(args) - len(rest); len(rest) == 0 || parsed > 0 && args[parsed-1] == "--" {
 			f.args = append(f.args, rest...)
-			return nil
+			break
 		}
-		f.args = append(f.args, rest[0])
-		args = rest[1:]
+		f.args, rest = append(f.args, rest[0]), rest[1:]
 	}
+	var err error
+	set.Visit(func(given *flag.Flag) {
+		i := slices.IndexFunc(modes, func(m mode) bool { return m.name == given.Name })
+		switch {
+		case i < 0 || given.Value.String() == "false":
+		case f.mode != nil:
+			err = hint(fmt.Errorf("-%s and -%s cannot be used together", f.mode.name, given.Name), "give one of them")
+		default:
+			f.mode = &modes[i]
+		}
+	})
+	if err == nil {
+		set.Visit(func(given *flag.Flag) { err = errors.Join(err, f.checkOption(given)) })
+	}
+	if err == nil {
+		err = f.checkArguments()
+	}
+	return f, err
 }
 
-// check says whether the flags and arguments fit the mode.
-func (f *flags) check(given map[string]bool) error {
-	if f.json && f.mode != modeCache && f.mode != modeExplain {
-		return hint(errors.New("-json goes with -cache and -explain"), "see sts-tlsmap -help")
+// checkOption says whether an option goes with the mode.
+func (f *flags) checkOption(given *flag.Flag) error {
+	for _, o := range f.options() {
+		switch {
+		case o.name != given.Name:
+		case o.modes != nil && !slices.ContainsFunc(o.modes, f.is):
+			return hint(fmt.Errorf("-%s goes with -%s", o.name, strings.Join(o.modes, " and -")), "see sts-tlsmap -help")
+		case o.into != &f.json && given.Value.String() == "":
+			return hint(fmt.Errorf("-%s names no %s", o.name, strings.ToLower(o.value)), "leave it out for the default")
+		}
 	}
-	if given["map"] && f.mode != modeQuery {
-		return hint(errors.New("-map goes with -query"), "see sts-tlsmap -help")
+	return nil
+}
+
+// checkArguments says whether the arguments fit the mode.
+func (f *flags) checkArguments() error {
+	n := len(f.args)
+	if f.mode == nil {
+		if n > 0 {
+			return hint(fmt.Errorf("%q is an argument without a mode", f.args[0]), "to ask about a domain: sts-tlsmap -explain %s", f.args[0])
+		}
+		return nil
 	}
-	switch isSet := given["for"]; {
-	case isSet && (f.mode != modeExempt || len(f.args) == 0):
+	m := f.mode
+	switch {
+	case n < m.least:
+		return hint(fmt.Errorf("-%s needs an argument", m.name), "write: sts-tlsmap -%s %s", m.name, m.args)
+	case n > m.most && m.most == 0:
+		return hint(fmt.Errorf("-%s takes no arguments, but there is %q", m.name, f.args[0]), "see sts-tlsmap -help")
+	case n > m.most:
+		return hint(fmt.Errorf("-%s takes one argument, not %d: %s", m.name, n, strings.Join(f.args, " ")), "run it once for each")
+	case f.is("exempt") && n == 0 && f.exemptFor != "":
 		return hint(errors.New("-for goes with -exempt and a domain"), "write: sts-tlsmap -exempt DOMAIN -for 4h")
-	case !isSet && f.mode == modeExempt && len(f.args) == 1:
+	case f.is("exempt") && n == 1 && f.exemptFor == "":
 		return hint(errors.New("-exempt needs to know for how long"), "write: sts-tlsmap -exempt %s -for 4h", f.args[0])
-	}
-	if given["config"] && f.config == "" {
-		return hint(errors.New("-config names no file"), "leave it out for the default")
-	}
-	a := arguments[f.mode]
-	switch n := len(f.args); {
-	case f.mode == modeDaemon && n > 0:
-		return hint(fmt.Errorf("%q is an argument without a mode", f.args[0]), "to ask about a domain: sts-tlsmap -explain %s", f.args[0])
-	case n < a.least:
-		return hint(fmt.Errorf("-%s needs an argument", f.mode), "write: sts-tlsmap -%s %s", f.mode, a.what)
-	case n > a.most && a.most == 0:
-		return hint(fmt.Errorf("-%s takes no arguments, but there is %q", f.mode, f.args[0]), "see sts-tlsmap -help")
-	case n > a.most:
-		return hint(fmt.Errorf("-%s takes one argument, not %d: %s", f.mode, n, strings.Join(f.args, " ")), "run it once for each")
-	}
-	if f.mapName == "" {
-		f.mapName = "postfix"
 	}
 	return nil
 }

@@ -2,10 +2,7 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -116,25 +113,12 @@ func TestALearningThatIsCutShortSaysThatItCanBeRunAgain(t *testing.T) {
 	}
 }
 
-func TestLearningFromAStandardInputThatNeverEndsCanBeInterrupted(t *testing.T) {
-	in, silent := io.Pipe()
-	defer silent.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	failed := make(chan error, 1)
-	go func() {
-		_, err := io.ReadAll(interruptible(ctx, in))
-		failed <- err
-	}()
-	cancel()
-	if err := <-failed; !errors.Is(err, errInterrupted) {
-		t.Errorf("got %v", err)
-	}
-}
-
 func TestALineTooLongToLearnIsNamed(t *testing.T) {
-	l := &learning{a: &app{stdout: io.Discard, stderr: os.Stderr}, ctx: t.Context(), seen: make(map[string]bool)}
-	err := l.read(strings.NewReader("one.test\n"+strings.Repeat("x", maxLearnLine+1)), "list")
-	if err == nil || !strings.Contains(err.Error(), "list:2: a line of more than 4194304 bytes") {
-		t.Error(err)
+	l := &learning{in: strings.NewReader("one.test\n" + strings.Repeat("x", maxLearnLine+1)), name: "list", seen: make(map[string]bool)}
+	for e := range l.policies() {
+		t.Errorf("got %+v", e)
+	}
+	if l.err == nil || !strings.Contains(l.err.Error(), "list:2: a line of more than 4194304 bytes") {
+		t.Error(l.err)
 	}
 }

@@ -15,79 +15,47 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 )
 
-// Names of the sockets that systemd passes (FileDescriptorName=). Those of
-// the socketmap begin with their word: "socketmap", "socketmap-chroot".
+// Names of the sockets that systemd passes (FileDescriptorName=). Those for
+// lookups begin with their word: "socketmap", "socketmap-chroot".
 const (
 	nameSocketmap = "socketmap"
 	nameControl   = "control"
 	nameMetrics   = "metrics"
 )
 
-// Keys of the configuration in whose place systemd's sockets are.
-const (
-	keyListen  = "listen"
-	keyControl = "control"
-	keyMetrics = "metrics"
-)
-
 // listeners are the open sockets.
 type listeners struct {
-	socketmap []net.Listener
-	control   net.Listener   // nil: systemd was told to pass none
-	metrics   []net.Listener // none: not served but on the control socket
-	passed    bool           // by systemd, at least one of them
-
-	metricsPassed bool // and those of the metrics
+	socketmap  []net.Listener
+	control    []net.Listener // at most one; none: systemd was told to pass none
+	metrics    []net.Listener // none: served on the control socket only
+	overridden []string       // keys of the configuration in whose place systemd passed sockets
 }
 
-// names returns the socketmap's endpoints as they are, in Postfix's syntax.
-func (l *listeners) names() []string {
-	names := make([]string, len(l.socketmap))
-	for i, s := range l.socketmap {
-		names[i] = endpoint.Of(s.Addr()).String()
+func names(list []net.Listener) []string {
+	names := make([]string, len(list))
+	for i, l := range list {
+		names[i] = endpoint.Of(l.Addr()).String()
 	}
 	return names
 }
 
-// metricsNames returns the endpoints of the metrics likewise.
-func (l *listeners) metricsNames() []string {
-	names := make([]string, len(l.metrics))
-	for i, s := range l.metrics {
-		names[i] = endpoint.Of(s.Addr()).String()
+// controlPath is the path of the control socket; empty: there is none.
+func (l *listeners) controlPath() string {
+	for _, c := range l.control {
+		return c.Addr().String()
 	}
-	return names
+	return ""
 }
 
-// controlName returns the path of the control socket; empty: there is none.
-func (l *listeners) controlName() string {
-	if l.control == nil {
-		return ""
-	}
-	return l.control.Addr().String()
+func (l *listeners) sockets() sockets {
+	return sockets{keyListen: names(l.socketmap), keyControl: {l.controlPath()}, keyMetrics: names(l.metrics)}
 }
 
-// overridden are the keys of the configuration that do not count, since systemd
-// passed sockets.
-func (l *listeners) overridden() []string {
-	if !l.passed {
-		return nil
+func (l *listeners) close() (err error) {
+	for _, s := range slices.Concat(l.socketmap, l.control, l.metrics) {
+		err = errors.Join(err, s.Close())
 	}
-	keys := []string{keyListen, keyControl}
-	if l.metricsPassed {
-		keys = append(keys, keyMetrics)
-	}
-	return keys
-}
-
-func (l *listeners) close() error {
-	var errs []error
-	for _, s := range slices.Concat(l.socketmap, l.metrics) {
-		errs = append(errs, s.Close())
-	}
-	if l.control != nil {
-		errs = append(errs, l.control.Close())
-	}
-	return errors.Join(errs...)
+	return err
 }
 
 // listen opens the sockets of the configuration, or takes those that systemd
@@ -96,77 +64,83 @@ func (l *listeners) close() error {
 // a socket of its own would end with it. The metrics are another matter: their
 // socket unit is off unless somebody wants it, and the key may be used instead.
 func (s *service) listen() error {
-	var err error
-	if s.listeners, err = passedListeners(); err != nil {
-		return err
-	}
 	l := &s.listeners
+	err := l.takePassed()
 	switch {
-	case !l.passed:
-		if err := s.listenItself(); err != nil {
-			return errors.Join(err, l.close())
-		}
+	case err != nil:
+	case len(l.overridden) == 0:
+		err = s.listenItself()
 	case len(l.socketmap) == 0:
-		return errors.Join(hint(errors.New("systemd passed no socket for lookups"),
-			"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap"), l.close())
+		err = hint(errors.New("systemd passed no socket for lookups"),
+			"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap")
 	}
-	if len(l.metrics) == 0 && s.cfg.Metrics.Network != "" {
-		opened, err := endpoint.Listen(s.cfg.Metrics, s.cfg.Socket.Mode)
-		if err != nil {
-			return errors.Join(fmt.Errorf("metrics: %w", err), l.close())
+	if err == nil && len(l.metrics) == 0 && s.cfg.Metrics.Network != "" {
+		if err = open(&l.metrics, s.cfg.Metrics, s.cfg.Socket.Mode); err != nil {
+			err = fmt.Errorf("metrics: %w", err)
 		}
-		l.metrics = append(l.metrics, opened)
+	}
+	if err != nil {
+		return errors.Join(err, l.close())
 	}
 	return nil
 }
 
-// listenItself opens what lookups and the control need.
-func (s *service) listenItself() (err error) {
+// listenItself opens the sockets for lookups and control.
+func (s *service) listenItself() error {
 	for _, e := range s.cfg.Listen {
-		opened, err := endpoint.Listen(e, s.cfg.Socket.Mode)
-		if err != nil {
+		if err := open(&s.listeners.socketmap, e, s.cfg.Socket.Mode); err != nil {
 			return err
 		}
-		s.listeners.socketmap = append(s.listeners.socketmap, opened)
 	}
-	s.listeners.control, err = control.Listen(s.cfg.Control.Address)
+	opened, err := control.Listen(s.cfg.Control.Address)
+	if err == nil {
+		s.listeners.control = []net.Listener{opened}
+	}
 	return err
 }
 
-// passedListeners returns what systemd passed, by name (sd_listen_fds(3)).
-func passedListeners() (listeners, error) {
-	var l listeners
+// open adds a listener to a list.
+func open(list *[]net.Listener, e endpoint.Endpoint, mode os.FileMode) error {
+	l, err := endpoint.Listen(e, mode)
+	if err == nil {
+		*list = append(*list, l)
+	}
+	return err
+}
+
+// takePassed takes what systemd passed, by name (sd_listen_fds(3)).
+func (l *listeners) takePassed() error {
 	byName, err := activation.ListenersWithNames()
 	if err != nil {
-		return l, fmt.Errorf("sockets passed by systemd: %w", err)
+		return fmt.Errorf("sockets passed by systemd: %w", err)
 	}
-	l.passed, l.metricsPassed = len(byName) > 0, len(byName[nameMetrics]) > 0
+	if len(byName) > 0 {
+		l.overridden = []string{keyListen, keyControl}
+	}
 	for _, name := range slices.Sorted(maps.Keys(byName)) { // "socketmap" is the first listener
 		list := byName[name]
+		for _, passed := range list {
+			if u, ok := passed.(*net.UnixListener); ok {
+				u.SetUnlinkOnClose(false) // it is systemd's
+			}
+		}
 		switch {
 		case strings.HasPrefix(name, nameSocketmap):
 			l.socketmap = append(l.socketmap, list...)
-		case name == nameControl && len(list) == 1:
-			l.control = list[0]
 		case name == nameMetrics:
-			l.metrics = append(l.metrics, list...)
+			l.metrics = list
+			l.overridden = append(l.overridden, keyMetrics)
+		case name == nameControl && len(list) == 1:
+			l.control = list
+			if network := list[0].Addr().Network(); network != "unix" {
+				return hint(fmt.Errorf("the socket named %q that systemd passed is %s", nameControl, network),
+					"the control socket is a unix socket: ListenStream=/run/sts-tlsmap/control.sock")
+			}
 		default:
-			return l, errors.Join(hint(fmt.Errorf("systemd passed %d sockets named %q", len(list), name),
-				"set FileDescriptorName= to %s..., %s (one) or %s in the socket unit", nameSocketmap, nameControl, nameMetrics), l.close())
+			return hint(fmt.Errorf("systemd passed %d sockets named %q", len(list), name),
+				"set FileDescriptorName= to %s..., %s (one) or %s in the socket unit", nameSocketmap, nameControl, nameMetrics)
 		}
 	}
-	for _, s := range slices.Concat(l.socketmap, l.metrics) {
-		if ul, ok := s.(*net.UnixListener); ok {
-			ul.SetUnlinkOnClose(false) // it is systemd's
-		}
-	}
-	if ul, ok := l.control.(*net.UnixListener); ok {
-		ul.SetUnlinkOnClose(false)
-	} else if l.control != nil {
-		return l, errors.Join(hint(fmt.Errorf("the socket named %q that systemd passed is %s", nameControl, l.control.Addr().Network()),
-			"the control socket is a unix socket: ListenStream=/run/sts-tlsmap/control.sock"), l.close())
-	}
-	// systemd's variables are not for whatever this process may start.
-	os.Unsetenv("LISTEN_FDNAMES")
-	return l, nil
+	os.Unsetenv("LISTEN_FDNAMES") // not for whatever this process may start
+	return nil
 }

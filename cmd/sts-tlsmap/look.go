@@ -1,21 +1,21 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
-// canonical returns the policy domain that an argument stands for, in the
-// form in which it is stored.
+// canonical returns the policy domain that an argument stands for, in the form
+// in which it is stored.
 func canonical(arg string) (string, error) {
 	hop, kind := mta.ParseKey([]byte(arg), nil)
 	if kind != mta.KeyPolicyDomain {
@@ -24,79 +24,62 @@ func canonical(arg string) (string, error) {
 	return string(hop.Domain), nil
 }
 
-// held finds what is held of a domain: through the daemon where it runs, else
-// in the file. No file is an empty one.
+// held finds what is held for a domain: through the daemon where it runs, else
+// in the file.
 func (a *app) held(ctx context.Context, domain string) (h control.Held, from string, err error) {
-	if a.peer.absent() {
-		h, err = heldInFile(a.peer.cfg, domain)
+	switch {
+	case a.absent():
+		h, err = a.heldInFile(domain)
 		return h, explain.File, err
+	case a.peerErr != nil:
+		return h, explain.Daemon, a.peerErr
 	}
-	if a.peer.err != nil {
-		return h, explain.Daemon, a.peer.err
-	}
-	h, err = a.peer.client.Held(ctx, domain)
+	h, err = a.client.Held(ctx, domain)
 	return h, explain.Daemon, err
 }
 
-func heldInFile(cfg *config.Config, domain string) (control.Held, error) {
-	h := control.Held{Domain: domain}
-	store, err := cache.OpenReadOnly(cfg.Cache.Path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return h, control.ErrNothingHeld
-	}
-	if err != nil {
-		return h, err
+func (a *app) heldInFile(domain string) (control.Held, error) {
+	store, err := a.openFile()
+	if store == nil {
+		return control.Held{Domain: domain}, cmp.Or(err, control.ErrNothingHeld)
 	}
 	defer store.Close()
-	exemptions, err := exemptInFile(store, domain)
+	stored, err := store.Exemptions()
 	if err != nil {
-		return h, err
+		return control.Held{}, err
 	}
-	h.ExemptBy, h.Exempt = control.ExemptEntries(exemptions), len(exemptions) > 0
-	for _, e := range h.ExemptBy {
-		if e.Until.After(h.ExemptUntil) {
-			h.ExemptUntil = e.Until
-		}
+	set, err := exempt.Timed(stored)
+	if err != nil {
+		return control.Held{}, err
 	}
 	rec, err := store.Get(domain)
-	var damaged *cache.DamagedError
-	switch {
-	case err == nil:
-		e := control.EntryOf(&rec)
-		h.Entry = &e
-	case errors.Is(err, cache.ErrNotFound) && !h.Exempt:
-		return h, control.ErrNothingHeld
-	case errors.Is(err, cache.ErrNotFound):
-	case errors.As(err, &damaged):
-		h.Damaged = err.Error()
-	default:
-		return h, err
+	h, err := control.NewHeld(domain, rec, err, set.Matching(domain, time.Now().Unix()))
+	if err == nil && h.Nothing() {
+		err = control.ErrNothingHeld
 	}
-	return h, nil
+	return h, err
 }
 
 // cache is -cache.
-func (a *app) cache(ctx context.Context, cfg *config.Config) (int, error) {
-	if len(a.flags.args) == 0 {
-		return a.list(ctx, cfg)
-	}
+func (a *app) cache(ctx context.Context) (int, error) {
 	a.sayAbsent()
+	if len(a.flags.args) == 0 {
+		return exitDone, a.list(ctx)
+	}
 	code := exitDone
 	for i, arg := range a.flags.args {
 		domain, err := canonical(arg)
 		if err != nil {
 			return 0, err
 		}
-		h, from, err := a.held(ctx, domain)
+		h, _, err := a.held(ctx, domain)
 		switch {
 		case errors.Is(err, control.ErrNothingHeld):
-			fmt.Fprintf(a.stderr, "sts-tlsmap: %s: not in the cache\n", domain)
+			a.say("%s: not in the cache", domain)
 			code = exitNotFound
 			continue
-		case err != nil && from == explain.File:
-			return 0, a.peer.fileHinted(err)
 		case err != nil:
-			return 0, a.peer.hinted(err)
+			return 0, a.hintPeer(err)
 		case h.Entry == nil && h.Damaged == "":
 			code = exitNotFound
 		}
@@ -116,44 +99,41 @@ func (a *app) cache(ctx context.Context, cfg *config.Config) (int, error) {
 }
 
 // list is -cache without a domain.
-func (a *app) list(ctx context.Context, cfg *config.Config) (int, error) {
+func (a *app) list(ctx context.Context) error {
 	listing := explain.NewListing(a.stdout, a.flags.json, time.Now())
-	a.sayAbsent()
 	var err error
 	switch {
-	case a.peer.absent():
-		err = a.peer.fileHinted(listFile(ctx, cfg, listing))
-		if errors.Is(err, fs.ErrNotExist) {
-			return 0, hint(fmt.Errorf("the daemon is not running, and there is no cache at %s", cfg.Cache.Path),
-				"start it: systemctl start sts-tlsmap; or name its configuration with -config FILE")
-		}
-	case a.peer.err != nil:
-		err = a.peer.needed()
+	case a.absent():
+		err = a.listFile(listing)
+	case a.peerErr != nil:
+		return a.needPeer()
 	default:
-		if err = a.peer.client.List(ctx, !a.flags.json, listing.Add); err != nil {
-			err = a.peer.hinted(err)
-		}
+		err = a.hintPeer(a.client.List(ctx, listing.Add))
 	}
 	if e := listing.Close(); err == nil {
 		err = e
 	}
 	if err == nil && listing.Count() == 0 {
-		fmt.Fprintln(a.stderr, "sts-tlsmap: the cache is empty")
+		a.say("the cache is empty")
 	}
 	if err == nil && !a.flags.json {
 		err = a.cacheNotes(ctx)
 	}
-	return exitDone, err
+	return err
 }
 
 // listFile lists the cache's file, page by page. The file is closed in between:
 // while the reader waits, a daemon must be able to start. If one has, the next
 // page is an error that says so.
-func listFile(ctx context.Context, cfg *config.Config, listing *explain.Listing) error {
-	after := ""
-	for ctx.Err() == nil {
-		page, next, err := pageOfFile(cfg, after)
-		if err != nil {
+func (a *app) listFile(listing *explain.Listing) error {
+	for after := ""; ; {
+		store, err := a.openFile()
+		if store == nil {
+			return cmp.Or(err, hint(fmt.Errorf("the daemon is not running, and there is no cache at %s", a.cfg.Cache.Path),
+				"%s", a.nextOf(control.ErrNoDaemon)))
+		}
+		page, next, err := store.List(after, cache.MaxPage)
+		if err := errors.Join(err, store.Close()); err != nil {
 			return err
 		}
 		for i := range page {
@@ -166,14 +146,4 @@ func listFile(ctx context.Context, cfg *config.Config, listing *explain.Listing)
 		}
 		after = next
 	}
-	return ctx.Err()
-}
-
-func pageOfFile(cfg *config.Config, after string) (page []cache.Record, next string, err error) {
-	store, err := cache.OpenReadOnly(cfg.Cache.Path)
-	if err != nil {
-		return nil, "", err
-	}
-	defer store.Close()
-	return store.List(after, cache.MaxPage)
 }

@@ -55,7 +55,7 @@ func TestAListingOfTheFileKeepsNoDaemonFromStartingWhileItsReaderWaits(t *testin
 	}
 	out := &pager{path: cfg.Cache.Path}
 	listing := explain.NewListing(out, true, now)
-	if err := listFile(t.Context(), cfg, listing); err != nil {
+	if err := (&app{cfg: cfg}).listFile(listing); err != nil {
 		t.Fatal(err)
 	}
 	if err := listing.Close(); err != nil {

@@ -1,22 +1,21 @@
-// Command sts-tlsmap tells a mail relay how to protect the connection to a
-// next-hop domain, from the MTA-STS policies that domains publish (RFC 8461).
-// Without a mode flag it is the daemon that Postfix asks through
-// smtp_tls_policy_maps; with one it looks at, or changes, what the daemon
-// holds. See -help.
+// Command sts-tlsmap tells a mail relay how to protect the connection to a next
+// hop, from the MTA-STS policies that domains publish (RFC 8461). Without a mode
+// flag it is the daemon that Postfix asks through smtp_tls_policy_maps; with one
+// it shows or changes what the daemon holds. See -help.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 )
 
 // What the linker writes in: -ldflags "-X main.version=...".
@@ -34,9 +33,13 @@ type app struct {
 	flags  *flags
 	stdout io.Writer
 	stderr *os.File
-	peer   *peer // of the modes that ask a daemon or read what one has left
+	cfg    *config.Config
 
-	askWait time.Duration // shorter in tests
+	// Of the modes that ask the daemon: see peer.go.
+	client  *control.Client
+	health  control.Health
+	peerErr error         // why the daemon cannot be asked; nil: it answers
+	askWait time.Duration // for it to answer
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -44,74 +47,60 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 // run runs the program and returns its exit code.
 func run(args []string, stdout io.Writer, stderr *os.File) int {
 	f, err := parseFlags(args)
-	if errors.Is(err, errHelp) {
-		fmt.Fprint(stdout, usage)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(stdout, usage())
 		return exitDone
 	}
 	a := &app{flags: f, stdout: stdout, stderr: stderr, askWait: askWait}
-	if err != nil {
-		return a.fail(err)
+	code := exitFailed
+	if err == nil {
+		code, err = a.run(context.Background())
 	}
-	code, err := a.mode()
 	if err != nil {
 		return a.fail(err)
 	}
 	return code
 }
 
-// mode runs the mode that the flags ask for.
-func (a *app) mode() (int, error) {
-	switch a.flags.mode {
-	case modeVersion:
-		fmt.Fprintf(a.stdout, "sts-tlsmap %s, commit %s of %s\n", version, commit, date)
-		return exitDone, nil
-	case modeCheck:
-		return a.check()
+// run runs the mode that the flags ask for. A signal ends a mode at once: what
+// it asks of the daemon ends with its connection.
+func (a *app) run(ctx context.Context) (int, error) {
+	if a.flags.is("version") {
+		return a.printVersion(ctx)
 	}
-	cfg, err := config.Load(a.flags.config)
-	if err != nil {
-		return 0, configError(err)
+	var err error
+	if a.cfg, err = config.Load(a.flags.config); err != nil {
+		return 0, a.configError(err)
 	}
-	if a.flags.mode == modeDaemon {
-		return a.daemon(cfg)
+	if a.flags.mode == nil {
+		return a.daemon()
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	a.peer = a.findPeer(ctx, cfg)
-	defer a.peer.client.Close()
-	switch a.flags.mode {
-	case modeCache:
-		return a.cache(ctx, cfg)
-	case modeQuery:
-		return a.query(ctx, cfg)
-	case modeExplain:
-		return a.explain(ctx, cfg)
-	case modeRefresh:
-		return a.refresh(ctx)
-	case modeForget:
-		return a.forget(ctx)
-	case modeLearn:
-		return a.learn(ctx)
-	case modeExempt:
-		return a.exempt(ctx)
-	case modeRecipe:
-		return a.recipe(ctx, cfg)
-	}
-	return 0, fmt.Errorf("bug: mode %q is not known", a.flags.mode)
+	a.findPeer(ctx, a.cfg.Control.Address)
+	defer a.client.Close()
+	return a.flags.mode.run(a, ctx)
+}
+
+func (a *app) printVersion(context.Context) (int, error) {
+	_, err := fmt.Fprintf(a.stdout, "sts-tlsmap %s, commit %s of %s\n", version, commit, date)
+	return exitDone, err
 }
 
 // A hinted error comes with the next thing to try.
 type hinted struct {
-	err  error
+	error
 	hint string
 }
 
-func (h *hinted) Error() string { return h.err.Error() }
-func (h *hinted) Unwrap() error { return h.err }
+func (h *hinted) Unwrap() error { return h.error }
 
 // hint adds to err what to do next.
 func hint(err error, format string, args ...any) error {
-	return &hinted{err: err, hint: fmt.Sprintf(format, args...)}
+	return &hinted{err, fmt.Sprintf(format, args...)}
+}
+
+// say writes to standard error, as every line of the program's own begins.
+func (a *app) say(format string, args ...any) {
+	fmt.Fprintf(a.stderr, "sts-tlsmap: "+format+"\n", args...)
 }
 
 // fail prints an error, and the hint that comes with it.
@@ -129,7 +118,7 @@ func (a *app) fail(err error) int {
 		lines = append(lines, "hint: "+h.hint)
 	}
 	prefix := ""
-	if a.flags != nil && a.flags.mode == modeDaemon && isJournal(a.stderr, os.Getenv("JOURNAL_STREAM")) {
+	if a.flags != nil && a.flags.mode == nil && isJournal(a.stderr, os.Getenv("JOURNAL_STREAM")) {
 		prefix = prefixError
 	}
 	for _, line := range lines {
@@ -139,12 +128,15 @@ func (a *app) fail(err error) int {
 }
 
 // configError adds the hint that fits an error of the configuration.
-func configError(err error) error {
-	if os.IsPermission(err) || errors.Is(err, os.ErrPermission) {
+func (a *app) configError(err error) error {
+	var mistakes config.Errors
+	switch {
+	case errors.Is(err, os.ErrPermission):
 		return hint(err, "run this as root, or name a file that you can read with -config FILE")
-	}
-	if errors.Is(err, os.ErrNotExist) {
+	case errors.Is(err, os.ErrNotExist):
 		return hint(err, "name a file that is there with -config FILE, or none: the default, %s, may be absent", config.DefaultPath)
+	case a.flags.is("check") && errors.As(err, &mistakes):
+		return err // each names its place
 	}
 	return hint(err, "correct the file, then check it with: sts-tlsmap -check -config FILE")
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
@@ -59,5 +58,3 @@ func newOutside(cfg *config.Config, log *slog.Logger) (*outside, error) {
 	}
 	return &outside{resolver: r, client: client, proxy: named, checker: dane.New(dane.Options{Resolver: r, Log: log})}, nil
 }
-
-func isLoopback(a netip.AddrPort) bool { return a.Addr().Unmap().IsLoopback() }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 )
 
@@ -16,107 +15,85 @@ import (
 // cannot start, systemd holds its sockets, and nobody answers there.
 const askWait = 5 * time.Second
 
-// A peer is the daemon that runs, or why it cannot be asked. Every mode that
-// needs it meets it here first.
-type peer struct {
-	cfg    *config.Config
-	client *control.Client
-	health control.Health
-	err    error // nil: it answers
-}
-
-// findPeer asks who is at the control socket.
-func (a *app) findPeer(ctx context.Context, cfg *config.Config) *peer {
-	p := &peer{cfg: cfg, client: control.NewClient(cfg.Control.Address)}
-	p.health, p.err = a.askHealth(ctx, p.client)
-	return p
-}
-
-func (a *app) askHealth(ctx context.Context, client *control.Client) (control.Health, error) {
+// findPeer asks who is at a control socket. Every mode does so first.
+func (a *app) findPeer(ctx context.Context, socket string) {
 	ctx, cancel := context.WithTimeout(ctx, a.askWait)
 	defer cancel()
-	return client.Health(ctx)
+	a.client = control.NewClient(socket)
+	a.health, a.peerErr = a.client.Health(ctx)
 }
 
-// absent says whether there is nobody to ask, so that what is held can be read
-// in the file only.
-func (p *peer) absent() bool { return isAbsent(p.err) }
+// absent reports whether no daemon answers, so that what is held can be read in
+// the file only.
+func (a *app) absent() bool { return errors.Is(a.peerErr, control.ErrNoDaemon) || a.mute() }
 
-func isAbsent(err error) bool {
-	return errors.Is(err, control.ErrNoDaemon) || isMute(err)
+// mute reports whether somebody holds the socket and gives no answer: no daemon,
+// or one that hangs or crashed.
+func (a *app) mute() bool {
+	return errors.Is(a.peerErr, control.ErrNoAnswer) || errors.Is(a.peerErr, control.ErrClosed)
 }
 
-// isMute says whether somebody holds the socket, and nothing was to be had
-// there: no daemon, or one that hangs.
-func isMute(err error) bool {
-	return errors.Is(err, control.ErrNoAnswer) || errors.Is(err, control.ErrBusy)
+// sayAbsent tells those who would take what is in the file for what the daemon
+// holds.
+func (a *app) sayAbsent() {
+	if a.mute() {
+		a.say("%v; reading the file %s instead", a.peerErr, a.cfg.Cache.Path)
+	}
 }
 
 // listeners are where lookups are answered: the running daemon's, since systemd
-// may have passed it others than the configuration says; without a daemon,
-// those of the configuration.
-func (p *peer) listeners() []string {
-	if p.err == nil && len(p.health.Listeners) > 0 {
-		return p.health.Listeners
+// may have passed others than the configuration has; without a daemon, those of
+// the configuration.
+func (a *app) listeners() []string {
+	if a.peerErr == nil && len(a.health.Listeners) > 0 {
+		return a.health.Listeners
 	}
-	return openedBy(p.cfg).listen
+	return socketsOf(a.cfg)[keyListen]
 }
 
-// needed returns the error for a mode that cannot do without the daemon.
-func (p *peer) needed() error {
-	if p.err == nil {
-		return nil
-	}
-	return p.hinted(p.err)
-}
+// needPeer is the error of a mode that cannot do without the daemon.
+func (a *app) needPeer() error { return a.hintPeer(a.peerErr) }
 
-// hinted adds the hint that fits an error of the control socket.
-func (p *peer) hinted(err error) error {
-	if next := p.next(err); next != "" {
+// hintPeer adds the hint that fits an error of the control socket.
+func (a *app) hintPeer(err error) error {
+	if next := a.nextOf(err); next != "" {
 		return hint(err, "%s", next)
 	}
 	return err
 }
 
-// next says what to do about an error of the control socket; nothing if it is
+// nextOf says what to do about an error of the control socket; nothing if it is
 // none.
-func (p *peer) next(err error) string {
+func (a *app) nextOf(err error) string {
 	switch {
 	case errors.Is(err, control.ErrNoDaemon):
 		return "start it: systemctl start sts-tlsmap; or name its configuration with -config FILE"
 	case errors.Is(err, control.ErrNoAnswer):
 		return "it hangs, or cannot start while systemd holds its sockets: see systemctl status sts-tlsmap " +
 			"and journalctl -u sts-tlsmap; then systemctl restart sts-tlsmap"
-	case errors.Is(err, control.ErrBusy):
-		return "too many others are asking it, or it hangs: see who asks with ps ax | grep sts-tlsmap, " +
-			"and how it is with systemctl status sts-tlsmap; then try again"
+	case errors.Is(err, control.ErrClosed):
+		return fmt.Sprintf("it crashed or is stopping, or more than %d clients are asking: see systemctl status sts-tlsmap "+
+			"and journalctl -u sts-tlsmap; then try again", control.MaxClients)
 	case errors.Is(err, control.ErrNotAllowed):
 		return fmt.Sprintf("run this as root, with sudo for instance; to read, it is enough to be in the group of %s: usermod -aG %s USER",
-			p.cfg.Control.Address, control.Group)
+			a.cfg.Control.Address, control.Group)
 	}
 	return ""
 }
 
-// fileHinted adds the hint that fits an error of the cache file.
-func (p *peer) fileHinted(err error) error {
+// openFile opens the cache file to read it. No file is nil, and no error.
+func (a *app) openFile() (*cache.Store, error) {
+	store, err := cache.OpenReadOnly(a.cfg.Cache.Path)
 	var locked *cache.LockedError
 	switch {
-	case errors.As(err, &locked) && errors.Is(p.err, control.ErrBusy):
-		return hint(err, "that is the daemon: it runs, but %s", p.next(p.err))
-	case errors.As(err, &locked) && errors.Is(p.err, control.ErrNoAnswer):
-		return hint(err, "that is the daemon: it runs, but hangs; see journalctl -u sts-tlsmap, then systemctl restart sts-tlsmap")
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.As(err, &locked) && a.mute():
+		return nil, hint(err, "that is the daemon: it runs, but %s", a.nextOf(a.peerErr))
 	case errors.As(err, &locked):
-		return hint(err, "a daemon uses this cache, but does not listen at %s: name its configuration with -config FILE", p.cfg.Control)
+		return nil, hint(err, "a daemon uses this cache, but does not listen at %s: name its configuration with -config FILE", a.cfg.Control)
 	case errors.Is(err, fs.ErrPermission):
-		return hint(err, "run this as root or the daemon's user, or start the daemon")
+		return nil, hint(err, "run this as root or the daemon's user, or start the daemon")
 	}
-	return err
-}
-
-// sayAbsent tells those who would take what is in the file for what the daemon
-// holds.
-func (a *app) sayAbsent() {
-	if isMute(a.peer.err) {
-		fmt.Fprintf(a.stderr, "sts-tlsmap: %v; reading the file %s instead\n", a.peer.err, a.peer.cfg.Cache.Path)
-	}
+	return store, err
 }

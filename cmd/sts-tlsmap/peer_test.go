@@ -42,12 +42,12 @@ func TestNoModeWaitsForADaemonThatDoesNotAnswer(t *testing.T) {
 		stdout, stderr string // parts of them
 	}{
 		// Those that read go by the file, and say so.
-		{"-cache", exitDone, "one.test", silence + dir + "/control.sock; reading the file " + dir + "/cache.db instead"},
+		{"-cache", exitDone, "one.test", silence + dir + "/control.sock in 0s; reading the file " + dir + "/cache.db instead"},
 		{"-cache one.test", exitDone, "mx: mx1.one.test", "cache.db instead"},
 		{"-exempt", exitDone, "two.test exempt until ", "cache.db instead"},
 		{"-explain one.test", exitDone, "Cache, from the file\n  daemon       the daemon does not answer", ""},
 		// Those that change something fail, and say where to look.
-		{"-exempt one.test -for 4h", exitFailed, "", silence + dir + "/control.sock\nsts-tlsmap: hint: it hangs, or cannot start while systemd holds its sockets"},
+		{"-exempt one.test -for 4h", exitFailed, "", silence + dir + "/control.sock in 0s\nsts-tlsmap: hint: it hangs, or cannot start while systemd holds its sockets"},
 		{"-forget all", exitFailed, "", silence},
 		{"-forget one.test", exitFailed, "", silence},
 		{"-refresh one.test", exitFailed, "", silence},
@@ -68,7 +68,7 @@ func TestNoModeWaitsForADaemonThatDoesNotAnswer(t *testing.T) {
 		defer stderr.Close()
 		var stdout bytes.Buffer
 		a := &app{flags: f, stdout: &stdout, stderr: stderr, askWait: brief}
-		code, err := a.mode()
+		code, err := a.run(t.Context())
 		if err != nil {
 			code = a.fail(err)
 		}

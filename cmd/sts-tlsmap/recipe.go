@@ -8,64 +8,53 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/recipe"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // recipes are the MTAs that -recipe knows, and what makes the text.
-var recipes = map[string]func(ctx context.Context, d recipe.Daemon) (string, error){
+var recipes = map[string]func(ctx context.Context, d recipe.Daemon) (fmt.Stringer, error){
 	"exim":    eximRecipe,
 	"postfix": postfixRecipe,
 }
 
+const whereToRun = "run this on the machine that has it, with that machine's configuration of sts-tlsmap"
+
 // recipe is -recipe: it prints the MTA's configuration, and changes nothing.
-func (a *app) recipe(ctx context.Context, cfg *config.Config) (int, error) {
+func (a *app) recipe(ctx context.Context) (int, error) {
 	mta := a.flags.args[0]
 	cook, ok := recipes[mta]
 	if !ok {
-		return 0, hint(fmt.Errorf("there is no recipe for %q", printable(mta)), "known are: %s", strings.Join(slices.Sorted(maps.Keys(recipes)), ", "))
+		return 0, hint(fmt.Errorf("there is no recipe for %q", text.Printable(mta)), "known are: %s", strings.Join(slices.Sorted(maps.Keys(recipes)), ", "))
 	}
-	text, err := cook(ctx, a.recipeDaemon(cfg))
+	r, err := cook(ctx, recipe.Daemon{LookupTimeout: a.cfg.Lookup.Timeout, Listen: a.listeners(), Maps: a.cfg.Maps})
 	if err != nil {
 		return 0, err
 	}
-	_, err = fmt.Fprint(a.stdout, text)
+	_, err = fmt.Fprint(a.stdout, r)
 	return exitDone, err
 }
 
-func postfixRecipe(ctx context.Context, d recipe.Daemon) (string, error) {
+func postfixRecipe(ctx context.Context, d recipe.Daemon) (fmt.Stringer, error) {
 	path, err := recipe.FindPostconf()
 	if err != nil {
-		return "", hint(err, "run this on the machine that has it, with that machine's configuration of sts-tlsmap")
+		return nil, hint(err, whereToRun)
 	}
 	p, err := recipe.ReadPostconf(ctx, path)
 	if err != nil {
-		return "", hint(err, "see what it says: %s -x", path)
+		return nil, hint(err, "see what it says: %s -x", path)
 	}
-	r, err := recipe.Postfix(p, os.DirFS("/"), d)
-	if err != nil {
-		return "", err
-	}
-	return r.String(), nil
+	return recipe.Postfix(p, os.DirFS("/"), d)
 }
 
-func eximRecipe(ctx context.Context, d recipe.Daemon) (string, error) {
+func eximRecipe(ctx context.Context, d recipe.Daemon) (fmt.Stringer, error) {
 	path, err := recipe.FindExim()
 	if err != nil {
-		return "", hint(err, "run this on the machine that has it, with that machine's configuration of sts-tlsmap")
+		return nil, hint(err, whereToRun)
 	}
 	c, err := recipe.ReadExim(ctx, path, d)
 	if err != nil {
-		return "", hint(err, "run this as root, and see what it says: %s -bP config", path)
+		return nil, hint(err, "run this as root, and see what it says: %s -bP config", path)
 	}
-	r, err := recipe.Exim(c, os.DirFS("/"), d)
-	if err != nil {
-		return "", err
-	}
-	return r.String(), nil
-}
-
-// recipeDaemon is what an MTA meets.
-func (a *app) recipeDaemon(cfg *config.Config) recipe.Daemon {
-	return recipe.Daemon{LookupTimeout: cfg.Lookup.Timeout, Listen: a.peer.listeners(), Maps: cfg.Maps}
+	return recipe.Exim(c, os.DirFS("/"), d)
 }

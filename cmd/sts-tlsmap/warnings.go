@@ -11,123 +11,97 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
-// opened are the sockets of a daemon that runs.
-type opened struct {
-	listen, metrics []string
-	control         string   // empty: none
-	overridden      []string // keys of the file that do not count, for systemd has passed sockets
-}
+// Keys of the configuration that systemd's sockets replace.
+const (
+	keyListen  = "listen"
+	keyControl = "control"
+	keyMetrics = "metrics"
+)
 
-// openedBy are those that the configuration would have a daemon open by itself.
-func openedBy(cfg *config.Config) opened {
-	o := opened{control: cfg.Control.Address}
+// sockets are the endpoints of a daemon, by the key that names them.
+type sockets map[string][]string
+
+// socketsOf are those that the configuration has.
+func socketsOf(cfg *config.Config) sockets {
+	s := sockets{keyControl: {cfg.Control.Address}}
 	for _, e := range cfg.Listen {
-		o.listen = append(o.listen, e.String())
+		s[keyListen] = append(s[keyListen], e.String())
 	}
 	if cfg.Metrics.Network != "" {
-		o.metrics = []string{cfg.Metrics.String()}
+		s[keyMetrics] = []string{cfg.Metrics.String()}
 	}
-	return o
+	return s
 }
 
-func (l *listeners) opened() opened {
-	return opened{listen: l.names(), metrics: l.metricsNames(), control: l.controlName(), overridden: l.overridden()}
+// replace puts in the sockets of those keys.
+func (s sockets) replace(with sockets, keys []string) {
+	for _, key := range keys {
+		s[key] = with[key]
+	}
 }
 
-// after are the sockets that will be open when the daemon, which has these now,
-// is started again with the configuration.
-func (o opened) after(cfg *config.Config) opened {
-	next := openedBy(cfg)
-	if slices.Contains(o.overridden, keyListen) {
-		next.listen = o.listen
-	}
-	if slices.Contains(o.overridden, keyControl) {
-		next.control = o.control
-	}
-	if slices.Contains(o.overridden, keyMetrics) {
-		next.metrics = o.metrics
-	}
-	next.overridden = o.overridden
-	return next
-}
-
-// warnings are what is allowed and seldom meant.
-func warnings(cfg *config.Config, r *resolver.Resolver, o opened) []string {
-	list := ignored(cfg, o)
-	for _, e := range o.listen {
-		if isOpen(e) {
-			list = append(list, fmt.Sprintf("listen: %s can be reached from the network: anyone who can connect can make the daemon look up domains; "+
-				"use a loopback address or a firewall", e))
-		}
-	}
-	for _, e := range o.metrics {
-		if isOpen(e) {
-			list = append(list, fmt.Sprintf("metrics: %s can be reached from the network: anyone who can connect sees how much mail goes out, "+
-				"and what is wrong; use a loopback address or a firewall", e))
-		}
-	}
-	if r.TrustsAD() {
-		for _, s := range r.Servers() {
-			if !isLoopback(s) {
-				list = append(list, fmt.Sprintf("the AD bit of the resolver %s is trusted across a network, where it can be forged; "+
-					"run a validating resolver on this machine, or set trust_ad = false in [dns]", s))
+// warnings name settings that are allowed and seldom meant: of a daemon with
+// these sockets, some of which systemd passed in place of the keys overridden.
+func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []string) []string {
+	list := slices.Concat(cfg.Warnings, ignored(cfg, s, overridden))
+	exposed := func(key, risk string) {
+		for _, e := range s[key] {
+			if at, err := endpoint.Parse(e); err == nil && !at.Loopback() {
+				list = append(list, fmt.Sprintf("%s: %s can be reached from the network: anyone who can connect %s; "+
+					"use a loopback address or a firewall", key, e, risk))
 			}
 		}
 	}
+	exposed(keyListen, "can make the daemon look up domains")
+	exposed(keyMetrics, "sees how much mail goes out, and what is wrong")
+	for _, server := range r.Servers() {
+		if r.TrustsAD() && !server.Addr().Unmap().IsLoopback() {
+			list = append(list, fmt.Sprintf("the AD bit of the resolver %s is trusted across a network, where it can be forged; "+
+				"run a validating resolver on this machine, or set trust_ad = false in [dns]", server))
+		}
+	}
 	return list
 }
 
-// folderWarnings name the sockets of the file that have no folder to be in.
-// Those in whose place systemd's are need none.
+// folderWarnings name the folders that are missing and that the daemon needs.
 func folderWarnings(cfg *config.Config, overridden []string) []string {
 	var list []string
-	warn := func(key string, e endpoint.Endpoint) {
-		if dir := filepath.Dir(e.Address); e.Network == "unix" && !slices.Contains(overridden, key) && !isDir(dir) {
-			list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there, "+
-				"unless systemd passes the sockets", key, dir))
+	warn := func(key, path, unless string) {
+		if dir := filepath.Dir(path); !slices.Contains(overridden, key) && !isDir(dir) {
+			list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there%s", key, dir, unless))
 		}
 	}
-	for _, e := range cfg.Listen {
-		warn(keyListen, e)
+	for _, e := range append(slices.Clone(cfg.Listen), cfg.Control) {
+		key := keyListen
+		if e == cfg.Control {
+			key = keyControl
+		}
+		if e.Network == "unix" {
+			warn(key, e.Address, ", unless systemd passes the sockets")
+		}
 	}
-	warn(keyControl, cfg.Control)
+	warn("cache.path", cfg.Cache.Path, "")
 	return list
 }
 
-// isOpen says whether others than this machine reach an endpoint.
-func isOpen(s string) bool {
-	e, err := endpoint.Parse(s)
-	return err == nil && !e.Loopback()
-}
-
-// ignored names the keys of the file that do not count, where that makes a
-// difference: somebody has set them, and expects what does not happen.
-func ignored(cfg *config.Config, o opened) []string {
-	list := slices.Clone(cfg.Warnings)
-	wanted, usual := openedBy(cfg), openedBy(config.Default())
-	for _, k := range []struct {
-		key, unit           string
-		wanted, usual, real []string
-	}{
-		{keyListen, "sts-tlsmap.socket", wanted.listen, usual.listen, o.listen},
-		{keyControl, "sts-tlsmap-control.socket", []string{wanted.control}, []string{usual.control}, []string{o.control}},
-		{keyMetrics, "sts-tlsmap-metrics.socket", wanted.metrics, usual.metrics, o.metrics},
-	} {
-		missing := slices.ContainsFunc(k.wanted, func(e string) bool { return !slices.Contains(k.real, e) })
-		if !slices.Contains(o.overridden, k.key) || slices.Equal(k.wanted, k.usual) || !missing {
+// ignored names the keys that somebody set and that have no effect.
+func ignored(cfg *config.Config, s sockets, overridden []string) []string {
+	units := map[string]string{
+		keyListen: "sts-tlsmap.socket", keyControl: "sts-tlsmap-control.socket", keyMetrics: "sts-tlsmap-metrics.socket",
+	}
+	var list []string
+	wanted, usual := socketsOf(cfg), socketsOf(config.Default())
+	for _, key := range overridden {
+		isOpen := func(e string) bool { return slices.Contains(s[key], e) }
+		if slices.Equal(wanted[key], usual[key]) || !slices.ContainsFunc(wanted[key], func(e string) bool { return !isOpen(e) }) {
 			continue
 		}
+		real := strings.Join(s[key], " ")
+		if real == "" {
+			real = "none"
+		}
 		list = append(list, fmt.Sprintf("%s: %s in the file has no effect, since systemd holds the sockets: %s; "+
-			"change that with systemctl edit %s, and take the key out of the file",
-			k.key, strings.Join(k.wanted, " "), strings.Join(nonEmpty(k.real), " "), k.unit))
-	}
-	return list
-}
-
-// nonEmpty has a word for nothing.
-func nonEmpty(list []string) []string {
-	if strings.Join(list, "") == "" {
-		return []string{"none"}
+			"change that with systemctl edit %s, and take the key out of the file", key, strings.Join(wanted[key], " "), real, units[key]))
 	}
 	return list
 }

@@ -9,7 +9,7 @@ import (
 
 func TestASocketNeedsNoFolderWhereSystemdHoldsIt(t *testing.T) {
 	cfg := config.Default()
-	cfg.Control.Address = "/nowhere/control.sock"
+	cfg.Control.Address, cfg.Cache.Path = "/nowhere/control.sock", t.TempDir()+"/cache.db"
 	cfg.Listen = append(cfg.Listen, endpoint.Endpoint{Network: "unix", Address: "/nowhere/map.sock"})
 	if got := folderWarnings(cfg, nil); len(got) != 2 {
 		t.Errorf("got %q, want one for each", got)

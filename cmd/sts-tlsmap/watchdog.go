@@ -15,7 +15,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
 
-// beatsPerPeriod is how often the watchdog is told in its period that all is
+// beatsPerPeriod is how often in its period the watchdog is told that all is
 // well: two beats may be lost.
 const beatsPerPeriod = 3
 
@@ -41,63 +41,45 @@ func (s *service) watch(ctx context.Context) {
 }
 
 // beat probes once in every interval, and calls alive or failed. A probe has
-// half of the interval. One that hangs nevertheless is reported, and the next
-// does not begin before it has ended.
+// half of the interval. While one hangs all the same, nothing is called: systemd
+// says then that the watchdog was not told.
 func beat(ctx context.Context, interval time.Duration, probe func(context.Context) error, alive func(), failed func(error)) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	var result chan error // nil: no probe runs
-	for {
-		if result == nil {
-			probing := make(chan error, 1)
-			result = probing
-			go func() {
-				ctx, cancel := context.WithTimeout(ctx, interval/2)
-				defer cancel()
-				probing <- probe(ctx)
-			}()
+	for ctx.Err() == nil {
+		probing, cancel := context.WithTimeout(ctx, interval/2)
+		err := probe(probing)
+		cancel()
+		if err == nil {
+			alive()
+		} else if ctx.Err() == nil {
+			failed(err)
 		}
 		select {
-		case err := <-result:
-			result = nil
-			if err == nil {
-				alive()
-			} else if ctx.Err() == nil {
-				failed(err)
-			}
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
-			}
 		case <-tick.C:
-			failed(fmt.Errorf("no answer in %s", interval))
 		case <-ctx.Done():
-			return
 		}
 	}
 }
 
 // probe asks every listener in turn, as an MTA does, for the name that the
-// keeper answers at the end of a lookup's way, after its table and the store.
+// keeper answers after its table and the store.
 //
 // A unix socket may be out of reach for this process alone: its folder is gone
-// with a Postfix that was purged, or its mode lets only Postfix in. That is no
-// reason for a restart, which would not help. Where all are so, the maps are
-// asked in their place.
+// with a Postfix that was purged, or its mode lets only Postfix in. A restart
+// would not help. Where all are so, the maps are asked in their place.
 func (s *service) probe(ctx context.Context) error {
 	reached := false
 	for _, l := range s.listeners.socketmap {
 		e := endpoint.Of(l.Addr())
 		reply, err := socketmap.Query(ctx, e, probeMap, keeper.ProbeDomain)
 		if e.Network == "unix" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {
-			s.log.Debug("the watchdog cannot ask a listener", "err", err)
 			continue
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			err = checkProbe(reply)
 		}
-		if err := isProbeReply(reply); err != nil {
+		if err != nil {
 			return fmt.Errorf("%s: %w", e, err)
 		}
 		reached = true
@@ -105,10 +87,10 @@ func (s *service) probe(ctx context.Context) error {
 	if reached {
 		return nil
 	}
-	return isProbeReply(string(s.maps.AppendReply(ctx, nil, []byte(probeMap), []byte(keeper.ProbeDomain))))
+	return checkProbe(string(s.maps.AppendReply(ctx, nil, []byte(probeMap), []byte(keeper.ProbeDomain))))
 }
 
-func isProbeReply(reply string) error {
+func checkProbe(reply string) error {
 	if !strings.HasPrefix(reply, "NOTFOUND") {
 		return fmt.Errorf("the reply for %s is %q", keeper.ProbeDomain, reply)
 	}

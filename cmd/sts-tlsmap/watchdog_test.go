@@ -53,22 +53,6 @@ func TestTheWatchdogIsToldOnlyWhenALookupIsAnswered(t *testing.T) {
 	}
 }
 
-func TestAProbeThatHangsIsReportedAndNotStartedTwice(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var started atomic.Int32
-		release := make(chan struct{})
-		alive, failed := beats(t, 20*time.Second, 2*time.Minute-time.Second, func(context.Context) error {
-			started.Add(1)
-			<-release
-			return nil
-		})
-		if started.Load() != 1 || alive != 0 || failed != 5 {
-			t.Errorf("%d probes, %d alive, %d failed; want 1, 0 and 5", started.Load(), alive, failed)
-		}
-		close(release)
-	})
-}
-
 func TestTheWatchdogIsToldAgainAfterAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := 0
@@ -241,11 +225,4 @@ func TestASocketWhosePathIsGoneIsNoReasonForARestart(t *testing.T) {
 	if n := store.lookups.Load(); n != 2 {
 		t.Errorf("%d lookups in the store, want 2", n)
 	}
-	gate := make(chan struct{})
-	store.gate.Store(&gate)
-	if alive, failed := beats(t, brief, 3*brief, s.probe); alive != 0 || failed == 0 {
-		t.Errorf("while the store does not answer: %d beats, %d failures", alive, failed)
-	}
-	store.gate.Store(nil)
-	close(gate)
 }

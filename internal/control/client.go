@@ -3,83 +3,54 @@ package control
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 )
 
-// Errors of a Client.
+// Errors of a Client: what it saw.
 var (
-	// ErrNoDaemon: nobody listens on the control socket.
-	ErrNoDaemon = errors.New("the daemon is not running")
-	// ErrNoAnswer: somebody listens, and does not answer in time. So it is
-	// with a daemon that hangs, and where systemd holds the socket of one that
-	// cannot start.
-	ErrNoAnswer = errors.New("the daemon does not answer")
-	// ErrBusy: so many others are asking that one more is not let in: by the
-	// kernel, whose queue for the socket is full, or by the daemon itself.
-	ErrBusy = errors.New("the daemon takes no more clients")
-	// ErrNotAllowed: the socket cannot be opened, or the daemon refuses.
-	ErrNotAllowed = errors.New("not allowed")
-	// ErrNothingHeld: the daemon holds nothing of the domain.
-	ErrNothingHeld = errors.New("nothing is held")
+	ErrNoDaemon    = errors.New("the daemon is not running")                          // nobody listens
+	ErrNoAnswer    = errors.New("the daemon does not answer")                         // in time: it hangs, or systemd holds its socket
+	ErrClosed      = errors.New("the daemon closed the connection without an answer") // it crashed, or has MaxClients
+	ErrNotAllowed  = errors.New("not allowed")                                        // to open the socket, or to change something
+	ErrNothingHeld = errors.New("nothing is held")                                    // for the domain
 )
 
 const (
-	dialTimeout   = 5 * time.Second
 	answerTimeout = 30 * time.Second // for an answer to begin
 	maxLine       = 4 << 20          // bytes of a line: a policy of 64 KiB in JSON, every byte escaped
+	partSize      = 1 << 20          // bytes of entries, after which a request is sent
 )
 
 // A Client asks the daemon at a control socket.
 type Client struct {
-	path      string
-	http      http.Client
-	transport *http.Transport
+	path string
+	http http.Client
 }
 
 // NewClient returns a client of the socket at path. It connects when asked.
 func NewClient(path string) *Client {
-	transport := &http.Transport{
+	return &Client{path: path, http: http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", path)
-			if err != nil {
-				return nil, err
-			}
-			return &answered{Conn: conn}, nil
+			return new(net.Dialer).DialContext(ctx, "unix", path)
 		},
 		DisableCompression:    true,
 		ResponseHeaderTimeout: answerTimeout,
-	}
-	return &Client{path: path, http: http.Client{Transport: transport}, transport: transport}
-}
-
-// errHungUp: the daemon closed the connection without a word.
-var errHungUp = errors.New("the daemon hung up")
-
-// answered is a connection that tells a hang-up before the first byte from the
-// end of an answer. net/http has an error of its own, without a name, for one
-// that it sees before it has written the request.
-type answered struct {
-	net.Conn
-	begun bool // only Read looks at it, and net/http reads from one goroutine
-}
-
-func (c *answered) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.begun = c.begun || n > 0
-	if errors.Is(err, io.EOF) && !c.begun {
-		err = errHungUp
-	}
-	return n, err
+	}}}
 }
 
 // Close drops the connections that are kept.
@@ -87,157 +58,167 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Health asks what runs.
 func (c *Client) Health(ctx context.Context) (Health, error) {
-	var h Health
-	err := c.get(ctx, "/v1/health", &h)
-	return h, err
+	return ask[Health](ctx, c, http.MethodGet, "/v1/health", nil)
 }
 
-// Stats asks for the numbers, as JSON.
-func (c *Client) Stats(ctx context.Context) (json.RawMessage, error) {
-	var s json.RawMessage
-	err := c.get(ctx, "/v1/stats", &s)
-	return s, err
-}
-
-// Held asks what is held of a domain; ErrNothingHeld if nothing is. The
-// domain is in A-labels, lower case.
+// Held asks what is held for a domain in canonical form; ErrNothingHeld if
+// nothing is.
 func (c *Client) Held(ctx context.Context, domain string) (Held, error) {
-	h := Held{Domain: domain}
-	err := c.get(ctx, "/v1/cache/"+url.PathEscape(domain), &h)
+	h, err := ask[Held](ctx, c, http.MethodGet, "/v1/cache/"+url.PathEscape(domain), nil)
+	if err == nil && h.Nothing() {
+		err = ErrNothingHeld
+	}
 	return h, err
 }
 
 // List calls each with every entry of the cache, in the order of the domains.
-// A summary comes without the policies' texts.
-func (c *Client) List(ctx context.Context, summary bool, each func(Entry) error) error {
-	path := "/v1/cache"
-	if summary {
-		path += "?summary"
-	}
-	res, err := c.do(ctx, http.MethodGet, path, nil)
-	if err != nil {
-		return err
-	}
-	return readLines(res.Body, each)
+func (c *Client) List(ctx context.Context, each func(Entry) error) error {
+	return stream(ctx, c, http.MethodGet, "/v1/cache", nil, each)
 }
 
-// Refresh checks and fetches the domains now, at most MaxDomains, and calls
-// each with what came of them, as they are done.
-func (c *Client) Refresh(ctx context.Context, domains []string, each func(Refreshed) error) error {
-	res, err := c.post(ctx, "/v1/refresh", domains)
-	if err != nil {
-		return err
-	}
-	return readLines(res.Body, each)
+// Exemptions calls each with every exemption set at run time.
+func (c *Client) Exemptions(ctx context.Context, each func(ExemptEntry) error) error {
+	return stream(ctx, c, http.MethodGet, "/v1/exempt", nil, each)
 }
 
-// Forget drops the domains from the cache, at most MaxDomains.
-func (c *Client) Forget(ctx context.Context, domains []string, each func(Forgotten) error) error {
-	res, err := c.post(ctx, "/v1/forget", domains)
-	if err != nil {
-		return err
-	}
-	return readLines(res.Body, each)
+// Rehearsed calls each with what rehearsed maps would have replied.
+func (c *Client) Rehearsed(ctx context.Context, each func(Rehearsed) error) error {
+	return stream(ctx, c, http.MethodGet, "/v1/rehearsal", nil, each)
 }
 
-// ForgetFailures drops all remembered failures to find a policy, and returns how
-// many they were.
+// Refresh checks and fetches the domains now, and calls each as they are done.
+func (c *Client) Refresh(ctx context.Context, entries iter.Seq[Entry], each func(keeper.Refreshed) error) error {
+	return inParts(ctx, c, "/v1/refresh", entries, each)
+}
+
+// Forget drops the domains from the cache, and calls each as they are done.
+func (c *Client) Forget(ctx context.Context, entries iter.Seq[Entry], each func(Forgotten) error) error {
+	return inParts(ctx, c, "/v1/forget", entries, each)
+}
+
+// Learn has entries taken over, or discovered where they have no policy, and
+// calls each as they are done.
+func (c *Client) Learn(ctx context.Context, entries iter.Seq[Entry], each func(keeper.Learned) error) error {
+	return inParts(ctx, c, "/v1/learn", entries, each)
+}
+
+// ForgetFailures drops all remembered failures to find a policy, and returns
+// their number.
 func (c *Client) ForgetFailures(ctx context.Context) (int, error) {
-	var f ForgottenFailures
-	err := c.decode(ctx, http.MethodPost, "/v1/forget-failures", &f)
-	return f.Count, err
+	return ask[int](ctx, c, http.MethodPost, "/v1/forget-failures", nil)
 }
 
-func (c *Client) get(ctx context.Context, path string, into any) error {
-	return c.decode(ctx, http.MethodGet, path, into)
+// Exempt exempts a domain for so long; zero ends its exemption.
+func (c *Client) Exempt(ctx context.Context, domain string, long time.Duration) (Exemption, error) {
+	query := url.Values{"domain": {domain}, "for": {long.String()}}
+	return ask[Exemption](ctx, c, http.MethodPost, "/v1/exempt?"+query.Encode(), nil)
 }
 
-// decode asks with no body, and decodes the answer.
-func (c *Client) decode(ctx context.Context, method, path string, into any) error {
-	res, err := c.do(ctx, method, path, nil)
+// inParts posts any number of entries in requests of a size that the server
+// takes.
+func inParts[T any](ctx context.Context, c *Client, path string, entries iter.Seq[Entry], each func(T) error) error {
+	var part []byte
+	for e := range entries {
+		line, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		if part = append(part, line...); len(part) < partSize {
+			continue
+		}
+		if err := stream(ctx, c, http.MethodPost, path, part, each); err != nil {
+			return err
+		}
+		part = nil
+	}
+	if len(part) == 0 {
+		return nil
+	}
+	return stream(ctx, c, http.MethodPost, path, part, each)
+}
+
+// ask decodes an answer of one value.
+func ask[T any](ctx context.Context, c *Client, method, path string, body []byte) (v T, err error) {
+	answer, err := c.do(ctx, method, path, body)
+	if err != nil {
+		return v, err
+	}
+	defer answer.Close()
+	if err := json.NewDecoder(io.LimitReader(answer, maxLine)).Decode(&v); err != nil {
+		return v, fmt.Errorf("the daemon's answer cannot be read: %w", err)
+	}
+	return v, nil
+}
+
+// stream calls each with every line of an answer but the End.
+func stream[T any](ctx context.Context, c *Client, method, path string, body []byte, each func(T) error) error {
+	answer, err := c.do(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
-	defer res.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(res.Body, maxLine)).Decode(into); err != nil {
-		return fmt.Errorf("the daemon's answer cannot be read: %w", err)
-	}
-	return nil
-}
-
-func (c *Client) post(ctx context.Context, path string, domains []string) (*http.Response, error) {
-	body, err := json.Marshal(request{Domains: domains})
-	if err != nil {
-		return nil, err
-	}
-	return c.do(ctx, http.MethodPost, path, body)
-}
-
-// do asks, and makes errors of answers that are none.
-func (c *Client) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	res, err := c.http.Do(req)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w (nothing listens at %s)", ErrNoDaemon, c.path)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%w to ask the daemon (no permission to open %s)", ErrNotAllowed, c.path)
-	case errors.Is(err, syscall.EAGAIN): // of connect(2), and a time-out by its own account
-		return nil, fmt.Errorf("%w (the queue of %s is full)", ErrBusy, c.path)
-	case errors.Is(err, errHungUp), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return nil, fmt.Errorf("%w (it hung up at %s)", ErrBusy, c.path)
-	case err != nil:
-		var late net.Error
-		if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &late) && late.Timeout() {
-			return nil, fmt.Errorf("%w at %s", ErrNoAnswer, c.path)
-		}
-		return nil, fmt.Errorf("ask the daemon: %w", err)
-	case res.StatusCode == http.StatusOK:
-		return res, nil
-	}
-	defer res.Body.Close()
-	var f failure
-	_ = json.NewDecoder(io.LimitReader(res.Body, maxLine)).Decode(&f) // without words, the status has to do
-	switch {
-	case res.StatusCode == http.StatusNotFound && f.Err == "":
-		return nil, ErrNothingHeld
-	case res.StatusCode == http.StatusForbidden:
-		return nil, fmt.Errorf("%w: %s", ErrNotAllowed, f.Err)
-	case f.Err == "":
-		return nil, fmt.Errorf("the daemon answers %s", res.Status)
-	}
-	return nil, fmt.Errorf("the daemon says: %s", f.Err)
-}
-
-// readLines calls each with every line of an answer but the End.
-func readLines[T any](body io.ReadCloser, each func(T) error) error {
-	defer body.Close()
-	lines := bufio.NewScanner(body)
+	defer answer.Close()
+	lines := bufio.NewScanner(answer)
 	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
 		var end End
-		if err := json.Unmarshal(lines.Bytes(), &end); err != nil {
-			return fmt.Errorf("the daemon's answer cannot be read: %w", err)
-		}
-		if end.End {
-			if end.Err != "" {
-				return fmt.Errorf("the daemon stopped in the middle: %s", end.Err)
-			}
-			return nil
-		}
 		var v T
-		if err := json.Unmarshal(lines.Bytes(), &v); err != nil {
+		if err := errors.Join(json.Unmarshal(lines.Bytes(), &end), json.Unmarshal(lines.Bytes(), &v)); err != nil {
 			return fmt.Errorf("the daemon's answer cannot be read: %w", err)
+		}
+		switch {
+		case end.End && end.Err != "":
+			return fmt.Errorf("the daemon stopped in the middle: %s", end.Err)
+		case end.End:
+			return nil
 		}
 		if err := each(v); err != nil {
 			return err
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return fmt.Errorf("the daemon's answer broke off: %w", err)
+	return fmt.Errorf("the daemon's answer broke off: %w", cmp.Or(lines.Err(), io.ErrUnexpectedEOF))
+}
+
+// do sends a request and returns the body of an answer that is no error.
+func (c *Client) do(ctx context.Context, method, path string, body []byte) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
 	}
-	return errors.New("the daemon's answer broke off")
+	asked := time.Now()
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.failed(err, time.Since(asked))
+	}
+	if res.StatusCode == http.StatusOK {
+		return res.Body, nil
+	}
+	defer res.Body.Close()
+	var f failure
+	_ = json.NewDecoder(io.LimitReader(res.Body, maxLine)).Decode(&f) // without words, the status has to do
+	switch {
+	case f.Err == "":
+		return nil, fmt.Errorf("the daemon answers %s", res.Status)
+	case res.StatusCode == http.StatusForbidden:
+		return nil, fmt.Errorf("%w%s", ErrNotAllowed, strings.TrimPrefix(f.Err, ErrNotAllowed.Error()))
+	}
+	return nil, fmt.Errorf("the daemon says: %s", f.Err)
+}
+
+// failed says what was seen of a daemon that gave no answer.
+func (c *Client) failed(err error, waited time.Duration) error {
+	var timeout net.Error
+	var op *net.OpError
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w (nothing listens at %s)", ErrNoDaemon, c.path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w to ask the daemon (no permission to open %s)", ErrNotAllowed, c.path)
+	case errors.Is(err, syscall.EAGAIN): // of connect(2)
+		return fmt.Errorf("%w at %s: connections to it are not accepted", ErrNoAnswer, c.path)
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return fmt.Errorf("%w at %s in %s", ErrNoAnswer, c.path, waited.Round(time.Second))
+	case errors.As(err, &op) && op.Op == "dial":
+		return fmt.Errorf("ask the daemon: %w", err)
+	}
+	return fmt.Errorf("%w at %s: %w", ErrClosed, c.path, errors.Unwrap(err)) // which names the request, too
 }

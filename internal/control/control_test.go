@@ -1,12 +1,15 @@
-package control
+package control_test
 
 import (
 	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -17,320 +20,305 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
-	"golang.org/x/sys/unix"
 )
 
-// patience bounds every wait of a test.
-const patience = 30 * time.Second
+// patience bounds every wait of a test, and short is the server's where it is
+// to lose its own.
+const (
+	patience = 30 * time.Second
+	short    = 200 * time.Millisecond
+)
 
-// fakeKeeper holds records in memory.
+var (
+	end  = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	once = []cache.Record{{Domain: "one.test", Mode: policy.ModeEnforce, ID: "1", Text: []byte("text"), Expires: end}}
+)
+
+// fakeKeeper holds records, in the order of their domains.
 type fakeKeeper struct {
 	mu        sync.Mutex
-	records   map[string]cache.Record
+	records   []cache.Record
 	negatives map[string]keeper.Negative
 	listErr   error         // of every page after the first
 	refresh   chan struct{} // if not nil, refreshes wait for it
-	waiting   chan string   // if not nil, is told of refreshes that wait
-	pages     int
+	waiting   chan string   // is told of refreshes that wait
+}
+
+func (k *fakeKeeper) at(domain string) int {
+	return slices.IndexFunc(k.records, func(r cache.Record) bool { return r.Domain == domain })
 }
 
 func (k *fakeKeeper) Get(domain string) (cache.Record, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	if domain == "damaged.test" {
 		return cache.Record{}, &cache.DamagedError{Domain: domain, Err: errors.New("its checksum is wrong")}
 	}
-	if r, ok := k.records[domain]; ok {
-		return r, nil
+	if i := k.at(domain); i >= 0 {
+		return k.records[i], nil
 	}
 	return cache.Record{}, cache.ErrNotFound
 }
 
 func (k *fakeKeeper) List(after string, limit int) ([]cache.Record, string, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.pages++; k.pages > 1 && k.listErr != nil {
+	from := k.at(after) + 1
+	if from > 0 && k.listErr != nil {
 		return nil, "", k.listErr
 	}
-	var page []cache.Record
-	for _, d := range slices.Sorted(func(yield func(string) bool) {
-		for d := range k.records {
-			if d > after && !yield(d) {
-				return
-			}
-		}
-	}) {
-		if len(page) == limit {
-			return page, page[limit-1].Domain, nil
-		}
-		page = append(page, k.records[d])
+	if len(k.records) <= from+limit {
+		return k.records[from:], "", nil
 	}
-	return page, "", nil
+	return k.records[from : from+limit], k.records[from+limit-1].Domain, nil
 }
 
 func (k *fakeKeeper) Refresh(ctx context.Context, domain string) (keeper.Refreshed, error) {
 	if k.refresh != nil {
-		if k.waiting != nil {
-			k.waiting <- domain
-		}
+		k.waiting <- domain
 		select {
 		case <-k.refresh:
 		case <-ctx.Done():
-			return keeper.Refreshed{}, ctx.Err()
 		}
 	}
-	return keeper.Refreshed{Domain: domain, Result: policy.ResultOK, Mode: "enforce", ID: "1"}, nil
+	return keeper.Refreshed{Domain: domain, Result: policy.ResultOK}, ctx.Err()
 }
 
 func (k *fakeKeeper) Forget(_ context.Context, domain string) (held, failure bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	_, held = k.records[domain]
 	_, failure = k.negatives[domain]
-	delete(k.records, domain)
 	delete(k.negatives, domain)
-	return held, failure, nil
+	return k.at(domain) >= 0, failure, nil
 }
 
-func (k *fakeKeeper) ForgetFailures() int {
-	n := len(k.negatives)
-	clear(k.negatives)
-	return n
-}
+func (k *fakeKeeper) ForgetFailures() int { return len(k.negatives) }
 
 func (k *fakeKeeper) Negative(domain string) (keeper.Negative, bool) {
 	n, ok := k.negatives[domain]
 	return n, ok
 }
 
-func (k *fakeKeeper) add(n int, text []byte) {
-	k.records = make(map[string]cache.Record, n)
-	for i := range n {
-		d := fmt.Sprintf("d%06d.test", i)
-		k.records[d] = cache.Record{
-			Domain: d, Mode: policy.ModeEnforce, ID: "1", Text: text,
-			Fetched: time.Unix(1000, 0), Expires: time.Unix(2000, 0),
-		}
-	}
+func (k *fakeKeeper) Learn(_ context.Context, domain string) (keeper.Learned, error) {
+	return keeper.Learned{Domain: domain, Result: policy.ResultOK, Mode: "enforce"}, nil
 }
 
-// serve starts a server for k and returns a client of it.
-func serve(t *testing.T, k Keeper, change func(*Server)) (*Client, *Server, string) {
+func (k *fakeKeeper) Take(_ context.Context, f keeper.Foreign) (keeper.Learned, error) {
+	if f.Domain == "bad.test" {
+		return keeper.Learned{}, errors.New("it is no policy")
+	}
+	return keeper.Learned{Domain: f.Domain, Taken: f.ID == "1" && string(f.Text) == "text" && f.Expires.Equal(end)}, nil
+}
+
+// many are records of a text, more than the buffers of a socket hold.
+func many(n int) []cache.Record {
+	list := make([]cache.Record, n)
+	for i := range list {
+		list[i] = cache.Record{Domain: fmt.Sprintf("d%06d.test", i), Mode: policy.ModeEnforce, Text: []byte(strings.Repeat("x", 8<<10))}
+	}
+	return list
+}
+
+// fakeExemptions answers every Set with err.
+type fakeExemptions struct{ err error }
+
+func (f *fakeExemptions) InForce() []exempt.Exemption {
+	return []exempt.Exemption{{Domain: "a.test", Until: end}}
+}
+
+func (f *fakeExemptions) Set(string, time.Duration) (time.Time, bool, error) { return end, true, f.err }
+
+// serve starts a server for k and returns a client of it. Everybody may open
+// its socket.
+func serve(t *testing.T, k *fakeKeeper, change func(*control.Options, *http.Server)) (*control.Client, string) {
 	t.Helper()
-	s := NewServer(Options{
-		Keeper: k,
-		Health: func() Health { return Health{Version: "test", PID: 7} },
-		Stats:  func() any { return map[string]int{"lookups": 3} },
-		Exempt: func(d string) bool { return d == "exempt.test" },
-	})
+	o := control.Options{
+		Keeper: k, Exemptions: new(fakeExemptions), Log: slog.New(slog.DiscardHandler),
+		Health:    func() control.Health { return control.Health{Version: "test", PID: 7} },
+		ExemptBy:  func(string) []exempt.Exemption { return nil },
+		Rehearsed: func(string) []control.Rehearsed { return nil },
+		DANE:      func(string) map[dane.NextHop]dane.Finding { return nil },
+	}
+	settings := new(http.Server)
 	if change != nil {
-		change(s)
+		change(&o, settings)
+	}
+	s := control.NewServer(o)
+	for to, from := range map[*time.Duration]time.Duration{
+		&s.ReadTimeout: settings.ReadTimeout, &s.ReadHeaderTimeout: settings.ReadHeaderTimeout,
+		&s.IdleTimeout: settings.IdleTimeout, &s.WriteTimeout: settings.WriteTimeout,
+	} {
+		if from > 0 {
+			*to = from
+		}
 	}
 	path := filepath.Join(t.TempDir(), "c.sock")
-	l, err := Listen(path)
+	l, err := control.Listen(path)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for name, mode := range map[string]os.FileMode{path: 0o666, filepath.Dir(path): 0o755, filepath.Dir(filepath.Dir(path)): 0o755} {
+		if err := os.Chmod(name, mode); err != nil {
+			t.Fatal(err)
+		}
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if err := s.Shutdown(ctx); err != nil {
+		if err := s.Shutdown(ctx); err != nil { // it waits for handlers
 			t.Error(err)
 		}
-		if err := <-served; err != nil {
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 			t.Error(err)
 		}
 	})
-	c := NewClient(path)
+	c := control.NewClient(path)
 	t.Cleanup(c.Close)
-	return c, s, path
+	return c, path
 }
 
-func TestHealthAndStatsAreAnswered(t *testing.T) {
-	c, _, _ := serve(t, &fakeKeeper{}, nil)
-	h, err := c.Health(t.Context())
-	if err != nil || h.Version != "test" || h.PID != 7 {
-		t.Errorf("got %+v, %v", h, err)
+// ask sends a request over a connection of its own.
+func ask(t *testing.T, path, request string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
 	}
-	stats, err := c.Stats(t.Context())
-	if err != nil || string(stats) != `{"lookups":3}` {
-		t.Errorf("got %s, %v", stats, err)
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(patience))
+	io.WriteString(conn, request) // the server may have closed it already
+	return conn
+}
+
+// hungUp waits until the server has closed the connection.
+func hungUp(t *testing.T, conn net.Conn) {
+	t.Helper()
+	if _, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the server keeps the connection")
+	}
+}
+
+func entries(domains ...string) func(func(control.Entry) bool) {
+	return func(yield func(control.Entry) bool) {
+		for _, d := range domains {
+			if !yield(control.Entry{Domain: d}) {
+				return
+			}
+		}
 	}
 }
 
 func TestTheWholeCacheIsListedInOrderPageByPage(t *testing.T) {
-	k := &fakeKeeper{}
-	const n = 3*pageSize + 7
-	k.add(n, []byte("version: STSv1\n"))
-	c, _, _ := serve(t, k, nil)
-	for _, summary := range []bool{false, true} {
-		var got []string
-		err := c.List(t.Context(), summary, func(e Entry) error {
-			got = append(got, e.Domain)
-			if (e.Policy == "") != summary || e.Mode != "enforce" || !e.Expires.Equal(time.Unix(2000, 0)) || !e.Used.IsZero() {
-				return fmt.Errorf("got %+v", e)
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
+	k := &fakeKeeper{records: many(100)}
+	c, _ := serve(t, k, nil)
+	n := 0
+	err := c.List(t.Context(), func(e control.Entry) error {
+		if want := k.records[n]; e.Domain != want.Domain || e.Mode != "enforce" || e.Policy != string(want.Text) || !e.Used.IsZero() {
+			t.Errorf("%d: got %+v", n, e)
 		}
-		if len(got) != n || !slices.IsSorted(got) {
-			t.Errorf("got %d domains, sorted: %v", len(got), slices.IsSorted(got))
-		}
-	}
-	if k.pages < 2*4 {
-		t.Errorf("%d pages were read", k.pages)
+		n++
+		return nil
+	})
+	if err != nil || n != len(k.records) {
+		t.Errorf("%d entries, %v", n, err)
 	}
 }
 
 func TestAListingThatIsCutOffIsAnErrorForTheClient(t *testing.T) {
-	k := &fakeKeeper{listErr: errors.New("the disk is on fire")}
-	k.add(2*pageSize, nil)
-	c, _, _ := serve(t, k, nil)
-	err := c.List(t.Context(), true, func(Entry) error { return nil })
-	if err == nil || !strings.Contains(err.Error(), "the disk is on fire") {
+	c, _ := serve(t, &fakeKeeper{records: many(100), listErr: errors.New("the disk is on fire")}, nil)
+	err := c.List(t.Context(), func(control.Entry) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), "stopped in the middle: the cache cannot be read: the disk is on fire") {
 		t.Errorf("got %v", err)
 	}
-	if err := readLines(nopCloser{strings.NewReader(`{"domain":"a"}` + "\n")}, func(Entry) error { return nil }); err == nil {
-		t.Error("an answer without an end was taken for whole")
+	path := filepath.Join(t.TempDir(), "c.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `{"domain":"a"}`) }))
+	if err := control.NewClient(path).List(t.Context(), func(control.Entry) error { return nil }); err == nil || !strings.Contains(err.Error(), "broke off") {
+		t.Errorf("an answer without an end: %v", err)
 	}
 }
 
-type nopCloser struct{ *strings.Reader }
-
-func (nopCloser) Close() error { return nil }
-
-// TestAClientThatStopsReadingIsDroppedAndHoldsUpNobody opens listings that
-// nobody reads. Others are answered meanwhile, and the listings end: on servers
-// of their own, since no time is both longer than a busy machine needs to look
-// and shorter than a test may wait.
-func TestAClientThatStopsReadingIsDroppedAndHoldsUpNobody(t *testing.T) {
-	k := &fakeKeeper{}
-	k.add(4000, []byte(strings.Repeat("x", 8<<10))) // far more than socket buffers hold
-
-	t.Run("while they stall", func(t *testing.T) {
-		c, _, path := serve(t, k, func(s *Server) { s.writeTimeout = time.Hour })
-		stallListings(t, path, maxListings+ownListings) // this test runs as the daemon's user
-		// All places for listings are taken; the store is free all the same.
-		if err := c.List(t.Context(), true, func(Entry) error { return nil }); err == nil || !strings.Contains(err.Error(), "are under way") {
-			t.Errorf("got %v", err)
+func TestAClientThatDoesNotReadIsDroppedAndHoldsUpNobody(t *testing.T) {
+	for _, timeout := range []time.Duration{time.Hour, short} {
+		c, path := serve(t, &fakeKeeper{records: many(1000)}, func(_ *control.Options, s *http.Server) { s.WriteTimeout = timeout })
+		conn := ask(t, path, "GET /v1/cache HTTP/1.1\r\nHost: x\r\n\r\n")
+		if _, err := bufio.NewReaderSize(conn, 16).ReadByte(); err != nil { // it has begun
+			t.Fatal(err)
 		}
 		if _, err := c.Held(t.Context(), "d000001.test"); err != nil {
 			t.Error(err)
 		}
-	})
-	t.Run("after that", func(t *testing.T) {
-		c, s, path := serve(t, k, func(s *Server) { s.writeTimeout = 300 * time.Millisecond })
-		stallListings(t, path, maxListings+ownListings) // this test runs as the daemon's user
-		deadline := time.After(patience)
-		for range maxListings { // the places come free without any client's doing
-			select {
-			case s.listings.all <- struct{}{}:
-			case <-deadline:
-				t.Fatal("a client that does not read keeps its place")
-			}
-		}
-		for range maxListings {
-			<-s.listings.all
-		}
-		if err := c.List(t.Context(), true, func(Entry) error { return nil }); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-// stallListings begins n listings that are not read, until the test ends.
-func stallListings(t *testing.T, path string, n int) {
-	t.Helper()
-	for range n {
-		conn, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
-		if _, err := conn.Write([]byte("GET /v1/cache HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := bufio.NewReaderSize(conn, 16).ReadByte(); err != nil { // it has begun
-			t.Fatal(err)
+		if timeout == time.Hour {
+			conn.Close() // the cleanup waits for the listing
 		}
 	}
 }
 
-func TestWhatIsHeldOfADomainsDANEIsTold(t *testing.T) {
-	k := &fakeKeeper{}
-	k.add(1, []byte("text"))
-	until := time.Unix(5000, 0)
-	c, _, _ := serve(t, k, func(s *Server) {
-		s.o.DANE = func(host string) map[dane.NextHop]dane.Finding {
-			return map[dane.NextHop]dane.Finding{
-				{Host: host, Port: 25}: {State: dane.Usable, Why: "1 of 1", Until: until}, {Host: host, Port: 587, Bracketed: true}: {State: dane.NotValidating, Until: until},
-			}
-		}
-	})
-	h, err := c.Held(t.Context(), "d000000.test")
-	want := []DANE{{NextHop: "[d000000.test]:587", State: dane.NotValidating, Until: until.UTC()}, {NextHop: "d000000.test", State: dane.Usable, Why: "1 of 1", Until: until.UTC()}}
-	if err != nil || !reflect.DeepEqual(h.DANE, want) {
-		t.Errorf("got %+v, %v", h.DANE, err)
-	}
-	if _, err := c.Held(t.Context(), "other.test"); !errors.Is(err, ErrNothingHeld) {
-		t.Errorf("of a domain without a policy: %v", err)
-	}
-}
-
-func TestWhatIsHeldOfADomain(t *testing.T) {
-	k := &fakeKeeper{negatives: map[string]keeper.Negative{
-		"gone.test": {Domain: "gone.test", Result: policy.ResultNoRecord, Err: "nothing", Until: time.Unix(5000, 0)},
+func TestWhatIsHeldForADomain(t *testing.T) {
+	k := &fakeKeeper{records: once, negatives: map[string]keeper.Negative{
+		"gone.test": {Domain: "gone.test", Result: policy.ResultNoRecord, Err: "nothing", Until: end},
 	}}
-	k.add(1, []byte("text"))
-	c, _, _ := serve(t, k, nil)
-	h, err := c.Held(t.Context(), "d000000.test")
-	if err != nil || h.Entry == nil || h.Entry.Policy != "text" || h.Negative != nil || h.Exempt {
-		t.Errorf("got %+v, %v", h, err)
+	c, _ := serve(t, k, func(o *control.Options, _ *http.Server) {
+		o.ExemptBy = func(d string) []exempt.Exemption {
+			return map[string][]exempt.Exemption{
+				"timed.test": {{Domain: ".test", Until: end.Add(-1)}, {Domain: "timed.test", Until: end}}, "ever.test": {{Domain: ".test", Until: end}, {Domain: "ever.test"}},
+			}[d]
+		}
+		o.Rehearsed = func(d string) []control.Rehearsed {
+			if d == "rehearsed.test" || d == "" {
+				return []control.Rehearsed{{Domain: "rehearsed.test", Map: "m", Deferred: true, Count: 3}}
+			}
+			return nil
+		}
+		o.DANE = func(host string) map[dane.NextHop]dane.Finding {
+			return map[dane.NextHop]dane.Finding{
+				{Host: host, Port: 25}: {State: dane.Usable, Why: "1 of 1", Until: end}, {Host: host, Port: 587, Bracketed: true}: {State: dane.NotValidating, Until: end},
+			}
+		}
+	})
+	for domain, want := range map[string]func(h control.Held) bool{
+		"one.test": func(h control.Held) bool {
+			return h.Entry != nil && h.Entry.Policy == "text" && h.Negative == nil && !h.Exempt && reflect.DeepEqual(h.DANE, []control.DANE{
+				{NextHop: "[one.test]:587", State: dane.NotValidating, Until: end}, {NextHop: "one.test", State: dane.Usable, Why: "1 of 1", Until: end}})
+		},
+		"gone.test":      func(h control.Held) bool { return h.Entry == nil && h.Negative.Result == policy.ResultNoRecord },
+		"damaged.test":   func(h control.Held) bool { return strings.Contains(h.Damaged, "its checksum is wrong") },
+		"timed.test":     func(h control.Held) bool { return h.Exempt && h.ExemptUntil.Equal(end) && len(h.ExemptBy) == 2 },
+		"ever.test":      func(h control.Held) bool { return h.Exempt && h.ExemptUntil.IsZero() },
+		"rehearsed.test": func(h control.Held) bool { return len(h.Rehearsed) == 1 },
+	} {
+		if h, err := c.Held(t.Context(), domain); err != nil || !want(h) {
+			t.Errorf("%s: got %+v, %v", domain, h, err)
+		}
 	}
-	h, err = c.Held(t.Context(), "gone.test")
-	if err != nil || h.Entry != nil || h.Negative == nil || h.Negative.Result != policy.ResultNoRecord {
-		t.Errorf("got %+v, %v", h, err)
-	}
-	h, err = c.Held(t.Context(), "damaged.test")
-	if err != nil || !strings.Contains(h.Damaged, "its checksum is wrong") {
-		t.Errorf("got %+v, %v", h, err)
-	}
-	h, err = c.Held(t.Context(), "exempt.test")
-	if err != nil || !h.Exempt {
-		t.Errorf("got %+v, %v", h, err)
-	}
-	if _, err := c.Held(t.Context(), "never.test"); !errors.Is(err, ErrNothingHeld) {
+	if _, err := c.Held(t.Context(), "never.test"); !errors.Is(err, control.ErrNothingHeld) {
 		t.Errorf("got %v", err)
 	}
-	for _, bad := range []string{"UPPER.test", "a b", "../stats", "x..y", strings.Repeat("a.", 130) + "b"} {
-		if _, err := c.Held(t.Context(), bad); err == nil || errors.Is(err, ErrNothingHeld) {
-			t.Errorf("%q: got %v", bad, err)
-		}
+	n := 0
+	if err := c.Rehearsed(t.Context(), func(r control.Rehearsed) error { n++; return nil }); err != nil || n != 1 {
+		t.Errorf("%d rehearsed, %v", n, err)
 	}
 }
 
 func TestDomainsAreRefreshedAtOnceAndForgotten(t *testing.T) {
-	k := &fakeKeeper{refresh: make(chan struct{}), waiting: make(chan string, MaxDomains)}
-	k.add(3, nil)
-	c, _, _ := serve(t, k, nil)
-
-	domains := []string{"a.test", "b.test", "c.test"}
-	var got []string
+	k := &fakeKeeper{refresh: make(chan struct{}), waiting: make(chan string, 3), records: once}
+	c, _ := serve(t, k, nil)
+	got := map[string]bool{}
 	done := make(chan error, 1)
 	go func() {
-		done <- c.Refresh(context.Background(), domains, func(r Refreshed) error {
-			got = append(got, r.Domain+" "+string(r.Result))
+		done <- c.Refresh(context.Background(), entries("a.test", "b.test", "c.test"), func(r keeper.Refreshed) error {
+			got[r.Domain] = r.Result == policy.ResultOK
 			return nil
 		})
 	}()
-	for range domains { // all three wait before one is let go
+	for range 3 { // all wait before one is let go
 		select {
 		case <-k.waiting:
 		case <-time.After(patience):
@@ -338,22 +326,18 @@ func TestDomainsAreRefreshedAtOnceAndForgotten(t *testing.T) {
 		}
 	}
 	close(k.refresh)
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	slices.Sort(got)
-	if want := []string{"a.test ok", "b.test ok", "c.test ok"}; !slices.Equal(got, want) {
-		t.Errorf("got %v", got)
+	if err := <-done; err != nil || !maps.Equal(got, map[string]bool{"a.test": true, "b.test": true, "c.test": true}) {
+		t.Errorf("got %v, %v", got, err)
 	}
 
 	k.negatives = map[string]keeper.Negative{"y.test": {}, "z.test": {}}
-	forgotten := make(map[string]Forgotten)
-	err := c.Forget(t.Context(), []string{"d000000.test", "x.test", "y.test"}, func(f Forgotten) error {
+	forgotten := make(map[string]control.Forgotten)
+	err := c.Forget(t.Context(), entries("one.test", "x.test", "y.test"), func(f control.Forgotten) error {
 		forgotten[f.Domain] = f
 		return nil
 	})
-	want := map[string]Forgotten{
-		"d000000.test": {Domain: "d000000.test", Found: true}, "x.test": {Domain: "x.test"}, "y.test": {Domain: "y.test", Failure: true},
+	want := map[string]control.Forgotten{
+		"one.test": {Domain: "one.test", Found: true}, "x.test": {Domain: "x.test"}, "y.test": {Domain: "y.test", Failure: true},
 	}
 	if err != nil || !maps.Equal(forgotten, want) {
 		t.Errorf("got %v, %v", forgotten, err)
@@ -361,191 +345,158 @@ func TestDomainsAreRefreshedAtOnceAndForgotten(t *testing.T) {
 	if n, err := c.ForgetFailures(t.Context()); err != nil || n != 1 {
 		t.Errorf("%d failures, %v", n, err)
 	}
+	if err := c.Refresh(t.Context(), entries("UPPER.test"), func(keeper.Refreshed) error { return nil }); err == nil || !strings.Contains(err.Error(), "not a domain in lower case") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestARefreshEndsWhenItsClientGoesAway(t *testing.T) {
 	k := &fakeKeeper{refresh: make(chan struct{}), waiting: make(chan string, 1)}
-	c, s, _ := serve(t, k, nil)
+	c, _ := serve(t, k, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- c.Refresh(ctx, []string{"a.test"}, func(Refreshed) error { return nil }) }()
+	go func() { done <- c.Refresh(ctx, entries("a.test"), func(keeper.Refreshed) error { return nil }) }()
 	<-k.waiting
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	// Shutdown waits for handlers: it would run into its time if one hung.
-	end, stop := context.WithTimeout(t.Context(), patience)
-	defer stop()
-	if err := s.http.Server.Shutdown(end); err != nil {
-		t.Error(err)
+}
+
+func TestPoliciesAreTakenOverAndDomainsDiscoveredInRequestsThatTheServerTakes(t *testing.T) {
+	c, _ := serve(t, &fakeKeeper{}, nil)
+	got := map[string]keeper.Learned{}
+	all := []control.Entry{{Domain: "a.test"}, {Domain: "b.test", ID: "1", Policy: "text", Expires: end}, {Domain: "bad.test", Policy: "x"}}
+	for i := range 20 { // 7 MB of JSON
+		all = append(all, control.Entry{Domain: fmt.Sprintf("long%d.test", i), Policy: strings.Repeat("\x01", 64<<10)})
+	}
+	err := c.Learn(t.Context(), slices.Values(all), func(l keeper.Learned) error { got[l.Domain] = l; return nil })
+	if err != nil || len(got) != 23 || got["a.test"].Mode != "enforce" || !got["b.test"].Taken || got["bad.test"].Err != "it is no policy" {
+		t.Errorf("%d: %+v, %v", len(got), got, err)
 	}
 }
 
-func TestARequestForTooManyOrForNoDomainsIsRefused(t *testing.T) {
-	c, _, _ := serve(t, &fakeKeeper{}, nil)
-	none := func(Refreshed) error { return errors.New("a line came") }
-	for _, domains := range [][]string{nil, {}, slices.Repeat([]string{"a.test"}, MaxDomains+1), {"UPPER.test"}, {"a.test", "b c"}} {
-		if err := c.Refresh(t.Context(), domains, none); err == nil || strings.Contains(err.Error(), "a line came") {
-			t.Errorf("%d domains: got %v", len(domains), err)
-		}
-	}
-	if err := c.Refresh(t.Context(), slices.Repeat([]string{strings.Repeat("a", 60) + "." + strings.Repeat("b", 190)}, MaxDomains*3), none); err == nil {
-		t.Error("a body without end was read")
-	}
-}
-
-func TestOnlyRootAndTheDaemonsUserMayChangeAnything(t *testing.T) {
+func TestAnExemptionThatIsNotOnDiskIsInForceAndSaysSo(t *testing.T) {
+	x := new(fakeExemptions)
+	c, _ := serve(t, &fakeKeeper{}, func(o *control.Options, _ *http.Server) {
+		o.Exemptions = x
+		o.ExemptBy = func(string) []exempt.Exemption { return []exempt.Exemption{{Domain: ".test", Until: end}} }
+	})
 	for _, test := range []struct {
-		p    peer
-		want bool
+		long       time.Duration
+		err        error
+		said, fail string
+		still      int
 	}{
-		{peer{uid: 0}, true}, {peer{uid: 42}, true}, {peer{uid: 43}, false}, {peer{uid: 42, err: errors.New("?")}, false},
+		{time.Hour, nil, "", "", 0},
+		{0, nil, "", "", 1}, // by the parent's entry
+		{time.Hour, fmt.Errorf("%w: the disk is full", exempt.ErrNotKept), "the disk is full", "", 0},
+		{time.Hour, exempt.ErrTooLong, "", "at most 366 days", 0},
 	} {
-		if got := test.p.mayWrite(42); got != test.want {
-			t.Errorf("%+v: got %v", test.p, got)
+		x.err = test.err
+		got, err := c.Exempt(t.Context(), "a.test", test.long)
+		if test.fail != "" {
+			if err == nil || !strings.Contains(err.Error(), test.fail) {
+				t.Errorf("%+v: %v", test, err)
+			}
+			continue
+		}
+		if err != nil || !got.Was || !got.Until.Equal(end) || !strings.Contains(got.Err, test.said) || len(got.Still) != test.still {
+			t.Errorf("%+v: %+v, %v", test, got, err)
 		}
 	}
-	if os.Geteuid() != 0 {
-		return // who asks here is the daemon's user, and may
-	}
-	// Root becomes somebody else for the connection: the kernel keeps who
-	// connected. A thread of its own, since the uid is the thread's.
-	c, _, path := serve(t, &fakeKeeper{}, nil)
-	for _, dir := range []string{filepath.Dir(path), filepath.Dir(filepath.Dir(path))} { // of this test alone
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Chmod(path, 0o666); err != nil {
-		t.Fatal(err)
-	}
-	const body = `{"domains":["d000.test"]}`
-	for request, want := range map[string]string{
-		fmt.Sprintf("POST /v1/forget HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body): "403",
-		fmt.Sprintf("POST /v1/exempt HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body): "403",
-		fmt.Sprintf("POST /v1/learn HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body):  "403",
-		"GET /v1/exempt HTTP/1.1\r\nHost: x\r\n\r\n":                                                        "200",
-		"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n":                                                        "200",
-	} {
-		conn := dialAs(t, path, 65534)
-		if _, err := conn.Write([]byte(request)); err != nil {
-			t.Fatal(err)
-		}
-		status, err := bufio.NewReader(conn).ReadString('\n')
-		conn.Close()
-		if err != nil || !strings.Contains(status, want) {
-			t.Errorf("%.20s: got %q, %v; want %s", request, status, err, want)
-		}
-	}
-	if err := c.Forget(t.Context(), []string{"d000.test"}, func(Forgotten) error { return nil }); err != nil {
-		t.Errorf("root: %v", err)
+	var list []control.ExemptEntry
+	if err := c.Exemptions(t.Context(), func(x control.ExemptEntry) error { list = append(list, x); return nil }); err != nil || len(list) != 1 {
+		t.Errorf("%v, %v", list, err)
 	}
 }
 
-func TestTheClientSaysThatItWasNotLetIn(t *testing.T) {
-	// A server that hangs up, as ours does on one client too many.
-	path := filepath.Join(t.TempDir(), "c.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
+func TestTheClientSaysWhatItSaw(t *testing.T) {
+	dir := t.TempDir()
+	is := func(name string, want error) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), short)
+		defer cancel()
+		if _, err := control.NewClient(filepath.Join(dir, name)).Health(ctx); !errors.Is(err, want) || !strings.Contains(err.Error(), name) {
+			t.Errorf("got %v, want %v", err, want)
+		}
 	}
+	listen := func(name string) *net.UnixListener {
+		l, err := net.Listen("unix", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l.(*net.UnixListener)
+	}
+	is("none.sock", control.ErrNoDaemon)
+	stale := listen("stale.sock") // a socket file whose server is gone
+	stale.SetUnlinkOnClose(false)
+	stale.Close()
+	is("stale.sock", control.ErrNoDaemon)
+	listen("silent.sock") // as systemd does, for a daemon that cannot start
+	is("silent.sock", control.ErrNoAnswer)
+	closing := listen("closing.sock")
 	go func() {
 		for {
-			c, err := l.Accept()
+			c, err := closing.Accept()
 			if err != nil {
 				return
 			}
 			c.Close()
 		}
 	}()
-	if _, err := NewClient(path).Health(t.Context()); !errors.Is(err, ErrBusy) || errors.Is(err, ErrNoAnswer) {
-		t.Errorf("hung up on: %v", err)
-	}
-	l.Close()
-	// A server that accepts nobody, until the kernel queues no more.
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Listen(fd, 0); err != nil {
-		t.Fatal(err)
-	}
-	first, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer first.Close()
-	if _, err := NewClient(path).Health(t.Context()); !errors.Is(err, ErrBusy) || errors.Is(err, ErrNoAnswer) {
-		t.Errorf("a full queue: %v", err)
-	}
-}
+	is("closing.sock", control.ErrClosed)
 
-func TestTheClientSaysWhyNobodyAnswers(t *testing.T) {
-	dir := t.TempDir()
-	if _, err := NewClient(filepath.Join(dir, "none.sock")).Health(t.Context()); !errors.Is(err, ErrNoDaemon) {
-		t.Errorf("got %v", err)
-	}
-	// A socket file whose server is gone.
-	path := filepath.Join(dir, "stale.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	l.Close()
-	if _, err := NewClient(path).Health(t.Context()); !errors.Is(err, ErrNoDaemon) {
-		t.Errorf("got %v", err)
-	}
-	// It is replaced.
-	l, err = Listen(path)
+	// A stale socket is replaced, one in use is not.
+	l, err := control.Listen(filepath.Join(dir, "stale.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != socketMode {
+	if st, err := os.Stat(filepath.Join(dir, "stale.sock")); err != nil || st.Mode().Perm() != 0o660 {
 		t.Errorf("got %v, %v", st.Mode(), err)
 	}
-	// One in use is not.
-	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "another server runs there") {
+	if _, err := control.Listen(filepath.Join(dir, "stale.sock")); err == nil || !strings.Contains(err.Error(), "another server runs there") {
 		t.Errorf("got %v", err)
 	}
 }
 
-func TestConnectionsBeyondTheBoundWaitAndIdleOnesEnd(t *testing.T) {
-	c, _, path := serve(t, &fakeKeeper{}, func(s *Server) {
-		s.http.IdleTimeout = 200 * time.Millisecond
-		s.http.ReadHeaderTimeout = 200 * time.Millisecond
+func TestAClientThatDoesNotFinishItsRequestIsHungUpOn(t *testing.T) {
+	_, path := serve(t, &fakeKeeper{}, func(_ *control.Options, s *http.Server) {
+		s.ReadHeaderTimeout, s.ReadTimeout, s.IdleTimeout = short, short, short
 	})
-	for range MaxConnections + ownConnections { // silent ones
-		conn, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if _, err := c.Health(ctx); err != nil {
-		t.Errorf("silent clients keep others out: %v", err)
+	for _, start := range []string{
+		"", "GET /v1/he",
+		"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n", // and is then idle
+		"GET /v1/health HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n",
+		"POST /v1/nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n",
+		"POST /v1/forget HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{",
+		"POST /v1/learn HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n" + strings.Repeat(" ", 1000),
+		"GET /v1/health HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 64<<10) + "\r\n\r\n",
+	} {
+		hungUp(t, ask(t, path, start))
 	}
 }
 
-func TestAHugeHeaderIsRefused(t *testing.T) {
-	_, _, path := serve(t, &fakeKeeper{}, nil)
-	conn, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
+func TestARequestThatTakesLongIsNotEndedByTheTimeForItsArrival(t *testing.T) {
+	k := &fakeKeeper{refresh: make(chan struct{}), waiting: make(chan string, 1)}
+	c, path := serve(t, k, func(_ *control.Options, s *http.Server) { s.ReadTimeout, s.ReadHeaderTimeout = short, short })
+	done := make(chan error, 1)
+	go func() {
+		done <- c.Refresh(t.Context(), entries("a.test"), func(r keeper.Refreshed) error {
+			if r.Err != "" {
+				return errors.New(r.Err)
+			}
+			return nil
+		})
+	}()
+	<-k.waiting
+	for range 2 { // clients in turn, whose times have run out: so has the refresh's
+		hungUp(t, ask(t, path, "GET"))
 	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(patience))
-	fmt.Fprintf(conn, "GET /v1/health HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n", strings.Repeat("x", 64<<10))
-	status, err := bufio.NewReader(conn).ReadString('\n')
-	if err == nil && !strings.Contains(status, "431") {
-		t.Errorf("got %q", status)
+	close(k.refresh)
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -1,16 +1,14 @@
 package control
 
 import (
-	"context"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/user"
 	"strconv"
-	"syscall"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
-	"golang.org/x/sys/unix"
 )
 
 // Group is the group whose members may read, where the system has it.
@@ -20,8 +18,8 @@ const Group = "sts-tlsmap"
 const socketMode = 0o660
 
 // Listen listens at the unix socket path. A socket that nobody answers on is
-// replaced; one that is in use is an error that says so. The socket is given
-// to Group if it exists and we may; if not, it stays with the process's own.
+// replaced; one in use is an error that says so. The socket is given to Group
+// if it exists and we may; else it keeps the group of the process.
 func Listen(path string) (net.Listener, error) {
 	l, err := endpoint.Listen(endpoint.Endpoint{Network: "unix", Address: path}, socketMode)
 	if err != nil {
@@ -35,43 +33,17 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// A peer is who is at the other end, as the kernel has it.
-type peer struct {
-	uid uint32
-	err error
-}
+// unknownUID is no user's: where the kernel does not say who opened a
+// connection, it may read.
+const unknownUID = math.MaxUint32
 
-type peerKey struct{}
-
-// withPeer notes in ctx who opened the connection.
-func withPeer(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, peerKey{}, peerOf(c))
-}
-
-func peerOf(c net.Conn) peer {
-	sc, ok := c.(syscall.Conn)
-	if !ok {
-		return peer{err: fmt.Errorf("%T has no credentials", c)}
+// peerOf asks the kernel for the uid that opened a connection.
+func peerOf(c net.Conn) uint32 {
+	uid := uint32(unknownUID)
+	if conn, ok := c.(*net.UnixConn); ok {
+		if raw, err := conn.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) { uid = peerUID(int(fd)) })
+		}
 	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return peer{err: err}
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	switch {
-	case err != nil:
-		return peer{err: err}
-	case credErr != nil:
-		return peer{err: credErr}
-	}
-	return peer{uid: cred.Uid}
-}
-
-// mayWrite says whether the peer is root or the daemon's own user.
-func (p peer) mayWrite(own uint32) bool {
-	return p.err == nil && (p.uid == 0 || p.uid == own)
+	return uid
 }

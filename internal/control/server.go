@@ -1,9 +1,12 @@
 package control
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -11,343 +14,317 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/httpserver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 )
 
-// Options are what a Server answers from.
+// A Keeper holds the policies; *keeper.Keeper is one.
+type Keeper interface {
+	Get(domain string) (cache.Record, error)
+	List(after string, limit int) (list []cache.Record, next string, err error)
+	Negative(domain string) (keeper.Negative, bool)
+	Refresh(ctx context.Context, domain string) (keeper.Refreshed, error)
+	Forget(ctx context.Context, domain string) (held, failure bool, err error)
+	ForgetFailures() int
+	Learn(ctx context.Context, domain string) (keeper.Learned, error)
+	Take(ctx context.Context, f keeper.Foreign) (keeper.Learned, error)
+}
+
+// Exemptions are those set at run time; *exempt.List is one.
+type Exemptions interface {
+	InForce() []exempt.Exemption
+	Set(domain string, long time.Duration) (until time.Time, was bool, err error)
+}
+
+// Options are what a Server answers from. Metrics may be nil.
 type Options struct {
-	Keeper  Keeper
-	Health  func() Health
-	Stats   func() any               // made into JSON
-	Metrics http.Handler             // nil: there are none
-	Exempt  func(domain string) bool // nil: none is
-	Log     *slog.Logger
-
-	Learner     Learner
-	Exemptions  Exemptions                      // those set at run time; nil: there are none
-	ExemptUntil func(domain string) time.Time   // zero: for good, or not at all; nil: there are no ends
-	Rehearsed   func(domain string) []Rehearsed // of all, if empty; nil: nothing is
-
-	// ExemptBy returns the entries that exempt a domain, an Until of zero: for
-	// good; nil: they are not known.
-	ExemptBy func(domain string) []exempt.Exemption
-
-	// DANE returns what is held of the next-hops of that name; nil: nothing is.
-	DANE func(host string) map[dane.NextHop]dane.Finding
+	Keeper     Keeper
+	Exemptions Exemptions
+	Health     func() Health
+	ExemptBy   func(domain string) []exempt.Exemption          // what exempts the domain; Until zero: permanent
+	Rehearsed  func(domain string) []Rehearsed                 // of all domains, if empty
+	DANE       func(host string) map[dane.NextHop]dane.Finding // what is held for next hops of that name
+	Metrics    http.Handler
+	Log        *slog.Logger
 }
 
 // A Server answers on the control socket.
 type Server struct {
-	o        Options
-	http     *httpserver.Server
-	listings places
-	own      uint32 // the daemon's uid
-
-	writeTimeout time.Duration // shorter in tests
+	*http.Server
+	o       Options
+	mux     *http.ServeMux
+	own     uint32 // the daemon's uid
+	clients atomic.Int32
 }
 
 // NewServer returns a server that does not listen yet.
 func NewServer(o Options) *Server {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	if o.Exempt == nil {
-		o.Exempt = func(string) bool { return false }
-	}
-	if o.ExemptUntil == nil {
-		o.ExemptUntil = func(string) time.Time { return time.Time{} }
-	}
-	if o.ExemptBy == nil {
-		o.ExemptBy = func(string) []exempt.Exemption { return nil }
-	}
-	if o.Rehearsed == nil {
-		o.Rehearsed = func(string) []Rehearsed { return nil }
-	}
-	s := &Server{
-		o: o, listings: newPlaces(maxListings, ownListings), own: uint32(os.Geteuid()), writeTimeout: writeTimeout,
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/health", s.health)
-	mux.HandleFunc("GET /v1/stats", s.stats)
+	s := &Server{o: o, mux: http.NewServeMux(), own: uint32(os.Geteuid())}
+	s.handle("GET /v1/health", func(c *call) error { return c.line(o.Health()) })
+	s.handle("GET /v1/cache", s.list)
+	s.handle("GET /v1/cache/{domain}", s.held)
+	s.handle("GET /v1/exempt", func(c *call) error { return lines(c, ExemptEntries(o.Exemptions.InForce())) })
+	s.handle("GET /v1/rehearsal", func(c *call) error { return lines(c, o.Rehearsed("")) })
+	s.handle("POST /v1/refresh", each(func(ctx context.Context, e *Entry) (any, error) {
+		return o.Keeper.Refresh(ctx, e.Domain)
+	}))
+	s.handle("POST /v1/forget", each(s.forget))
+	s.handle("POST /v1/forget-failures", func(c *call) error { return c.line(o.Keeper.ForgetFailures()) })
+	s.handle("POST /v1/learn", each(s.learn))
+	s.handle("POST /v1/exempt", s.setExempt)
 	if o.Metrics != nil {
-		mux.Handle("GET /metrics", o.Metrics)
+		s.mux.Handle("GET /metrics", o.Metrics)
 	}
-	mux.HandleFunc("GET /v1/cache", s.list)
-	mux.HandleFunc("GET /v1/cache/{domain}", s.held)
-	mux.HandleFunc("POST /v1/refresh", s.writers(s.refresh))
-	mux.HandleFunc("POST /v1/forget", s.writers(s.forget))
-	mux.HandleFunc("POST /v1/forget-failures", s.writers(s.forgetFailures))
-	mux.HandleFunc("GET /v1/exempt", s.exemptions)
-	mux.HandleFunc("POST /v1/exempt", s.writers(s.setExempt))
-	mux.HandleFunc("POST /v1/learn", s.writers(s.learn))
-	mux.HandleFunc("GET /v1/rehearsal", s.rehearsals)
-	s.http = httpserver.New(s.bounded(mux), o.Log, slog.LevelWarn) // what takes longer says so: see unhurried
-	s.http.ConnContext = withPeer
+	s.Server = &http.Server{
+		Handler:           s.mux,
+		ReadHeaderTimeout: requestTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      writeTimeout, // an answer in lines moves it
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
+		ConnContext:       s.admit,
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			if state == http.StateClosed {
+				s.clients.Add(-1)
+			}
+		},
+	}
 	return s
 }
 
-// Serve answers on l until Shutdown, and then returns nil. It closes l.
-func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(newLimited(l, func(c net.Conn) bool { return peerOf(c).mayWrite(s.own) })); err != nil {
-		return fmt.Errorf("control socket: %w", err)
+// admit notes who opened a connection, and closes it when there are too many.
+// Readers must not be able to keep out those who can mend something.
+func (s *Server) admit(ctx context.Context, c net.Conn) context.Context {
+	uid, limit := peerOf(c), int32(MaxClients)
+	if s.mayChange(uid) {
+		limit += reservedClients
 	}
-	return nil
+	if s.clients.Add(1) > limit {
+		c.Close()
+	}
+	return context.WithValue(ctx, uidKey{}, uid)
 }
 
-// Shutdown stops listening, waits for what is being answered until ctx ends,
-// and then closes what is left.
-func (s *Server) Shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
+// uidKey is the key of a connection's peer in its context.
+type uidKey struct{}
 
-// bounded gives a request its times. One that reads has no body: nobody would
-// read it, and its client would be waited for.
-func (s *Server) bounded(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.bound(w)
-		if r.Method != http.MethodPost && r.ContentLength != 0 {
-			hangUpAfter(w)
-			refuse(w, http.StatusBadRequest, "a request with %s has no body", r.Method)
-			return
+func (s *Server) mayChange(uid uint32) bool { return uid == 0 || uid == s.own }
+
+// A call is a request, with its body, and the lines of JSON that answer it.
+type call struct {
+	*http.Request
+	body    []byte
+	w       http.ResponseWriter
+	rc      *http.ResponseController
+	timeout time.Duration // for the client to take what is sent
+	buf     bytes.Buffer
+	sent    bool
+}
+
+// handle serves a pattern with h. Its error is the answer, or the End of one
+// whose first line is sent.
+func (s *Server) handle(pattern string, h func(*call) error) {
+	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		c := &call{Request: r, w: w, rc: http.NewResponseController(w), timeout: s.WriteTimeout}
+		err := s.receive(c)
+		if err == nil {
+			err = h(c)
 		}
-		h.ServeHTTP(w, r)
+		c.end(err)
 	})
 }
 
-// hangUpAfter has the connection closed after the answer. Without it, net/http
-// waits for the rest of the body before it answers.
-func hangUpAfter(w http.ResponseWriter) {
-	w.Header().Set("Connection", "close")
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now())
-}
-
-// unhurried lets the answer to a request that has arrived as a whole take its
-// time: the deadline for its arrival would end it.
-func unhurried(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-}
-
-// bound gives the client so long to take what is written next.
-func (s *Server) bound(w http.ResponseWriter) {
-	// A connection without deadlines would be a bug of the wiring, and ends
-	// in tests; it is no reason to refuse an answer.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.writeTimeout))
-}
-
-func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
-	answer(w, http.StatusOK, s.o.Health())
-}
-
-func (s *Server) stats(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.o.Stats()) }
-
-// held answers with what is held of a domain: 404 if that is nothing.
-func (s *Server) held(w http.ResponseWriter, r *http.Request) {
-	domain := r.PathValue("domain")
-	if !isDomain(domain) {
-		refuse(w, http.StatusBadRequest, "%q is not a domain in lower case and A-labels", domain)
-		return
+// receive reads the body, and lets only root and the daemon's user POST.
+func (s *Server) receive(c *call) (err error) {
+	limit := int64(0)
+	if c.Method == http.MethodPost {
+		uid, known := c.Context().Value(uidKey{}).(uint32)
+		if !known || !s.mayChange(uid) {
+			return fmt.Errorf("%w: only root and the daemon's user (uid %d) may do this, not uid %d", ErrNotAllowed, s.own, uid)
+		}
+		limit = maxBody
+		s.o.Log.Info("control request", "request", c.URL.RequestURI(), "uid", uid)
 	}
-	h, err := s.Held(domain)
-	if err != nil {
-		refuse(w, http.StatusInternalServerError, "%v", err)
-		return
+	if c.body, err = io.ReadAll(http.MaxBytesReader(c.w, c.Body, limit)); err != nil {
+		return fmt.Errorf("the request cannot be read: %w", err)
 	}
-	status := http.StatusOK
-	if h.Nothing() {
-		status = http.StatusNotFound
-	}
-	answer(w, status, h)
+	return c.rc.SetReadDeadline(time.Time{}) // the request is here: the answer may take long
 }
 
-// Held returns all that is held of a domain, which is in canonical form. It
-// looks nothing up and changes nothing. A policy that is damaged is no error.
-func (s *Server) Held(domain string) (Held, error) {
-	h := Held{Domain: domain, Exempt: s.o.Exempt(domain)}
-	rec, err := s.o.Keeper.Get(domain)
-	var damaged *cache.DamagedError
+// line adds a value to the answer.
+func (c *call) line(v any) error {
+	if err := json.NewEncoder(&c.buf).Encode(v); err != nil || c.buf.Len() < flushAt {
+		return err
+	}
+	return c.flush()
+}
+
+// flush sends the lines, within the time that the client has to take them.
+func (c *call) flush() error {
+	c.sent = true
+	_ = c.rc.SetWriteDeadline(time.Now().Add(c.timeout)) // every connection has one
+	if _, err := c.buf.WriteTo(c.w); err != nil {
+		return err
+	}
+	return c.rc.Flush()
+}
+
+func (c *call) end(err error) {
 	switch {
 	case err == nil:
-		e := EntryOf(&rec)
-		h.Entry = &e
-	case errors.As(err, &damaged):
-		h.Damaged = err.Error()
-	case !errors.Is(err, cache.ErrNotFound):
-		return Held{}, fmt.Errorf("the cache cannot be read: %w", err)
-	}
-	if n, ok := s.o.Keeper.Negative(domain); ok {
-		h.Negative = &Negative{Result: n.Result, Err: n.Err, Until: utc(n.Until)}
-	}
-	h.ExemptBy = ExemptEntries(s.o.ExemptBy(domain))
-	h.ExemptUntil, h.Rehearsed = utc(s.o.ExemptUntil(domain)), s.o.Rehearsed(domain)
-	if s.o.DANE != nil {
-		for n, f := range s.o.DANE(domain) {
-			h.DANE = append(h.DANE, DANE{NextHop: n.String(), State: f.State, Why: f.Why, Hosts: f.Hosts, Until: utc(f.Until), Kept: f.Kept})
+	case c.sent:
+		_ = c.line(End{End: true, Err: err.Error()})
+	default:
+		status := http.StatusBadRequest
+		if errors.Is(err, ErrNotAllowed) {
+			status = http.StatusForbidden
 		}
-		slices.SortFunc(h.DANE, func(a, b DANE) int { return strings.Compare(a.NextHop, b.NextHop) })
+		c.w.WriteHeader(status)
+		_ = c.line(failure{Err: err.Error()})
 	}
-	return h, nil
+	_ = c.flush() // a client that is gone needs no answer
+}
+
+// lines answers with a line for each value, and an End.
+func lines[T any](c *call, values []T) error {
+	for _, v := range values {
+		if err := c.line(v); err != nil {
+			return err
+		}
+	}
+	return c.line(End{End: true})
 }
 
 // list answers with the whole cache. Each page is read from the store before
 // any of it is written, so that a client that does not read holds up nothing.
-func (s *Server) list(w http.ResponseWriter, r *http.Request) {
-	p, _ := r.Context().Value(peerKey{}).(peer)
-	leave, ok := s.listings.take(p.mayWrite(s.own))
-	if !ok {
-		refuse(w, http.StatusServiceUnavailable, "%d listings of the cache are under way; try again when one is done", maxListings)
-		return
-	}
-	defer leave()
-	unhurried(w)
-	summary := r.URL.Query().Has("summary")
-	out := s.lines(w)
-	after := r.URL.Query().Get("after")
-	for {
+func (s *Server) list(c *call) error {
+	for after := ""; ; {
 		page, next, err := s.o.Keeper.List(after, pageSize)
 		if err != nil {
-			out.end(fmt.Errorf("the cache cannot be read: %w", err))
-			return
+			return fmt.Errorf("the cache cannot be read: %w", err)
 		}
 		for i := range page {
-			e := EntryOf(&page[i])
-			if summary {
-				e.Policy = ""
+			if err := c.line(EntryOf(&page[i])); err != nil {
+				return err
 			}
-			if out.write(e) != nil {
-				return // the client is gone, or does not read
-			}
-		}
-		if out.flush() != nil || r.Context().Err() != nil {
-			return
 		}
 		if next == "" {
-			out.end(nil)
-			return
+			return c.line(End{End: true})
 		}
 		after = next
 	}
 }
 
-// writers lets root and the daemon's own user through.
-func (s *Server) writers(h http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		p, _ := r.Context().Value(peerKey{}).(peer)
-		switch {
-		case p.err != nil:
-			hangUpAfter(w)
-			refuse(w, http.StatusForbidden, "the kernel does not say who asks: %v", p.err)
-		case !p.mayWrite(s.own):
-			hangUpAfter(w)
-			refuse(w, http.StatusForbidden, "only root and the daemon's user (uid %d) may do this, not uid %d", s.own, p.uid)
-		default:
-			h(w, r)
-		}
-	}
-}
-
-func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
-	s.each(w, r, refreshAtOnce, func(ctx context.Context, domain string) any {
-		res, err := s.o.Keeper.Refresh(ctx, domain)
-		if err != nil {
-			return Refreshed{Domain: domain, Err: err.Error()}
-		}
-		return res
-	})
-}
-
-func (s *Server) forget(w http.ResponseWriter, r *http.Request) {
-	s.each(w, r, forgetAtOnce, func(ctx context.Context, domain string) any {
-		held, failure, err := s.o.Keeper.Forget(ctx, domain)
-		f := Forgotten{Domain: domain, Found: held, Failure: failure}
-		if err != nil {
-			f.Err = err.Error()
-		}
-		return f
-	})
-}
-
-func (s *Server) forgetFailures(w http.ResponseWriter, _ *http.Request) {
-	answer(w, http.StatusOK, ForgottenFailures{Count: s.o.Keeper.ForgetFailures()})
-}
-
-// each does something for every domain of the request, as forEach does.
-func (s *Server) each(w http.ResponseWriter, r *http.Request, atOnce int, do func(context.Context, string) any) {
-	domains, err := s.domains(w, r)
+func (s *Server) held(c *call) error {
+	h, err := s.Held(c.PathValue("domain"))
 	if err != nil {
-		refuse(w, http.StatusBadRequest, "%v", err)
-		return
+		return err
 	}
-	forEach(s, w, r, domains, atOnce, do)
+	return c.line(h)
 }
 
-// forEach does something for every item of a request, so many at once, and
-// writes a line for each as it is done.
-func forEach[T any](s *Server, w http.ResponseWriter, r *http.Request, items []T, atOnce int, do func(context.Context, T) any) {
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	todo := make(chan T)
-	results := make(chan any)
-	var workers sync.WaitGroup
-	for range min(atOnce, len(items)) {
-		workers.Go(func() {
-			for item := range todo {
-				select {
-				case results <- do(ctx, item):
-				case <-ctx.Done():
-				}
-			}
-		})
+// Held returns all that is held for a domain in canonical form. It looks
+// nothing up and changes nothing.
+func (s *Server) Held(domain string) (Held, error) {
+	rec, err := s.o.Keeper.Get(domain)
+	h, err := NewHeld(domain, rec, err, s.o.ExemptBy(domain))
+	if err != nil {
+		return h, err
 	}
-	workers.Go(func() {
-		defer close(todo)
-		for _, item := range items {
-			select {
-			case todo <- item:
-			case <-ctx.Done():
-				return
-			}
-		}
+	if n, ok := s.o.Keeper.Negative(domain); ok {
+		h.Negative = &Negative{Result: n.Result, Err: n.Err, Until: n.Until.UTC()}
+	}
+	h.Rehearsed = s.o.Rehearsed(domain)
+	for n, f := range s.o.DANE(domain) {
+		h.DANE = append(h.DANE, DANE{NextHop: n.String(), State: f.State, Why: f.Why, Hosts: f.Hosts, Until: f.Until.UTC(), Kept: f.Kept})
+	}
+	slices.SortFunc(h.DANE, func(a, b DANE) int { return strings.Compare(a.NextHop, b.NextHop) })
+	return h, nil
+}
+
+func (s *Server) forget(ctx context.Context, e *Entry) (any, error) {
+	held, failed, err := s.o.Keeper.Forget(ctx, e.Domain)
+	return Forgotten{Domain: e.Domain, Found: held, Failure: failed}, err
+}
+
+// learn takes a policy of another node over, or discovers a domain that comes
+// without one.
+func (s *Server) learn(ctx context.Context, e *Entry) (any, error) {
+	if e.Policy == "" {
+		return s.o.Keeper.Learn(ctx, e.Domain)
+	}
+	return s.o.Keeper.Take(ctx, keeper.Foreign{
+		Domain: e.Domain, ID: e.ID, Text: []byte(e.Policy), Fetched: e.Fetched, Expires: e.Expires,
 	})
-	defer workers.Wait()
-	defer cancel() // before the wait: a client that is gone waits for nobody
+}
 
-	out := s.lines(w)
-	if out.flush() != nil { // the client learns that it was heard before the first is done
-		return
-	}
-	for range items {
-		select {
-		case res := <-results:
-			if out.write(res) != nil || out.flush() != nil {
-				return
+// each does something for every entry of a request, atOnce at a time, and
+// answers with a line for each as it is done.
+func each(do func(context.Context, *Entry) (any, error)) func(*call) error {
+	return func(c *call) error {
+		var entries []*Entry
+		for body := json.NewDecoder(bytes.NewReader(c.body)); body.More(); {
+			e := new(Entry)
+			if err := body.Decode(e); err != nil {
+				return fmt.Errorf("the request cannot be read: %w", err)
 			}
-		case <-ctx.Done():
-			return
+			if !hostname.Valid(e.Domain) || hostname.Lower(e.Domain) != e.Domain {
+				return fmt.Errorf("%q is not a domain in lower case and A-labels", e.Domain)
+			}
+			entries = append(entries, e)
 		}
+		if err := c.flush(); err != nil { // tells the client that it was heard
+			return err
+		}
+		var writing sync.Mutex
+		work, ctx := errgroup.WithContext(c.Context())
+		work.SetLimit(atOnce)
+		for _, e := range entries {
+			work.Go(func() error {
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				res, err := do(ctx, e)
+				if err != nil {
+					res = failure{Domain: e.Domain, Err: err.Error()}
+				}
+				writing.Lock()
+				defer writing.Unlock()
+				return errors.Join(c.line(res), c.flush())
+			})
+		}
+		if err := work.Wait(); err != nil {
+			return err
+		}
+		return c.line(End{End: true})
 	}
-	out.end(nil)
 }
 
-// domains reads the body of refresh and forget.
-func (s *Server) domains(w http.ResponseWriter, r *http.Request) ([]string, error) {
-	var req request
-	if err := readBody(w, r, maxBody, &req); err != nil {
-		return nil, err
+func (s *Server) setExempt(c *call) error {
+	domain := c.URL.Query().Get("domain")
+	long, err := time.ParseDuration(c.URL.Query().Get("for"))
+	if err != nil {
+		return err
 	}
-	if n := len(req.Domains); n == 0 || n > MaxDomains {
-		return nil, fmt.Errorf("%d domains in a request; expected 1 to %d", n, MaxDomains)
+	until, was, err := s.o.Exemptions.Set(domain, long)
+	x := Exemption{Until: until.UTC(), Was: was}
+	switch {
+	case errors.Is(err, exempt.ErrNotKept):
+		x.Err = err.Error()
+	case err != nil:
+		return err
 	}
-	for _, d := range req.Domains {
-		if !isDomain(d) {
-			return nil, fmt.Errorf("%q is not a domain in lower case and A-labels", d)
-		}
+	if long == 0 {
+		x.Still = ExemptEntries(s.o.ExemptBy(domain))
 	}
-	return req.Domains, nil
+	return c.line(x)
 }
-
-// isDomain says whether s could be the domain of a record.
-func isDomain(s string) bool { return hostname.Valid(s) && hostname.Lower(s) == s }

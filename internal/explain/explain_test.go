@@ -152,8 +152,8 @@ func TestADaemonThatCouldNotBeAskedIsNotSaidToBeDown(t *testing.T) {
 				" reply if nothing is held (not known)\n", "is not known.\n  About the daemon: do this.\n"}, "not running"},
 		{"not started, and systemd holds the socket", control.ErrNoAnswer, explain.File, control.ErrNothingHeld,
 			[]string{"the daemon does not answer\n", "holds        nothing", "The policy is not held yet", "do this."}, "systemctl start"},
-		{"crowded", fmt.Errorf("%w (queue)", control.ErrBusy), explain.File, locked,
-			[]string{"  daemon       the daemon takes no more clients (queue)\n", "do this."}, "not running"},
+		{"crowded", fmt.Errorf("%w (queue)", control.ErrClosed), explain.File, locked,
+			[]string{"  daemon       the daemon closed the connection without an answer (queue)\n", "do this."}, "not running"},
 		{"forbidden", control.ErrNotAllowed, explain.Daemon, control.ErrNotAllowed,
 			[]string{"Cache\n  error        not allowed\n", "is not known.\n  About the daemon: do this.\n"}, "not running"},
 	} {

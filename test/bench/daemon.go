@@ -1,18 +1,20 @@
 package main
 
 import (
+	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
@@ -65,17 +67,39 @@ func (b *bench) startDaemon(c daemonConfig) (*daemon, error) {
 // dieWithParent has a command killed when the bench ends.
 func dieWithParent(c *exec.Cmd) { c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
 
-// keeperStats asks the daemon for the numbers of its keeper.
-func (d *daemon) keeperStats(ctx context.Context) (keeper.Stats, error) {
-	client := control.NewClient(d.control)
-	defer client.Close()
-	text, err := client.Stats(ctx)
-	if err != nil {
-		return keeper.Stats{}, err
+// fetches asks the daemon how many fetches of policies that it held succeeded and
+// failed.
+func (d *daemon) fetches(ctx context.Context) (done, failed int, err error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", d.control)
 	}
-	var all struct{ Keeper keeper.Stats }
-	err = json.Unmarshal(text, &all)
-	return all.Keeper, err
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/metrics", nil)
+	if err != nil {
+		return 0, 0, err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer res.Body.Close()
+	lines := bufio.NewScanner(res.Body)
+	for lines.Scan() {
+		labels, number, _ := strings.Cut(lines.Text(), " ")
+		if !strings.HasPrefix(labels, "sts_tlsmap_attempts_total{") || !strings.Contains(labels, `step="fetch"`) {
+			continue
+		}
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			return 0, 0, err
+		}
+		if strings.Contains(labels, `result="ok"`) {
+			done += n
+		} else {
+			failed += n
+		}
+	}
+	return done, failed, lines.Err()
 }
 
 // newCache makes a cache file that holds the policies of the domains, fetched

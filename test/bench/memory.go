@@ -102,19 +102,19 @@ func (d *daemon) refreshed(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, refreshTime)
 	defer cancel()
 	for {
-		stats, err := d.keeperStats(ctx)
+		done, failed, err := d.fetches(ctx)
 		switch {
 		case err != nil:
 			return err
-		case stats.FetchFailures > 0:
-			return fmt.Errorf("%d of %d fetches failed:\n%s", stats.FetchFailures, stats.Fetches, d.lastLog())
-		case stats.Fetches >= memoryOverdue:
+		case failed > 0:
+			return fmt.Errorf("%d of %d fetches failed:\n%s", failed, failed+done, d.lastLog())
+		case done >= memoryOverdue:
 			return nil
 		}
 		select {
 		case <-time.After(statsEvery):
 		case <-ctx.Done():
-			return fmt.Errorf("%d of %d policies were fetched in time", stats.Fetches, memoryOverdue)
+			return fmt.Errorf("%d of %d policies were fetched in time", done, memoryOverdue)
 		}
 	}
 }

@@ -1,0 +1,5 @@
+//go:build !linux && !freebsd
+
+package control
+
+func peerUID(int) uint32 { return unknownUID }
