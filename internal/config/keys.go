@@ -118,8 +118,8 @@ func (k key) setList(d *document, v any) {
 // expected says what it takes. The tags:
 //
 //	min, max  the range of a number, size or duration; of a list its length
-//	is        of an endpoint "unix" or "inet"; of a string "path" or "domain",
-//	          or else the words that it may be
+//	is        of an endpoint "unix" or "inet"; of a string "path", "domain" or
+//	          the words that it may be; without the tag it is any text
 //
 // A string or endpoint may be empty if its default is.
 func take(t reflect.Type, tag reflect.StructTag, v any) (value any, expected string) {
@@ -169,6 +169,8 @@ func take(t reflect.Type, tag reflect.StructTag, v any) (value any, expected str
 		return takeEndpoint(s, tag.Get("is"))
 	}
 	switch kind := tag.Get("is"); kind {
+	case "":
+		return s, unless(isString, "text in quotes")
 	case "path":
 		return s, unless(isNone || s != "" && !strings.ContainsRune(s, 0), "the path of a file")
 	case "domain":

@@ -60,6 +60,15 @@ func named(all []recipe.Instance, name string) *recipe.Instance {
 	return nil
 }
 
+func (k *eximKitchen) cook(t *testing.T) recipe.Recipe {
+	t.Helper()
+	r, err := recipe.Exim(k.c, k.root, k.d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // router returns one of the kitchen's routers, to be spoilt.
 func (k *eximKitchen) router(t *testing.T, name string) map[string]string {
 	t.Helper()
@@ -86,10 +95,7 @@ func (k *eximKitchen) install() (transport map[string]string) {
 func TestDebiansEximGetsTheShippedFilesWithoutAWarning(t *testing.T) {
 	for _, release := range []string{"bookworm", "trixie", "forky"} {
 		k := newEximKitchen(t, release)
-		r, err := recipe.Exim(k.c, k.root, k.d)
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := k.cook(t)
 		if len(r.Warnings) > 0 {
 			t.Errorf("%s: %q", release, r.Warnings)
 		}
@@ -113,14 +119,14 @@ func TestDebiansEximGetsTheShippedFilesWithoutAWarning(t *testing.T) {
 func TestEachLayoutIsToldItsPlaces(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
 	k.root["etc/exim4/update-exim4.conf.conf"] = &fstest.MapFile{Data: []byte("dc_use_split_config='false'\n")}
-	r, err := recipe.Exim(k.c, k.root, k.d)
-	if err != nil || !strings.Contains(r.Parts[1].Where, "exim4.conf.template") || !strings.Contains(r.Parts[3].Where, `"begin retry"`) {
-		t.Errorf("%v, %v", r.Parts, err)
+	r := k.cook(t)
+	if !strings.Contains(r.Parts[1].Where, "exim4.conf.template") || !strings.Contains(r.Parts[3].Where, `"begin retry"`) {
+		t.Errorf("%v", r.Parts)
 	}
 	k.c.File = "/etc/exim/exim.conf"
-	r, err = recipe.Exim(k.c, k.root, k.d)
-	if err != nil || !strings.Contains(r.Parts[0].Where, "/etc/exim/exim.conf") || !strings.Contains(r.Parts[3].Where, `"begin retry"`) {
-		t.Errorf("%v, %v", r.Parts, err)
+	r = k.cook(t)
+	if !strings.Contains(r.Parts[0].Where, "/etc/exim/exim.conf") || !strings.Contains(r.Parts[3].Where, `"begin retry"`) {
+		t.Errorf("%v", r.Parts)
 	}
 }
 
@@ -130,9 +136,9 @@ func TestEximsTimeExceedsThatOfALookup(t *testing.T) {
 	} {
 		k := newEximKitchen(t, "trixie")
 		k.d.LookupTimeout = lookup
-		r, err := recipe.Exim(k.c, k.root, k.d)
-		if err != nil || !strings.Contains(r.Parts[0].Text, "\nSTS_TLSMAP_TIMEOUT = "+want+"\n") {
-			t.Errorf("%s: %v, %s", lookup, err, r.Parts[0].Text)
+		r := k.cook(t)
+		if !strings.Contains(r.Parts[0].Text, "\nSTS_TLSMAP_TIMEOUT = "+want+"\n") {
+			t.Errorf("%s: %s", lookup, r.Parts[0].Text)
 		}
 	}
 }
@@ -146,33 +152,13 @@ func TestEximIsToldWhereTheDaemonListens(t *testing.T) {
 	} {
 		k := newEximKitchen(t, "trixie")
 		k.d.Listen = []string{listen}
-		r, err := recipe.Exim(k.c, k.root, k.d)
-		if err != nil || !strings.Contains(r.Parts[0].Text, "\nSTS_TLSMAP_SERVER = "+want+"\n") {
-			t.Errorf("%s: %v", listen, err)
+		r := k.cook(t)
+		if !strings.Contains(r.Parts[0].Text, "\nSTS_TLSMAP_SERVER = "+want+"\n") {
+			t.Errorf("%s: %s", listen, r.Parts[0].Text)
 		}
 		if warned := len(r.Warnings) > 0; warned != (listen == "inet:192.0.2.1:8461") {
 			t.Errorf("%s: %q", listen, r.Warnings)
 		}
-	}
-}
-
-func TestASmartHostIsThePolicyDomain(t *testing.T) {
-	k := newEximKitchen(t, "trixie")
-	dnslookup := k.router(t, "dnslookup")
-	clear(dnslookup)
-	dnslookup["driver"], dnslookup["transport"] = "manualroute", "remote_smtp_smarthost"
-	dnslookup["route_list"] = "* smtp.provider.example::587 byname"
-	r, err := recipe.Exim(k.c, k.root, k.d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range []string{"STS_TLSMAP_KEY = [smtp.provider.example]\n", "STS_TLSMAP_DOMAINS = ! +local_domains\n"} {
-		if !strings.Contains(r.Parts[0].Text, line) {
-			t.Errorf("no %q in %s", line, r.Parts[0].Text)
-		}
-	}
-	if own := r.Parts[len(r.Parts)-1]; !strings.Contains(own.Text, "  port = 587\n") {
-		t.Errorf("%+v", own)
 	}
 }
 
@@ -203,11 +189,9 @@ func TestTheLastRouterToOtherHostsNamesTheSmartHost(t *testing.T) {
 		r := k.router(t, "dnslookup")
 		clear(r)
 		r["driver"], r["transport"], r[c.option] = "manualroute", "remote_smtp", c.value
-		got, err := recipe.Exim(k.c, k.root, k.d)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if text := got.Parts[0].Text; !strings.Contains(text, "\n"+c.want) {
+		got := k.cook(t)
+		text := got.Parts[0].Text
+		if !strings.Contains(text, "\n"+c.want) || c.want != nothing && !strings.Contains(text, "STS_TLSMAP_DOMAINS = ! +local_domains\n") {
 			t.Errorf("%s = %s: no %q in %s", c.option, c.value, c.want, text)
 		}
 		if n := len(got.Warnings); n > 1 || n > 0 != (c.want == nothing) {
@@ -220,9 +204,9 @@ func TestARouteForSomeDomainsIsNoSmartHost(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
 	k.c.Routers = slices.Insert(k.c.Routers, 0, recipe.Instance{"partner", map[string]string{
 		"driver": "manualroute", "transport": "remote_smtp", "route_list": "*.partner.example mail.partner.example"}})
-	r, err := recipe.Exim(k.c, k.root, k.d)
-	if err != nil || r.Parts[0].Text != exim.Macros || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "router partner comes first") {
-		t.Errorf("%s, %q, %v", r.Parts[0].Text, r.Warnings, err)
+	r := k.cook(t)
+	if r.Parts[0].Text != exim.Macros || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "router partner comes first") {
+		t.Errorf("%s, %q", r.Parts[0].Text, r.Warnings)
 	}
 }
 
@@ -232,9 +216,9 @@ func TestThePortOfASmartHostIsWrittenOnce(t *testing.T) {
 	clear(r)
 	r["driver"], r["transport"], r["route_list"] = "manualroute", "remote_smtp", "* smtp.provider.example::587"
 	named(k.c.Transports, "remote_smtp").Options["port"] = "2525"
-	got, err := recipe.Exim(k.c, k.root, k.d)
-	if err != nil || got.Parts[3].Text != "  port = 587\n" {
-		t.Errorf("%+v, %v", got.Parts[3], err)
+	got := k.cook(t)
+	if got.Parts[3].Text != "  port = 587\n" {
+		t.Errorf("%+v", got.Parts[3])
 	}
 }
 
@@ -242,10 +226,7 @@ func TestWhatTheOwnTransportDoesIsTakenAlong(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
 	own := named(k.c.Transports, "remote_smtp").Options
 	own["dkim_domain"], own["helo_data"] = "relay.example", "$primary_hostname"
-	r, err := recipe.Exim(k.c, k.root, k.d)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := k.cook(t)
 	if last := r.Parts[len(r.Parts)-1]; last.Text != "  dkim_domain = relay.example\n" {
 		t.Errorf("%+v", last)
 	}
@@ -260,10 +241,7 @@ func TestAFilterAProxyAndTLSFromTheStartAreNotLost(t *testing.T) {
 		own := named(k.c.Transports, "remote_smtp").Options
 		own["protocol"] = "" // the default of 4.100; smtp before
 		own[option] = value
-		r, err := recipe.Exim(k.c, k.root, k.d)
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := k.cook(t)
 		if last, want := r.Parts[len(r.Parts)-1], "  "+option+" = "+value+"\n"; last.Text != want {
 			t.Errorf("%s: %+v, want %q", option, last, want)
 		}
@@ -285,10 +263,7 @@ func TestHostsThatFailAreRememberedApartFromTheOwnTransports(t *testing.T) {
 		k := newEximKitchen(t, "trixie")
 		own := named(k.c.Transports, "remote_smtp").Options
 		own["interface"], own["retry_include_ip_address"] = c.ownInterface, c.ownIncludes
-		r, err := recipe.Exim(k.c, k.root, k.d)
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := k.cook(t)
 		if line := "\nSTS_TLSMAP_INTERFACE = " + c.wantInterface + "\n"; !strings.Contains(r.Parts[0].Text, line) {
 			t.Errorf("%+v: no %q in %s", c, line, r.Parts[0].Text)
 		}
@@ -381,10 +356,7 @@ func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			k := newEximKitchen(t, "trixie")
 			c.spoil(t, k)
-			r, err := recipe.Exim(k.c, k.root, k.d)
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := k.cook(t)
 			if all := strings.Join(r.Warnings, "\n"); !strings.Contains(all, c.want) || len(r.Warnings) != 1 {
 				t.Errorf("warnings %q, want one with %q", r.Warnings, c.want)
 			}
@@ -401,9 +373,9 @@ func TestASmartHostNeedsNoRetryRule(t *testing.T) {
 	dnslookup := k.router(t, "dnslookup")
 	clear(dnslookup)
 	dnslookup["driver"], dnslookup["transport"], dnslookup["route_list"] = "manualroute", "remote_smtp", "* smtp.provider.example"
-	r, err := recipe.Exim(k.c, k.root, k.d)
-	if err != nil || len(r.Warnings) > 0 || slices.ContainsFunc(r.Parts, func(p recipe.Part) bool { return p.Text == exim.Retry }) {
-		t.Errorf("%+v, %v", r, err)
+	r := k.cook(t)
+	if len(r.Warnings) > 0 || slices.ContainsFunc(r.Parts, func(p recipe.Part) bool { return p.Text == exim.Retry }) {
+		t.Errorf("%+v", r)
 	}
 }
 
@@ -411,9 +383,9 @@ func TestAQueueRunInOrderIsToldOf(t *testing.T) {
 	for line, want := range map[string]bool{"": false, "queue_run_in_order": true, "queue_run_in_order = true": true, "queue_run_in_order = false": false} {
 		k := newEximKitchen(t, "trixie")
 		k.c.Text += "\n" + line + "\n"
-		r, err := recipe.Exim(k.c, k.root, k.d)
-		if err != nil || strings.Contains(strings.Join(r.Notes, "\n"), "queue_run_in_order") != want {
-			t.Errorf("%q: %q, %v", line, r.Notes, err)
+		r := k.cook(t)
+		if strings.Contains(strings.Join(r.Notes, "\n"), "queue_run_in_order") != want {
+			t.Errorf("%q: %q", line, r.Notes)
 		}
 	}
 }
@@ -437,8 +409,8 @@ func TestAnEximThatCannotAskGetsNoRecipe(t *testing.T) {
 func TestInstalledAsShippedThereIsNothingToWarnOf(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
 	k.install()
-	if r, err := recipe.Exim(k.c, k.root, k.d); err != nil || len(r.Warnings) > 0 {
-		t.Errorf("%q, %v", r.Warnings, err)
+	if r := k.cook(t); len(r.Warnings) > 0 {
+		t.Errorf("%q", r.Warnings)
 	}
 }
 
