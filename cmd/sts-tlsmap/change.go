@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"slices"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
@@ -51,17 +50,6 @@ func (a *app) named(ctx context.Context) (domains []string, bar *progress, err e
 	return domains, bar, a.hintPeer(err)
 }
 
-// entriesOf are domains as the daemon is asked for them.
-func entriesOf(domains []string) iter.Seq[control.Entry] {
-	return func(yield func(control.Entry) bool) {
-		for _, d := range domains {
-			if !yield(control.Entry{Domain: d}) {
-				return
-			}
-		}
-	}
-}
-
 // refresh is -refresh.
 func (a *app) refresh(ctx context.Context) (int, error) {
 	domains, bar, err := a.named(ctx)
@@ -69,7 +57,7 @@ func (a *app) refresh(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	code, failed := exitDone, 0
-	err = a.client.Refresh(ctx, entriesOf(domains), func(r keeper.Refreshed) error {
+	err = a.client.Refresh(ctx, domains, func(r keeper.Refreshed) error {
 		bar.step()
 		switch {
 		case r.Result == policy.ResultOK && r.Err == "":
@@ -124,7 +112,7 @@ func (a *app) forget(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	code, found, failures := exitDone, 0, 0
-	err = a.client.Forget(ctx, entriesOf(domains), func(f control.Forgotten) error {
+	err = a.client.Forget(ctx, domains, func(f control.Forgotten) error {
 		bar.step()
 		words := "forgotten"
 		switch {

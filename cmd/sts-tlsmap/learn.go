@@ -65,7 +65,7 @@ func (a *app) learn(ctx context.Context) (int, error) {
 	if err == nil {
 		l.bar.begin(len(l.domains))
 		l.step = l.bar.step
-		err = a.client.Learn(ctx, entriesOf(l.domains), l.learned)
+		err = a.client.Learn(ctx, control.Named(l.domains), l.learned)
 	}
 	l.bar.end()
 	l.summary()

@@ -87,13 +87,13 @@ func (c *Client) Rehearsed(ctx context.Context, each func(Rehearsed) error) erro
 }
 
 // Refresh checks and fetches the domains now, and calls each as they are done.
-func (c *Client) Refresh(ctx context.Context, entries iter.Seq[Entry], each func(keeper.Refreshed) error) error {
-	return inParts(ctx, c, "/v1/refresh", entries, each)
+func (c *Client) Refresh(ctx context.Context, domains []string, each func(keeper.Refreshed) error) error {
+	return inParts(ctx, c, "/v1/refresh", Named(domains), each)
 }
 
 // Forget drops the domains from the cache, and calls each as they are done.
-func (c *Client) Forget(ctx context.Context, entries iter.Seq[Entry], each func(Forgotten) error) error {
-	return inParts(ctx, c, "/v1/forget", entries, each)
+func (c *Client) Forget(ctx context.Context, domains []string, each func(Forgotten) error) error {
+	return inParts(ctx, c, "/v1/forget", Named(domains), each)
 }
 
 // Learn has entries taken over, or discovered where they have no policy, and
@@ -112,6 +112,17 @@ func (c *Client) ForgetFailures(ctx context.Context) (int, error) {
 func (c *Client) Exempt(ctx context.Context, domain string, long time.Duration) (Exemption, error) {
 	query := url.Values{"domain": {domain}, "for": {long.String()}}
 	return ask[Exemption](ctx, c, http.MethodPost, "/v1/exempt?"+query.Encode(), nil)
+}
+
+// Named are entries of domains alone.
+func Named(domains []string) iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for _, d := range domains {
+			if !yield(Entry{Domain: d}) {
+				return
+			}
+		}
+	}
 }
 
 // inParts posts any number of entries in requests of a size that the server

@@ -201,16 +201,6 @@ func hungUp(t *testing.T, conn net.Conn) {
 	}
 }
 
-func entries(domains ...string) func(func(control.Entry) bool) {
-	return func(yield func(control.Entry) bool) {
-		for _, d := range domains {
-			if !yield(control.Entry{Domain: d}) {
-				return
-			}
-		}
-	}
-}
-
 func TestTheWholeCacheIsListedInOrderPageByPage(t *testing.T) {
 	k := &fakeKeeper{records: many(100)}
 	c, _ := serve(t, k, nil)
@@ -313,7 +303,7 @@ func TestDomainsAreRefreshedAtOnceAndForgotten(t *testing.T) {
 	got := map[string]bool{}
 	done := make(chan error, 1)
 	go func() {
-		done <- c.Refresh(context.Background(), entries("a.test", "b.test", "c.test"), func(r keeper.Refreshed) error {
+		done <- c.Refresh(context.Background(), []string{"a.test", "b.test", "c.test"}, func(r keeper.Refreshed) error {
 			got[r.Domain] = r.Result == policy.ResultOK
 			return nil
 		})
@@ -332,7 +322,7 @@ func TestDomainsAreRefreshedAtOnceAndForgotten(t *testing.T) {
 
 	k.negatives = map[string]keeper.Negative{"y.test": {}, "z.test": {}}
 	forgotten := make(map[string]control.Forgotten)
-	err := c.Forget(t.Context(), entries("one.test", "x.test", "y.test"), func(f control.Forgotten) error {
+	err := c.Forget(t.Context(), []string{"one.test", "x.test", "y.test"}, func(f control.Forgotten) error {
 		forgotten[f.Domain] = f
 		return nil
 	})
@@ -345,7 +335,7 @@ func TestDomainsAreRefreshedAtOnceAndForgotten(t *testing.T) {
 	if n, err := c.ForgetFailures(t.Context()); err != nil || n != 1 {
 		t.Errorf("%d failures, %v", n, err)
 	}
-	if err := c.Refresh(t.Context(), entries("UPPER.test"), func(keeper.Refreshed) error { return nil }); err == nil || !strings.Contains(err.Error(), "not a domain in lower case") {
+	if err := c.Refresh(t.Context(), []string{"UPPER.test"}, func(keeper.Refreshed) error { return nil }); err == nil || !strings.Contains(err.Error(), "not a domain in lower case") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -355,7 +345,7 @@ func TestARefreshEndsWhenItsClientGoesAway(t *testing.T) {
 	c, _ := serve(t, k, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- c.Refresh(ctx, entries("a.test"), func(keeper.Refreshed) error { return nil }) }()
+	go func() { done <- c.Refresh(ctx, []string{"a.test"}, func(keeper.Refreshed) error { return nil }) }()
 	<-k.waiting
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
@@ -484,7 +474,7 @@ func TestARequestThatTakesLongIsNotEndedByTheTimeForItsArrival(t *testing.T) {
 	c, path := serve(t, k, func(_ *control.Options, s *http.Server) { s.ReadTimeout, s.ReadHeaderTimeout = short, short })
 	done := make(chan error, 1)
 	go func() {
-		done <- c.Refresh(t.Context(), entries("a.test"), func(r keeper.Refreshed) error {
+		done <- c.Refresh(t.Context(), []string{"a.test"}, func(r keeper.Refreshed) error {
 			if r.Err != "" {
 				return errors.New(r.Err)
 			}

@@ -80,7 +80,7 @@ func TestOnlyRootAndTheDaemonsUserMayChangeAnything(t *testing.T) {
 			t.Errorf("%s: got %q, %v; want %s", request, status, err, want)
 		}
 	}
-	if err := c.Forget(t.Context(), entries("d000.test"), func(control.Forgotten) error { return nil }); err != nil {
+	if err := c.Forget(t.Context(), []string{"d000.test"}, func(control.Forgotten) error { return nil }); err != nil {
 		t.Errorf("root: %v", err)
 	}
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
@@ -107,7 +108,7 @@ func fill(ctx context.Context, t *testing.T, lab *testlab.T, d *daemon) {
 		}
 	}
 	failing.Policy.Behave(testlab.Status500)
-	if err := d.control.Refresh(ctx, []string{"failing.test"}, func(control.Refreshed) error { return nil }); err != nil {
+	if err := d.control.Refresh(ctx, []string{"failing.test"}, func(keeper.Refreshed) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 }
