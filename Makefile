@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 RACE    := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 TOOL    := $(GO) run -modfile=tools/go.mod
 
-.PHONY: build run demo test e2e bench lint packages check-packages
+.PHONY: build run demo test slow e2e nightly bench lint packages check-packages
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/sts-tlsmap
@@ -35,15 +35,27 @@ run/sts-tlsmap.toml:
 demo: build
 	$(GO) run ./test/demo
 
-# Everything that needs neither root nor an MTA.
+# Everything that needs neither root nor an MTA, in under three minutes.
 test:
 	$(GO) test $(RACE) ./...
+
+# Floods in full size, damaged caches in every way, and tests of long times,
+# without the race detector.
+slow:
+	$(GO) test -tags slow ./internal/... ./cmd/...
 
 # Real MTAs in network namespaces, and the packages under a booted systemd; needs root. They mostly wait for each other:
 # more packages at once than there are processors.
 e2e:
 	test/e2e/setup
-	$(GO) test -tags e2e -count=1 -p 4 ./test/e2e/... ./packaging/test
+	$(GO) test -tags e2e -count=1 -p 2 -timeout 30m ./test/e2e/... ./packaging/test
+
+# What takes too long for every change: 1,000 kills with -9 under writes, and an
+# upgrade from the last commit whose cache had a page reader of its own.
+nightly:
+	test/e2e/setup
+	STS_TLSMAP_E2E_KILLS=1000 $(GO) test -tags e2e -count=1 -v -timeout 60m -run Kill ./test/e2e/durable
+	STS_TLSMAP_E2E_UPGRADE_FROM=a392211 $(GO) test -tags e2e -count=1 -v -timeout 30m ./packaging/test
 
 # .deb and .rpm for amd64 and arm64, in dist/.
 packages:
@@ -62,6 +74,9 @@ lint:
 	@files=$$(gofmt -l cmd docs internal packaging test); test -z "$$files" || { echo "gofmt -w is needed for:"; echo "$$files"; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./test/e2e/... ./packaging/...
+	$(GO) vet -tags slow ./internal/... ./cmd/...
+	GOOS=freebsd CGO_ENABLED=0 $(GO) vet ./cmd/... ./internal/...
+	GOOS=openbsd CGO_ENABLED=0 $(GO) vet ./cmd/... ./internal/...
 	$(TOOL) honnef.co/go/tools/cmd/staticcheck ./...
 	@out=$$($(TOOL) golang.org/x/vuln/cmd/govulncheck ./... 2>&1) && { echo "$$out" | tail -n 1; exit 0; }; \
 	case "$$out" in \

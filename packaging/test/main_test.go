@@ -50,9 +50,22 @@ func TestMain(m *testing.M) {
 	stage.Main(m, func() { os.RemoveAll(dir) })
 }
 
+// upgradeFrom, in the environment, is a commit. The older package is built from
+// it, so that the upgrade test takes over the files of that program; without it
+// both packages are built from this tree.
+const upgradeFrom = "STS_TLSMAP_E2E_UPGRADE_FROM"
+
 func buildPackages(dir string) error {
-	for _, version := range []string{older, newer} {
-		c := exec.Command("../build", "-a", runtime.GOARCH, filepath.Join(dir, version))
+	tree := "../.."
+	if commit := os.Getenv(upgradeFrom); commit != "" {
+		tree = filepath.Join(dir, "source")
+		if out, err := exec.Command("git", "worktree", "add", "--detach", tree, commit).CombinedOutput(); err != nil {
+			return fmt.Errorf("checking out %s: %w\n%s", commit, err, out)
+		}
+		defer exec.Command("git", "worktree", "remove", "--force", tree).Run()
+	}
+	for version, source := range map[string]string{older: tree, newer: "../.."} {
+		c := exec.Command(filepath.Join(source, "packaging/build"), "-a", runtime.GOARCH, filepath.Join(dir, version))
 		c.Env = append(os.Environ(), "VERSION="+version)
 		if out, err := c.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w\n%s", err, out)

@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,13 +22,16 @@ import (
 )
 
 const (
-	rounds      = 100
+	usualRounds = 100
 	clients     = 16                    // that ask for new domains all the time
 	maxAnswers  = 100                   // in a round, before the kill
 	maxDelay    = 10 * time.Millisecond // and then, to hit any point of a commit
 	servers     = 8                     // addresses of policy hosts
 	crashDomain = "crash.test"
 )
+
+// kills, in the environment, is how often the daemon is killed.
+const kills = "STS_TLSMAP_E2E_KILLS"
 
 // TestEveryPolicyThatWasAnsweredOutlivesKillMinus9 kills the daemon at random
 // moments under a stream of new discoveries. Each time it comes back it can
@@ -35,6 +40,13 @@ func TestEveryPolicyThatWasAnsweredOutlivesKillMinus9(t *testing.T) {
 	lab := newLab(t)
 	manyDomains(t, lab)
 	d := newDaemon(t, lab)
+	rounds := usualRounds
+	if text := os.Getenv(kills); text != "" {
+		var err error
+		if rounds, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("%s: %v", kills, err)
+		}
+	}
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
