@@ -20,7 +20,7 @@ const (
 // A failure is the last one of a domain.
 type failure struct {
 	Domain string
-	Tried  string
+	Step   keeper.Step
 	Result policy.Result
 	Reason string // may be a stranger's words
 	At     time.Time
@@ -41,18 +41,8 @@ func newFailures() failures {
 }
 
 func newRecent() *simplelru.LRU[string, failure] {
-	l, err := simplelru.NewLRU[string, failure](maxFailures, nil)
-	if err != nil {
-		panic(err) // of a size below one
-	}
+	l, _ := simplelru.NewLRU[string, failure](maxFailures, nil) // fails for a size below one
 	return l
-}
-
-// tried are the keeper's steps in words.
-var tried = map[keeper.Step]string{
-	keeper.StepDiscovery: "discovery",
-	keeper.StepCheck:     "TXT record",
-	keeper.StepFetch:     "fetch",
 }
 
 // note remembers a failure, and forgets those of a domain whose policy was
@@ -72,7 +62,7 @@ func (f *failures) note(e keeper.Event) {
 	case e.Err != nil && !(e.Step == keeper.StepDiscovery && e.Result == policy.ResultNoRecord):
 		before, _ := list.Peek(e.Domain)
 		list.Add(e.Domain, failure{
-			Domain: e.Domain, Tried: tried[e.Step], Result: e.Result, Reason: policy.Reason(e.Err), At: time.Now(), Times: before.Times + 1,
+			Domain: e.Domain, Step: e.Step, Result: e.Result, Reason: policy.Reason(e.Err), At: time.Now(), Times: before.Times + 1,
 		})
 	}
 }
