@@ -53,7 +53,7 @@ func (d *document) applyMap(c *Config, name string, v any) {
 		d.fail(full, "is %s; expected a table: [map.NAME]", describe(v))
 		return
 	}
-	if mta.CheckName(name) != nil {
+	if !mta.ValidName(name) {
 		d.fail(full, "%s is not the name of a map; expected letters, digits, '-', '_' and '.', at most %d", describe(name), mta.MaxName)
 		return
 	}

@@ -68,35 +68,25 @@ func AliasFor(name string) string {
 // name, or else the one that an alias stands for. It returns -1 for an unknown
 // name.
 func Find(maps []Map, name string) int {
-	if i := indexOf(maps, name); i >= 0 {
-		return i
-	}
-	return indexOf(maps, AliasFor(name))
-}
-
-func indexOf(maps []Map, name string) int {
-	return slices.IndexFunc(maps, func(m Map) bool { return m.Name == name })
-}
-
-// CheckName returns an error if an MTA could not ask for the name.
-func CheckName(name string) error {
-	if name == "" || len(name) > MaxName {
-		return fmt.Errorf("a map's name has 1 to %d characters", MaxName)
-	}
-	for i := range len(name) {
-		c := name[i]
-		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
-		if !letter && (c < '0' || c > '9') && strings.IndexByte("-_.", c) < 0 {
-			return errors.New("a map's name has letters, digits, '-', '_' and '.' only")
+	for _, n := range []string{name, AliasFor(name)} {
+		if i := slices.IndexFunc(maps, func(m Map) bool { return m.Name == n }); i >= 0 {
+			return i
 		}
 	}
-	return nil
+	return -1
+}
+
+// ValidName reports whether an MTA could ask for the name: letters, digits, '-',
+// '_' and '.', at most MaxName.
+func ValidName(name string) bool {
+	const valid = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
+	return name != "" && len(name) <= MaxName && strings.Trim(name, valid) == ""
 }
 
 // Check returns an error if there is no way to answer for the map.
 func (m *Map) Check() error {
-	if err := CheckName(m.Name); err != nil {
-		return err
+	if !ValidName(m.Name) {
+		return fmt.Errorf("a map's name has 1 to %d letters, digits, '-', '_' and '.'", MaxName)
 	}
 	if m.Format != FormatPostfix && m.Format != FormatExim {
 		return fmt.Errorf("format %q is not known; known: %q, %q", m.Format, FormatPostfix, FormatExim)

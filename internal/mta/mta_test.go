@@ -47,8 +47,8 @@ func TestAMapsNameIsOneThatAnMTACanAskFor(t *testing.T) {
 		"": false, strings.Repeat("a", mta.MaxName+1): false, "a b": false, "a:b": false, "a/b": false, "ä": false, "k\u212a": false,
 		"a\x00": false, "a\x11": false, // 0x11 is '1' but for a bit
 	} {
-		if err := mta.CheckName(name); (err == nil) != want {
-			t.Errorf("%q: %v", name, err)
+		if got := mta.ValidName(name); got != want {
+			t.Errorf("%q: %v", name, got)
 		}
 	}
 }

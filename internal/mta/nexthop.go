@@ -2,30 +2,17 @@ package mta
 
 import (
 	"bytes"
-	"math"
 	"net/netip"
+	"strconv"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 )
 
-// maxService bounds the port or service name of a next-hop, in bytes.
-const maxService = 64
-
-// defaultPort is where mail goes when the next-hop names no port.
-const defaultPort = 25
-
 // A NextHop is what the MTA delivers to, taken apart.
 type NextHop struct {
-	// Domain is the policy domain: A-labels, lower case, no trailing dot. It
-	// is a part of the key or of the scratch space.
-	Domain []byte
-
-	// Bracketed says that the MTA makes no MX lookup: the name is the host.
-	Bracketed bool
-
-	// Port is 25 where the key names none, and 0 where it names a service
-	// whose port we do not know.
-	Port uint16
+	Domain    []byte // the policy domain: A-labels, lower case, no trailing dot; a part of the key or of the scratch space
+	Bracketed bool   // the MTA makes no MX lookup: the name is the host
+	Port      uint16 // 25 where the key names none; 0: that of a service that is not known here
 }
 
 // A KeyKind says what a key is, and with that whether a policy can apply.
@@ -34,7 +21,7 @@ type KeyKind uint8
 // The kinds of keys.
 const (
 	KeyUnconvertible KeyKind = iota // a name that has no A-label form: TEMP
-	KeyNotHostName                  // nothing that could be a host: NOTFOUND
+	KeyNotHostName                  // no host name and no address: NOTFOUND
 	KeyParent                       // Postfix's walk through parent domains, ".example.com": NOTFOUND
 	KeyAddress                      // an address literal: NOTFOUND
 	KeyOneLabel                     // a name of one label: NOTFOUND
@@ -42,21 +29,14 @@ const (
 )
 
 func (k KeyKind) String() string {
-	switch k {
-	case KeyUnconvertible:
-		return "a name that cannot be converted to A-labels"
-	case KeyNotHostName:
-		return "not a host name"
-	case KeyParent:
-		return "a parent domain, whose policy does not count"
-	case KeyAddress:
-		return "an address, which has no policy"
-	case KeyOneLabel:
-		return "a name of one label, which has no policy"
-	case KeyPolicyDomain:
-		return "a policy domain"
-	}
-	return "unknown"
+	return [...]string{
+		KeyUnconvertible: "a name that cannot be converted to A-labels",
+		KeyNotHostName:   "not a host name",
+		KeyParent:        "a parent domain, whose policy does not count",
+		KeyAddress:       "an address, which has no policy",
+		KeyOneLabel:      "a name of one label, which has no policy",
+		KeyPolicyDomain:  "a policy domain",
+	}[k]
 }
 
 // ParseKey takes a next-hop apart. The hop is filled in only for
@@ -68,29 +48,25 @@ func ParseKey(key, scratch []byte) (NextHop, KeyKind) {
 	if isPolicyDomain(key) {
 		return NextHop{Domain: key, Port: defaultPort}, KeyPolicyDomain
 	}
-	if len(key) == 0 {
+	switch {
+	case len(key) == 0:
 		return NextHop{}, KeyNotHostName
-	}
-	// RFC 8461, 3.4: the parent domain's policy is never asked for.
-	if key[0] == '.' {
+	case key[0] == '.': // RFC 8461, 3.4: the parent domain's policy is never asked for
 		return NextHop{}, KeyParent
-	}
-	if isAddress(key) { // before a colon of IPv6 is taken for a port's
+	case isAddress(key): // before a colon of IPv6 is taken for a port's
 		return NextHop{}, KeyAddress
 	}
 	name, hop, ok := splitNextHop(key)
 	if !ok {
 		return NextHop{}, KeyNotHostName
 	}
-	// RFC 8461, 3.4: address literals have no policy.
-	if isAddress(name) {
+	if isAddress(name) { // RFC 8461, 3.4: address literals have no policy
 		return NextHop{}, KeyAddress
 	}
 	name, err := hostname.Canonical(name, scratch)
-	if err != nil {
-		return NextHop{}, KeyUnconvertible
-	}
 	switch {
+	case err != nil:
+		return NextHop{}, KeyUnconvertible
 	case isPolicyDomain(name):
 		hop.Domain = name
 		return hop, KeyPolicyDomain
@@ -105,47 +81,42 @@ func ParseKey(key, scratch []byte) (NextHop, KeyKind) {
 // splitNextHop takes brackets and port off a key, as Postfix's host_port(3)
 // does: the port follows the last colon, and may be empty.
 func splitNextHop(key []byte) (name []byte, hop NextHop, ok bool) {
-	hop.Port = defaultPort
+	name = key
+	var service []byte
 	if key[0] == '[' {
 		end := bytes.IndexByte(key, ']')
 		if end < 0 {
 			return nil, hop, false
 		}
-		hop.Bracketed = true
-		rest := key[end+1:]
-		if len(rest) > 0 {
-			if rest[0] != ':' {
+		name, service, hop.Bracketed = key[1:end], key[end+1:], true
+		if len(service) > 0 {
+			if service[0] != ':' {
 				return nil, hop, false
 			}
-			hop.Port, ok = portOf(rest[1:])
-			return key[1:end], hop, ok
+			service = service[1:]
 		}
-		return key[1:end], hop, true
+	} else if colon := bytes.LastIndexByte(key, ':'); colon >= 0 {
+		name, service = key[:colon], key[colon+1:]
 	}
-	if colon := bytes.LastIndexByte(key, ':'); colon >= 0 {
-		hop.Port, ok = portOf(key[colon+1:])
-		return key[:colon], hop, ok
-	}
-	return key, hop, true
+	hop.Port, ok = portOf(service)
+	return name, hop, ok
 }
 
+// defaultPort is where mail goes when the next-hop names no port.
+const defaultPort = 25
+
 // portOf returns the port that a next-hop's service means: 25 for none, 0 for
-// one that is not known here or is out of range. It is false for what can be
-// no service at all.
+// one that is not known here or is out of range. It is false for bytes that are
+// no service.
 func portOf(service []byte) (port uint16, ok bool) {
 	if len(service) == 0 {
 		return defaultPort, true
 	}
-	if len(service) > maxService {
+	if hostname.Labels(service, hostname.Upper|hostname.Underscore) != 1 {
 		return 0, false
 	}
-	var room [maxService]byte
+	var room [hostname.MaxLabel]byte
 	service = hostname.AppendLower(room[:0], service)
-	for _, c := range service {
-		if !isLetterOrDigit(c) && c != '-' && c != '_' {
-			return 0, false
-		}
-	}
 	switch string(service) {
 	case "smtp":
 		return 25, true
@@ -154,48 +125,32 @@ func portOf(service []byte) (port uint16, ok bool) {
 	case "submission":
 		return 587, true
 	}
-	return numberOf(service), true
-}
-
-// numberOf returns the port written in digits, 0 if it is none.
-func numberOf(digits []byte) uint16 {
-	n := 0
-	for _, c := range digits {
-		if c < '0' || c > '9' {
-			return 0
-		}
-		if n = n*10 + int(c-'0'); n > math.MaxUint16 {
-			return 0
-		}
+	n, err := strconv.ParseUint(string(service), 10, 16)
+	if err != nil {
+		return 0, true
 	}
-	return uint16(n)
+	return uint16(n), true
 }
 
 // isPolicyDomain reports whether name is in canonical form and can have a
-// policy: a host name of two labels or more. An underscore makes it none: no
+// policy: a host name of two labels or more. With an underscore it cannot: no
 // certificate authority vouches for "mta-sts.a_b.example.com".
 func isPolicyDomain(name []byte) bool {
 	return hostname.Labels(name, 0) >= 2 && !hostname.EndsInNumber(name)
 }
 
 // isAddress reports whether name is an IPv4 or IPv6 address, or written as
-// the address literals of RFC 5321 are.
+// the address literals of RFC 5321, 4.1.3 are.
 func isAddress(name []byte) bool {
-	// What cannot be one is kept from ParseAddr, whose errors are allocated.
+	const tag = "IPv6:"
+	// Other names are kept from ParseAddr, whose errors are allocated.
 	v6 := len(name) > 0 && name[0] != '[' && bytes.Count(name, []byte{':'}) > 1
 	if len(name) > hostname.MaxName || !v6 && !hostname.EndsInNumber(name) {
 		return false
 	}
-	if len(name) >= len(ipv6Tag) && bytes.EqualFold(name[:len(ipv6Tag)], []byte(ipv6Tag)) {
+	if len(name) >= len(tag) && bytes.EqualFold(name[:len(tag)], []byte(tag)) {
 		return true
 	}
 	_, err := netip.ParseAddr(string(name))
 	return err == nil
-}
-
-// ipv6Tag opens an IPv6 address literal (RFC 5321, 4.1.3).
-const ipv6Tag = "IPv6:"
-
-func isLetterOrDigit(c byte) bool {
-	return 'a' <= c && c <= 'z' || '0' <= c && c <= '9'
 }

@@ -178,12 +178,9 @@ func readTroubles(s *scrape, put put) {
 
 func readLookups(s *scrape, put put) {
 	for _, m := range s.Maps.Maps {
-		put(float64(m.OK), m.Map, "ok")
-		put(float64(m.NotFound), m.Map, "notfound")
-		put(float64(m.Exempt), m.Map, "exempt")
-		put(float64(m.Temp), m.Map, "temp")
-		put(float64(m.RehearsedOK), m.Map, "rehearsed-ok")
-		put(float64(m.RehearsedTemp), m.Map, "rehearsed-temp")
+		for result, n := range m.By {
+			put(float64(n), m.Map, result)
+		}
 	}
 }
 

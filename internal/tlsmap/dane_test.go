@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // daneLab has an enforced policy for each of the names.
@@ -122,13 +121,6 @@ func TestAServiceWithoutAKnownPortIsNotProtectedByTheRecordsOfAnother(t *testing
 	l := daneLab(t)
 	if got := l.ask("postfix-dane", "[enforce.example]:no-such-service"); !strings.HasPrefix(got, "TEMP ") || l.hops.asked != nil {
 		t.Errorf("%q, asked for %v", got, l.hops.asked)
-	}
-}
-
-func TestWithoutACheckerDANEMapsDefer(t *testing.T) {
-	s := tlsmap.NewServer(newLab(t, 0).table, tlsmap.Options{Policies: newFake()})
-	if got := ask(s, "postfix-dane", "enforce.example"); !strings.HasPrefix(got, "TEMP ") {
-		t.Errorf("%q", got)
 	}
 }
 

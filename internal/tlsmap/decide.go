@@ -18,10 +18,6 @@ const (
 	PolicyEnforced                      // mode enforce
 )
 
-var policyWords = [...]string{"unreadable", "absent", "none", "testing", "enforce"}
-
-func (p PolicyState) String() string { return word(policyWords[:], int(p)) }
-
 // StateOf returns the state of a policy that is held, by its mode.
 func StateOf(mode policy.Mode) PolicyState {
 	switch mode {
@@ -45,17 +41,6 @@ const (
 	Secure                    // the policy's hosts, with verified certificates
 	DANEOnly                  // the MTA validates with DANE, or defers
 )
-
-var verdictWords = [...]string{"TEMP", "NOTFOUND", "OK secure", "OK dane-only"}
-
-func (v Verdict) String() string { return word(verdictWords[:], int(v)) }
-
-func word(words []string, i int) string {
-	if i < len(words) {
-		return words[i]
-	}
-	return "invalid"
-}
 
 // applies reports whether the map applies a policy in that state (RFC 8461, 5).
 func applies(m *mta.Map, p PolicyState) bool {

@@ -1,7 +1,7 @@
 package tlsmap
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -33,31 +33,17 @@ const (
 )
 
 // answerHosts appends the reply for an applied policy in Exim's terms.
-func (s *Server) answerHosts(ctx context.Context, dst []byte, m *mta.Map, hop mta.NextHop, began time.Time, l *lookup) ([]byte, outcome) {
-	l.notFromMemory(began) // the MX hosts may have been in memory, but dane does not tell
-	set, err := s.findMX(ctx, hop, began)
-	if err != nil {
-		l.why = err.Error()
+func (s *Server) answerHosts(ctx context.Context, dst []byte, m *mta.Map, hop mta.NextHop, began time.Time, l *lookup) []byte {
+	l.held.Since = cmp.Or(l.held.Since, began)
+	set, err := &dane.MXSet{Hosts: []dane.MXHost{{Name: string(hop.Domain)}}}, error(nil)
+	if !hop.Bracketed { // in brackets, the name is the host
+		ctx, cancel := context.WithDeadline(ctx, began.Add(s.timeout))
+		defer cancel()
+		if set, err = s.hops.MX(ctx, string(hop.Domain)); err != nil {
+			l.why = err.Error()
+		}
 	}
-	start := len(dst)
-	dst = appendHosts(dst, m, hop.Domain, matchOf(&l.held), set, err)
-	if !bytes.HasPrefix(dst[start:], []byte(replyHosts)) {
-		return dst, outcomeTemp
-	}
-	return dst, outcomeOK
-}
-
-// findMX returns the MX hosts of a next-hop; in brackets, the name is the host.
-func (s *Server) findMX(ctx context.Context, hop mta.NextHop, began time.Time) (*dane.MXSet, error) {
-	if hop.Bracketed {
-		return &dane.MXSet{Hosts: []dane.MXHost{{Name: string(hop.Domain)}}}, nil
-	}
-	if s.hops == nil {
-		return nil, errors.New("no resolver is configured")
-	}
-	ctx, cancel := s.within(ctx, began)
-	defer cancel()
-	return s.hops.MX(ctx, string(hop.Domain))
+	return appendHosts(dst, m, hop.Domain, matchOf(&l.held), set, err)
 }
 
 // appendHosts appends the hosts of the set that the stored match list allows, the
@@ -65,7 +51,7 @@ func (s *Server) findMX(ctx context.Context, hop mta.NextHop, began time.Time) (
 func appendHosts(dst []byte, m *mta.Map, domain, list []byte, set *dane.MXSet, err error) []byte {
 	reason, hosts := "", []string(nil)
 	switch {
-	case ListsNone(list):
+	case len(list) <= 1:
 		reason = reasonNoPattern
 	case err != nil:
 		reason = reasonMXFailed + ": " + failureOf(err)
@@ -83,16 +69,12 @@ func appendHosts(dst []byte, m *mta.Map, domain, list []byte, set *dane.MXSet, e
 	if reason != "" {
 		return appendTemp(dst, m, reason, domain)
 	}
-	start := len(dst)
 	dst = append(dst, replyHosts...)
 	for i, h := range hosts {
 		if i > 0 {
 			dst = append(dst, ':')
 		}
 		dst = append(dst, h...)
-	}
-	if len(dst)-start > MaxReply {
-		return appendTemp(dst[:start], m, reasonTooLong, domain)
 	}
 	return dst
 }
@@ -122,12 +104,8 @@ func listedHosts(list []byte, set *dane.MXSet) []string {
 // failureOf says in our words why a lookup failed. The error's own words may come
 // from the network; they are for the log only.
 func failureOf(err error) string {
-	var e *resolver.Error
-	switch {
-	case errors.As(err, &e):
+	if e, ok := errors.AsType[*resolver.Error](err); ok {
 		return e.Kind.String()
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return "no answer in time"
 	}
-	return "the lookup failed"
+	return "no answer"
 }

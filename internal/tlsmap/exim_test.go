@@ -72,8 +72,8 @@ func TestRFC8461_4_1_EximIsToldTheListedHostsInOrder(t *testing.T) {
 		{"null MX", &dane.MXSet{Null: true}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: the DNS says that it takes no mail (null MX), but its policy is enforced"},
 		{"NXDOMAIN", &dane.MXSet{NXDomain: true}, nil, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: " + reasonNXDomain},
 		{"SERVFAIL", nil, servfail, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: its MX hosts could not be looked up: SERVFAIL"},
-		{"time-out", nil, context.DeadlineExceeded, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: its MX hosts could not be looked up: no answer in time"},
-		{"another failure", nil, errors.New("evil\r\nwords"), []string{"mx.example.com"}, "TEMP MTA-STS: example.com: its MX hosts could not be looked up: the lookup failed"},
+		{"time-out", nil, context.DeadlineExceeded, []string{"mx.example.com"}, "TEMP MTA-STS: example.com: its MX hosts could not be looked up: no answer"},
+		{"another failure", nil, errors.New("evil\r\nwords"), []string{"mx.example.com"}, "TEMP MTA-STS: example.com: its MX hosts could not be looked up: no answer"},
 		{"names that the DNS code should have dropped", mxSet("5 a/b.example.com", "5 a:b.example.com", "10 ok.example.com"), nil, []string{"*.example.com"}, "OK ok.example.com"},
 	}
 	for _, tt := range tests {
@@ -204,7 +204,7 @@ func TestTheHostsOfADomainAreLookedUpInWhatIsLeftOfTheLookupsTime(t *testing.T) 
 		l := newLab(t, 20*time.Second)
 		l.hops.takes = time.Hour
 		began := time.Now()
-		if got := l.ask("exim", "enforce.example"); !strings.HasSuffix(got, "no answer in time") || time.Since(began) != 20*time.Second {
+		if got := l.ask("exim", "enforce.example"); !strings.HasSuffix(got, "no answer") || time.Since(began) != 20*time.Second {
 			t.Errorf("%q in %v", got, time.Since(began))
 		}
 	})

@@ -25,7 +25,7 @@ type MapReply struct {
 type Known struct {
 	Domain string         // the policy domain, in canonical form
 	State  PolicyState    // of Policy
-	Policy *policy.Policy // nil: none can be read
+	Policy *policy.Policy // nil: there is none, or it cannot be read
 	DANE   dane.Finding
 	MX     *dane.MXSet // for format exim; nil: MXErr says why
 	MXErr  error
@@ -60,44 +60,51 @@ func (t *Table) AsksForDANE(p PolicyState) bool {
 // explain returns the map's reply if it is no rehearsal, and why.
 func (k *Known) explain(m *mta.Map) (reply, why string) {
 	domain := []byte(k.Domain)
-	switch verdict := Decide(k.State, m, k.DANE.State); {
-	case verdict == StandAside:
-		return replyNotFound, whyAside(k.State)
-	case verdict == DANEOnly && (k.DANE.State == dane.LookupFailed || k.DANE.State == dane.SomeFailed):
-		return replyDANEOnly, because("a DANE lookup fails at an MX host: Postfix looks for itself, and defers (RFC 7672, 2.2.2)", k.DANE.Why)
-	case verdict == DANEOnly:
-		return replyDANEOnly, because("DANE protects the domain, and MTA-STS does not override it (RFC 8461, 2)", k.DANE.Why)
-	case verdict == Defer && applies(m, k.State):
-		return string(appendTemp(nil, m, reasonUndecided, domain)), because(reasonUndecided, k.DANE.Why)
-	case verdict == Defer || k.Policy == nil:
+	switch Decide(k.State, m, k.DANE.State) {
+	case StandAside:
+		return replyNotFound, whyAside[k.State]
+	case DANEOnly:
+		return replyDANEOnly, because(whyDANE[k.DANE.State], k.DANE.Why)
+	case Defer:
+		if applies(m, k.State) {
+			return string(appendTemp(nil, m, reasonUndecided, domain)), because(reasonUndecided, k.DANE.Why)
+		}
 		return string(appendTemp(nil, m, reasonUnreadable, domain)), reasonUnreadable
-	case m.Format == mta.FormatExim:
-		return k.explainHosts(m)
+	}
+	why = "the policy is enforced"
+	if k.State == PolicyTesting {
+		why = "the policy's mode is testing, and this map enforces those"
+	}
+	if m.Format == mta.FormatExim {
+		return k.explainHosts(m, why)
 	}
 	r := secure{domain: domain, match: MatchList(k.Policy)[1:], fields: k.Policy.Fields}
-	if m.DANE && k.DANE.Hosts != nil {
-		r.match = exactNames(k.DANE.Hosts)
+	if m.DANE {
+		why = because(why+"; "+whyDANE[k.DANE.State], k.DANE.Why)
+		if k.DANE.Hosts != nil {
+			r.match = exactNames(k.DANE.Hosts)
+		}
 	}
 	b, bare := r.append(nil, m)
 	switch {
 	case !strings.HasPrefix(string(b), replySecure):
-		return string(b), "the policy applies, but the MTA cannot be told so"
+		why = "the policy applies, but the MTA cannot be told so"
 	case bare:
-		return string(b), k.whySecure(m) + "; its attributes do not fit into a reply, so Postfix checks hosts as on a map without tlsrpt"
+		why += "; its attributes do not fit into a reply, so Postfix checks hosts as on a map without tlsrpt"
 	}
-	return string(b), k.whySecure(m)
+	return string(b), why
 }
 
 // explainHosts is explain for a policy that applies, in Exim's terms.
-func (k *Known) explainHosts(m *mta.Map) (reply, why string) {
+func (k *Known) explainHosts(m *mta.Map, why string) (string, string) {
 	err := k.MXErr
 	if k.MX == nil && err == nil {
 		err = errors.New("the MX hosts were not looked up")
 	}
-	reply = string(appendHosts(nil, m, []byte(k.Domain), MatchList(k.Policy), k.MX, err))
+	reply := string(appendHosts(nil, m, []byte(k.Domain), MatchList(k.Policy), k.MX, err))
 	switch {
 	case strings.HasPrefix(reply, replyHosts):
-		return reply, k.whySecure(m) + ": these are the MX hosts that it lists, equals in any order"
+		return reply, why + ": these are the MX hosts that it lists, equals in any order"
 	case err != nil:
 		return reply, because(reasonMXFailed, err.Error())
 	}
@@ -112,33 +119,20 @@ func because(what, why string) string {
 	return what + ": " + why
 }
 
-func whyAside(p PolicyState) string {
-	switch p {
-	case PolicyTesting:
-		return "the policy's mode is testing: failures are reported, mail is delivered (RFC 8461, 5)"
-	case PolicyNone:
-		return "the policy's mode is none"
-	}
-	return "no MTA-STS policy is known"
+var whyAside = map[PolicyState]string{
+	PolicyAbsent:  "no MTA-STS policy is known",
+	PolicyNone:    "the policy's mode is none",
+	PolicyTesting: "the policy's mode is testing: failures are reported, mail is delivered (RFC 8461, 5)",
 }
 
-func (k *Known) whySecure(m *mta.Map) string {
-	why := "the policy is enforced"
-	if k.State == PolicyTesting {
-		why = "the policy's mode is testing, and this map enforces those"
-	}
-	if !m.DANE {
-		return why
-	}
-	switch k.DANE.State {
-	case dane.UnsignedMX:
-		return why + "; DANE gives no protection, since the MX records are not authenticated (RFC 7672, 2.2.1)"
-	case dane.NotValidating:
-		return because(why+"; there is no DANE without a resolver that validates", k.DANE.Why)
-	case dane.SomeFailed, dane.AddressesFailed:
-		return because(why+", for the hosts without DANE; DNS lookups fail at the others, which cannot be used", k.DANE.Why)
-	case dane.NoMail:
-		return because(why+"; the MTA bounces or defers by itself", k.DANE.Why)
-	}
-	return because(why+"; DANE does not protect the domain", k.DANE.Why)
+// whyDANE says what the state of DANE means for the reply.
+var whyDANE = map[dane.State]string{
+	dane.Usable:          "DANE protects the domain, and MTA-STS does not override it (RFC 8461, 2)",
+	dane.LookupFailed:    "a DANE lookup fails at each listed MX host: Postfix looks for itself, and defers (RFC 7672, 2.2.2)",
+	dane.SomeFailed:      "DANE lookups fail at some MX hosts, which cannot be used without their result (RFC 7672, 2.2.2)",
+	dane.AddressesFailed: "the addresses of some MX hosts cannot be looked up",
+	dane.Absent:          "DANE does not protect the domain",
+	dane.UnsignedMX:      "DANE gives no protection, since the MX records are not authenticated (RFC 7672, 2.2.1)",
+	dane.NotValidating:   "there is no DANE without a resolver that validates",
+	dane.NoMail:          "the MTA bounces or defers by itself",
 }

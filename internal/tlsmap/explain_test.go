@@ -79,7 +79,7 @@ func TestTheReasonNamesWhatDecided(t *testing.T) {
 		r := explain(t, tt.m, tlsmap.Known{Domain: "example.com", State: tt.p, Policy: policyOf("mx.example.com"),
 			DANE: dane.Finding{State: tt.d, Why: "of a reason"}, MX: &dane.MXSet{Hosts: []dane.MXHost{{Name: "mx.example.com"}}}})
 		if !strings.HasPrefix(r.Reply, tt.reply) || !strings.Contains(r.Why, tt.want) {
-			t.Errorf("policy %s, DANE %s: %q because %q; want %q because %q", tt.p, tt.d, r.Reply, r.Why, tt.reply, tt.want)
+			t.Errorf("policy %d, DANE %s: %q because %q; want %q because %q", tt.p, tt.d, r.Reply, r.Why, tt.reply, tt.want)
 		}
 	}
 }

@@ -32,10 +32,7 @@ type sparseLog struct {
 }
 
 func newSparseLog(log *slog.Logger, level slog.Level, message string) *sparseLog {
-	return &sparseLog{
-		log: log, level: level, message: message,
-		seed: maphash.MakeSeed(), limit: rate.NewLimiter(linesPerSecond, lineBurst),
-	}
+	return &sparseLog{log: log, level: level, message: message, seed: maphash.MakeSeed(), limit: rate.NewLimiter(linesPerSecond, lineBurst)}
 }
 
 // due reports whether to print a line now that these values tell from others.

@@ -43,10 +43,6 @@ func MatchList(p *policy.Policy) []byte {
 // MatchListCurrent reports whether a stored match list follows today's rule.
 func MatchListCurrent(list []byte) bool { return len(list) > 0 && list[0] == matchVersion }
 
-// ListsNone reports whether a stored match list is empty: the policy has no
-// pattern that can be given to an MTA.
-func ListsNone(list []byte) bool { return len(list) <= 1 }
-
 // Lists reports whether a stored match list allows the host (RFC 8461, 4.1): by
 // its name, or by a wildcard for exactly its left-most label. The host is in
 // lower case; a name that is no host name is not allowed, since Exim could take

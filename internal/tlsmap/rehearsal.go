@@ -11,7 +11,6 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // maxRehearsed bounds the rehearsed replies that are remembered, of each of two
@@ -43,35 +42,32 @@ type rehearsalKey struct {
 
 // rehearsals remember what would have been replied.
 type rehearsals struct {
-	mu               sync.Mutex
-	deferred, others *simplelru.LRU[rehearsalKey, *Rehearsed]
-	lost             RehearsalsLost
+	mu   sync.Mutex
+	kept [2]*simplelru.LRU[[2]string, *Rehearsed] // by domain and map: of mail that would have been deferred, and the others
+	lost RehearsalsLost
 }
 
 func newRehearsals() *rehearsals {
 	r := new(rehearsals)
-	r.deferred, _ = simplelru.NewLRU(maxRehearsed, func(rehearsalKey, *Rehearsed) { r.lost.Deferred++ }) // fails for no positive size
-	r.others, _ = simplelru.NewLRU(maxRehearsed, func(rehearsalKey, *Rehearsed) { r.lost.Others++ })
+	r.kept[0], _ = simplelru.NewLRU(maxRehearsed, func([2]string, *Rehearsed) { r.lost.Deferred++ }) // fails for sizes below 1
+	r.kept[1], _ = simplelru.NewLRU(maxRehearsed, func([2]string, *Rehearsed) { r.lost.Others++ })
 	return r
 }
 
 // rehearse notes and logs what the map would have replied.
 func (s *Server) rehearse(m *mta.Map, key, reply []byte, deferred bool, l *lookup) {
-	domain := text.Cut(cmp.Or(string(l.domain), string(key)), logShown)
-	k := rehearsalKey{domain, m.Name, deferred}
-	now := time.Now().UTC()
-	r := s.rehearsed
+	k, now, r := [2]string{l.shownDomain(key), m.Name}, time.Now().UTC(), s.rehearsed
 	r.mu.Lock()
-	lru := r.others
+	lru := r.kept[1]
 	if deferred {
-		lru = r.deferred
+		lru = r.kept[0]
 	}
 	e, ok := lru.Get(k)
 	if !ok {
-		e = &Rehearsed{Domain: domain, Map: m.Name, Deferred: deferred, First: now}
+		e = &Rehearsed{Domain: k[0], Map: m.Name, Deferred: deferred, First: now}
 		lru.Add(k, e)
 	}
-	e.Reply, e.Last = text.Cut(string(bytes.TrimSpace(reply)), logShown), now
+	e.Reply, e.Last = shown(bytes.TrimSpace(reply)), now
 	e.Count++
 	r.mu.Unlock()
 
@@ -92,7 +88,7 @@ func (s *Server) Rehearsed(domain string) []Rehearsed {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var list []Rehearsed
-	for _, lru := range []*simplelru.LRU[rehearsalKey, *Rehearsed]{r.deferred, r.others} {
+	for _, lru := range r.kept {
 		from := len(list)
 		for _, e := range lru.Values() {
 			if domain == "" || e.Domain == domain {

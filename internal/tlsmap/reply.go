@@ -1,6 +1,7 @@
 package tlsmap
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
@@ -65,19 +66,8 @@ func (r *secure) append(dst []byte, m *mta.Map) (reply []byte, bare bool) {
 	if !m.TLSRPT {
 		return dst, false
 	}
-	if dst = r.appendPatterns(dst); len(dst) > most {
-		return dst[:plain], true
-	}
-	withPatterns := len(dst)
-	if dst = r.appendStrings(dst); len(dst) > most {
-		return dst[:withPatterns], false
-	}
-	return dst, false
-}
-
-// appendPatterns appends the attributes that Postfix 3.10 and later use for
-// TLSRPT, and 3.10.5 and later to choose among the MX hosts.
-func (r *secure) appendPatterns(dst []byte) []byte {
+	// For TLSRPT in Postfix 3.10 and later, which since 3.10.5 also chooses among
+	// the MX hosts by mx_host_pattern.
 	dst = append(dst, " policy_type=sts policy_domain="...)
 	dst = append(dst, r.domain...)
 	for entry := range matchEntries(r.match) {
@@ -87,22 +77,19 @@ func (r *secure) appendPatterns(dst []byte) []byte {
 		}
 		dst = append(dst, entry...)
 	}
-	return dst
-}
-
-// appendStrings appends the policy's fields, as served, as policy_string
-// attributes. The braces let a value have spaces.
-func (r *secure) appendStrings(dst []byte) []byte {
+	withPatterns := len(dst)
 	for _, f := range r.fields {
-		if isReportable(f) {
-			dst = append(dst, " { policy_string = "...)
-			dst = append(dst, f.Key...)
-			dst = append(dst, ": "...)
-			dst = append(dst, f.Value...)
-			dst = append(dst, " }"...)
+		if isReportable(f) { // the braces let a value have spaces
+			dst = fmt.Appendf(dst, " { policy_string = %s: %s }", f.Key, f.Value)
 		}
 	}
-	return dst
+	switch {
+	case withPatterns > most:
+		return dst[:plain], true
+	case len(dst) > most:
+		return dst[:withPatterns], false
+	}
+	return dst, false
 }
 
 // isReportable reports whether the standard names the field (RFC 8461, 3.2) and
@@ -118,29 +105,22 @@ func isReportable(f policy.Field) bool {
 }
 
 // appendTemp appends a TEMP reply. The MTA logs the reason, so it names the
-// domain and, to Postfix's administrators, the command that tells more. The
-// domain is in canonical form: at most 253 bytes, all of them printable.
+// domain, if there is one, and to Postfix's administrators the command that tells
+// more. The domain is in canonical form: at most 253 bytes, all of them printable.
 func appendTemp(dst []byte, m *mta.Map, reason string, domain []byte) []byte {
 	dst = append(dst, replyTemp...)
 	if m.Format == mta.FormatExim {
 		dst = append(dst, eximReason...)
-		dst = append(dst, domain...)
-		dst = append(dst, ": "...)
+		if domain != nil {
+			dst = append(append(dst, domain...), ": "...)
+		}
 		return append(dst, reason...)
 	}
 	dst = append(dst, reason...)
-	dst = append(dst, "; see: sts-tlsmap -explain "...)
-	return append(dst, domain...)
-}
-
-// appendUnconvertible appends the reply for a next-hop that has no policy
-// domain, and may not be printable.
-func appendUnconvertible(dst []byte, m *mta.Map) []byte {
-	dst = append(dst, replyTemp...)
-	if m.Format == mta.FormatExim {
-		dst = append(dst, eximReason...)
+	if domain != nil {
+		dst = append(append(dst, "; see: sts-tlsmap -explain "...), domain...)
 	}
-	return append(dst, reasonUnconvertible...)
+	return dst
 }
 
 // appendUnknownMap appends the reply for a map that does not exist.

@@ -2,6 +2,7 @@ package tlsmap
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -20,29 +21,25 @@ import (
 
 // Policies finds the policy of a domain; *keeper.Keeper is one.
 type Policies interface {
-	// Lookup fills in h with the live policy of the domain, or returns
-	// keeper.ErrNoPolicy or keeper.ErrUnreadable.
+	// Lookup fills in h with the live policy of the domain, or returns one of
+	// the errors of package keeper.
 	Lookup(ctx context.Context, domain []byte, h *keeper.Held) error
 }
 
-// NextHops tells what the DNS has on next-hops; *dane.Checker is one.
+// NextHops tells what the DNS has on next-hops; *dane.Checker is one. The methods
+// are documented there.
 type NextHops interface {
-	// Check returns what DANE says of a next-hop and of those of its MX hosts
-	// that are listed. When ctx ends, the state is Undecided.
 	Check(ctx context.Context, n dane.NextHop, listed func(host string) bool) dane.Finding
-	// MX returns the MX hosts of a domain.
 	MX(ctx context.Context, domain string) (*dane.MXSet, error)
-	// Verdict says whether the resolver validates, and has it probed when it
-	// is time. It does not wait.
 	Verdict() dane.Probe
 }
 
 // Options are what a Server answers from.
 type Options struct {
 	Policies Policies
-	NextHops NextHops      // nil: maps that need to ask about the next-hop defer under an enforced policy
-	Timeout  time.Duration // for one lookup in all, where the DNS is asked about the next-hop; zero: none
-	Log      *slog.Logger  // nil: none
+	NextHops NextHops      // may be nil if neither DANE nor Exim is asked for
+	Timeout  time.Duration // for one lookup in all, where the DNS is asked about the next-hop; an hour
+	Log      *slog.Logger  // discards
 }
 
 // A Server answers lookups in the maps of a table. It is a
@@ -61,9 +58,8 @@ type Server struct {
 	rehearsed                                *rehearsals
 	rehearsing, deferred, shortened, unknown *sparseLog
 
-	unknownMu    sync.Mutex
-	unknownCount uint64
-	lastUnknown  UnknownMap
+	unknownCount atomic.Uint64
+	lastUnknown  atomic.Pointer[UnknownMap]
 }
 
 // A lookup is what one call needs, kept for the next one.
@@ -71,24 +67,15 @@ type lookup struct {
 	held   keeper.Held
 	room   [hostname.MaxName]byte // for a domain that is not a part of the key
 	domain []byte                 // the policy domain; nil: there is none
+	exempt bool                   // the domain is
 	why    string                 // what lies behind a TEMP reply; empty: nothing more to say
-}
-
-// notFromMemory has the lookup timed, which began then.
-func (l *lookup) notFromMemory(began time.Time) {
-	if l.held.Since.IsZero() {
-		l.held.Since = began
-	}
 }
 
 // NewServer returns a Server for the maps of t.
 func NewServer(t *Table, o Options) *Server {
-	log := o.Log
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
+	log := cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	s := &Server{
-		table: t, policies: o.Policies, hops: o.NextHops, timeout: o.Timeout,
+		table: t, policies: o.Policies, hops: o.NextHops, timeout: cmp.Or(o.Timeout, time.Hour),
 		counters: make([]mapCounters, len(t.maps)), rehearsed: newRehearsals(),
 		rehearsing: newSparseLog(log, slog.LevelInfo, "rehearsal: answered NOTFOUND, would have answered otherwise"),
 		deferred:   newSparseLog(log, slog.LevelWarn, "mail is deferred"),
@@ -111,9 +98,10 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 	m := &s.table.maps[i]
 	start := len(dst)
 	l := s.lookups.Get().(*lookup)
-	l.domain, l.why, l.held.Since = nil, "", time.Time{}
-	dst, out := s.answer(ctx, dst, m, key, l)
+	l.domain, l.exempt, l.why, l.held.Since = nil, false, "", time.Time{}
+	dst = s.answer(ctx, dst, m, key, l)
 	reply := dst[start:]
+	out := outcomeOf(reply, l.exempt)
 	switch {
 	case m.Enforce:
 		if out == outcomeTemp && s.deferred.due(m.Name, key, reply) {
@@ -122,11 +110,7 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 	case out == outcomeOK, out == outcomeTemp:
 		s.rehearse(m, key, reply, out == outcomeTemp, l)
 		dst = append(dst[:start], replyNotFound...)
-		if out == outcomeOK {
-			out = outcomeRehearsedOK
-		} else {
-			out = outcomeRehearsedTemp
-		}
+		out += outcomeRehearsedOK - outcomeOK
 	}
 	if string(l.domain) != keeper.ProbeDomain { // excluded from the metrics of lookups
 		s.counters[i].by[out].Add(1)
@@ -140,41 +124,40 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 
 // logDeferred logs a TEMP reply and what lies behind it.
 func (s *Server) logDeferred(m *mta.Map, key, reply []byte, l *lookup) {
-	domain := l.domain
-	if domain == nil {
-		domain = key
-	}
-	attrs := []slog.Attr{
-		slog.String("domain", shown(domain)),
-		slog.String("map", m.Name),
-		slog.String("reason", shown(bytes.TrimPrefix(reply, []byte(replyTemp)))),
-	}
+	var err slog.Attr
 	if l.why != "" {
-		attrs = append(attrs, slog.String("err", shown([]byte(l.why))))
+		err = slog.String("err", text.Cut(l.why, logShown))
 	}
-	s.deferred.print(attrs...)
+	s.deferred.print(slog.String("domain", l.shownDomain(key)), slog.String("map", m.Name),
+		slog.String("reason", shown(bytes.TrimPrefix(reply, []byte(replyTemp)))), err)
+}
+
+// shownDomain is the policy domain, or the key where it is none.
+func (l *lookup) shownDomain(key []byte) string {
+	return text.Cut(cmp.Or(string(l.domain), string(key)), logShown)
 }
 
 func shown(b []byte) string { return text.Cut(string(b), logShown) }
 
 // answer appends the reply that the map would give if it is no rehearsal.
-func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte, l *lookup) ([]byte, outcome) {
+func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte, l *lookup) []byte {
 	hop, kind := mta.ParseKey(key, l.room[:0])
 	switch {
 	case kind == mta.KeyUnconvertible:
-		return appendUnconvertible(dst, m), outcomeTemp
+		return appendTemp(dst, m, reasonUnconvertible, nil)
 	case kind != mta.KeyPolicyDomain:
-		return append(dst, replyNotFound...), outcomeNotFound
-	case s.isExempt(hop.Domain) && string(hop.Domain) != keeper.ProbeDomain:
-		return append(dst, replyNotFound...), outcomeExempt
+		return append(dst, replyNotFound...)
+	}
+	if l.exempt = s.isExempt(hop.Domain) && string(hop.Domain) != keeper.ProbeDomain; l.exempt {
+		return append(dst, replyNotFound...)
 	}
 
 	l.domain = hop.Domain
 	var began time.Time
-	if asksDNS(m) {
+	if m.DANE || m.Format == mta.FormatExim { // for others the keeper looks at the clock, if need be
 		began = time.Now()
 	}
-	if m.DANE && s.hops != nil {
+	if m.DANE {
 		s.probe.Do(func() { s.hops.Verdict() }) // nobody waits for the probe
 	}
 	err := s.policies.Lookup(ctx, hop.Domain, &l.held)
@@ -185,22 +168,17 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 	}
 	switch Decide(state, m, found.State) {
 	case StandAside:
-		return append(dst, replyNotFound...), outcomeNotFound
+		return append(dst, replyNotFound...)
 	case Secure:
 		if m.Format == mta.FormatExim {
 			return s.answerHosts(ctx, dst, m, hop, began, l)
 		}
-		start := len(dst)
-		dst = s.appendSecure(dst, m, hop.Domain, &l.held, found.Hosts)
-		if dst[start] != replySecure[0] {
-			return dst, outcomeTemp
-		}
-		return dst, outcomeOK
+		return s.appendSecure(dst, m, hop.Domain, &l.held, found.Hosts)
 	case DANEOnly:
-		return append(dst, replyDANEOnly...), outcomeOK
+		return append(dst, replyDANEOnly...)
 	}
 	l.why = found.Why
-	return appendTemp(dst, m, deferReason(err), hop.Domain), outcomeTemp
+	return appendTemp(dst, m, deferReason(err), hop.Domain)
 }
 
 // UnknownPort is why nothing can be said of a next-hop whose port is 0.
@@ -219,24 +197,13 @@ func (s *Server) findDANE(ctx context.Context, hop mta.NextHop, began time.Time,
 	if !ok {
 		return dane.Finding{Why: UnknownPort}
 	}
-	if s.hops == nil {
-		return dane.Finding{Why: "no resolver is configured"}
-	}
-	ctx, cancel := s.within(ctx, began)
+	ctx, cancel := context.WithDeadline(ctx, began.Add(s.timeout))
 	defer cancel()
 	found := s.hops.Check(ctx, n, AcceptedBy(matchOf(&l.held)))
 	if found.Waited {
-		l.notFromMemory(began)
+		l.held.Since = cmp.Or(l.held.Since, began)
 	}
 	return found
-}
-
-// within bounds ctx by the time of a lookup.
-func (s *Server) within(ctx context.Context, began time.Time) (context.Context, context.CancelFunc) {
-	if s.timeout <= 0 {
-		return ctx, func() {}
-	}
-	return context.WithDeadline(ctx, began.Add(s.timeout))
 }
 
 // appendSecure appends the reply for a policy that applies: the one kept on the

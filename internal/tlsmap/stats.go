@@ -2,6 +2,7 @@ package tlsmap
 
 import (
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,10 +15,10 @@ type outcome uint8
 
 const (
 	outcomeOK outcome = iota
+	outcomeTemp
 	outcomeNotFound
 	outcomeExempt
-	outcomeTemp
-	outcomeRehearsedOK
+	outcomeRehearsedOK // a rehearsal's: in the order of the first two
 	outcomeRehearsedTemp
 	outcomes
 )
@@ -38,31 +39,40 @@ type mapCounters struct {
 }
 
 func (c *mapCounters) addSlow(took time.Duration) {
-	i := 0
-	for i < len(SlowBounds) && took > SlowBounds[i] {
-		i++
-	}
+	i, _ := slices.BinarySearch(SlowBounds[:], took)
 	c.slow[i].Add(1)
 	c.slowSum.Add(int64(took))
 }
 
+func outcomeOf(reply []byte, exempt bool) outcome {
+	switch {
+	case reply[0] == replyTemp[0]:
+		return outcomeTemp
+	case reply[0] == replySecure[0]:
+		return outcomeOK
+	case exempt:
+		return outcomeExempt
+	}
+	return outcomeNotFound
+}
+
+// results are the names of the outcomes.
+var results = [outcomes]string{"ok", "temp", "notfound", "exempt", "rehearsed-ok", "rehearsed-temp"}
+
 // MapStats are the numbers of replies of one map since the start.
 type MapStats struct {
-	Map           string
-	OK            uint64
-	NotFound      uint64 // no policy applies
-	Exempt        uint64 // NOTFOUND, since the domain is exempt
-	Temp          uint64
-	RehearsedOK   uint64 // NOTFOUND, since enforce is false; it would have been OK
-	RehearsedTemp uint64 // likewise TEMP
-
+	Map     string
+	By      map[string]uint64           // "ok", "temp", "notfound" (no policy applies), "exempt"; "rehearsed-ok" and "rehearsed-temp": NOTFOUND, since enforce is false
 	Slow    [len(SlowBounds) + 1]uint64 // those not answered from memory, by the time they took: a number for each of SlowBounds, and the rest
 	SlowSum time.Duration               // the time that they took together
 }
 
 // Replies returns the number of all replies.
-func (m *MapStats) Replies() uint64 {
-	return m.OK + m.NotFound + m.Exempt + m.Temp + m.RehearsedOK + m.RehearsedTemp
+func (m *MapStats) Replies() (n uint64) {
+	for _, by := range m.By {
+		n += by
+	}
+	return n
 }
 
 // Stats are numbers of replies since the start.
@@ -80,24 +90,21 @@ type UnknownMap struct {
 
 // Stats returns the numbers of replies so far.
 func (s *Server) Stats() Stats {
-	stats := Stats{Maps: make([]MapStats, len(s.table.maps))}
-	s.unknownMu.Lock()
-	stats.UnknownMap, stats.LastUnknown = s.unknownCount, s.lastUnknown
-	s.unknownMu.Unlock()
-	for i := range stats.Maps {
-		m, c := &stats.Maps[i], &s.counters[i]
-		m.Map = s.table.maps[i].Name
-		// The slow ones first: they are a part of the replies at any moment.
-		for j := range m.Slow {
+	stats := Stats{UnknownMap: s.unknownCount.Load()}
+	if last := s.lastUnknown.Load(); last != nil {
+		stats.LastUnknown = *last
+	}
+	for i := range s.counters {
+		c := &s.counters[i]
+		m := MapStats{Map: s.table.maps[i].Name, By: make(map[string]uint64)}
+		for j := range m.Slow { // before the replies, of which they are a part at any moment
 			m.Slow[j] = c.slow[j].Load()
 		}
 		m.SlowSum = time.Duration(c.slowSum.Load())
-		m.OK = c.by[outcomeOK].Load()
-		m.NotFound = c.by[outcomeNotFound].Load()
-		m.Exempt = c.by[outcomeExempt].Load()
-		m.Temp = c.by[outcomeTemp].Load()
-		m.RehearsedOK = c.by[outcomeRehearsedOK].Load()
-		m.RehearsedTemp = c.by[outcomeRehearsedTemp].Load()
+		for out, result := range results {
+			m.By[result] = c.by[out].Load()
+		}
+		stats.Maps = append(stats.Maps, m)
 	}
 	return stats
 }
@@ -105,10 +112,8 @@ func (s *Server) Stats() Stats {
 // noteUnknown counts, remembers and logs a lookup in an unknown map.
 func (s *Server) noteUnknown(name []byte) {
 	shown := text.Cut(text.Printable(string(name)), mta.MaxName)
-	s.unknownMu.Lock()
-	s.unknownCount++
-	s.lastUnknown = UnknownMap{Name: shown, At: time.Now()}
-	s.unknownMu.Unlock()
+	s.unknownCount.Add(1)
+	s.lastUnknown.Store(&UnknownMap{Name: shown, At: time.Now()})
 	if s.unknown.due(shown, nil, nil) {
 		s.unknown.print(slog.String("map", shown), slog.String("next", "correct the map's name in the MTA's configuration"+s.table.known))
 	}

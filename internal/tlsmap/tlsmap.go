@@ -57,9 +57,6 @@ func (t *Table) index(name []byte) int {
 	return mta.Find(t.maps, string(name)) // an alias
 }
 
-// asksDNS reports whether a reply needs more than the policy when it applies.
-func asksDNS(m *mta.Map) bool { return m.DANE || m.Format == mta.FormatExim }
-
 // replySlot returns the place of the map's replies among those kept on an entry
 // of the keeper. Maps that render alike share one. Exim's replies are not kept.
 func replySlot(m *mta.Map) int {

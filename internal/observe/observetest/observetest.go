@@ -21,7 +21,7 @@ import (
 // is before the newest record.
 func Stats() observe.Stats {
 	// 10 lookups from memory, one of up to a millisecond, and two of minutes.
-	m := tlsmap.MapStats{Map: "postfix", OK: 5, NotFound: 6, Temp: 2, SlowSum: 4 * time.Minute}
+	m := tlsmap.MapStats{Map: "postfix", By: map[string]uint64{"ok": 5, "notfound": 6, "temp": 2, "exempt": 0, "rehearsed-ok": 0, "rehearsed-temp": 0}, SlowSum: 4 * time.Minute}
 	m.Slow[0], m.Slow[len(m.Slow)-1] = 1, 2
 	return observe.Stats{
 		Keeper: keeper.Stats{Pending: 3, LateSeconds: 7, Panics: 1},
