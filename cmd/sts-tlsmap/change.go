@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,33 +21,32 @@ func (a *app) all() bool { return slices.Equal(a.flags.args, []string{everything
 
 // named returns the domains that the arguments stand for, and a bar that people
 // see where there are many.
-func (a *app) named(ctx context.Context) (domains []string, bar *progress, err error) {
+func (a *app) named(ctx context.Context) (domains []string, bar *text.Progress, err error) {
 	if slices.Contains(a.flags.args, everything) && !a.all() {
 		return nil, nil, hint(errors.New("all cannot be mixed with domains"), "name the domains, or give all by itself")
 	}
-	if !a.all() {
-		for _, arg := range a.flags.args {
-			domain, err := canonical(arg)
-			if err != nil {
-				return nil, nil, err
-			}
-			domains = append(domains, domain)
+	for _, arg := range a.flags.args {
+		domain, err := canonical(arg)
+		if err != nil && !a.all() {
+			return nil, nil, err
 		}
+		domains = append(domains, domain)
 	}
 	if a.peerErr != nil {
 		return nil, nil, a.needPeer()
 	}
 	if a.all() {
+		domains = nil
 		err = a.client.List(ctx, func(e control.Entry) error {
 			domains = append(domains, e.Domain)
 			return nil
 		})
-		if err == nil && len(domains) == 0 {
-			a.say("the cache is empty")
-		}
 	}
-	bar = &progress{w: a.stderr, shown: a.all() && isTerminal(a.stderr)}
-	bar.begin(len(domains))
+	if err == nil && len(domains) == 0 {
+		a.say("the cache is empty")
+	}
+	bar = &text.Progress{W: a.stderr, Shown: a.all() && text.IsTerminal(a.stderr)}
+	bar.Begin(len(domains))
 	return domains, bar, a.hintPeer(err)
 }
 
@@ -58,24 +58,22 @@ func (a *app) refresh(ctx context.Context) (int, error) {
 	}
 	code, failed := exitDone, 0
 	err = a.client.Refresh(ctx, domains, func(r keeper.Refreshed) error {
-		bar.step()
+		bar.Step()
+		ok := r.Result == policy.ResultOK && r.Err == ""
 		switch {
-		case r.Result == policy.ResultOK && r.Err == "":
+		case ok:
 		case r.Result == policy.ResultNoRecord:
-			code = max(code, exitNotFound)
+			ok, code = true, max(code, exitNotFound)
 		default:
-			code = exitFailed
-			failed++
-			bar.clear()
-			fmt.Fprintln(a.stdout, refreshedWords(r))
-			return nil
+			failed, code = failed+1, exitFailed
 		}
-		if !a.all() {
-			fmt.Fprintln(a.stdout, refreshedWords(r))
+		if !ok || !a.all() {
+			bar.Clear()
+			fmt.Fprintf(a.stdout, "%s: %s\n", r.Domain, refreshedWords(r))
 		}
 		return nil
 	})
-	bar.end()
+	bar.End()
 	if err == nil && a.all() && failed > 0 {
 		a.say("%d could not be refreshed; policies held stay in force", failed)
 	}
@@ -83,26 +81,21 @@ func (a *app) refresh(ctx context.Context) (int, error) {
 }
 
 func refreshedWords(r keeper.Refreshed) string {
-	s := r.Domain + ": "
-	switch {
-	case r.Result == policy.ResultOK && r.Err == "":
+	if r.Result == policy.ResultOK && r.Err == "" {
 		change := "unchanged"
 		if r.Changed {
 			change = "changed"
 		}
-		return s + fmt.Sprintf("ok, mode %s, id %s, %s", r.Mode, r.ID, change)
-	case r.Result != "":
-		s += string(r.Result)
-	default:
-		s += "failed"
+		return fmt.Sprintf("ok, mode %s, id %s, %s", r.Mode, r.ID, change)
 	}
+	words := cmp.Or(string(r.Result), "failed")
 	if r.Err != "" {
-		s += ": " + text.Printable(r.Err)
+		words += ": " + text.Printable(r.Err)
 	}
 	if r.Mode != "" {
-		s += "; the policy held stays in force (mode " + r.Mode + ")"
+		words += "; the policy held stays in force (mode " + r.Mode + ")"
 	}
-	return s
+	return words
 }
 
 // forget is -forget.
@@ -113,11 +106,11 @@ func (a *app) forget(ctx context.Context) (int, error) {
 	}
 	code, found, failures := exitDone, 0, 0
 	err = a.client.Forget(ctx, domains, func(f control.Forgotten) error {
-		bar.step()
+		bar.Step()
 		words := "forgotten"
 		switch {
 		case f.Err != "":
-			bar.clear()
+			bar.Clear()
 			fmt.Fprintf(a.stdout, "%s: failed: %s\n", f.Domain, text.Printable(f.Err))
 			code = exitFailed
 			return nil
@@ -135,7 +128,7 @@ func (a *app) forget(ctx context.Context) (int, error) {
 		}
 		return nil
 	})
-	bar.end()
+	bar.End()
 	if err != nil || !a.all() {
 		return code, a.hintPeer(err)
 	}

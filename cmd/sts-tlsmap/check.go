@@ -1,10 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -32,13 +32,12 @@ func (a *app) check(ctx context.Context) (int, error) {
 	if err := cache.CheckPath(a.cfg.Cache.Path); err != nil {
 		return 0, cacheError(err, a.cfg)
 	}
-	a.findMovedPeer(ctx)
-	open := socketsOf(a.cfg)
-	if h := &a.health; a.peerErr == nil {
-		now := sockets{keyListen: h.Listeners, keyControl: {h.Control}, keyMetrics: strings.Fields(h.Metrics)}
-		open.replace(now, h.Overridden)
+	h, open := &a.health, socketsOf(a.cfg)
+	now := sockets{keyListen: h.Listeners, keyControl: {h.Control}, keyMetrics: strings.Fields(h.Metrics)}
+	for _, key := range h.Overridden {
+		open[key] = now[key]
 	}
-	for _, w := range slices.Concat(warnings(a.cfg, out.resolver, open, a.health.Overridden), folderWarnings(a.cfg, a.health.Overridden)) {
+	for _, w := range slices.Concat(warnings(a.cfg, out.resolver, open, h.Overridden), folderWarnings(a.cfg, h.Overridden)) {
 		a.warn("%s", w)
 	}
 	if out.proxy != "" {
@@ -46,11 +45,7 @@ func (a *app) check(ctx context.Context) (int, error) {
 	}
 	a.checkDNSSEC(ctx, out.checker)
 	a.checkDaemon()
-	name := a.cfg.File
-	if name == "" {
-		name = config.DefaultPath + " (absent; these are the defaults)"
-	}
-	fmt.Fprintf(a.stdout, "%s: ok\n", name)
+	fmt.Fprintf(a.stdout, "%s: ok\n", cmp.Or(a.cfg.File, config.DefaultPath+" (absent; these are the defaults)"))
 	return exitDone, nil
 }
 
@@ -76,21 +71,6 @@ func (a *app) checkDNSSEC(ctx context.Context, checker *dane.Checker) {
 	}
 }
 
-// findMovedPeer finds a daemon to which systemd gave the usual control socket in
-// place of that of its file.
-func (a *app) findMovedPeer(ctx context.Context) {
-	usual := config.Default().Control.Address
-	if !errors.Is(a.peerErr, control.ErrNoDaemon) || a.cfg.Control.Address == usual {
-		return
-	}
-	other := &app{askWait: a.askWait}
-	other.findPeer(ctx, usual)
-	defer other.client.Close()
-	if other.peerErr == nil && other.health.Config == a.cfg.File && slices.Contains(other.health.Overridden, keyControl) {
-		a.health, a.peerErr = other.health, nil
-	}
-}
-
 // checkDaemon says what is wrong with the daemon, where it runs and answers. It
 // is a warning: the configuration may be good all the same.
 func (a *app) checkDaemon() {
@@ -106,9 +86,4 @@ func (a *app) checkDaemon() {
 			a.warn("the daemon: %s; %s", t.What, t.Next)
 		}
 	}
-}
-
-func isDir(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.IsDir()
 }

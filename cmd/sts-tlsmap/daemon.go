@@ -27,6 +27,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -66,7 +67,7 @@ func (a *app) daemon() (int, error) {
 	level := new(slog.LevelVar)
 	level.Set(a.cfg.LogLevel)
 	s := &service{
-		cfg: a.cfg, level: level, log: newLogger(a.stderr, level), started: time.Now(), failed: make(chan error, 8),
+		cfg: a.cfg, level: level, log: text.NewLogger(a.stderr, level), started: time.Now(), failed: make(chan error, 8),
 	}
 	err := s.open()
 	if err == nil {
@@ -158,8 +159,8 @@ func cacheError(err error, cfg *config.Config) error {
 	return hint(fmt.Errorf("the cache cannot be opened: %w", err), "%s", next)
 }
 
-// run serves until a signal says to end, or until something fails that must
-// not.
+// run serves until a signal says to end, or until something fails. Lookups are
+// answered to the end, then what they found is written.
 func (s *service) run(signals <-chan os.Signal, file string) error {
 	keeping, stopKeeping := context.WithCancel(context.Background())
 	defer stopKeeping()
@@ -170,15 +171,31 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	s.serve(s.listeners.metrics, s.observer.Serve)
 	s.announce()
 	watching, stopWatching := context.WithCancel(keeping)
-	defer stopWatching()
 	go s.watch(watching)
 	go s.observer.Run(watching)
 	go s.out.checker.Run(watching)
 
+	err := s.wait(signals, file)
+	stopWatching()
+	s.drain()
+	stopKeeping()
+	select {
+	case unwritten := <-kept:
+		err = errors.Join(err, unwritten)
+	case <-time.After(keeperTime):
+		err = errors.Join(err, errors.New("not everything could be written to the cache: the disk does not answer"))
+	}
+	err = errors.Join(err, s.store.Close())
+	s.log.Info("ended")
+	return err
+}
+
+// wait waits until a signal says to end, or until something has failed.
+func (s *service) wait(signals <-chan os.Signal, file string) error {
 	for {
 		select {
-		case failure := <-s.failed:
-			return errors.Join(failure, s.stop(stopWatching, stopKeeping, kept))
+		case err := <-s.failed:
+			return err
 		case sig := <-signals:
 			if sig == syscall.SIGHUP {
 				s.reload(file)
@@ -186,7 +203,7 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 			}
 			signal.Reset(syscall.SIGTERM, syscall.SIGINT) // a second one ends it at once
 			s.log.Info("ending", "signal", sig.String())
-			return s.stop(stopWatching, stopKeeping, kept)
+			return nil
 		}
 	}
 }
@@ -222,10 +239,8 @@ func (s *service) announce() {
 	}
 }
 
-// stop ends everything in the order of need: lookups are answered to the end,
-// then what they found is written.
-func (s *service) stop(stopWatching, stopKeeping func(), kept <-chan error) error {
-	stopWatching()
+// drain answers the lookups that are under way, and closes all listeners.
+func (s *service) drain() {
 	s.notify(daemon.SdNotifyStopping)
 	ctx, cancel := context.WithTimeout(context.Background(), socketmap.DrainTimeout)
 	defer cancel()
@@ -234,25 +249,10 @@ func (s *service) stop(stopWatching, stopKeeping func(), kept <-chan error) erro
 	}
 	ctx, cancel = context.WithTimeout(context.Background(), controlTime)
 	defer cancel()
-	if err := s.control.Shutdown(ctx); err != nil {
-		s.log.Warn("the control socket did not close cleanly", "err", errors.Join(err, s.control.Close()))
+	if s.control.Shutdown(ctx) != nil {
+		_ = s.control.Close() // whoever still reads an answer sees that it broke off
 	}
-	if err := s.observer.Shutdown(ctx); err != nil {
-		s.log.Warn("the metrics listener did not close cleanly", "err", err)
-	}
-	stopKeeping()
-	var err error
-	select {
-	case err = <-kept:
-	case <-time.After(keeperTime):
-		err = errors.New("the disk does not answer")
-	}
-	if err != nil {
-		err = fmt.Errorf("not everything could be written to the cache: %w", err)
-	}
-	err = errors.Join(err, s.store.Close())
-	s.log.Info("ended")
-	return err
+	_ = s.observer.Shutdown(ctx)
 }
 
 // notify tells systemd, if it asked to be told.
@@ -285,8 +285,8 @@ func (s *service) observed(table *tlsmap.Table) observe.Sources {
 				DANE: s.out.checker.Stats(),
 			}
 		},
-		// A file of ours is read as the next start would. The system's roots are
-		// read once in the life of a process; that they fail shows in the fetches.
+		// The system's roots are read once in the life of a process: they show in
+		// the fetches.
 		Roots: func() (err error) {
 			if s.cfg.Fetch.CAFile != "" {
 				_, err = policy.LoadRoots(s.cfg.Fetch.CAFile)

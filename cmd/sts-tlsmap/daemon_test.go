@@ -23,6 +23,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // TestSocketsThatSystemdPassesReplaceTheConfiguredOnes starts the program as
@@ -457,7 +458,7 @@ func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.Seek(0, 0)
-		newLogger(f, slog.LevelInfo).Info("hello", "time", "kept")
+		text.NewLogger(f, slog.LevelInfo).Info("hello", "time", "kept")
 		line, err := os.ReadFile(f.Name())
 		if err != nil {
 			t.Fatal(err)
@@ -471,7 +472,7 @@ func TestLogLinesHaveNoTimeWhereTheJournalAddsIt(t *testing.T) {
 func TestEveryLineInTheJournalHasThePriorityOfItsLevel(t *testing.T) {
 	f, journal := logFile(t)
 	t.Setenv("JOURNAL_STREAM", journal)
-	log := newLogger(f, slog.LevelDebug).With("a", 1).WithGroup("g")
+	log := text.NewLogger(f, slog.LevelDebug).With("a", 1).WithGroup("g")
 	log.Debug("d")
 	log.Info("i")
 	log.Warn("w")

@@ -40,37 +40,32 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, a.hintPeer(err)
 	}
-	code := exitDone
+	still := ""
+	for _, e := range x.Still {
+		still += "; still exempt by " + exemptWords(e)
+	}
+	code, words := exitDone, "not exempt any more"
 	switch {
 	case long > 0:
-		fmt.Fprintf(a.stdout, "%s: exempt until %s\n", domain, x.Until.Format(time.RFC3339))
+		words = "exempt until " + x.Until.Format(time.RFC3339)
 	case !x.Was:
-		fmt.Fprintf(a.stdout, "%s: was not exempt for a time%s\n", domain, still(x.Still))
-		code = exitNotFound
-	case len(x.Still) > 0:
-		fmt.Fprintf(a.stdout, "%s: its own exemption has ended%s\n", domain, still(x.Still))
-	default:
-		fmt.Fprintf(a.stdout, "%s: not exempt any more\n", domain)
+		code, words = exitNotFound, "was not exempt for a time"
+	case still != "":
+		words = "its own exemption has ended"
 	}
+	fmt.Fprintf(a.stdout, "%s: %s%s\n", domain, words, still)
 	if x.Err != "" {
 		return 0, hint(errors.New(text.Printable(x.Err)), "check the disk; the daemon will try again by itself")
 	}
 	return code, nil
 }
 
-// still says what exempts a domain although its own exemption is over.
-func still(entries []control.ExemptEntry) string {
-	if len(entries) == 0 {
-		return ""
+// exemptWords say what an entry is and until when.
+func exemptWords(e control.ExemptEntry) string {
+	if e.Until.IsZero() {
+		return text.Printable(e.Entry) + " in [exempt]"
 	}
-	by := make([]string, len(entries))
-	for i, e := range entries {
-		by[i] = text.Printable(e.Entry) + " in [exempt]"
-		if !e.Until.IsZero() {
-			by[i] = fmt.Sprintf("%s until %s (-exempt)", text.Printable(e.Entry), e.Until.Format(time.RFC3339))
-		}
-	}
-	return "; still exempt by " + strings.Join(by, " and ")
+	return fmt.Sprintf("%s until %s (-exempt)", text.Printable(e.Entry), e.Until.Format(time.RFC3339))
 }
 
 // exemptDomain returns the domain that an argument stands for; one that begins
@@ -127,18 +122,16 @@ func (a *app) printExempt(list []control.ExemptEntry) {
 }
 
 // cacheNotes are what a listing of the cache says below its table: what is
-// exempt for a time, and what rehearsals would have done.
+// exempt for a time, and what rehearsals would have done, of which only the
+// daemon knows.
 func (a *app) cacheNotes(ctx context.Context) error {
 	list, err := a.exemptions(ctx)
-	if err != nil {
-		return err
-	}
 	if len(list) > 0 {
 		fmt.Fprintln(a.stdout)
 		a.printExempt(list)
 	}
-	if a.peerErr != nil {
-		return nil // rehearsals are in the daemon's memory only
+	if err != nil || a.peerErr != nil {
+		return err
 	}
 	return a.rehearsals(ctx)
 }
@@ -146,7 +139,7 @@ func (a *app) cacheNotes(ctx context.Context) error {
 // rehearsals are what maps with enforce = false would have replied. Each reply
 // that would have deferred mail is named; the others are counted.
 func (a *app) rehearsals(ctx context.Context) error {
-	since, lost := a.health.Started.UTC().Format(time.RFC3339), a.health.Lost
+	since := fmt.Sprintf("\nSince the daemon's start, %s, a rehearsal would have", a.health.Started.UTC().Format(time.RFC3339))
 	deferred, others := 0, 0
 	err := a.client.Rehearsed(ctx, func(r control.Rehearsed) error {
 		if !r.Deferred {
@@ -154,29 +147,26 @@ func (a *app) rehearsals(ctx context.Context) error {
 			return nil
 		}
 		if deferred++; deferred == 1 {
-			fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have deferred mail for:\n", since)
+			fmt.Fprintln(a.stdout, since, "deferred mail for:")
 		}
 		fmt.Fprintf(a.stdout, "%s in map %s, asked %s, the last time %s: %s\n",
 			text.Printable(r.Domain), r.Map, numbered(int(r.Count), "time"), r.Last.Format(time.RFC3339), text.Printable(r.Reply))
 		return nil
 	})
-	if err != nil {
+	if err != nil || deferred+others == 0 {
 		return a.hintPeer(err)
 	}
-	if lost.Deferred > 0 {
-		fmt.Fprintf(a.stdout, "and for others, which are no longer remembered: %d such replies are in the log only\n", lost.Deferred)
+	if n := a.health.Lost.Deferred; n > 0 {
+		fmt.Fprintf(a.stdout, "and for others, which are no longer remembered: %d such replies are in the log only\n", n)
 	}
 	if others > 0 {
 		more := ""
-		if lost.Others > 0 {
+		if a.health.Lost.Others > 0 {
 			more = " and more"
 		}
-		fmt.Fprintf(a.stdout, "\nSince the daemon's start, %s, a rehearsal would have enforced the policies of %s%s; see each with -explain.\n",
-			since, numbered(others, "domain"), more)
+		fmt.Fprintf(a.stdout, "%s enforced the policies of %s%s; see each with -explain.\n", since, numbered(others, "domain"), more)
 	}
-	if deferred+others > 0 {
-		fmt.Fprintln(a.stdout, "This does not cover hosts whose certificates would not be accepted: for those see the MTA's own log, as in sts-tlsmap(8), REHEARSALS.")
-	}
+	fmt.Fprintln(a.stdout, "This does not cover hosts whose certificates would not be accepted: for those see the MTA's own log, as in sts-tlsmap(8), REHEARSALS.")
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -67,31 +68,33 @@ func (f *flags) options() []option {
 	}
 }
 
-// usage is the answer to -help.
-func usage() string {
-	var b strings.Builder
-	row := func(name, args, help string) {
-		fmt.Fprintf(&b, "  %-23s %s\n", strings.TrimSpace("-"+name+" "+args), strings.ReplaceAll(help, "\n", "\n"+strings.Repeat(" ", 26)))
-	}
-	b.WriteString(`Usage: sts-tlsmap [flags]
+const usageBegin = `Usage: sts-tlsmap [flags]
 
 Without a mode, sts-tlsmap runs as the daemon that a mail relay asks how to
 protect the connection to a domain (MTA-STS, RFC 8461).
 
 Modes:
-`)
+`
+
+const usageEnd = `
+Flags may stand after arguments: sts-tlsmap -cache example.com -json
+Exit codes: 0 done, 1 not found, 2 failed.
+`
+
+// usage is the answer to -help.
+func usage() string {
+	text := usageBegin
+	row := func(name, args, help string) {
+		text += fmt.Sprintf("  %-23s %s\n", strings.TrimSpace("-"+name+" "+args), strings.ReplaceAll(help, "\n", "\n"+strings.Repeat(" ", 26)))
+	}
 	for _, m := range modes {
 		row(m.name, m.args, m.help)
 	}
-	b.WriteString("\nOther flags:\n")
+	text += "\nOther flags:\n"
 	for _, o := range new(flags).options() {
 		row(o.name, o.value, o.help)
 	}
-	b.WriteString(`
-Flags may stand after arguments: sts-tlsmap -cache example.com -json
-Exit codes: 0 done, 1 not found, 2 failed.
-`)
-	return b.String()
+	return text + usageEnd
 }
 
 // is reports whether the mode has that name.
@@ -129,51 +132,41 @@ func parseFlags(args []string) (*flags, error) {
 		}
 		f.args, rest = append(f.args, rest[0]), rest[1:]
 	}
-	var err error
+	var asked []string // modes, sorted
 	set.Visit(func(given *flag.Flag) {
-		i := slices.IndexFunc(modes, func(m mode) bool { return m.name == given.Name })
-		switch {
-		case i < 0 || given.Value.String() == "false":
-		case f.mode != nil:
-			err = hint(fmt.Errorf("-%s and -%s cannot be used together", f.mode.name, given.Name), "give one of them")
-		default:
-			f.mode = &modes[i]
+		if i := slices.IndexFunc(modes, func(m mode) bool { return m.name == given.Name }); i >= 0 {
+			f.mode, asked = &modes[i], append(asked, "-"+given.Name)
 		}
 	})
-	if err == nil {
-		set.Visit(func(given *flag.Flag) { err = errors.Join(err, f.checkOption(given)) })
+	if len(asked) > 1 {
+		return nil, hint(fmt.Errorf("%s cannot be used together", strings.Join(asked, " and ")), "give one of them")
 	}
-	if err == nil {
-		err = f.checkArguments()
-	}
-	return f, err
+	var err error
+	set.Visit(func(given *flag.Flag) { err = cmp.Or(err, f.checkOption(given.Name)) })
+	return f, cmp.Or(err, f.checkArguments())
 }
 
-// checkOption says whether an option goes with the mode.
-func (f *flags) checkOption(given *flag.Flag) error {
+// checkOption says whether an option that was given goes with the mode.
+func (f *flags) checkOption(name string) error {
 	for _, o := range f.options() {
-		switch {
-		case o.name != given.Name:
-		case o.modes != nil && !slices.ContainsFunc(o.modes, f.is):
-			return hint(fmt.Errorf("-%s goes with -%s", o.name, strings.Join(o.modes, " and -")), "see sts-tlsmap -help")
-		case o.into != &f.json && given.Value.String() == "":
-			return hint(fmt.Errorf("-%s names no %s", o.name, strings.ToLower(o.value)), "leave it out for the default")
+		if o.name == name && o.modes != nil && !slices.ContainsFunc(o.modes, f.is) {
+			return hint(fmt.Errorf("-%s goes with -%s", name, strings.Join(o.modes, " and -")), "see sts-tlsmap -help")
 		}
+	}
+	if name == "config" && f.config == "" {
+		return hint(errors.New("-config names no file"), "leave it out for the default")
 	}
 	return nil
 }
 
 // checkArguments says whether the arguments fit the mode.
 func (f *flags) checkArguments() error {
-	n := len(f.args)
-	if f.mode == nil {
-		if n > 0 {
-			return hint(fmt.Errorf("%q is an argument without a mode", f.args[0]), "to ask about a domain: sts-tlsmap -explain %s", f.args[0])
-		}
-		return nil
-	}
-	m := f.mode
+	n, m := len(f.args), f.mode
 	switch {
+	case m == nil && n == 0:
+		return nil
+	case m == nil:
+		return hint(fmt.Errorf("%q is an argument without a mode", f.args[0]), "to ask about a domain: sts-tlsmap -explain %s", f.args[0])
 	case n < m.least:
 		return hint(fmt.Errorf("-%s needs an argument", m.name), "write: sts-tlsmap -%s %s", m.name, m.args)
 	case n > m.most && m.most == 0:

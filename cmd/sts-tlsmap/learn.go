@@ -26,15 +26,14 @@ const (
 
 // A learning is one run of -learn.
 type learning struct {
-	a        *app
-	in       io.Reader
-	name     string   // of in, for people
-	position int      // bytes of in that were read
-	domains  []string // to be discovered
-	seen     map[string]bool
-	err      error // of reading in
-	bar      progress
-	step     func() // shows that the daemon has answered once more
+	a       *app
+	in      io.Reader
+	name    string   // of in, for people
+	domains []string // to be discovered
+	seen    map[string]bool
+	err     error // of reading in
+	bar     text.Progress
+	step    func() // shows that the daemon has answered once more
 
 	answers, taken, found, held, none, failed, bad int
 }
@@ -43,8 +42,7 @@ type learning struct {
 // other domains are discovered.
 func (a *app) learn(ctx context.Context) (int, error) {
 	l := &learning{a: a, in: os.Stdin, name: "standard input", seen: make(map[string]bool)}
-	l.bar = progress{w: a.stderr, shown: isTerminal(a.stderr)}
-	size := 0
+	l.bar = text.Progress{W: a.stderr, Shown: text.IsTerminal(a.stderr)}
 	if path := a.flags.args[0]; path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
@@ -52,23 +50,27 @@ func (a *app) learn(ctx context.Context) (int, error) {
 		}
 		defer f.Close()
 		l.in, l.name = f, path
-		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
-			size = int(st.Size())
-		}
 	}
 	if a.peerErr != nil {
 		return 0, a.needPeer() // before a long list is read
 	}
-	l.bar.begin(size)
-	l.step = func() { l.bar.at(l.position, fmt.Sprintf("%d policies of another node", l.answers)) }
+	l.bar.Begin(0) // how many there are shows at the end of the file
+	l.step = func() { l.bar.At(l.answers, fmt.Sprintf("%d policies of another node", l.answers)) }
 	err := errors.Join(a.client.Learn(ctx, l.policies(), l.learned), l.err)
 	if err == nil {
-		l.bar.begin(len(l.domains))
-		l.step = l.bar.step
+		l.bar.Begin(len(l.domains))
+		l.step = l.bar.Step
 		err = a.client.Learn(ctx, control.Named(l.domains), l.learned)
 	}
-	l.bar.end()
-	l.summary()
+	l.bar.End()
+	fmt.Fprintf(a.stdout, "%d policies found, %d taken over, %d held already; %d domains without one, %d failed\n",
+		l.found, l.taken, l.held, l.none, l.failed)
+	if l.taken > 0 {
+		fmt.Fprintln(a.stdout, "what was taken over counts until its own expiry, and is fetched anew now, in the background")
+	}
+	if l.bad > 0 {
+		a.say("%d lines are not domains and were left out", l.bad)
+	}
 	switch {
 	case err != nil && l.answers > 0:
 		return 0, hint(err, "run the same again when the daemon answers: it goes on where this one ended, since what was learned is held")
@@ -90,23 +92,21 @@ func (l *learning) policies() iter.Seq[control.Entry] {
 		lines.Buffer(nil, maxLearnLine)
 		n := 1
 		for ; lines.Scan(); n++ {
-			l.position += len(lines.Bytes()) + 1
 			e, err := parseLearn(bytes.TrimSpace(lines.Bytes()))
 			switch {
 			case err != nil:
 				if l.bad++; l.bad <= maxLearnErrors {
 					l.a.say("%s:%d: %s", l.name, n, text.Printable(err.Error()))
 				}
+				continue
 			case e.Domain == "" || l.seen[e.Domain]:
+				continue
 			case e.Policy == "" || !e.Expires.After(time.Now()):
-				l.seen[e.Domain] = true
 				l.domains = append(l.domains, e.Domain)
-			default:
-				l.seen[e.Domain] = true
-				if !yield(e) {
-					return
-				}
+			case !yield(e):
+				return
 			}
+			l.seen[e.Domain] = true
 		}
 		if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
 			l.err = fmt.Errorf("%s:%d: a line of more than %d bytes, which no domain and no entry of -cache -json is", l.name, n, maxLearnLine)
@@ -153,7 +153,7 @@ func (l *learning) learned(r keeper.Learned) error {
 		l.none++
 	default:
 		l.failed++
-		l.bar.clear()
+		l.bar.Clear()
 		words := text.Printable(r.Err)
 		if r.Result != "" {
 			words = string(r.Result) + ": " + words
@@ -161,15 +161,4 @@ func (l *learning) learned(r keeper.Learned) error {
 		fmt.Fprintf(l.a.stdout, "%s: %s\n", r.Domain, words)
 	}
 	return nil
-}
-
-func (l *learning) summary() {
-	fmt.Fprintf(l.a.stdout, "%d policies found, %d taken over, %d held already; %d domains without one, %d failed\n",
-		l.found, l.taken, l.held, l.none, l.failed)
-	if l.taken > 0 {
-		fmt.Fprintln(l.a.stdout, "what was taken over counts until its own expiry, and is fetched anew now, in the background")
-	}
-	if l.bad > 0 {
-		l.a.say("%d lines are not domains and were left out", l.bad)
-	}
 }

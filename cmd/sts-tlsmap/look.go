@@ -45,11 +45,8 @@ func (a *app) heldInFile(domain string) (control.Held, error) {
 	}
 	defer store.Close()
 	stored, err := store.Exemptions()
-	if err != nil {
-		return control.Held{}, err
-	}
-	set, err := exempt.Timed(stored)
-	if err != nil {
+	set, e := exempt.Timed(stored)
+	if err := errors.Join(err, e); err != nil {
 		return control.Held{}, err
 	}
 	rec, err := store.Get(domain)
@@ -66,6 +63,10 @@ func (a *app) cache(ctx context.Context) (int, error) {
 	if len(a.flags.args) == 0 {
 		return exitDone, a.list(ctx)
 	}
+	write := func(h *control.Held) error { return explain.WriteHeld(a.stdout, h, time.Now()) }
+	if a.flags.json {
+		write = func(h *control.Held) error { return explain.WriteHeldJSON(a.stdout, h) }
+	}
 	code := exitDone
 	for i, arg := range a.flags.args {
 		domain, err := canonical(arg)
@@ -73,25 +74,21 @@ func (a *app) cache(ctx context.Context) (int, error) {
 			return 0, err
 		}
 		h, _, err := a.held(ctx, domain)
-		switch {
-		case errors.Is(err, control.ErrNothingHeld):
+		if errors.Is(err, control.ErrNothingHeld) {
 			a.say("%s: not in the cache", domain)
 			code = exitNotFound
 			continue
-		case err != nil:
-			return 0, a.hintPeer(err)
-		case h.Entry == nil && h.Damaged == "":
-			code = exitNotFound
-		}
-		if a.flags.json {
-			err = explain.WriteHeldJSON(a.stdout, &h)
-		} else {
-			if i > 0 {
-				fmt.Fprintln(a.stdout)
-			}
-			err = explain.WriteHeld(a.stdout, &h, time.Now())
 		}
 		if err != nil {
+			return 0, a.hintPeer(err)
+		}
+		if h.Entry == nil && h.Damaged == "" {
+			code = exitNotFound
+		}
+		if i > 0 && !a.flags.json {
+			fmt.Fprintln(a.stdout)
+		}
+		if err := write(&h); err != nil {
 			return 0, err
 		}
 	}
@@ -110,16 +107,14 @@ func (a *app) list(ctx context.Context) error {
 	default:
 		err = a.hintPeer(a.client.List(ctx, listing.Add))
 	}
-	if e := listing.Close(); err == nil {
-		err = e
-	}
+	err = cmp.Or(err, listing.Close())
 	if err == nil && listing.Count() == 0 {
 		a.say("the cache is empty")
 	}
-	if err == nil && !a.flags.json {
-		err = a.cacheNotes(ctx)
+	if err != nil || a.flags.json {
+		return err
 	}
-	return err
+	return a.cacheNotes(ctx)
 }
 
 // listFile lists the cache's file, page by page. The file is closed in between:

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // What the linker writes in: -ldflags "-X main.version=...".
@@ -118,8 +119,8 @@ func (a *app) fail(err error) int {
 		lines = append(lines, "hint: "+h.hint)
 	}
 	prefix := ""
-	if a.flags != nil && a.flags.mode == nil && isJournal(a.stderr, os.Getenv("JOURNAL_STREAM")) {
-		prefix = prefixError
+	if a.flags != nil && a.flags.mode == nil && text.IsJournal(a.stderr, os.Getenv("JOURNAL_STREAM")) {
+		prefix = text.JournalError
 	}
 	for _, line := range lines {
 		fmt.Fprintf(a.stderr, "%ssts-tlsmap: %s\n", prefix, line)

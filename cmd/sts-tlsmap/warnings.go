@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -33,13 +35,6 @@ func socketsOf(cfg *config.Config) sockets {
 	return s
 }
 
-// replace puts in the sockets of those keys.
-func (s sockets) replace(with sockets, keys []string) {
-	for _, key := range keys {
-		s[key] = with[key]
-	}
-}
-
 // warnings name settings that are allowed and seldom meant: of a daemon with
 // these sockets, some of which systemd passed in place of the keys overridden.
 func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []string) []string {
@@ -64,44 +59,41 @@ func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []
 }
 
 // folderWarnings name the folders that are missing and that the daemon needs.
-func folderWarnings(cfg *config.Config, overridden []string) []string {
-	var list []string
-	warn := func(key, path, unless string) {
-		if dir := filepath.Dir(path); !slices.Contains(overridden, key) && !isDir(dir) {
-			list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there%s", key, dir, unless))
+func folderWarnings(cfg *config.Config, overridden []string) (list []string) {
+	warn := func(key string, e endpoint.Endpoint) {
+		if dir := filepath.Dir(e.Address); e.Network == "unix" && !slices.Contains(overridden, key) && !isDir(dir) {
+			list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there", key, dir))
 		}
 	}
-	for _, e := range append(slices.Clone(cfg.Listen), cfg.Control) {
-		key := keyListen
-		if e == cfg.Control {
-			key = keyControl
-		}
-		if e.Network == "unix" {
-			warn(key, e.Address, ", unless systemd passes the sockets")
-		}
+	for _, e := range cfg.Listen {
+		warn(keyListen, e)
 	}
-	warn("cache.path", cfg.Cache.Path, "")
+	warn(keyControl, cfg.Control)
+	warn("cache.path", endpoint.Endpoint{Network: "unix", Address: cfg.Cache.Path})
 	return list
 }
 
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+// units are the socket units of keys.
+var units = map[string]string{
+	keyListen: "sts-tlsmap.socket", keyControl: "sts-tlsmap-control.socket", keyMetrics: "sts-tlsmap-metrics.socket",
+}
+
 // ignored names the keys that somebody set and that have no effect.
-func ignored(cfg *config.Config, s sockets, overridden []string) []string {
-	units := map[string]string{
-		keyListen: "sts-tlsmap.socket", keyControl: "sts-tlsmap-control.socket", keyMetrics: "sts-tlsmap-metrics.socket",
-	}
-	var list []string
+func ignored(cfg *config.Config, s sockets, overridden []string) (list []string) {
 	wanted, usual := socketsOf(cfg), socketsOf(config.Default())
 	for _, key := range overridden {
-		isOpen := func(e string) bool { return slices.Contains(s[key], e) }
-		if slices.Equal(wanted[key], usual[key]) || !slices.ContainsFunc(wanted[key], func(e string) bool { return !isOpen(e) }) {
+		isMissing := func(e string) bool { return !slices.Contains(s[key], e) }
+		if slices.Equal(wanted[key], usual[key]) || !slices.ContainsFunc(wanted[key], isMissing) {
 			continue
 		}
-		real := strings.Join(s[key], " ")
-		if real == "" {
-			real = "none"
-		}
 		list = append(list, fmt.Sprintf("%s: %s in the file has no effect, since systemd holds the sockets: %s; "+
-			"change that with systemctl edit %s, and take the key out of the file", key, strings.Join(wanted[key], " "), real, units[key]))
+			"change that with systemctl edit %s, and take the key out of the file",
+			key, strings.Join(wanted[key], " "), cmp.Or(strings.Join(s[key], " "), "none"), units[key]))
 	}
 	return list
 }

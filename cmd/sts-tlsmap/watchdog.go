@@ -28,9 +28,8 @@ func (s *service) watch(ctx context.Context) {
 	period, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		s.log.Warn("systemd's watchdog cannot be served", "err", err, "next", "see WatchdogSec= in the unit")
-		return
 	}
-	if period <= 0 {
+	if err != nil || period <= 0 {
 		return
 	}
 	beat(ctx, period/beatsPerPeriod, s.probe,
@@ -69,15 +68,18 @@ func beat(ctx context.Context, interval time.Duration, probe func(context.Contex
 // with a Postfix that was purged, or its mode lets only Postfix in. A restart
 // would not help. Where all are so, the maps are asked in their place.
 func (s *service) probe(ctx context.Context) error {
+	check := func(reply string, err error) error {
+		if err == nil && !strings.HasPrefix(reply, "NOTFOUND") {
+			err = fmt.Errorf("the reply for %s is %q", keeper.ProbeDomain, reply)
+		}
+		return err
+	}
 	reached := false
 	for _, l := range s.listeners.socketmap {
 		e := endpoint.Of(l.Addr())
-		reply, err := socketmap.Query(ctx, e, probeMap, keeper.ProbeDomain)
+		err := check(socketmap.Query(ctx, e, probeMap, keeper.ProbeDomain))
 		if e.Network == "unix" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {
 			continue
-		}
-		if err == nil {
-			err = checkProbe(reply)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", e, err)
@@ -87,12 +89,5 @@ func (s *service) probe(ctx context.Context) error {
 	if reached {
 		return nil
 	}
-	return checkProbe(string(s.maps.AppendReply(ctx, nil, []byte(probeMap), []byte(keeper.ProbeDomain))))
-}
-
-func checkProbe(reply string) error {
-	if !strings.HasPrefix(reply, "NOTFOUND") {
-		return fmt.Errorf("the reply for %s is %q", keeper.ProbeDomain, reply)
-	}
-	return nil
+	return check(string(s.maps.AppendReply(ctx, nil, []byte(probeMap), []byte(keeper.ProbeDomain))), nil)
 }

@@ -1,5 +1,6 @@
-// Package text makes strings from the network safe for people's terminals and
-// logs, and writes times and durations the way all output of the program does.
+// Package text is output for people: it makes strings from the network safe for
+// terminals and logs, writes times and durations the same way everywhere, draws
+// a progress bar, and marks log lines for the journal.
 package text
 
 import (

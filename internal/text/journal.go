@@ -1,4 +1,4 @@
-package main
+package text
 
 import (
 	"context"
@@ -10,11 +10,11 @@ import (
 	"syscall"
 )
 
-// newLogger returns a logger to f. The journal adds the time by itself; there
+// NewLogger returns a logger to f. The journal adds the time by itself; there
 // the lines come without, and with their priority.
-func newLogger(f *os.File, level slog.Leveler) *slog.Logger {
+func NewLogger(f *os.File, level slog.Leveler) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
-	if !isJournal(f, os.Getenv("JOURNAL_STREAM")) {
+	if !IsJournal(f, os.Getenv("JOURNAL_STREAM")) {
 		return slog.New(slog.NewTextHandler(f, o))
 	}
 	o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
@@ -27,15 +27,15 @@ func newLogger(f *os.File, level slog.Leveler) *slog.Logger {
 	return slog.New(&journalHandler{slog.NewTextHandler(out, o), out})
 }
 
-// prefixError is the prefix of sd-daemon(3) that marks a line as an error.
-const prefixError = "<3>"
+// JournalError is the prefix of sd-daemon(3) that marks a line as an error.
+const JournalError = "<3>"
 
 // prefixOf is the prefix of a level, so that journalctl -p warning shows what an
 // operator has to see.
 func prefixOf(l slog.Level) string {
 	switch {
 	case l >= slog.LevelError:
-		return prefixError
+		return JournalError
 	case l >= slog.LevelWarn:
 		return "<4>"
 	case l >= slog.LevelInfo:
@@ -79,10 +79,10 @@ func (p *prefixed) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// isJournal reports whether f is the stream that systemd says leads to the
+// IsJournal reports whether f is the stream that systemd says leads to the
 // journal: JOURNAL_STREAM is its device and inode (systemd.exec(5)). The
 // variable alone says nothing: children inherit it.
-func isJournal(f *os.File, stream string) bool {
+func IsJournal(f *os.File, stream string) bool {
 	st, err := f.Stat()
 	if err != nil || stream == "" {
 		return false
