@@ -1,6 +1,7 @@
 package dane
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -15,15 +16,18 @@ import (
 
 // A Report is a check with all that was seen on the way.
 type Report struct {
-	NextHop  NextHop
-	State    State
-	Why      string
-	MX       *Lookup  // nil if the next-hop is in brackets
-	Hosts    []*Host  // the most preferred first
-	Beyond   int      // listed hosts that were not looked at, since there are too many
-	Rest     []string // as Finding.Hosts
-	Unsigned bool     // the state rests on an answer that is not authenticated
+	NextHop NextHop
+	Finding Finding
+	MX      *Lookup // nil if the next-hop is in brackets
+	Hosts   []*Host // the most preferred first
+	Beyond  int     // listed hosts that were not looked at, since there are too many
+
+	unsigned bool     // the state rests on an answer that is not authenticated
+	lost     []string // the listed hosts that get no mail, since DANE protects others or lookups fail
 }
+
+// conclude notes what follows from the lookups.
+func (r *Report) conclude(s State, why string) { r.Finding = brief(s, why) }
 
 // A HostState is what came of the lookups at one host.
 type HostState uint8
@@ -52,22 +56,11 @@ func (s HostState) String() string { return hostStateNames[s] }
 type Host struct {
 	MXHost
 	State   HostState
-	Address []*Lookup // A, AAAA, in the order asked
-	Alias   *Lookup   // the CNAME at the host's name, where it was asked for by itself
-	TLSA    []*Lookup // at the final name, at the original name: those that were asked for
+	Lookups []*Lookup // in the order asked
 	Failed  *Lookup   // the lookup that made it HostFailed
 
 	unsigned bool      // State rests on an answer that is not authenticated
 	until    time.Time // State holds until then
-}
-
-// Lookups returns the lookups at the host, in the order asked.
-func (h *Host) Lookups() []*Lookup {
-	lookups := slices.Clone(h.Address)
-	if h.Alias != nil {
-		lookups = append(lookups, h.Alias)
-	}
-	return append(lookups, h.TLSA...)
 }
 
 // settled says whether what was found at the host was an answer.
@@ -77,9 +70,7 @@ func (h *Host) settled() bool {
 
 // hop returns the report as it is held.
 func (r *Report) hop() *hop {
-	f := brief(r.State, r.Why)
-	f.Hosts = r.Rest
-	held := new(hop)
+	held := &hop{finding: r.Finding}
 	least := keep(r.MX)
 	for _, h := range r.Hosts {
 		held.hosts = append(held.hosts, &Host{MXHost: h.MXHost, State: h.State, unsigned: h.unsigned, until: h.until})
@@ -87,19 +78,16 @@ func (r *Report) hop() *hop {
 			least = min(least, time.Until(h.until))
 		}
 	}
-	switch r.State {
+	switch r.Finding.State {
 	case Undecided, LookupFailed, SomeFailed, AddressesFailed:
 	default:
-		f.Until = time.Now().Add(max(least, minKeep))
+		held.finding.Until = time.Now().Add(max(least, minKeep))
 	}
-	held.finding = f
 	return held
 }
 
-// look makes a check of the hosts that are listed, and of known takes what
-// still holds. With all set, it asks for all addresses, and does not break off
-// when the state is clear.
-func (c *Checker) look(ctx context.Context, n NextHop, listed func(string) bool, known []*Host, all bool) *Report {
+// look checks the listed hosts, and of known takes what still holds.
+func (c *Checker) look(ctx context.Context, n NextHop, listed func(string) bool, known []*Host) *Report {
 	r := &Report{NextHop: n}
 	hosts := []MXHost{{Name: n.Host}}
 	if !n.Bracketed {
@@ -124,35 +112,34 @@ func (c *Checker) look(ctx context.Context, n NextHop, listed func(string) bool,
 			r.Hosts = append(r.Hosts, h)
 		}
 	}
-	c.lookAtHosts(ctx, r, all)
-	r.conclude()
+	c.lookAtHosts(ctx, r)
+	r.concludeFromHosts()
 	return r
 }
 
 // readMX reads the MX lookup. It returns nil if that decides already.
 func (r *Report) readMX() *MXSet {
 	if !r.MX.answered() {
-		r.State, r.Why = Undecided, "the MX lookup failed: "+r.MX.Err.Error() // RFC 7672, 2.1.2
+		r.conclude(Undecided, "the MX lookup failed: "+r.MX.Err.Error()) // RFC 7672, 2.1.2
 		return nil
 	}
 	set := readMX(r.NextHop.Host, r.MX.Answer)
-	r.Unsigned = r.MX.Security != Secure
+	r.unsigned = r.MX.Security != Secure
 	switch {
 	case set.NXDomain:
-		r.State, r.Why = NoMail, "the domain does not exist"
+		r.conclude(NoMail, "the domain does not exist")
 	case set.Null:
-		r.State, r.Why = NoMail, "the domain has a null MX"
-	case r.Unsigned: // RFC 7672, 2.2.1
-		r.State, r.Why = UnsignedMX, "the MX records are not authenticated"
+		r.conclude(NoMail, "the domain has a null MX")
+	case r.unsigned: // RFC 7672, 2.2.1
+		r.conclude(UnsignedMX, "the MX records are not authenticated")
 	default:
 		return set
 	}
 	return nil
 }
 
-// lookAtHosts looks at the hosts of r, some at once. When one has usable
-// records, the others get a little more time.
-func (c *Checker) lookAtHosts(ctx context.Context, r *Report, all bool) {
+// lookAtHosts looks at the hosts of r. One with usable records decides.
+func (c *Checker) lookAtHosts(ctx context.Context, r *Report) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var settle sync.Once
@@ -163,10 +150,10 @@ func (c *Checker) lookAtHosts(ctx context.Context, r *Report, all bool) {
 			continue
 		}
 		working.Go(func() error {
-			c.lookAtHost(ctx, h, r.NextHop.Port, all)
-			h.unsigned = slices.ContainsFunc(h.Lookups(), func(l *Lookup) bool { return l.Security == Insecure })
-			h.until = time.Now().Add(keep(h.Lookups()...))
-			if h.State == HostUsable && !all {
+			c.lookAtHost(ctx, h, r.NextHop.Port)
+			h.unsigned = slices.ContainsFunc(h.Lookups, func(l *Lookup) bool { return l.Security == Insecure })
+			h.until = time.Now().Add(keep(h.Lookups...))
+			if h.State == HostUsable {
 				settle.Do(func() { time.AfterFunc(settleTime, cancel) })
 			}
 			return nil
@@ -178,49 +165,51 @@ func (c *Checker) lookAtHosts(ctx context.Context, r *Report, all bool) {
 // lookAtHost follows RFC 7672, 2.2.2: addresses first; TLSA at the name that
 // its CNAMEs lead to, if all of them are authenticated, then at its own name,
 // if that one's CNAME is.
-func (c *Checker) lookAtHost(ctx context.Context, h *Host, port uint16, all bool) {
-	addresses := c.addresses(ctx, h, all)
+func (c *Checker) lookAtHost(ctx context.Context, h *Host, port uint16) {
+	addresses := c.addresses(ctx, h)
 	if addresses == nil {
 		return
 	}
 	alias := len(addresses.Answer.CNAMEs) > 0
 	if addresses.Security == Secure {
-		if c.tlsa(ctx, h, addresses.Answer.Name, port) || !alias {
-			return
+		if !c.tlsa(ctx, h, addresses.Answer.Name, port) && alias {
+			c.tlsa(ctx, h, h.Name, port)
 		}
-		c.tlsa(ctx, h, h.Name, port)
 		return
 	}
 	// Name servers of unsigned zones often fail on TLSA: not asked for.
-	h.State = HostInsecure
-	if !alias {
+	if h.State = HostInsecure; !alias {
 		return
 	}
-	h.Alias = c.lookup(ctx, h.Name, resolver.TypeCNAME)
-	switch {
-	case !h.Alias.answered():
-		h.fail(ctx, h.Alias)
-	case h.Alias.Security == Secure && h.Alias.found():
+	switch l := c.lookupAt(ctx, h, h.Name, resolver.TypeCNAME); {
+	case !l.answered():
+		h.fail(ctx, l)
+	case l.Security == Secure && l.found():
 		c.tlsa(ctx, h, h.Name, port)
 	}
 }
 
-// addresses asks for the addresses of h. It returns an answer that has some,
-// an authenticated one if there is; or nil if there is none, and says so in
-// the state of h. One family is enough: Postfix goes on with it, too. Where
-// nobody answers for one family, the other is not asked for.
-func (c *Checker) addresses(ctx context.Context, h *Host, all bool) *Lookup {
+// lookupAt asks a question about h.
+func (c *Checker) lookupAt(ctx context.Context, h *Host, name string, qtype resolver.Type) *Lookup {
+	l := c.lookup(ctx, name, qtype)
+	h.Lookups = append(h.Lookups, l)
+	return l
+}
+
+// addresses returns an answer with addresses of h, an authenticated one if there
+// is, or sets the state of h and returns nil. One family is enough, as it is for
+// Postfix. Where nobody answers for one, the other is not asked for.
+func (c *Checker) addresses(ctx context.Context, h *Host) *Lookup {
 	var best, failed *Lookup
 	for _, qtype := range []resolver.Type{resolver.TypeA, resolver.TypeAAAA} {
-		l := c.lookup(ctx, h.Name, qtype)
-		h.Address = append(h.Address, l)
+		l := c.lookupAt(ctx, h, h.Name, qtype)
 		switch {
 		case !l.answered():
 			failed = l
 		case l.found() && (best == nil || l.Security > best.Security):
 			best = l
 		}
-		if l.timedOut() || best != nil && best.Security == Secure && !all {
+		if l.timedOut() || best != nil && best.Security == Secure {
 			break
 		}
 	}
@@ -234,11 +223,9 @@ func (c *Checker) addresses(ctx context.Context, h *Host, all bool) *Lookup {
 	return best
 }
 
-// tlsa asks for the TLSA records of h at name. It returns false if there are
-// none there, so that another name may be asked for.
+// tlsa asks for the TLSA records of h at name. It is false if there are none.
 func (c *Checker) tlsa(ctx context.Context, h *Host, name string, port uint16) bool {
-	l := c.lookup(ctx, tlsaName(name, port), resolver.TypeTLSA)
-	h.TLSA = append(h.TLSA, l)
+	l := c.lookupAt(ctx, h, tlsaName(name, port), resolver.TypeTLSA)
 	switch {
 	case !l.answered():
 		h.fail(ctx, l)
@@ -254,8 +241,7 @@ func (c *Checker) tlsa(ctx context.Context, h *Host, name string, port uint16) b
 	return true
 }
 
-// fail notes a lookup that failed. One that was broken off says nothing of the
-// host.
+// fail notes a failed lookup. One that was broken off says nothing of the host.
 func (h *Host) fail(ctx context.Context, l *Lookup) {
 	h.State, h.Failed = HostFailed, l
 	if ctx.Err() != nil || l.Err == errPanic {
@@ -263,47 +249,47 @@ func (h *Host) fail(ctx context.Context, l *Lookup) {
 	}
 }
 
-// conclude makes the state of a next-hop from those of its listed hosts, whose
-// names are authenticated or came from the configuration.
-func (r *Report) conclude() {
+// concludeFromHosts makes the state of a next-hop from those of its listed hosts.
+func (r *Report) concludeFromHosts() {
 	count := make(map[HostState]int)
-	var failed *Host
+	var first *Host // of those where a lookup failed
+	var failed, without []string
 	onlyAddresses := true
 	for _, h := range r.Hosts {
 		count[h.State]++
-		r.Unsigned = r.Unsigned || h.unsigned
+		r.unsigned = r.unsigned || h.unsigned
 		switch h.State {
 		case HostNoTLSA, HostUnusable, HostInsecure:
-			r.Rest = append(r.Rest, h.Name)
+			without = append(without, h.Name)
 		case HostFailed:
-			failed = h
+			first = cmp.Or(first, h)
+			failed = append(failed, h.Name)
 			onlyAddresses = onlyAddresses && (h.Failed.Type == resolver.TypeA || h.Failed.Type == resolver.TypeAAAA)
 		}
 	}
 	switch {
 	case count[HostUsable] > 0:
-		r.State, r.Why = Usable, fmt.Sprintf("%d of %d hosts have usable TLSA records", count[HostUsable], len(r.Hosts)+r.Beyond-count[HostUnlisted])
+		r.conclude(Usable, fmt.Sprintf("%d of %d hosts have usable TLSA records", count[HostUsable], len(r.Hosts)+r.Beyond-count[HostUnlisted]))
+		r.lost = without
 	case count[HostUnknown] > 0:
-		r.State, r.Why = Undecided, "the lookups at its hosts took too long"
+		r.conclude(Undecided, "the lookups at its hosts took too long")
 	case r.Beyond > 0:
-		r.State, r.Why = Undecided, fmt.Sprintf("more than %d MX hosts, and no usable TLSA records at those", maxHosts)
-	case failed != nil && len(r.Rest) > 0:
-		r.State = SomeFailed
+		r.conclude(Undecided, fmt.Sprintf("more than %d MX hosts, and no usable TLSA records at those", maxHosts))
+	case first != nil && without == nil:
+		r.conclude(LookupFailed, fmt.Sprintf("a lookup at host %s failed: %v", first.Name, first.Failed.Err))
+	case first != nil:
+		r.conclude(SomeFailed, fmt.Sprintf("a lookup at host %s failed, and other hosts are without DANE: %v", first.Name, first.Failed.Err))
 		if onlyAddresses {
-			r.State = AddressesFailed
+			r.Finding.State = AddressesFailed
 		}
-		r.Why = fmt.Sprintf("a lookup at host %s failed, and other hosts are without DANE: %v", failed.Name, failed.Failed.Err)
-		return
-	case failed != nil:
-		r.State, r.Why = LookupFailed, fmt.Sprintf("a lookup at host %s failed: %v", failed.Name, failed.Failed.Err)
+		r.Finding.Hosts, r.lost = without, failed
 	case len(r.Hosts) == 0:
-		r.State, r.Why = Absent, "none of its MX records has a host name"
+		r.conclude(Absent, "none of its MX records has a host name")
 	case count[HostUnlisted] == len(r.Hosts):
-		r.State, r.Why = NoMail, "the policy lists none of its MX hosts"
+		r.conclude(NoMail, "the policy lists none of its MX hosts")
 	default:
-		r.State, r.Why = Absent, "no host has usable TLSA records: "+reasons(count)
+		r.conclude(Absent, "no host has usable TLSA records: "+reasons(count))
 	}
-	r.Rest = nil
 }
 
 // reasons counts the hosts without DANE by their states.

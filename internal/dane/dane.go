@@ -2,9 +2,8 @@
 // it for SMTP, and looks up MX hosts. It relies on the AD bit of a validating
 // resolver, and probes whether the resolver validates.
 //
-// It finds out only what keeps MTA-STS from overriding DANE (RFC 8461, 2). It
-// makes no connection and matches no certificate: the MTA does, after asking
-// the same questions.
+// It finds out only what keeps MTA-STS from overriding DANE (RFC 8461, 2): it
+// makes no connection and matches no certificate. The MTA does.
 package dane
 
 import (
@@ -20,6 +19,31 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+)
+
+const (
+	maxHosts        = 64  // MX hosts of a next-hop that are looked at, the most preferred first
+	hostsAtOnce     = 4   // of one next-hop
+	maxChecks       = 256 // checks and MX lookups under way; each asks at most hostsAtOnce questions at once
+	maxDomainChecks = 4   // of them, for the next-hops and ports of one domain
+	maxFindings     = 10_000
+
+	checkTime  = 15 * time.Second
+	settleTime = 2 * time.Second // for the lookups that are left when one has decided: they are for the log only
+
+	minKeep  = time.Minute // a finding is kept for the TTL of its records, at least so long
+	maxKeep  = time.Hour
+	failKeep = 30 * time.Second // after a failure: the MTA tries again in some minutes
+
+	probeTime  = 15 * time.Second
+	probeEvery = 10 * time.Minute // after a probe that found a validating resolver
+	probeRetry = time.Minute      // after one that did not; an older one does not vouch for a next-hop that gains DANE
+	probeLook  = 10 * time.Second // between two looks whether a probe is due
+
+	loggedHosts   = 8 // named in one line of the log
+	logsPerSecond = 5 // lines about single next-hops
+	logBurst      = 50
+	panicEvery    = time.Second // between two lines about panics
 )
 
 // A Resolver asks DNS questions; *resolver.Resolver is one.
@@ -55,8 +79,7 @@ func (n NextHop) String() string {
 	return s
 }
 
-// A State is what DANE says of a next-hop, and of its MX hosts that the policy
-// lists.
+// A State is what DANE says of a next-hop and its listed MX hosts.
 type State uint8
 
 // The states are the rows of the table in docs/decision.md. The zero value is
@@ -114,27 +137,26 @@ type Finding struct {
 // Options are what a Checker works with.
 type Options struct {
 	Resolver Resolver
-	Probe    ProbeNames   // zero: the names that DefaultProbeNames returns
+	Probe    ProbeNames   // zero: names of the public DNS
 	Log      *slog.Logger // nil: none
 }
 
-// A Checker checks next-hops and keeps what it finds for a while. It is safe
-// for concurrent use.
+// A Checker checks next-hops and keeps what it finds. It is safe for concurrent use.
 type Checker struct {
 	resolver Resolver
 	log      *slog.Logger
 	prober   prober
 	inUse    atomic.Bool // DANE is configured or was asked for
-	turns    turns
+	lies     atomic.Bool // the last probe found a resolver that sets AD on anything
+	turns    *turns
 
 	mu   sync.Mutex
 	hops *simplelru.LRU[NextHop, *entry]
 
-	counts       [states]atomic.Uint64 // checks made, by what they found
-	panics       atomic.Uint64
-	panicLines   rate.Sometimes
-	lines        *rate.Limiter // about single next-hops
-	linesDropped atomic.Uint64
+	counts     [states]atomic.Uint64 // checks made, by what they found
+	panics     atomic.Uint64
+	panicLines rate.Sometimes
+	lines      *rate.Limiter // about single next-hops
 }
 
 // New returns a Checker that has asked nothing yet.
@@ -146,7 +168,7 @@ func New(o Options) *Checker {
 	c := &Checker{
 		resolver: o.Resolver, log: o.Log, hops: hops,
 		prober:     prober{names: o.Probe},
-		turns:      turns{all: make(chan struct{}, maxChecks), domains: map[string]*domainTurns{}},
+		turns:      newTurns(),
 		panicLines: rate.Sometimes{Interval: panicEvery},
 		lines:      rate.NewLimiter(logsPerSecond, logBurst),
 	}
@@ -154,26 +176,24 @@ func New(o Options) *Checker {
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	if len(o.Probe.Signed)+len(o.Probe.Unsigned) == 0 {
-		c.prober.names = DefaultProbeNames()
+		c.prober.names = publicNames
 	}
 	return c
 }
 
-// Look checks a next-hop now and returns all that it saw, for -explain. It
-// asks for the addresses of both families, waits for all hosts, and keeps
+// Look checks a next-hop now and returns all that it saw, for -explain. It keeps
 // nothing. Probe tells whether the resolver validates, and must come before.
 func (c *Checker) Look(ctx context.Context, n NextHop, listed func(host string) bool) *Report {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	r := c.look(ctx, n.normal(), listed, nil, true)
+	r := c.look(ctx, n.normal(), listed, nil)
 	if v := c.Verdict().Verdict; v.proof() {
-		r.State, r.Why = NotValidating, v.String()
+		r.Finding = brief(NotValidating, v.String())
 	}
 	return r
 }
 
-// recovered notes a panic in a goroutine of this package, which would end the
-// daemon: mail would wait. Its caller is the deferred function.
+// recovered notes a panic that would have ended the daemon.
 func (c *Checker) recovered(work string, panicked any) {
 	c.panics.Add(1)
 	c.panicLines.Do(func() {
@@ -182,30 +202,19 @@ func (c *Checker) recovered(work string, panicked any) {
 	})
 }
 
-// mayLog says whether there is room in the log for one more line about a
-// next-hop.
-func (c *Checker) mayLog() bool {
-	if c.lines.Allow() {
-		return true
-	}
-	c.linesDropped.Add(1)
-	return false
-}
-
 // Stats are a Checker's numbers.
 type Stats struct {
-	Findings        [states]uint64 // checks made since the start, by State
-	Held            int            // next-hops of which something is held
-	Kept            int            // of them, those with a Finding that is Kept
-	Checking        int            // checks and MX lookups under way
-	Panics          uint64         // recovered from
-	LogLinesDropped uint64         // about single next-hops, for their number
-	Verdict         Verdict        // of the last probe of the resolver as it is configured now
+	Findings [states]uint64 // checks made since the start, by State
+	Held     int            // next-hops of which something is held
+	Kept     int            // of them, those with a Finding that is Kept
+	Checking int            // checks and MX lookups under way
+	Panics   uint64         // recovered from
+	Verdict  Verdict        // of the last probe of the resolver as it is configured now
 }
 
 // Stats returns the numbers. It asks nothing, and begins no probe.
 func (c *Checker) Stats() Stats {
-	s := Stats{Checking: len(c.turns.all), Panics: c.panics.Load(), LogLinesDropped: c.linesDropped.Load()}
+	s := Stats{Checking: len(c.turns.all), Panics: c.panics.Load()}
 	for i := range c.counts {
 		s.Findings[i] = c.counts[i].Load()
 	}

@@ -158,8 +158,8 @@ func TestOneDomainWithManyPortsCannotTakeAllTurns(t *testing.T) {
 		}
 		waiting.Wait()
 		time.Sleep(checkTime)
-		if n := len(c.turns.domains); n != 0 {
-			t.Errorf("%d domains have turns when all is over", n)
+		if n := c.Stats().Checking; n != 0 {
+			t.Errorf("%d checks when all is over", n)
 		}
 	})
 }
@@ -244,8 +244,8 @@ func TestNextHopsCannotFillTheLog(t *testing.T) {
 		}
 		lines := func() int { return strings.Count(log.String(), "hosts with TLSA records only") }
 		ask()
-		if n, dropped := lines(), c.Stats().LogLinesDropped; n != logBurst || dropped != domains-logBurst {
-			t.Errorf("%d lines, and %d dropped", n, dropped)
+		if n := lines(); n != logBurst {
+			t.Errorf("%d lines", n)
 		}
 		time.Sleep(time.Hour)
 		ask()

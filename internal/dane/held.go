@@ -2,15 +2,14 @@ package dane
 
 import (
 	"context"
-	"sync"
+	"hash/maphash"
 	"time"
 )
 
-// An entry is the place of a next-hop in memory. It is guarded by the
-// Checker's mutex.
+// An entry is the place of a next-hop, guarded by the Checker's mutex.
 type entry struct {
-	hop   *hop   // never nil, never changed
-	check *check // under way; nil if none is
+	hop     *hop          // never nil, never changed
+	running chan struct{} // closed at the end of the check under way; nil if there is none
 }
 
 // A hop is what is held of a next-hop: the last finding and what outlives it.
@@ -21,12 +20,8 @@ type hop struct {
 	logged     State // the log has the hosts that are lost in this state
 }
 
-// A check is one under way. Its hop is there when done is closed; nil if the
-// check panicked.
-type check struct {
-	done chan struct{}
-	hop  *hop
-}
+// doubtful says whether the finding rests on nothing but the resolver's word.
+func (h *hop) doubtful() bool { return h.finding.State.protects() && !h.protection.vouched }
 
 // fits says whether the finding was made for the hosts that are listed now.
 func (h *hop) fits(listed func(string) bool) bool {
@@ -44,53 +39,40 @@ func (h *hop) fits(listed func(string) bool) bool {
 // Undecided. Listed gets names in lower case, without a trailing dot.
 func (c *Checker) Check(ctx context.Context, n NextHop, listed func(host string) bool) Finding {
 	n = n.normal()
-	waited := false
-	for {
-		h, under := c.held(n)
-		if time.Now().Before(h.finding.Until) && h.fits(listed) {
-			return h.found(waited)
+	for waited := false; ; waited = true {
+		h, running := c.held(n)
+		if time.Now().Before(h.finding.Until) && h.fits(listed) && !(c.lies.Load() && h.doubtful()) {
+			f := h.finding
+			f.Waited = waited
+			return f
 		}
-		waited = true
-		if under == nil {
+		if running == nil {
 			release, ok := c.turns.take(ctx, n.Host)
 			if !ok {
 				return Finding{Why: "too many DANE checks are under way", Waited: true}
 			}
-			under = c.start(ctx, n, listed, h, release)
+			running = c.start(ctx, n, listed, h, release)
 		}
 		select {
-		case <-under.done:
+		case <-running:
 		case <-ctx.Done():
 			return Finding{Why: "the DANE lookups took too long", Waited: true}
-		}
-		switch {
-		case under.hop == nil:
-			return Finding{Why: errPanic.Error(), Waited: true}
-		case under.hop.fits(listed):
-			return under.hop.found(true)
 		}
 	}
 }
 
-func (h *hop) found(waited bool) Finding {
-	f := h.finding
-	f.Waited = waited
-	return f
-}
-
 // held returns what is held of a next-hop, and the check under way.
-func (c *Checker) held(n NextHop) (*hop, *check) {
+func (c *Checker) held(n NextHop) (h *hop, running <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.hops.Get(n); ok {
-		return e.hop, e.check
+		return e.hop, e.running
 	}
 	return new(hop), nil
 }
 
-// start starts a check, which calls release at its end. If another check has
-// begun or ended since seen was held, it returns that one.
-func (c *Checker) start(ctx context.Context, n NextHop, listed func(string) bool, seen *hop, release func()) *check {
+// start starts a check, unless one has begun or ended since seen was held.
+func (c *Checker) start(ctx context.Context, n NextHop, listed func(string) bool, seen *hop, release func()) (running <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e, ok := c.hops.Get(n)
@@ -98,102 +80,74 @@ func (c *Checker) start(ctx context.Context, n NextHop, listed func(string) bool
 		e = &entry{hop: seen}
 		c.hops.Add(n, e)
 	}
-	old := e.hop
-	run := &check{done: make(chan struct{})}
+	done := make(chan struct{})
 	switch {
-	case e.check != nil:
+	case e.running != nil:
 		release()
-		return e.check
-	case old != seen && time.Now().Before(old.finding.Until):
+		return e.running
+	case e.hop != seen:
 		release()
-		run.hop = old
-		close(run.done)
-		return run
+		close(done)
+		return done
 	}
-	e.check = run
+	e.running = done
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTime)
 	go func() {
 		defer release()
 		defer cancel()
-		defer func() {
-			if v := recover(); v != nil {
-				c.recovered("check", v)
-			}
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			e.check = nil
-			if run.hop != nil {
-				e.hop = run.hop
-			}
-			close(run.done)
-		}()
-		found := c.find(ctx, n, listed, old)
+		found := c.find(ctx, n, listed, seen)
 		c.counts[found.finding.State].Add(1)
-		run.hop = found
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		e.hop, e.running = found, nil
+		close(done)
 	}()
-	return run
+	return done
 }
 
-// Findings returns what is held of the next-hops with this host or domain, and
-// still counts. It asks nothing.
+// Findings returns what is held of the next-hops with this host or domain.
 func (c *Checker) Findings(host string) map[NextHop]Finding {
 	found := make(map[NextHop]Finding)
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, n := range c.hops.Keys() {
-		if n.Host != host {
-			continue
-		}
-		if e, ok := c.hops.Peek(n); ok && now.Before(e.hop.finding.Until) {
+		if e, ok := c.hops.Peek(n); ok && n.Host == host && now.Before(e.hop.finding.Until) {
 			found[n] = e.hop.finding
 		}
 	}
 	return found
 }
 
-// turns bound the checks and MX lookups under way, in all and for a domain.
+// turns bound the checks and MX lookups under way: in all, and for the domains
+// with one hash, so that one domain with many ports cannot take them all.
 type turns struct {
 	all     chan struct{}
-	mu      sync.Mutex
-	domains map[string]*domainTurns
+	seed    maphash.Seed
+	domains [1024]chan struct{}
 }
 
-type domainTurns struct {
-	taken chan struct{}
-	users int // under way and waiting
+func newTurns() *turns {
+	t := &turns{all: make(chan struct{}, maxChecks), seed: maphash.MakeSeed()}
+	for i := range t.domains {
+		t.domains[i] = make(chan struct{}, maxDomainChecks)
+	}
+	return t
 }
 
-// take waits for a turn, and is false if ctx ends first. Whoever waits for a
-// turn of the domain holds no other.
+// take waits for a turn, and is false if ctx ends first.
 func (t *turns) take(ctx context.Context, domain string) (release func(), ok bool) {
-	t.mu.Lock()
-	d := t.domains[domain]
-	if d == nil {
-		d = &domainTurns{taken: make(chan struct{}, maxDomainChecks)}
-		t.domains[domain] = d
-	}
-	d.users++
-	t.mu.Unlock()
-	leave := func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if d.users--; d.users == 0 {
-			delete(t.domains, domain)
-		}
-	}
+	ofDomain := t.domains[maphash.String(t.seed, domain)%uint64(len(t.domains))]
 	select {
-	case d.taken <- struct{}{}:
+	case ofDomain <- struct{}{}:
 	case <-ctx.Done():
-		leave()
 		return nil, false
 	}
 	select {
 	case t.all <- struct{}{}:
+		return func() { <-t.all; <-ofDomain }, true
 	case <-ctx.Done():
-		<-d.taken
-		leave()
+		<-ofDomain
 		return nil, false
 	}
-	return func() { <-t.all; <-d.taken; leave() }, true
 }

@@ -1,10 +1,19 @@
 package dane
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/asn1"
 	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
@@ -21,15 +30,7 @@ const (
 )
 
 func (s Security) String() string {
-	switch s {
-	case Bogus:
-		return "bogus"
-	case Insecure:
-		return "insecure"
-	case Secure:
-		return "secure"
-	}
-	return "indeterminate"
+	return [...]string{"indeterminate", "bogus", "insecure", "secure"}[s]
 }
 
 // A Lookup is a question and what came of it.
@@ -46,8 +47,7 @@ var (
 	errPanic     = errors.New("the lookup broke off")
 )
 
-// lookup asks a question. A name that is too long for the DNS is proven not to
-// exist; another one that cannot be asked for is a lookup that failed.
+// lookup asks a question.
 func (c *Checker) lookup(ctx context.Context, name string, qtype resolver.Type) (l *Lookup) {
 	l = &Lookup{Name: name, Type: qtype}
 	defer func() {
@@ -68,17 +68,13 @@ func (c *Checker) lookup(ctx context.Context, name string, qtype resolver.Type) 
 		l.Err = &resolver.Error{Name: name, Type: qtype, Kind: resolver.KindServFail, Err: errUnvouched}
 	case l.Err == nil:
 		l.Security = Insecure
-	case errors.Is(l.Err, resolver.ErrNameTooLong):
-		l.Security, l.Err = Secure, nil
-		l.Answer = &resolver.Answer{Name: name, NXDomain: true, Authenticated: true, TTL: maxKeep}
 	case errors.As(l.Err, &e) && e.Kind == resolver.KindServFail:
 		l.Security = Bogus
 	}
 	return l
 }
 
-// answered says whether there is an answer that counts, of records or of their
-// absence.
+// answered says whether there is an answer that counts, or a denial.
 func (l *Lookup) answered() bool { return l.Security == Secure || l.Security == Insecure }
 
 // found says whether there is an answer with records.
@@ -99,4 +95,95 @@ func keep(lookups ...*Lookup) time.Duration {
 		}
 	}
 	return least
+}
+
+// tlsaName returns where the TLSA records of a host are (RFC 7672, 2.2.3).
+func tlsaName(host string, port uint16) string { return fmt.Sprintf("_%d._tcp.%s", port, host) }
+
+// UsableRecord says whether a TLSA record can authenticate an SMTP server: its
+// usage is DANE-TA(2) or DANE-EE(3), its selector Cert(0) or SPKI(1). The PKIX
+// usages cannot: there is no agreed list of authorities (RFC 7672, 3.1.3).
+func UsableRecord(rr resolver.TLSA) bool {
+	if rr.Usage != 2 && rr.Usage != 3 || rr.Selector > 1 {
+		return false
+	}
+	switch rr.MatchingType {
+	case 0: // Full
+		return isDER(rr.Data)
+	case 1: // SHA2-256
+		return len(rr.Data) == sha256.Size
+	case 2: // SHA2-512
+		return len(rr.Data) == sha512.Size
+	}
+	return false
+}
+
+// isDER says whether b is one DER sequence, as certificates and public keys are. To
+// discard a record that the MTA can use would have MTA-STS override DANE.
+func isDER(b []byte) bool {
+	var v asn1.RawValue
+	rest, err := asn1.Unmarshal(b, &v)
+	return err == nil && len(rest) == 0 && v.Class == asn1.ClassUniversal && v.Tag == asn1.TagSequence && v.IsCompound && len(v.Bytes) > 0
+}
+
+// An MXHost is one host of an MX RRset.
+type MXHost struct {
+	Name       string // lower case, no trailing dot
+	Preference uint16
+}
+
+// An MXSet is what the DNS says about the mail hosts of a domain.
+type MXSet struct {
+	Hosts    []MXHost // the most preferred first, equals by name
+	Null     bool     // a null MX: the domain takes no mail (RFC 7505)
+	NXDomain bool     // the domain does not exist
+}
+
+// MX looks up the mail hosts of a domain, at most 64. Their names are host
+// names as Postfix takes them. The error is that of the lookup, or of ctx.
+func (c *Checker) MX(ctx context.Context, domain string) (*MXSet, error) {
+	release, ok := c.turns.take(ctx, domain)
+	if !ok {
+		return nil, fmt.Errorf("too many MX lookups are under way: %w", context.Cause(ctx))
+	}
+	defer release()
+	l := c.lookup(ctx, domain, resolver.TypeMX)
+	if l.Answer == nil {
+		return nil, l.Err
+	}
+	s := readMX(domain, l.Answer) // authenticated or not: the policy says which of the hosts count
+	s.Hosts = s.Hosts[:min(len(s.Hosts), maxHosts)]
+	return s, nil
+}
+
+// readMX reads the MX records of a domain. It drops names that are no host names.
+func readMX(domain string, a *resolver.Answer) *MXSet {
+	switch {
+	case a.NXDomain:
+		return &MXSet{NXDomain: true}
+	case len(a.MX) == 0: // RFC 5321, 5.1
+		return &MXSet{Hosts: []MXHost{{Name: domain}}}
+	case !slices.ContainsFunc(a.MX, func(mx resolver.MX) bool { return mx.Host != "." }):
+		return &MXSet{Null: true} // RFC 7505, 3; the root among hosts is just no host
+	}
+	s := new(MXSet)
+	records := slices.Clone(a.MX)
+	slices.SortFunc(records, func(a, b resolver.MX) int {
+		return cmp.Or(cmp.Compare(a.Preference, b.Preference), strings.Compare(a.Host, b.Host))
+	})
+	seen := make(map[string]bool, len(records))
+	for _, mx := range records {
+		if !seen[mx.Host] && isHostName(mx.Host) {
+			s.Hosts = append(s.Hosts, MXHost{mx.Host, mx.Preference})
+		}
+		seen[mx.Host] = true
+	}
+	return s
+}
+
+// isHostName says whether Postfix looks s up as a host name: with underscores, too,
+// and with a number at its end, but not an address.
+func isHostName(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err != nil && hostname.Labels(s, hostname.Underscore) > 0
 }

@@ -90,7 +90,7 @@ func TestAPanicInAProbeIsAProbeWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, c := mined(new(bytes.Buffer))
 		b.arm(resolver.TypeSOA)
-		if p := c.Probe(t.Context()); p.Verdict != NoVerdict || p.When.IsZero() || len(p.Lookups) != 2 || p.Lookups[0].Err == nil {
+		if p := c.Probe(t.Context()); p.Verdict != NoVerdict || p.Began.IsZero() || len(p.Lookups) != 2 || p.Lookups[0].Err == nil {
 			t.Errorf("%+v", p)
 		}
 		b.arm()

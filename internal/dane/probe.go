@@ -46,24 +46,16 @@ type ProbeNames struct {
 	Unsigned []string
 }
 
-// DefaultProbeNames returns names of the public DNS. Of the signed ones, all
-// must come without AD before that proves anything: a resolver with its own
-// copy of the root serves that one without. The unsigned ones are unsigned by
-// their specification (RFC 8375; RFC 6303).
-func DefaultProbeNames() ProbeNames {
-	return ProbeNames{
-		Signed:   []string{".", "com", "org"},
-		Unsigned: []string{"home.arpa", "10.in-addr.arpa"},
-	}
-}
+// publicNames are names of the public DNS. There are several signed ones, since a
+// resolver with its own copy of the root serves that one without AD. The unsigned
+// ones are so by their specification (RFC 8375; RFC 6303).
+var publicNames = ProbeNames{Signed: []string{".", "com", "org"}, Unsigned: []string{"home.arpa", "10.in-addr.arpa"}}
 
 // A Probe is the outcome of a probe.
 type Probe struct {
 	Verdict Verdict
-	When    time.Time // zero: there was none yet
+	Began   time.Time // zero: there was none yet
 	Lookups []*Lookup // the questions asked
-
-	began time.Time
 }
 
 // A prober keeps the last outcome.
@@ -78,8 +70,7 @@ type prober struct {
 }
 
 // Verdict returns the outcome of the last probe of the resolver as it is
-// configured now, and starts a new one when it is due: from then on, Run does
-// too. It does not wait.
+// configured now, and starts a new one when it is due. It does not wait.
 func (c *Checker) Verdict() Probe {
 	c.inUse.Store(true)
 	p := &c.prober
@@ -90,18 +81,14 @@ func (c *Checker) Verdict() Probe {
 	if last.Verdict == Validates {
 		again = probeEvery
 	}
-	switch {
-	case last.Verdict == NotBelieved:
-		c.logVerdict(NotBelieved)
-	case last.When.IsZero() || time.Since(last.When) >= again:
+	if time.Since(last.Began) >= again {
 		c.startProbe()
 	}
 	return last
 }
 
-// Run probes the resolver when that is due until ctx ends, once Verdict has
-// been called for the first time: a changed resolv.conf, and a failed probe, do
-// not wait for the next lookup.
+// Run probes the resolver when that is due, without lookups, too, once Verdict has
+// been called for the first time. It ends with ctx.
 func (c *Checker) Run(ctx context.Context) {
 	tick := time.NewTicker(probeLook)
 	defer tick.Stop()
@@ -124,25 +111,18 @@ func (c *Checker) Probe(ctx context.Context) Probe {
 	return probe
 }
 
-// probeSince returns the outcome of a probe of the resolver as it is configured
-// now that began at that time or later: the last one, or a new one. It is false
-// if ctx ends first.
+// probeSince returns the outcome of the last probe if it began at that time or
+// later, or of a new one. It is false if ctx ends first.
 func (c *Checker) probeSince(ctx context.Context, began time.Time) (Probe, bool) {
 	p := &c.prober
 	for {
 		p.mu.Lock()
-		last := c.lastProbe()
-		var running <-chan struct{}
-		switch {
-		case last.Verdict == NotBelieved:
-			c.logVerdict(NotBelieved)
-		case last.When.IsZero() || last.began.Before(began):
-			running = c.startProbe()
-		}
-		p.mu.Unlock()
-		if running == nil {
+		if last := c.lastProbe(); !last.Began.Before(began) {
+			p.mu.Unlock()
 			return last, true
 		}
+		running := c.startProbe()
+		p.mu.Unlock()
 		select {
 		case <-running:
 		case <-ctx.Done():
@@ -155,16 +135,18 @@ func (c *Checker) probeSince(ctx context.Context, began time.Time) (Probe, bool)
 // resolver as it is configured now. The caller holds the mutex.
 func (c *Checker) lastProbe() Probe {
 	switch {
-	case !c.resolver.TrustsAD():
-		return Probe{Verdict: NotBelieved, When: time.Now()} // there is nothing to ask
+	case !c.resolver.TrustsAD(): // there is nothing to ask
+		if c.inUse.Load() {
+			c.logVerdict(NotBelieved)
+		}
+		return Probe{Verdict: NotBelieved, Began: time.Now()}
 	case c.resolver.Generation() != c.prober.generation:
 		return Probe{}
 	}
 	return c.prober.last
 }
 
-// startProbe starts a probe, unless one is under way, and returns what is
-// closed at its end. The caller holds the mutex.
+// startProbe starts a probe, unless one is under way. The caller holds the mutex.
 func (c *Checker) startProbe() <-chan struct{} {
 	p := &c.prober
 	if p.running != nil {
@@ -172,17 +154,14 @@ func (c *Checker) startProbe() <-chan struct{} {
 	}
 	done := make(chan struct{})
 	p.running = done
-	generation, probe := c.resolver.Generation(), Probe{began: time.Now()}
+	generation, probe := c.resolver.Generation(), Probe{Began: time.Now()}
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), probeTime)
 		defer cancel()
 		probe.Lookups, probe.Verdict = c.probe(ctx)
-		if probe.Verdict == FalseAD {
-			c.doubt()
-		}
+		c.lies.Store(probe.Verdict == FalseAD)
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		probe.When = time.Now()
 		p.last, p.generation, p.running = probe, generation, nil
 		c.logVerdict(probe.Verdict)
 		close(done)
@@ -190,8 +169,7 @@ func (c *Checker) startProbe() <-chan struct{} {
 	return done
 }
 
-// logVerdict logs a verdict that differs from the last one. The caller holds
-// the mutex.
+// logVerdict logs a verdict unless the log has it. The caller holds the mutex.
 func (c *Checker) logVerdict(v Verdict) {
 	p := &c.prober
 	if p.logged != nil && *p.logged == v {

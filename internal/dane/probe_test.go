@@ -68,7 +68,7 @@ func TestAResolverProvenNotToValidateIsNotAskedForDANE(t *testing.T) {
 			if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != NotValidating || f.questions() != 0 {
 				t.Errorf("%+v after %d questions", got, f.questions())
 			}
-			if r := c.Look(t.Context(), NextHop{Host: "example.com"}, everyHost); r.State != NotValidating || r.MX == nil {
+			if r := c.Look(t.Context(), NextHop{Host: "example.com"}, everyHost); r.Finding.State != NotValidating || r.MX == nil {
 				t.Errorf("report %+v", r)
 			}
 		})
@@ -80,7 +80,7 @@ func TestAProbeWithoutAnAnswerSwitchesNothingOffAndIsRepeated(t *testing.T) {
 		f := newFake().set("signed.test", "SOA", reply{delay: time.Hour})
 		daneDomain(f, "example.com")
 		c := checker(f)
-		if p := c.Probe(t.Context()); p.Verdict != NoVerdict || p.When.IsZero() {
+		if p := c.Probe(t.Context()); p.Verdict != NoVerdict || p.Began.IsZero() {
 			t.Errorf("probe %+v", p)
 		}
 		if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != Usable {

@@ -19,7 +19,13 @@ type protection struct {
 }
 
 // find checks a next-hop. The result takes the place of old.
-func (c *Checker) find(ctx context.Context, n NextHop, listed func(string) bool, old *hop) *hop {
+func (c *Checker) find(ctx context.Context, n NextHop, listed func(string) bool, old *hop) (found *hop) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.recovered("check", v)
+			found = &hop{finding: brief(Undecided, errPanic.Error()), protection: old.protection, logged: old.logged}
+		}
+	}()
 	if v := c.Verdict().Verdict; v.proof() {
 		return c.keepStronger(n, old, notValidating(v), v)
 	}
@@ -27,26 +33,26 @@ func (c *Checker) find(ctx context.Context, n NextHop, listed func(string) bool,
 	if time.Now().Before(old.finding.Until) {
 		known = old.hosts // the policy lists others now
 	}
-	r := c.look(ctx, n, listed, known, false)
-	found := r.hop()
+	r := c.look(ctx, n, listed, known)
+	state := r.Finding.State
+	found = r.hop()
 	found.logged = old.logged
 	switch {
-	case r.State == Undecided:
+	case state == Undecided:
 		found.protection, found.finding.Kept = old.protection, old.finding.Kept // an outage does not end it
-	case r.State.protects():
+	case state.protects():
 		found = c.gainedDANE(ctx, n, old, found)
 	case old.protection.state.protects():
-		found = c.lostDANE(ctx, n, old, found, r.Unsigned)
+		found = c.lostDANE(ctx, n, old, found, r.unsigned)
 	}
-	if found.finding.State == r.State && found.logged != r.State && c.logLost(n, r) {
-		found.logged = r.State
+	if found.finding.State == state && found.logged != state && c.logLost(n, r) {
+		found.logged = state
 	}
 	return found
 }
 
-// gainedDANE returns found with its protection, if the resolver may be
-// believed. A probe of the last minute admits a state, so that not every new
-// domain costs one; only a probe that began later vouches for it.
+// gainedDANE returns found with its protection, if the resolver may be believed.
+// A probe of the last minute admits it; only a later one vouches for it.
 func (c *Checker) gainedDANE(ctx context.Context, n NextHop, old, found *hop) *hop {
 	now := time.Now()
 	p := protection{state: found.finding.State, since: old.protection.since, vouched: old.protection.vouched}
@@ -70,14 +76,14 @@ func (c *Checker) gainedDANE(ctx context.Context, n NextHop, old, found *hop) *h
 		case probe.Verdict.proof():
 			return c.keepStronger(n, old, notValidating(probe.Verdict), probe.Verdict)
 		}
-		p.vouched = probe.Verdict == Validates && !probe.began.Before(p.since)
+		p.vouched = probe.Verdict == Validates && !probe.Began.Before(p.since)
 	}
 	found.protection = p
 	return found
 }
 
-// lostDANE returns what to make of found, which is without DANE, for a next-hop
-// that had it. Unsigned says that found rests on an unauthenticated answer.
+// lostDANE returns found, which is without DANE, for a next-hop that had it, or
+// what is kept. Unsigned says that found rests on an unauthenticated answer.
 func (c *Checker) lostDANE(ctx context.Context, n NextHop, old, found *hop, unsigned bool) *hop {
 	v := c.Probe(ctx).Verdict
 	switch {
@@ -99,7 +105,7 @@ func (c *Checker) keepStronger(n NextHop, old, found *hop, v Verdict) *hop {
 	if !p.state.protects() || v == Validates || v == FalseAD && !p.vouched {
 		return found
 	}
-	if (!old.finding.Kept || p.because != v) && c.mayLog() {
+	if (!old.finding.Kept || p.because != v) && c.lines.Allow() {
 		c.log.Error("next-hop keeps its DANE state: its answers are no longer authenticated", "domain", n.Host, "resolver", v.String(),
 			"next", "have the resolver validate again: sts-tlsmap -check says when it does; until then mail to the domain may wait")
 	}
@@ -113,8 +119,7 @@ func (c *Checker) keepStronger(n NextHop, old, found *hop, v Verdict) *hop {
 	return kept
 }
 
-// notValidating is what is found under a verdict that proves that nothing can
-// be known.
+// notValidating is what is found under a proof against the resolver.
 func notValidating(v Verdict) *hop { return &hop{finding: brief(NotValidating, v.String())} }
 
 // brief returns a finding that is kept for a short time.
@@ -122,43 +127,16 @@ func brief(s State, why string) Finding {
 	return Finding{State: s, Why: why, Until: time.Now().Add(failKeep)}
 }
 
-// doubt ends the findings that rest on nothing but the word of a resolver that
-// has turned out to set AD on anything.
-func (c *Checker) doubt() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, e := range c.hops.Values() {
-		if e.hop.finding.State.protects() && !e.hop.protection.vouched {
-			doubted := *e.hop
-			doubted.finding.Until = time.Time{}
-			e.hop = &doubted
-		}
-	}
-}
-
-// logLost says which hosts of a next-hop get no mail, the first few by name. It
-// is false if that was not said: there are none, or there is no room in the log.
+// logLost logs which hosts of a next-hop get no mail. It is false if there are
+// none, or there is no room in the log.
 func (c *Checker) logLost(n NextHop, r *Report) bool {
-	var lost []string
-	for _, h := range r.Hosts {
-		switch h.State {
-		case HostNoTLSA, HostUnusable, HostInsecure:
-			if r.State == Usable {
-				lost = append(lost, h.Name)
-			}
-		case HostFailed:
-			if r.State == SomeFailed || r.State == AddressesFailed {
-				lost = append(lost, h.Name)
-			}
-		}
-	}
-	if len(lost) == 0 || !c.mayLog() {
+	if len(r.lost) == 0 || !c.lines.Allow() {
 		return false
 	}
 	what := "DNS lookups fail at some MX hosts of the policy: no mail goes to them"
-	if r.State == Usable {
+	if r.Finding.State == Usable {
 		what = "mail goes to the hosts with TLSA records only"
 	}
-	c.log.Warn(what, "domain", n.Host, "skipped", len(lost), "hosts", lost[:min(len(lost), loggedHosts)])
+	c.log.Warn(what, "domain", n.Host, "skipped", len(r.lost), "hosts", r.lost[:min(len(r.lost), loggedHosts)])
 	return true
 }

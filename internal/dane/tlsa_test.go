@@ -11,7 +11,7 @@ import (
 func TestRFC7672_3_1_UsableRecords(t *testing.T) {
 	sha256, sha512 := strings.Repeat("ab", 32), strings.Repeat("ab", 64)
 	der := hex.EncodeToString([]byte{0x30, 3, 2, 1, 5})
-	right := map[uint8][]string{matchingFull: {der}, matchingSHA256: {sha256}, matchingSHA512: {sha512}}
+	right := map[uint8][]string{0: {der}, 1: {sha256}, 2: {sha512}}
 	data := []string{"", "00", "3000", "3003020105ff", "30030201", "020105", sha256[2:], sha256 + "00", sha256, sha512[2:], sha512, der}
 	for usage := range uint8(6) {
 		for selector := range uint8(4) {

@@ -165,14 +165,14 @@ func (r *Report) lookUpDANE(ctx context.Context, hop mta.NextHop, s Sources) {
 
 // report takes over what a check saw.
 func (d *DANE) report(r *dane.Report) {
-	d.finding = dane.Finding{State: r.State, Why: r.Why, Hosts: r.Rest}
+	d.finding = r.Finding
 	if r.MX != nil {
 		d.MX = new(d.lookup(r.MX))
 	}
 	d.Beyond = r.Beyond
 	for _, h := range r.Hosts {
 		host := DANEHost{Name: h.Name, Preference: h.Preference, State: h.State.String()}
-		for _, l := range h.Lookups() {
+		for _, l := range h.Lookups {
 			host.Lookups = append(host.Lookups, d.lookup(l))
 		}
 		d.Hosts = append(d.Hosts, host)

@@ -119,7 +119,6 @@ var metrics = []metric{
 		put(float64(s.Keeper.RechecksDropped), "recheck")
 		put(float64(s.Keeper.UrgentDropped), "fetch")
 		put(float64(s.Keeper.LogLinesDropped), "log-line")
-		put(float64(s.DANE.LogLinesDropped), "dane-log-line")
 	}),
 	counters("panics_total", "Panics survived; each is a bug, and in the log.", "in", func(s *scrape, put put) {
 		put(float64(s.Keeper.Panics), "keeper")

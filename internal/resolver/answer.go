@@ -30,9 +30,8 @@ const (
 
 func (t Type) String() string { return dns.Type(t).String() }
 
-// An Answer is what the DNS says about a name and type: records, or that there
-// are none. Everything else is an *Error. Of the records, the field for the
-// type that was asked for is set.
+// An Answer is what the DNS says about a name and type: records, in the field for
+// the type, or that there are none. Everything else is an *Error.
 type Answer struct {
 	Name     string   // the name at the end of the CNAMEs: lower case, no trailing dot, escaped as in a zone file
 	CNAMEs   []string // the names the chain passed through, the asked one first; empty without a CNAME
@@ -48,14 +47,15 @@ type Answer struct {
 	// the server that gave it is trusted to validate; otherwise false.
 	Authenticated bool
 
-	// AfterServFail says that a server that is trusted to validate said
-	// SERVFAIL, and another one gave the answer or a part of it: the data may
-	// be bogus.
+	// AfterServFail says that a trusted server said SERVFAIL, and another one
+	// gave the answer or a part of it: the data may be bogus.
 	AfterServFail bool
 
-	// TTL is how long the answer may be kept: the least of the CNAMEs and
-	// the records, or the negative TTL of RFC 2308. Zero if unknown.
+	// TTL is the least of the CNAMEs and the records, or the negative TTL of
+	// RFC 2308. Zero if unknown.
 	TTL time.Duration
+
+	more bool // the server left the end of the CNAMEs to us
 }
 
 // An MX is the data of an MX record.
@@ -126,8 +126,7 @@ func (a *Answer) addAddr(ip []byte) {
 	}
 }
 
-// unescape returns the bytes of a TXT record, which miekg/dns escapes as in a
-// zone file: \" and \\ stand for the character, and \DDD for a byte.
+// unescape takes back the escapes of a zone file: \", \\ and \DDD.
 func unescape(s string) string {
 	if !strings.Contains(s, `\`) {
 		return s
@@ -145,4 +144,55 @@ func unescape(s string) string {
 		out = append(out, s[i])
 	}
 	return string(out)
+}
+
+// A Kind says in which way a query failed.
+type Kind uint8
+
+// The ways in which a query fails.
+const (
+	KindTimeout     Kind = iota + 1 // no server answered in time
+	KindServFail                    // SERVFAIL: a broken zone, or data that does not validate
+	KindRefused                     // REFUSED, NOTIMP, FORMERR and other codes that are no answer
+	KindMalformed                   // an answer that is no DNS message, or contradicts itself
+	KindUnreachable                 // no server could be reached: connection refused, no route, no descriptors. The fault is ours
+	KindCanceled                    // the caller's context ended
+	KindName                        // the name cannot be asked for
+	kinds
+)
+
+var kindWords = [kinds]string{"unknown failure", "no answer in time", "SERVFAIL", "refused", "malformed answer", "server unreachable", "given up", "not a DNS name"}
+
+func (k Kind) String() string { return kindWords[k] }
+
+// An Error is a query that got no answer. Its text is printable.
+type Error struct {
+	Name   string // the name asked for
+	Type   Type   // the type asked for
+	Kind   Kind
+	Server string // of several that failed, the one that said most
+	Err    error  // what went wrong; may be nil
+}
+
+func (e *Error) Error() string {
+	s := fmt.Sprintf("DNS %s %s: %s", e.Type, e.Name, e.Kind)
+	if e.Server != "" {
+		s += " (server " + e.Server + ")"
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the underlying error.
+func (e *Error) Unwrap() error { return e.Err }
+
+// worse returns the error that says more about the question, the newer of equals.
+func worse(a, b *Error) *Error {
+	weight := [kinds]int{KindServFail: 4, KindMalformed: 3, KindRefused: 2, KindTimeout: 1}
+	if a != nil && weight[a.Kind] > weight[b.Kind] {
+		return a
+	}
+	return b
 }

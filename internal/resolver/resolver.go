@@ -1,8 +1,7 @@
-// Package resolver is a DNS client. It asks the configured servers or those of
-// resolv.conf over UDP with EDNS0, over TCP when the answer is truncated, and
-// the next server on failure. It follows CNAMEs, and takes the AD bit from
-// servers that may be believed. It keeps no answers and validates nothing: the
-// recursive server does. Types of the DNS library stay inside.
+// Package resolver is a DNS client: it asks the configured servers or those of
+// resolv.conf, follows CNAMEs, and takes the AD bit from servers that may be
+// believed. It keeps no answers and validates nothing: the recursive server does.
+// Types of the DNS library stay inside.
 package resolver
 
 import (
@@ -11,13 +10,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 const (
@@ -35,10 +35,8 @@ const (
 	maxName = 255                // bytes of a name on the wire (RFC 1035, 2.3.4)
 	maxTTL  = 7 * 24 * time.Hour // a longer one is cut down to it (RFC 8767, 4)
 
-	// udpSize is what we announce: what passes everywhere without fragments.
-	// Servers that send more are read up to udpBuffer.
-	udpSize   = 1232
-	udpBuffer = 4096
+	udpSize   = 1232 // bytes of a datagram that we announce: they pass everywhere without fragments
+	udpBuffer = 4096 // and that we read
 
 	maxResolvConf  = 64 << 10
 	resolvConfLook = 3 * time.Second // between two looks at resolv.conf
@@ -49,8 +47,7 @@ const (
 	restTime  = 30 * time.Second
 )
 
-// A Config says whom to ask and whom to believe. The zero value asks the
-// servers of /etc/resolv.conf.
+// A Config says whom to ask and whom to believe.
 type Config struct {
 	Servers    []string      // "127.0.0.1:53", "[::1]:53", "fe80::1%eth0"; port 53 if not given; empty: those of ResolvConf
 	ResolvConf string        // default /etc/resolv.conf; read again when it changes
@@ -71,15 +68,13 @@ type Resolver struct {
 	list       atomic.Pointer[serverList]
 	generation atomic.Uint64
 
-	reading  sync.Mutex  // guards what follows
-	lookedAt time.Time   // when resolv.conf was last looked at
-	seen     os.FileInfo // the resolv.conf that was last read; nil: it was absent
-	broken   bool        // it could not be read when last looked at
+	reading sync.Mutex // guards what follows
+	readAt  time.Time  // when resolv.conf was last read
+	broken  bool       // it could not be read, and the log has that
 }
 
-// New returns a resolver for c. It fails on a server that is no address, and
-// on a resolv.conf that exists and cannot be read; an absent one stands for a
-// server on this machine, as it does to libc.
+// New returns a resolver for c. It fails on a server that is no address, and on a
+// resolv.conf that exists and cannot be read.
 func New(c Config) (*Resolver, error) { return newResolver(c, 53) }
 
 func newResolver(c Config, port uint16) (*Resolver, error) {
@@ -102,12 +97,9 @@ func newResolver(c Config, port uint16) (*Resolver, error) {
 		r.list.Store(newList(c, addrs, ResolvConf{}))
 		return r, nil
 	}
-	l, seen, err := r.readFile()
-	if err != nil {
+	if err := r.readAgain(); err != nil {
 		return nil, fmt.Errorf("resolver configuration: %w", err)
 	}
-	r.seen, r.lookedAt = seen, time.Now()
-	r.list.Store(l)
 	return r, nil
 }
 
@@ -116,40 +108,38 @@ func (r *Resolver) Servers() []netip.AddrPort { return r.servers().addrs() }
 
 // TrustsAD says whether the AD bit of the servers is believed: by
 // Config.TrustAD, or as libc has it, when all of them are on loopback or
-// resolv.conf has `options trust-ad`. It is all or none: the MTA asks them too,
-// and has no finer rule.
+// resolv.conf has `options trust-ad`.
 func (r *Resolver) TrustsAD() bool { return r.servers().trustAD }
 
-// Generation counts the changes of the servers, and of the trust in them,
-// since New.
+// Generation counts the changes of the servers and of the trust in them.
 func (r *Resolver) Generation() uint64 {
 	r.servers()
 	return r.generation.Load()
 }
 
-// Query asks for the records of a type at name, and follows CNAMEs. It returns
-// an *Error when there is no answer. It ends within 30 s. The name may be one
-// from an answer.
+// Query asks for the records of a type at name, which may be one from an answer.
+// The error is an *Error. It ends within 30 s.
 func (r *Resolver) Query(ctx context.Context, name string, qtype Type) (*Answer, error) {
 	asked, err := questionName(name)
-	if err != nil {
-		return nil, &Error{Name: name, Type: qtype, Kind: KindName, Err: err}
+	switch {
+	case errors.Is(err, dns.ErrBuf): // the DNS can hold no name of this length: proven not to exist
+		return &Answer{Name: name, NXDomain: true, Authenticated: true, TTL: maxTTL}, nil
+	case err != nil:
+		return nil, &Error{Name: text.Cut(text.Printable(name), maxName), Type: qtype, Kind: KindName, Err: errNoName}
 	}
 	bounded, cancel := context.WithTimeout(ctx, r.within)
 	defer cancel()
 	a := &Answer{Name: trimDot(asked), Authenticated: true, TTL: maxTTL}
-	var failed *Error
+	failed := &Error{Kind: KindMalformed, Err: fmt.Errorf("CNAMEs not at their end after %d questions", maxQuestions)}
 	for range maxQuestions {
-		next, more, err := r.ask(bounded, a, qtype)
-		if failed = err; err != nil {
+		next, err := r.ask(bounded, a, qtype)
+		if err != nil {
+			failed = err
 			break
 		}
-		if a = next; !more {
+		if a = next; !a.more {
 			return a, nil
 		}
-	}
-	if failed == nil {
-		failed = &Error{Kind: KindMalformed, Err: fmt.Errorf("CNAMEs not at their end after %d questions", maxQuestions)}
 	}
 	failed.Name, failed.Type = trimDot(asked), qtype
 	if ctx.Err() != nil {
@@ -161,15 +151,10 @@ func (r *Resolver) Query(ctx context.Context, name string, qtype Type) (*Answer,
 	return nil, failed
 }
 
-// ErrNameTooLong is the reason of a KindName: the DNS can hold no name of this
-// length, so that the name is proven not to exist.
-var ErrNameTooLong = errors.New("longer than a name can be")
-
 var errNoName = errors.New("not in the form of a name")
 
-// questionName returns name as it is asked for: lower case, with a trailing
-// dot. Its form must be that of Answer.Name, with what is special in a zone
-// file escaped: no name in an answer is equal to any other form.
+// questionName returns name in lower case, with a trailing dot. What is special in
+// a zone file must be escaped, as in answers: else no answer would be equal to it.
 func questionName(name string) (string, error) {
 	if name == "" {
 		return "", errNoName
@@ -177,11 +162,8 @@ func questionName(name string) (string, error) {
 	name = dns.CanonicalName(name)
 	var wire [maxName]byte
 	n, err := dns.PackDomainName(name, wire[:], 0, nil, false)
-	switch {
-	case errors.Is(err, dns.ErrBuf):
-		return "", ErrNameTooLong
-	case err != nil:
-		return "", errNoName
+	if err != nil {
+		return "", err
 	}
 	if same, _, err := dns.UnpackDomainName(wire[:n], 0); err != nil || same != name {
 		return "", errNoName

@@ -227,7 +227,7 @@ func nobody(t *testing.T) string {
 func TestAServerWhereNobodyListensIsAskedAgainAndThenLast(t *testing.T) {
 	r := resolverFor(t, Config{Servers: []string{nobody(t)}})
 	r.Query(t.Context(), "example.com", TypeA)
-	if n := r.list.Load().servers[0].misses; n != defaultAttempts {
+	if n := r.list.Load().servers[0].misses.Load(); n != defaultAttempts {
 		t.Errorf("it was asked %d times for one question; want %d", n, defaultAttempts)
 	}
 	good := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
@@ -432,13 +432,13 @@ func TestNamesThatCannotBeAskedFor(t *testing.T) {
 		"a@b", "a;b", "a(b", "a)b", `a"b`, "a'b", // would be escaped in every answer
 		`a\`, `a\b.example`, `a\064b`, `a\999b`, `a\1`, // escapes that no answer has
 	} {
-		if _, err := r.Query(t.Context(), name, TypeA); err == nil || kind(t, err) != KindName || errors.Is(err, ErrNameTooLong) {
+		if _, err := r.Query(t.Context(), name, TypeA); err == nil || kind(t, err) != KindName {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
 	for _, name := range []string{long, long[:254], "_25._tcp." + long[:245], strings.Repeat(`\001`, 63) + "." + long[:190]} {
-		if _, err := r.Query(t.Context(), name, TypeA); err == nil || kind(t, err) != KindName || !errors.Is(err, ErrNameTooLong) {
-			t.Errorf("%q: %v", name, err)
+		if a, err := r.Query(t.Context(), name, TypeA); err != nil || !a.NXDomain || !a.Authenticated {
+			t.Errorf("%q: %+v, %v", name, a, err)
 		}
 	}
 	if n := len(f.questions()); n != 0 {

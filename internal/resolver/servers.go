@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -12,12 +13,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// A serverList is whom to ask and whether to believe them. It is not changed;
-// a new one takes its place.
+// A serverList is whom to ask and whether to believe them. It is never changed.
 type serverList struct {
 	servers  []*server
 	trustAD  bool
@@ -25,8 +25,7 @@ type serverList struct {
 	attempts int
 }
 
-// newList completes a list of servers. The configuration goes before what
-// resolv.conf says.
+// newList completes a list of servers. The configuration goes before resolv.conf.
 func newList(c Config, addrs []netip.AddrPort, file ResolvConf) *serverList {
 	l := &serverList{
 		timeout:  cmp.Or(c.Timeout, file.Timeout, defaultTimeout),
@@ -52,8 +51,7 @@ func (l *serverList) addrs() []netip.AddrPort {
 	return addrs
 }
 
-// order returns the servers in the order in which to ask them: as configured,
-// those that were silent lately last.
+// order returns the servers as configured, those that rest last.
 func (l *serverList) order(now time.Time) []*server {
 	var first, last []*server
 	for _, s := range l.servers {
@@ -70,29 +68,25 @@ func (l *serverList) order(now time.Time) []*server {
 type server struct {
 	addr netip.AddrPort
 
-	mu        sync.Mutex
-	misses    int       // time-outs in a row
-	restUntil time.Time // asked last until then
+	misses    atomic.Int32              // time-outs in a row
+	restUntil atomic.Pointer[time.Time] // asked last until then; nil: it does not rest
 }
 
 func (s *server) heard() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.misses, s.restUntil = 0, time.Time{}
+	s.misses.Store(0)
+	s.restUntil.Store(nil)
 }
 
 func (s *server) silent(now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.misses++; s.misses >= restAfter {
-		s.restUntil = now.Add(restTime)
+	if s.misses.Add(1) >= restAfter {
+		until := now.Add(restTime)
+		s.restUntil.Store(&until)
 	}
 }
 
 func (s *server) rests(now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return now.Before(s.restUntil)
+	until := s.restUntil.Load()
+	return until != nil && now.Before(*until)
 }
 
 // parseServer reads an address with or without a port.
@@ -107,72 +101,48 @@ func parseServer(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(a, 53), nil
 }
 
-// servers returns the list to ask now. It looks whether resolv.conf has
-// changed, but not more often than once in a while, and no query waits for
-// another one's look.
+// servers returns the list to ask now. It reads resolv.conf again once in a while;
+// no query waits for another one's look.
 func (r *Resolver) servers() *serverList {
 	if len(r.conf.Servers) == 0 && r.reading.TryLock() {
-		if time.Since(r.lookedAt) >= r.look {
-			r.lookAgain()
-			r.lookedAt = time.Now()
+		if time.Since(r.readAt) >= r.look {
+			if err := r.readAgain(); err != nil && !r.broken { // once, not every few seconds
+				r.conf.Log.Warn("resolver configuration cannot be read, the one from before stays in force", "file", r.conf.ResolvConf, "err", err)
+				r.broken = true
+			}
 		}
 		r.reading.Unlock()
 	}
 	return r.list.Load()
 }
 
-// lookAgain reads resolv.conf if it has changed. If that fails, what was read
-// before stays.
-func (r *Resolver) lookAgain() {
-	info, err := os.Stat(r.conf.ResolvConf)
-	if err == nil && r.seen != nil && os.SameFile(info, r.seen) && info.Size() == r.seen.Size() && info.ModTime().Equal(r.seen.ModTime()) {
-		r.broken = false
-		return
+// readAgain reads resolv.conf. An absent file is as an empty one.
+func (r *Resolver) readAgain() error {
+	r.readAt = time.Now()
+	text, err := os.ReadFile(r.conf.ResolvConf)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	l, seen, err := r.readFile()
+	file, err := ReadResolvConf(bytes.NewReader(text))
 	if err != nil {
-		if !r.broken { // once, not every few seconds
-			r.conf.Log.Warn("resolver configuration cannot be read, the one from before stays in force", "file", r.conf.ResolvConf, "err", err)
-		}
-		r.broken = true
-		return
+		return err
 	}
-	r.seen, r.broken = seen, false
-	old := r.list.Load()
-	if l.trustAD == old.trustAD && slices.Equal(l.addrs(), old.addrs()) {
-		l.servers = old.servers // and how they did
-		r.list.Store(l)
-		return
-	}
-	r.list.Store(l)
-	r.generation.Add(1)
-	r.conf.Log.Info("resolver configuration changed", "file", r.conf.ResolvConf, "servers", fmt.Sprint(l.addrs()), "trust_ad", l.trustAD)
-}
-
-// readFile reads resolv.conf. An absent one is as an empty one.
-func (r *Resolver) readFile() (*serverList, os.FileInfo, error) {
-	var text io.Reader = strings.NewReader("")
-	var info os.FileInfo
-	f, err := os.Open(r.conf.ResolvConf)
-	switch {
-	case err == nil:
-		defer f.Close()
-		if info, err = f.Stat(); err != nil {
-			return nil, nil, err
-		}
-		text = f
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, nil, err
-	}
-	file, err := ReadResolvConf(text)
-	if err != nil {
-		return nil, nil, err
-	}
+	r.broken = false
 	var addrs []netip.AddrPort
 	for _, a := range file.Servers {
 		addrs = append(addrs, netip.AddrPortFrom(a, r.port))
 	}
-	return newList(r.conf, addrs, file), info, nil
+	l, old := newList(r.conf, addrs, file), r.list.Load()
+	switch {
+	case old == nil:
+	case l.trustAD == old.trustAD && slices.Equal(addrs, old.addrs()):
+		l.servers = old.servers // and how they did
+	default:
+		r.generation.Add(1)
+		r.conf.Log.Info("resolver configuration changed", "file", r.conf.ResolvConf, "servers", fmt.Sprint(addrs), "trust_ad", l.trustAD)
+	}
+	r.list.Store(l)
+	return nil
 }
 
 // A ResolvConf is what resolv.conf(5) says about whom to ask.

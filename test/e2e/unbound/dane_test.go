@@ -123,7 +123,7 @@ func TestRFC7672_StatesFollowFromRealValidation(t *testing.T) {
 				if got := c.Check(t.Context(), n.hop, listed); got.State != n.want {
 					t.Errorf("%s (%s): %v, want %v; %s", n.what, n.hop.Host, got.State, n.want, got.Why)
 				}
-				if got := c.Look(t.Context(), n.hop, listed); got.State != n.want {
+				if got := c.Look(t.Context(), n.hop, listed).Finding; got.State != n.want {
 					t.Errorf("%s (%s), in full: %v, want %v; %s", n.what, n.hop.Host, got.State, n.want, got.Why)
 				}
 			}
