@@ -268,7 +268,7 @@ func (s *service) health() control.Health {
 	return control.Health{
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: names(l.socketmap), Cache: s.cfg.Cache.Path, Metrics: strings.Join(names(l.metrics), " "),
-		Control: l.controlPath(), Overridden: l.overridden, Lost: s.maps.RehearsalsLost(),
+		Control: l.controlPath(), Overridden: l.overridden,
 		Maps: s.cfg.Maps, Troubles: s.observer.Troubles(),
 	}
 }

@@ -156,15 +156,8 @@ func (a *app) rehearsals(ctx context.Context) error {
 	if err != nil || deferred+others == 0 {
 		return a.hintPeer(err)
 	}
-	if n := a.health.Lost.Deferred; n > 0 {
-		fmt.Fprintf(a.stdout, "and for others, which are no longer remembered: %d such replies are in the log only\n", n)
-	}
 	if others > 0 {
-		more := ""
-		if a.health.Lost.Others > 0 {
-			more = " and more"
-		}
-		fmt.Fprintf(a.stdout, "%s enforced the policies of %s%s; see each with -explain.\n", since, numbered(others, "domain"), more)
+		fmt.Fprintf(a.stdout, "%s enforced the policies of %s; see each with -explain.\n", since, numbered(others, "domain"))
 	}
 	fmt.Fprintln(a.stdout, "This does not cover hosts whose certificates would not be accepted: for those see the MTA's own log, as in sts-tlsmap(8), REHEARSALS.")
 	return nil

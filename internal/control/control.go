@@ -44,10 +44,10 @@ type Health struct {
 	Metrics   string    `json:"metrics,omitempty"` // where else they are served, as "inet:127.0.0.1:9461"
 	Control   string    `json:"control"`           // the path of this socket
 
-	Maps       []mta.Map             `json:"maps"`                 // empty: an older version, which does not tell
-	Overridden []string              `json:"overridden,omitempty"` // keys without effect, since systemd passed sockets
-	Lost       tlsmap.RehearsalsLost `json:"rehearsals_lost"`      // rehearsed replies no longer remembered
-	Troubles   []Trouble             `json:"troubles"`
+	Maps       []mta.Map `json:"maps"`                 // empty: an older version, which does not tell
+	Overridden []string  `json:"overridden,omitempty"` // keys without effect, since systemd passed sockets
+
+	Troubles []Trouble `json:"troubles"`
 }
 
 // A Trouble is a condition that needs an operator; package observe finds them.

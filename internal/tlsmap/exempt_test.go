@@ -20,14 +20,14 @@ func TestAnExemptionEndsByItself(t *testing.T) {
 		if got := l.ask("postfix", "[Enforce.example]:25"); got != "NOTFOUND " {
 			t.Errorf("an exempt domain gets %q", got)
 		}
-		if until, exempt := l.Exempt("enforce.example"); !exempt || !until.Equal(end) {
-			t.Errorf("%v, %t", until, exempt)
+		if by := l.ExemptBy("enforce.example"); len(by) != 1 || !by[0].Until.Equal(end) {
+			t.Errorf("%v", by)
 		}
 		time.Sleep(4 * time.Hour)
 		if got := l.ask("postfix", "enforce.example"); got != before {
 			t.Errorf("when it is over: %q, want %q", got, before)
 		}
-		if l.IsExempt("enforce.example") {
+		if len(l.ExemptBy("enforce.example")) > 0 {
 			t.Error("it is exempt for ever")
 		}
 	})
@@ -49,16 +49,15 @@ func TestAnExemptionOfADotIsForAllBelow(t *testing.T) {
 		"below.test": false, "a.below.test": true, "b.a.below.test": true, "notbelow.test": false,
 		"over.test": false, "always.test": true,
 	} {
-		if _, got := l.Exempt(domain); got != want || l.IsExempt(domain) != want {
-			t.Errorf("%s: exempt %t, want %t", domain, got, want)
+		if by := l.ExemptBy(domain); len(by) > 0 != want {
+			t.Errorf("%s: exempt by %v, want %t", domain, by, want)
 		}
 	}
-	// The longest counts; one of the configuration has no end.
-	if until, _ := l.Exempt("a.below.test"); until.Unix() != now.Add(2*time.Hour).Unix() {
-		t.Errorf("until %v", until)
+	if by := l.ExemptBy("a.below.test"); len(by) != 2 || by[0].Domain != "a.below.test" || by[1].Domain != ".below.test" {
+		t.Errorf("by %v", by)
 	}
-	if until, _ := l.Exempt("always.test"); !until.IsZero() {
-		t.Errorf("until %v", until)
+	if by := l.ExemptBy("always.test"); !by[0].Until.IsZero() {
+		t.Errorf("by %v", by)
 	}
 }
 
@@ -77,7 +76,7 @@ func TestTimedExemptionsAreBoundedAndChecked(t *testing.T) {
 			t.Errorf("%d exemptions are taken", len(bad))
 		}
 	}
-	if !l.IsExempt("a.test") {
+	if len(l.ExemptBy("a.test")) == 0 {
 		t.Error("a list that was refused has replaced the old one")
 	}
 }

@@ -28,39 +28,25 @@ type Rehearsed struct {
 	Last     time.Time `json:"last"`
 }
 
-// RehearsalsLost counts the rehearsed replies that are forgotten for want of
-// room. One that came back counts again when it goes again.
-type RehearsalsLost struct {
-	Deferred uint64 `json:"deferred"`
-	Others   uint64 `json:"others"`
-}
-
-type rehearsalKey struct {
-	domain, mapName string
-	deferred        bool
-}
-
 // rehearsals remember what would have been replied.
 type rehearsals struct {
-	mu   sync.Mutex
-	kept [2]*simplelru.LRU[[2]string, *Rehearsed] // by domain and map: of mail that would have been deferred, and the others
-	lost RehearsalsLost
+	mu               sync.Mutex
+	deferred, others *simplelru.LRU[[2]string, *Rehearsed] // by domain and map
 }
 
 func newRehearsals() *rehearsals {
-	r := new(rehearsals)
-	r.kept[0], _ = simplelru.NewLRU(maxRehearsed, func([2]string, *Rehearsed) { r.lost.Deferred++ }) // fails for sizes below 1
-	r.kept[1], _ = simplelru.NewLRU(maxRehearsed, func([2]string, *Rehearsed) { r.lost.Others++ })
-	return r
+	deferred, _ := simplelru.NewLRU[[2]string, *Rehearsed](maxRehearsed, nil) // fails for sizes below 1
+	others, _ := simplelru.NewLRU[[2]string, *Rehearsed](maxRehearsed, nil)
+	return &rehearsals{deferred: deferred, others: others}
 }
 
 // rehearse notes and logs what the map would have replied.
 func (s *Server) rehearse(m *mta.Map, key, reply []byte, deferred bool, l *lookup) {
 	k, now, r := [2]string{l.shownDomain(key), m.Name}, time.Now().UTC(), s.rehearsed
 	r.mu.Lock()
-	lru := r.kept[1]
+	lru := r.others
 	if deferred {
-		lru = r.kept[0]
+		lru = r.deferred
 	}
 	e, ok := lru.Get(k)
 	if !ok {
@@ -88,7 +74,7 @@ func (s *Server) Rehearsed(domain string) []Rehearsed {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var list []Rehearsed
-	for _, lru := range r.kept {
+	for _, lru := range []*simplelru.LRU[[2]string, *Rehearsed]{r.deferred, r.others} {
 		from := len(list)
 		for _, e := range lru.Values() {
 			if domain == "" || e.Domain == domain {
@@ -100,11 +86,4 @@ func (s *Server) Rehearsed(domain string) []Rehearsed {
 		})
 	}
 	return list
-}
-
-// RehearsalsLost returns how many rehearsed replies Rehearsed has lost.
-func (s *Server) RehearsalsLost() RehearsalsLost {
-	s.rehearsed.mu.Lock()
-	defer s.rehearsed.mu.Unlock()
-	return s.rehearsed.lost
 }

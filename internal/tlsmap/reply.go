@@ -23,9 +23,6 @@ const (
 	attrServername = " servername=hostname"
 )
 
-// eximReason opens a reason that Exim's main log shows as it is.
-const eximReason = "MTA-STS: "
-
 // The reasons of TEMP replies.
 const (
 	reasonUnreadable = "stored MTA-STS policy is damaged and could not be fetched again yet"
@@ -110,7 +107,7 @@ func isReportable(f policy.Field) bool {
 func appendTemp(dst []byte, m *mta.Map, reason string, domain []byte) []byte {
 	dst = append(dst, replyTemp...)
 	if m.Format == mta.FormatExim {
-		dst = append(dst, eximReason...)
+		dst = append(dst, "MTA-STS: "...) // Exim's main log shows the reason as it is
 		if domain != nil {
 			dst = append(append(dst, domain...), ": "...)
 		}

@@ -65,6 +65,7 @@ type Server struct {
 // A lookup is what one call needs, kept for the next one.
 type lookup struct {
 	held   keeper.Held
+	slot   int                    // of the map's replies among those kept with the policy
 	room   [hostname.MaxName]byte // for a domain that is not a part of the key
 	domain []byte                 // the policy domain; nil: there is none
 	exempt bool                   // the domain is
@@ -88,6 +89,38 @@ func NewServer(t *Table, o Options) *Server {
 	return s
 }
 
+// SetExempt replaces the entries that are exempt for good. On an error they
+// stay as they were, as with SetTimedExempt.
+func (s *Server) SetExempt(entries []string) error {
+	set, err := exempt.ForGood(entries)
+	if err == nil {
+		s.exempt.Store(&set)
+	}
+	return err
+}
+
+// SetTimedExempt replaces the exemptions that are in force until a time.
+func (s *Server) SetTimedExempt(list []exempt.Exemption) error {
+	set, err := exempt.Timed(list)
+	if err == nil {
+		s.timed.Store(&set)
+	}
+	return err
+}
+
+// ExemptBy returns the entries that exempt the domain, in canonical form: those
+// without an end, whose Until is zero, and then those until a time.
+func (s *Server) ExemptBy(domain string) []exempt.Exemption {
+	now := time.Now().Unix()
+	return append(s.exempt.Load().Matching(domain, now), s.timed.Load().Matching(domain, now)...)
+}
+
+// isExempt looks at the clock only where an exemption has an end.
+func (s *Server) isExempt(domain []byte) bool {
+	timed := *s.timed.Load()
+	return s.exempt.Load().Has(domain) || len(timed) > 0 && timed.Until(domain, time.Now().Unix()) != 0
+}
+
 // AppendReply answers one lookup; it is the method of socketmap.Handler.
 func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []byte {
 	i := s.table.index(mapName)
@@ -98,7 +131,7 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 	m := &s.table.maps[i]
 	start := len(dst)
 	l := s.lookups.Get().(*lookup)
-	l.domain, l.exempt, l.why, l.held.Since = nil, false, "", time.Time{}
+	l.slot, l.domain, l.exempt, l.why, l.held.Since = i, nil, false, "", time.Time{}
 	dst = s.answer(ctx, dst, m, key, l)
 	reply := dst[start:]
 	out := outcomeOf(reply, l.exempt)
@@ -161,7 +194,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 		s.probe.Do(func() { s.hops.Verdict() }) // nobody waits for the probe
 	}
 	err := s.policies.Lookup(ctx, hop.Domain, &l.held)
-	state := stateOf(err, l.held.Mode)
+	state, reason := stateOf(err, l.held.Mode)
 	var found dane.Finding
 	if m.DANE && applies(m, state) {
 		found = s.findDANE(ctx, hop, began, l)
@@ -173,12 +206,12 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 		if m.Format == mta.FormatExim {
 			return s.answerHosts(ctx, dst, m, hop, began, l)
 		}
-		return s.appendSecure(dst, m, hop.Domain, &l.held, found.Hosts)
+		return s.appendSecure(dst, m, l, found.Hosts)
 	case DANEOnly:
 		return append(dst, replyDANEOnly...)
 	}
 	l.why = found.Why
-	return appendTemp(dst, m, deferReason(err), hop.Domain)
+	return appendTemp(dst, m, reason, hop.Domain)
 }
 
 // UnknownPort is why nothing can be said of a next-hop whose port is 0.
@@ -209,11 +242,11 @@ func (s *Server) findDANE(ctx context.Context, hop mta.NextHop, began time.Time,
 // appendSecure appends the reply for a policy that applies: the one kept on the
 // keeper's entry, or a new one, which is then kept there. Only, if there are
 // any, are the only hosts of the policy that may be used.
-func (s *Server) appendSecure(dst []byte, m *mta.Map, domain []byte, h *keeper.Held, only []string) []byte {
-	slot := replySlot(m)
+func (s *Server) appendSecure(dst []byte, m *mta.Map, l *lookup, only []string) []byte {
+	domain, h := l.domain, &l.held
 	keep := h.Entry != nil && only == nil
 	if keep {
-		if kept := h.Entry.Reply(slot); len(kept) > 0 {
+		if kept := h.Entry.Reply(l.slot); len(kept) > 0 {
 			return append(dst, kept...)
 		}
 	}
@@ -236,30 +269,22 @@ func (s *Server) appendSecure(dst []byte, m *mta.Map, domain []byte, h *keeper.H
 			slog.String("next", "Postfix checks hosts less strictly for this domain: nothing to do here"))
 	}
 	if keep {
-		h.Entry.KeepReply(slot, bytes.Clone(dst[start:]))
+		h.Entry.KeepReply(l.slot, bytes.Clone(dst[start:]))
 	}
 	return dst
 }
 
-// stateOf returns the state of the policy after a lookup in the keeper.
-func stateOf(err error, mode policy.Mode) PolicyState {
+// stateOf returns the state of the policy after a lookup in the keeper, and why
+// the mail has to wait if it has to. The words of err stay out of that: they may
+// come from the network.
+func stateOf(err error, mode policy.Mode) (p PolicyState, reason string) {
 	switch {
 	case err == nil:
-		return StateOf(mode)
+		return StateOf(mode), reasonUndecided
 	case errors.Is(err, keeper.ErrNoPolicy):
-		return PolicyAbsent
-	}
-	return PolicyUnreadable
-}
-
-// deferReason says in a TEMP reply why the mail has to wait. The words of err
-// stay out of it: they may come from the network.
-func deferReason(err error) string {
-	switch {
-	case err == nil:
-		return reasonUndecided
+		return PolicyAbsent, ""
 	case errors.Is(err, keeper.ErrUnreadable):
-		return reasonUnreadable
+		return PolicyUnreadable, reasonUnreadable
 	}
-	return reasonFailed
+	return PolicyUnreadable, reasonFailed
 }

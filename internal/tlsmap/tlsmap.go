@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
@@ -30,6 +31,9 @@ type Table struct {
 // and Stats.
 func NewTable(maps []mta.Map) (*Table, error) {
 	t := &Table{maps: append([]mta.Map(nil), maps...), byName: make(map[string]int, len(maps))}
+	if len(maps) > keeper.MaxSlots { // each map's replies have one
+		return nil, fmt.Errorf("%d maps; at most %d are possible", len(maps), keeper.MaxSlots)
+	}
 	names := make([]string, len(maps))
 	for i := range t.maps {
 		m := &t.maps[i]
@@ -55,17 +59,4 @@ func (t *Table) index(name []byte) int {
 		return i
 	}
 	return mta.Find(t.maps, string(name)) // an alias
-}
-
-// replySlot returns the place of the map's replies among those kept on an entry
-// of the keeper. Maps that render alike share one. Exim's replies are not kept.
-func replySlot(m *mta.Map) int {
-	slot := 0
-	if m.TLSRPT {
-		slot |= 1
-	}
-	if m.Servername {
-		slot |= 2
-	}
-	return slot
 }
