@@ -72,15 +72,15 @@ var metrics = []metric{
 	// The Go collector's own needs /proc/stat, which the packages' unit hides.
 	gauge("start_time_seconds", "When the daemon started, in Unix time.",
 		func(s *scrape) float64 { return float64(s.o.Started.UnixMilli()) / 1000 }),
-	gauges("trouble", "1 while a condition holds in which an operator has to act; -check says what to do.", "condition", readTroubles),
+	gauges("trouble", "1 while a condition holds that an operator must correct; -check says how.", "condition", readTroubles),
 
-	define(prometheus.CounterValue, "lookups_total", "Lookups by map and result; rehearsed ones were answered notfound.", []string{"map", "result"}, readLookups),
-	counter("unknown_map_lookups_total", "Lookups in maps that do not exist, which were answered PERM.", func(s *scrape) uint64 { return s.Maps.UnknownMap }),
-	counter("negative_hits_total", "Lookups answered from the memory of domains without a policy.", func(s *scrape) int64 { return s.Keeper.NegativeHits }),
-	counter("lookup_timeouts_total", "Lookups answered before their discovery had ended.", func(s *scrape) int64 { return s.Keeper.DiscoveryTimeouts }),
-	counter("discovery_overloads_total", "Discoveries that got no place in time.", func(s *scrape) int64 { return s.Keeper.Overloads }),
+	define(prometheus.CounterValue, "lookups_total", "Lookups by map and reply; rehearsed ones were answered NOTFOUND.", []string{"map", "result"}, readLookups),
+	counter("unknown_map_lookups_total", "Lookups in maps that do not exist; they were answered PERM.", func(s *scrape) uint64 { return s.Maps.UnknownMap }),
+	counter("negative_hits_total", "Lookups of domains that are remembered to have no policy.", func(s *scrape) int64 { return s.Keeper.NegativeHits }),
+	counter("lookup_timeouts_total", "Lookups that were answered before their discovery ended.", func(s *scrape) int64 { return s.Keeper.DiscoveryTimeouts }),
+	counter("discovery_overloads_total", "Discoveries that found no free place in time.", func(s *scrape) int64 { return s.Keeper.Overloads }),
 
-	gauges("policies", "Policies in the cache by mode, expired ones of the last week included.", "mode", func(s *scrape, put put) {
+	gauges("policies", "Policies in the cache by mode; an expired policy stays for a week.", "mode", func(s *scrape, put put) {
 		for mode, n := range s.Cache.ByMode {
 			put(float64(n), modeName(policy.Mode(mode)))
 		}
@@ -102,40 +102,40 @@ var metrics = []metric{
 
 	gauge("memory_policies", "Policies held in memory.", func(s *scrape) int { return s.Keeper.TableEntries }),
 	gauge("memory_bytes", "Bytes of the policies held in memory.", func(s *scrape) int64 { return s.Keeper.TableBytes }),
-	gauge("memory_negatives", "Domains remembered to have no policy, or to fail.", func(s *scrape) int { return s.Keeper.Negatives }),
-	gauge("discoveries_in_progress", "Discoveries and refreshes that domains wait for now.", func(s *scrape) int { return s.Keeper.Discovering }),
-	gauges("queue_length", "What waits in the daemon's queues.", "queue", func(s *scrape, put put) {
+	gauge("memory_negatives", "Domains that are remembered to have no policy or to fail.", func(s *scrape) int { return s.Keeper.Negatives }),
+	gauge("discoveries_in_progress", "Discoveries and refreshes under way.", func(s *scrape) int { return s.Keeper.Discovering }),
+	gauges("queue_length", "Entries in the daemon's queues.", "queue", func(s *scrape, put put) {
 		put(float64(s.Keeper.Pending), "writes")
 		put(float64(s.Keeper.RecheckQueue), "rechecks")
 	}),
-	gauge("late_writes", "Changes answered from memory, since the disk is slow or full.", func(s *scrape) int64 { return s.Keeper.Late }),
+	gauge("late_writes", "Changes that are answered from memory, because the disk is slow or full.", func(s *scrape) int64 { return s.Keeper.Late }),
 	counter("failed_commits_total", "Commits to the cache that failed.", func(s *scrape) int64 { return s.Keeper.WritesFailed }),
-	counters("policies_not_kept_total", "Policies answered and not stored, by reason.", "reason", func(s *scrape, put put) {
+	counters("policies_not_kept_total", "Policies that were answered and not stored, by reason.", "reason", func(s *scrape, put put) {
 		put(float64(s.Keeper.NotKept), "queue-full")
 		put(float64(s.Keeper.Refused), "cache-full")
 	}),
-	counter("rechecks_total", "TXT lookups that lookups of held policies asked for.", func(s *scrape) int64 { return s.Keeper.Rechecks }),
-	counters("dropped_total", "What was dropped since its queue or its rate was at the limit.", "what", func(s *scrape, put put) {
+	counter("rechecks_total", "TXT checks caused by lookups of held policies.", func(s *scrape) int64 { return s.Keeper.Rechecks }),
+	counters("dropped_total", "Work and log lines dropped because a queue or a rate was at its limit.", "what", func(s *scrape, put put) {
 		put(float64(s.Keeper.RechecksDropped), "recheck")
 		put(float64(s.Keeper.UrgentDropped), "fetch")
 		put(float64(s.Keeper.LogLinesDropped), "log-line")
 	}),
-	counters("panics_total", "Panics survived; each is a bug, and in the log.", "in", func(s *scrape, put put) {
+	counters("panics_total", "Panics that the daemon survived. Each is a bug; the log has the details.", "in", func(s *scrape, put put) {
 		put(float64(s.Keeper.Panics), "keeper")
 		put(float64(s.DANE.Panics), "dane")
 		put(float64(s.Sockets.Panics), "lookup")
 	}),
-	gauge("refresh_lateness_seconds", "By how much the refresher is behind.", func(s *scrape) int64 { return s.Keeper.LateSeconds }),
+	gauge("refresh_lateness_seconds", "How late the refresher is.", func(s *scrape) int64 { return s.Keeper.LateSeconds }),
 
-	counters("dane_findings_total", "What checks of next-hops found, by state.", "state", func(s *scrape, put put) {
+	counters("dane_findings_total", "DANE checks of next-hops by result.", "state", func(s *scrape, put put) {
 		for state, n := range s.DANE.Findings {
 			put(float64(n), dane.State(state).String())
 		}
 	}),
-	gauge("dane_next_hops", "Next-hops whose DANE state is held.", func(s *scrape) int { return s.DANE.Held }),
-	gauge("dane_kept_next_hops", "Next-hops that keep the DANE they had, although nothing confirms it now.", func(s *scrape) int { return s.DANE.Kept }),
+	gauge("dane_next_hops", "Next-hops whose DANE state is in memory.", func(s *scrape) int { return s.DANE.Held }),
+	gauge("dane_kept_next_hops", "Next-hops that keep the DANE they had, although no answer confirms it now.", func(s *scrape) int { return s.DANE.Kept }),
 	gauge("dane_checks_in_progress", "DANE checks and MX lookups under way.", func(s *scrape) int { return s.DANE.Checking }),
-	gauges("resolver_verdict", "1 for what the last probe of the resolver says of its validation.", "verdict", func(s *scrape, put put) {
+	gauges("resolver_verdict", "1 for the result of the last probe of the resolver.", "verdict", func(s *scrape, put put) {
 		is := map[dane.Verdict]float64{s.DANE.Verdict: 1}
 		for _, v := range []dane.Verdict{dane.Validates, dane.NoAD, dane.FalseAD, dane.NotBelieved, dane.NoVerdict} {
 			put(is[v], v.Name())
