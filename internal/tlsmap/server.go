@@ -244,7 +244,7 @@ func (s *Server) findDANE(ctx context.Context, hop mta.NextHop, began time.Time,
 // any, are the only hosts of the policy that may be used.
 func (s *Server) appendSecure(dst []byte, m *mta.Map, l *lookup, only []string) []byte {
 	domain, h := l.domain, &l.held
-	keep := h.Entry != nil && only == nil
+	keep := h.Entry != nil && only == nil && l.slot < keeper.MaxSlots // later maps render each time
 	if keep {
 		if kept := h.Entry.Reply(l.slot); len(kept) > 0 {
 			return append(dst, kept...)

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
@@ -31,9 +30,6 @@ type Table struct {
 // and Stats.
 func NewTable(maps []mta.Map) (*Table, error) {
 	t := &Table{maps: append([]mta.Map(nil), maps...), byName: make(map[string]int, len(maps))}
-	if len(maps) > keeper.MaxSlots { // each map's replies have one
-		return nil, fmt.Errorf("%d maps; at most %d are possible", len(maps), keeper.MaxSlots)
-	}
 	names := make([]string, len(maps))
 	for i := range t.maps {
 		m := &t.maps[i]
