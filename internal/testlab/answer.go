@@ -10,9 +10,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
-// Answer returns what a resolver says of a name that has records of this data,
-// written as in a zone file; that of TXT records is the text itself. It panics
-// on data that it cannot read.
+// Answer returns a resolver's answer with records of the given data in
+// zone-file form; the data of a TXT record is its bare text. It panics on
+// invalid data.
 func Answer(name string, t resolver.Type, data ...string) *resolver.Answer {
 	a := &resolver.Answer{Name: name}
 	for _, d := range data {

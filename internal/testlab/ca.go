@@ -18,8 +18,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// A CertKind is a certificate as it ought to be, or one of the ways in which
-// it may be wrong.
+// A CertKind is a good certificate or one with a certain defect.
 type CertKind uint8
 
 // The kinds of certificates.
@@ -34,15 +33,14 @@ const (
 	CertNoIntermediate          // signed by an intermediate authority, whose certificate is not sent
 )
 
-// intermediateName is the issuer in certificates that come without it.
+// intermediateName is the issuer of CertNoIntermediate certificates.
 const intermediateName = "Intermediate CA 1"
 
-// wrongName is the name in certificates that are for another host.
+// wrongName is the name in CertWrongName certificates.
 const wrongName = "somebody-else.invalid"
 
-// A CA is a certification authority: a root that signs leaf certificates
-// itself. Keys are ECDSA P-256; all its leaves share one, since tests need
-// many certificates and no secrets.
+// A CA is a certification authority whose root signs leaf certificates
+// directly. Keys are ECDSA P-256. All leaves share one key.
 type CA struct {
 	Root *x509.Certificate
 
@@ -50,7 +48,7 @@ type CA struct {
 	leafKey crypto.Signer
 }
 
-// NewCA makes an authority with a new root.
+// NewCA creates an authority with a new root.
 func NewCA(name string) (*CA, error) {
 	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -77,10 +75,9 @@ func NewCA(name string) (*CA, error) {
 	return &CA{Root: root, rootKey: rootKey, leafKey: leafKey}, nil
 }
 
-// Issue makes a certificate for the names, DNS names or IP addresses. The
-// chain that is sent holds the root, so that TLSA records of usage 2 can name
-// it (RFC 7672, 3.1.2). CertOtherCA is no matter of this authority: see
-// Lab.Issue.
+// Issue creates a certificate for DNS names or IP addresses. The chain includes
+// the root so that TLSA records of usage 2 can name it (RFC 7672, 3.1.2). For
+// CertOtherCA use Lab.Issue.
 func (ca *CA) Issue(kind CertKind, names ...string) (tls.Certificate, error) {
 	now := time.Now()
 	t := &x509.Certificate{
@@ -98,7 +95,7 @@ func (ca *CA) Issue(kind CertKind, names ...string) (tls.Certificate, error) {
 	case CertWrongName:
 		names = []string{wrongName}
 	}
-	if len(names) > 0 && len(names[0]) <= 64 { // the limit of a CN
+	if len(names) > 0 && len(names[0]) <= 64 { // the maximum length of a CN
 		t.Subject.CommonName = names[0]
 	}
 	for _, n := range names {
@@ -129,8 +126,7 @@ func (ca *CA) Issue(kind CertKind, names ...string) (tls.Certificate, error) {
 	return c, nil
 }
 
-// Issue makes a certificate for the names, by the authority that its kind
-// asks for.
+// Issue creates a certificate by the authority that kind requires.
 func (l *Lab) Issue(kind CertKind, names ...string) (tls.Certificate, error) {
 	if kind == CertOtherCA {
 		return l.OtherCA.Issue(CertGood, names...)
@@ -150,8 +146,7 @@ func (ca *CA) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Raw})
 }
 
-// WritePEM writes the root in PEM to the file, for ca_file and
-// smtp_tls_CAfile.
+// WritePEM writes the root in PEM to a file, for ca_file and smtp_tls_CAfile.
 func (ca *CA) WritePEM(path string) error { return os.WriteFile(path, ca.PEM(), 0o644) }
 
 // CertPEM returns a certificate's chain and its private key in PEM, for
@@ -167,9 +162,9 @@ func CertPEM(c tls.Certificate) (chain, key []byte, err error) {
 	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-// TLSA returns the TLSA record (RFC 6698) that names a certificate of host at
-// port, in zone-file form with a TTL of 300 s: of usage 0 and 2 the last one
-// of the chain, of usage 1 and 3 the first.
+// TLSA returns a TLSA record (RFC 6698) for a certificate of host at port, in
+// zone-file form: usages 0 and 2 name the last certificate of the chain, 1 and
+// 3 the first.
 func TLSA(c tls.Certificate, host string, port, usage, selector, matching int) (string, error) {
 	der := c.Certificate[0]
 	if usage == 0 || usage == 2 {

@@ -16,16 +16,15 @@ import (
 	"time"
 )
 
-// How long a Daemon may take to start and, after SIGTERM, to stop, and how
-// often Start looks.
+// Limits and poll interval of a Daemon's start and stop.
 const (
 	daemonStart = time.Minute
 	daemonStop  = 15 * time.Second
 	daemonPoll  = time.Millisecond
 )
 
-// BuildDaemon builds the program as it is released and returns its path in
-// dir.
+// BuildDaemon builds the program with the flags of a release and returns its
+// path in dir.
 func BuildDaemon(ctx context.Context, dir string) (path string, err error) {
 	path = filepath.Join(dir, "sts-tlsmap")
 	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path,
@@ -37,13 +36,13 @@ func BuildDaemon(ctx context.Context, dir string) (path string, err error) {
 	return path, nil
 }
 
-// A DaemonConfig is what tests set in a daemon's configuration file. All of it
-// is optional.
+// A DaemonConfig holds the settings of a daemon's configuration file. All are
+// optional.
 type DaemonConfig struct {
-	Listen string // endpoint of the socketmap listener; a port of the kernel's choice if empty
-	Cache  string // path of the cache file; in the daemon's folder if empty
-	DNS    string // address and port of the resolver; /etc/resolv.conf if empty
-	CA     string // file of the authorities that sign for policy hosts; the system's if empty
+	Listen string // endpoint of the socketmap listener; default an ephemeral port
+	Cache  string // path of the cache file; default in the daemon's directory
+	DNS    string // address and port of the resolver; default /etc/resolv.conf
+	CA     string // file of the authorities for policy hosts; default the system's
 	Top    string // TOML lines before the first table
 	Fetch  string // TOML lines for [fetch]
 	Tables string // TOML tables at the end
@@ -73,24 +72,24 @@ func (c DaemonConfig) Write(file, dir string) error {
 	return os.WriteFile(file, []byte(b.String()), 0o644)
 }
 
-// A Daemon is the real program in a process of its own, with its files in one
-// folder.
+// A Daemon is the real program in its own process, with its files in one
+// directory.
 type Daemon struct {
 	Program string
 	Config  string            // the configuration file
 	Control string            // path of the control socket
-	LogFile string            // where standard error goes
-	Wrapper []string          // a command that runs the program, strace and its flags for example
-	Env     []string          // of the program; nil: the caller's without HTTPS_PROXY and the like
+	LogFile string            // standard output and standard error
+	Wrapper []string          // command that runs the program, such as strace with its flags
+	Env     []string          // environment; nil: the caller's without proxy variables
 	Tweak   func(c *exec.Cmd) // changes the command before it starts; may be nil
-	Address string            // of the first socketmap listener, known once started
+	Address string            // of the first socketmap listener; set by Start
 	Began   time.Time         // just before exec
 	PID     int
 
-	exited chan error // has a value when the process has ended; nil if none runs
+	exited chan error // receives the process's end; nil if none runs
 }
 
-// NewDaemon writes the configuration into dir. It starts nothing.
+// NewDaemon writes the configuration into dir. It does not start the daemon.
 func NewDaemon(program, dir string, c DaemonConfig) (*Daemon, error) {
 	d := &Daemon{
 		Program: program,
@@ -101,13 +100,13 @@ func NewDaemon(program, dir string, c DaemonConfig) (*Daemon, error) {
 	return d, c.Write(d.Config, dir)
 }
 
-// Start starts the daemon and returns when it answers at its control socket.
+// Start starts the daemon and waits until its control socket answers.
 func (d *Daemon) Start(ctx context.Context) error {
 	log, err := os.OpenFile(d.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
-	defer log.Close() // the process has its own
+	defer log.Close() // the process has a copy
 	c := d.command(context.WithoutCancel(ctx), "-config", d.Config)
 	c.Stdout, c.Stderr = log, log
 	d.Began = time.Now()
@@ -129,7 +128,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 		select {
 		case err := <-exited:
 			d.exited = nil
-			return fmt.Errorf("the daemon ended at its start: %w\n%s", errors.Join(err), d.Log())
+			return fmt.Errorf("the daemon exited while starting: %w\n%s", errors.Join(err), d.Log())
 		case <-ctx.Done():
 			return errors.Join(fmt.Errorf("the daemon does not answer: %w\n%s", err, d.Log()), d.Kill())
 		case <-time.After(daemonPoll):
@@ -137,7 +136,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 	}
 }
 
-// listeners asks the daemon where it listens.
+// listeners asks the daemon for its listeners' addresses.
 func (d *Daemon) listeners(ctx context.Context) ([]string, error) {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", d.Control)
@@ -165,7 +164,7 @@ func (d *Daemon) listeners(ctx context.Context) ([]string, error) {
 	return health.Listeners, nil
 }
 
-// Kill kills the daemon as kill -9 does and waits until it has gone.
+// Kill sends SIGKILL and waits for the process to end.
 func (d *Daemon) Kill() error {
 	if d.exited == nil {
 		return nil
@@ -176,7 +175,7 @@ func (d *Daemon) Kill() error {
 	return err
 }
 
-// Stop stops the daemon as an init system does. It must exit with 0.
+// Stop sends SIGTERM, as an init system does. The daemon must exit with 0.
 func (d *Daemon) Stop() error {
 	if d.exited == nil {
 		return nil
@@ -197,7 +196,7 @@ func (d *Daemon) Stop() error {
 }
 
 // Run runs the program in one of its modes with the daemon's configuration. A
-// code other than 0 is no error.
+// non-zero exit code is not an error.
 func (d *Daemon) Run(ctx context.Context, args ...string) (stdout, stderr string, code int, err error) {
 	c := d.command(ctx, append([]string{"-config", d.Config}, args...)...)
 	var out, errs bytes.Buffer
@@ -224,7 +223,7 @@ func (d *Daemon) command(ctx context.Context, args ...string) *exec.Cmd {
 	return c
 }
 
-// Log returns what the daemon has logged so far.
+// Log returns the daemon's log so far.
 func (d *Daemon) Log() string {
 	text, err := os.ReadFile(d.LogFile)
 	if err != nil {
@@ -233,7 +232,7 @@ func (d *Daemon) Log() string {
 	return string(text)
 }
 
-// WithoutProxies leaves HTTPS_PROXY and its kin out of an environment.
+// WithoutProxies removes HTTPS_PROXY and similar variables from an environment.
 func WithoutProxies(env []string) []string {
 	var kept []string
 	for _, e := range env {

@@ -12,27 +12,27 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Bounds of the DNS server.
+// Limits of the DNS server.
 const (
-	maxQuestions   = 10_000  // questions remembered, the last ones
-	maxCounted     = 200_000 // names and types counted apart; the rest is only in the total
-	maxUDPAnswer   = 4096    // bytes, however much the question allows
-	udpBuffer      = 4 << 20 // bytes, so that a burst of questions is not lost
+	maxQuestions   = 10_000  // the last questions kept
+	maxCounted     = 200_000 // names and types with their own count; others count in the total only
+	maxUDPAnswer   = 4096    // bytes, even if the client allows more
+	udpBuffer      = 4 << 20 // bytes; prevents loss in a burst
 	dnsIdle        = 30 * time.Second
-	dnsPortTries   = 20 // to find a port that is free for UDP and TCP
+	dnsPortTries   = 20 // attempts to find a port free for both UDP and TCP
 	dnsCloseWithin = 5 * time.Second
 )
 
-// A Question is one that the resolver was asked.
+// A Question is a question that the resolver received.
 type Question struct {
-	Name    string // as asked, with its dot
+	Name    string // as received, with the trailing dot
 	Type    uint16
 	TCP     bool
-	AD, DO  bool   // the bits that ask for the AD bit (RFC 6840, 5.7)
-	UDPSize uint16 // of EDNS0; 0 without
+	AD, DO  bool   // both request the AD bit (RFC 6840, 5.7)
+	UDPSize uint16 // from EDNS0; 0 without
 }
 
-// DNS is a recursive resolver over an invented world, on UDP and TCP.
+// DNS is a recursive resolver with invented records, on UDP and TCP.
 type DNS struct {
 	Addr string // address and port
 	records
@@ -44,8 +44,8 @@ type DNS struct {
 	mu    sync.Mutex
 	asked map[nameType]int
 	total int
-	log   []Question // a ring once it is full
-	first int        // of the ring
+	log   []Question // a ring buffer once full
+	first int        // start of the ring
 }
 
 type nameType struct {
@@ -80,7 +80,7 @@ func startDNS(l *Lab, addr string) (*DNS, error) {
 	return d, nil
 }
 
-// listenDNS opens UDP and TCP on the same port.
+// listenDNS listens on UDP and TCP at the same port.
 func listenDNS(addr string) (net.PacketConn, net.Listener, error) {
 	var err error
 	for range dnsPortTries {
@@ -90,7 +90,7 @@ func listenDNS(addr string) (net.PacketConn, net.Listener, error) {
 		}
 		var ln net.Listener
 		if ln, err = net.Listen("tcp", pc.LocalAddr().String()); err == nil {
-			pc.(*net.UDPConn).SetReadBuffer(udpBuffer) // as much of it as the system allows
+			pc.(*net.UDPConn).SetReadBuffer(udpBuffer) // the system may grant less
 			return pc, ln, nil
 		}
 		pc.Close()
@@ -119,7 +119,7 @@ func (d *DNS) handler(tcp bool) dns.HandlerFunc {
 		if f == nil && !stop {
 			f = d.faults.onTheWay(found.names[1:], q.qtype)
 		}
-		// Counted last: who sees it counted knows which fault it took.
+		// Count last: a test that sees the count knows which fault was used.
 		d.note(q, req, tcp)
 		if f != nil && !d.delay(f) {
 			return
@@ -128,7 +128,7 @@ func (d *DNS) handler(tcp bool) dns.HandlerFunc {
 	}
 }
 
-// note counts and remembers a question, k in canonical form.
+// note counts and records a question; k is its canonical form.
 func (d *DNS) note(k nameType, req *dns.Msg, tcp bool) {
 	asked := Question{Name: req.Question[0].Name, Type: k.qtype, TCP: tcp, AD: req.AuthenticatedData}
 	if opt := req.IsEdns0(); opt != nil {
@@ -149,7 +149,8 @@ func (d *DNS) note(k nameType, req *dns.Msg, tcp bool) {
 	d.lab.event()
 }
 
-// Asked returns how often name was asked for, of the type ("TXT"; "" is any).
+// Asked returns how many questions for name and type ("TXT"; "" for any)
+// arrived.
 func (d *DNS) Asked(name, qtype string) int {
 	name = dns.CanonicalName(name)
 	d.mu.Lock()
@@ -166,21 +167,17 @@ func (d *DNS) Asked(name, qtype string) int {
 	return n
 }
 
-// Total returns how many questions there were.
-func (d *DNS) Total() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.total
-}
+// Total returns the number of questions.
+func (d *DNS) Total() int { return lockedGet(&d.mu, &d.total) }
 
-// Questions returns the last questions, in order; 10,000 at most.
+// Questions returns the last 10,000 questions in order.
 func (d *DNS) Questions() []Question {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Concat(d.log[d.first:], d.log[:d.first])
 }
 
-// Forget sets all counts to zero and drops the questions remembered.
+// Forget resets all counts and drops the recorded questions.
 func (d *DNS) Forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -188,7 +185,7 @@ func (d *DNS) Forget() {
 	d.total, d.first, d.log = 0, 0, nil
 }
 
-// reply makes the honest answer.
+// reply returns the correct answer.
 func (d *DNS) reply(req *dns.Msg, f finding) *dns.Msg {
 	m := new(dns.Msg).SetReply(req)
 	m.RecursionAvailable = true
@@ -202,13 +199,13 @@ func (d *DNS) reply(req *dns.Msg, f finding) *dns.Msg {
 	if opt != nil {
 		m.SetEdns0(maxUDPAnswer, opt.Do())
 	}
-	// RFC 6840, 5.8: the AD bit is for those who ask for it.
+	// RFC 6840, 5.8: set AD only where the client asked for it.
 	wanted := req.AuthenticatedData || opt != nil && opt.Do()
 	m.AuthenticatedData = wanted && f.signed && m.Rcode != dns.RcodeServerFailure
 	return m
 }
 
-// udpSize returns how large an answer over UDP may be.
+// udpSize returns the size limit of an answer over UDP.
 func udpSize(req *dns.Msg) int {
 	if opt := req.IsEdns0(); opt != nil {
 		return min(max(int(opt.UDPSize()), dns.MinMsgSize), maxUDPAnswer)

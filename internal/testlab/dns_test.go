@@ -15,8 +15,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// within bounds what a test waits for on a real socket; it is never waited
-// for in full when the lab does what it should.
+// within limits the wait on real sockets.
 const within = 10 * time.Second
 
 func bounded(t *testing.T) context.Context {
@@ -25,7 +24,7 @@ func bounded(t *testing.T) context.Context {
 	return ctx
 }
 
-// question is one with EDNS0 and the AD bit.
+// question returns a query with EDNS0 and the AD bit.
 func question(name string, qtype uint16) *dns.Msg {
 	m := new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype)
 	m.SetEdns0(1232, false)
@@ -33,8 +32,8 @@ func question(name string, qtype uint16) *dns.Msg {
 	return m
 }
 
-// wire sends m and returns the raw answer; an error is the end of the
-// connection without one.
+// wire sends m and returns the raw answer, or an error if the connection ends
+// first.
 func wire(t *testing.T, l *testlab.T, network string, m *dns.Msg) ([]byte, error) {
 	t.Helper()
 	c, err := net.Dial(network, l.DNS.Addr)
@@ -78,7 +77,7 @@ func ask(t *testing.T, l *testlab.T, network string, m *dns.Msg) *dns.Msg {
 	return r
 }
 
-// short is an answer in one line: rcode, flags, records.
+// short formats an answer as one line: rcode, flags, records.
 func short(m *dns.Msg) string {
 	var b strings.Builder
 	b.WriteString(dns.RcodeToString[m.Rcode])
@@ -181,7 +180,7 @@ func TestChangesWhileItRuns(t *testing.T) {
 		t.Errorf("asked %d times, want 6", n)
 	}
 	if err := l.DNS.Set("x.test. 60 IN A not-an-address"); err == nil {
-		t.Error("a broken record was taken")
+		t.Error("an invalid record was accepted")
 	}
 }
 
@@ -279,7 +278,7 @@ func TestMisbehavesOnTheWire(t *testing.T) {
 	}
 }
 
-// outcome says in a few words what the answer for x.test A is.
+// outcome summarizes the answer for x.test A.
 func outcome(t *testing.T, l *testlab.T, network string) string {
 	q := question("x.test", dns.TypeA)
 	raw, err := wire(t, l, network, q)
@@ -336,7 +335,7 @@ func TestAHeldAnswerComesWhenTheGateIsOpened(t *testing.T) {
 	}
 	select {
 	case s := <-got:
-		t.Fatalf("an answer came through a closed gate: %s", s)
+		t.Fatalf("answered at a closed gate: %s", s)
 	default:
 	}
 	gate.Open()
@@ -392,10 +391,10 @@ func TestRemembersWhatItWasAsked(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if l.DNS.Total() != 2 || l.DNS.Asked("one.test", "") != 1 || l.DNS.Asked("one.test", "MX") != 0 {
-		t.Error("the counts are wrong")
+		t.Error("wrong counts")
 	}
 	l.DNS.Forget()
 	if l.DNS.Total() != 0 || l.DNS.Asked("one.test", "") != 0 || len(l.DNS.Questions()) != 0 {
-		t.Error("Forget left something")
+		t.Error("questions remain after Forget")
 	}
 }

@@ -8,65 +8,63 @@ import (
 	"github.com/miekg/dns"
 )
 
-// A How is a way in which an answer is wrong.
+// A How is a kind of DNS fault.
 type How uint8
 
-// The ways.
 const (
-	AsIs          How = iota // right, perhaps late
+	AsIs          How = iota // correct, perhaps late
 	ServFail                 // SERVFAIL
 	Refused                  // REFUSED
 	NotImp                   // NOTIMP
 	FormErr                  // FORMERR
-	Bogus                    // SERVFAIL, unless the question has the CD bit: data that does not validate
-	Silent                   // no answer at all
-	Truncated                // TC and nothing else over UDP, right over TCP
-	TruncatedTCP             // TC over UDP, and over TCP too
-	NoTCP                    // TC over UDP; over TCP the connection is closed
-	Garbage                  // bytes that are no DNS message, after the right id
+	Bogus                    // SERVFAIL unless the question has the CD bit: data that fails validation
+	Silent                   // no answer
+	Truncated                // over UDP only TC; correct over TCP
+	TruncatedTCP             // only TC, over UDP and TCP
+	NoTCP                    // only TC over UDP; TCP connections are closed
+	Garbage                  // the right id, then bytes that do not parse
 	Short                    // five bytes
-	WrongID                  // right, but the answer to another id
-	WrongQuestion            // right, but the answer to another name
-	NoQuestion               // right, but without the question
-	NoEDNS                   // FORMERR to a question with EDNS0, right to one without
-	AliasOnly                // a CNAME that is not followed
-	NotAResponse             // the question comes back as it was
+	WrongID                  // correct, but with another id
+	WrongQuestion            // correct, but for another name
+	NoQuestion               // correct, but without the question section
+	NoEDNS                   // FORMERR to a question with EDNS0, correct without
+	AliasOnly                // a CNAME without its target's records
+	NotAResponse             // the question itself comes back
 )
 
-// A Fault is what is wrong with the answers to a question.
+// A Fault says how answers to a question are wrong.
 type Fault struct {
 	How   How
 	Delay time.Duration // before the answer
-	Gate  *Gate         // the answer waits here
-	Times int           // for so many questions only, then all is well again; 0 is for ever
+	Gate  *Gate         // answers wait here
+	Times int           // ends after that many questions; 0 never ends
 }
 
-// faults are the faults by name and type; "*" is any name, TypeANY any type.
+// faults maps name and type to a fault; "*" is any name, TypeANY any type.
 type faults struct {
 	mu sync.Mutex
 	at map[nameType]*Fault
 }
 
-// Break makes the answers for name and type ("TXT"; "" is any type) wrong.
-// The name "*" is all names. A fault at a name that a CNAME leads to breaks
-// the answer as a whole.
+// Break breaks the answers for name ("*" for all names) and type ("TXT"; "" for
+// any). A fault at the target of a CNAME breaks the whole answer.
 func (d *DNS) Break(name, qtype string, how How) { d.BreakWith(name, qtype, Fault{How: how}) }
 
-// BreakWith is Break with a delay, a gate or an end.
+// BreakWith is Break with a delay, a gate or a number of times.
 func (d *DNS) BreakWith(name, qtype string, f Fault) {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
 	d.faults.at[faultKey(name, qtype)] = &f
 }
 
-// Mend ends what Break did for name and type.
+// Mend ends a fault set by Break.
 func (d *DNS) Mend(name, qtype string) {
 	d.faults.mu.Lock()
 	defer d.faults.mu.Unlock()
 	delete(d.faults.at, faultKey(name, qtype))
 }
 
-// Hold has the answers for name and type wait until the gate is opened.
+// Hold makes the answers for name and type wait at a gate.
 func (d *DNS) Hold(name, qtype string) *Gate {
 	g := d.lab.NewGate()
 	d.BreakWith(name, qtype, Fault{Gate: g})
@@ -83,8 +81,7 @@ func faultKey(name, qtype string) nameType {
 	return nameType{name, dns.StringToType[strings.ToUpper(qtype)]}
 }
 
-// forQuestion returns the fault of a question, and whether it is not to
-// follow CNAMEs.
+// forQuestion returns the fault of a question, and whether to stop at a CNAME.
 func (f *faults) forQuestion(q nameType) (stop bool, fault *Fault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -96,7 +93,7 @@ func (f *faults) forQuestion(q nameType) (stop bool, fault *Fault) {
 	return false, nil
 }
 
-// onTheWay returns the first fault of the names that CNAMEs led to.
+// onTheWay returns the first fault at the targets of CNAMEs.
 func (f *faults) onTheWay(names []string, qtype uint16) *Fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -110,7 +107,7 @@ func (f *faults) onTheWay(names []string, qtype uint16) *Fault {
 	return nil
 }
 
-// take returns a copy of the fault at k, and uses up one of its times.
+// take returns a copy of the fault at k and counts down its Times.
 func (f *faults) take(k nameType) *Fault {
 	fault := f.at[k]
 	if fault == nil {
@@ -125,7 +122,7 @@ func (f *faults) take(k nameType) *Fault {
 	return &taken
 }
 
-// delay waits as the fault says; false if the lab closes before.
+// delay waits as the fault says. It returns false if the lab closes first.
 func (d *DNS) delay(f *Fault) bool {
 	if f.Delay > 0 {
 		t := time.NewTimer(f.Delay)
@@ -139,7 +136,7 @@ func (d *DNS) delay(f *Fault) bool {
 	return f.Gate.wait(nil)
 }
 
-// send sends the answer m, spoiled as the fault says.
+// send sends m with the fault applied.
 func (d *DNS) send(w dns.ResponseWriter, req, m *dns.Msg, f *Fault, tcp bool) {
 	how := AsIs
 	if f != nil {
@@ -192,12 +189,11 @@ func (d *DNS) send(w dns.ResponseWriter, req, m *dns.Msg, f *Fault, tcp bool) {
 	if !tcp {
 		m.Truncate(udpSize(req))
 	}
-	w.WriteMsg(m) // a client that has gone has no need of it
+	w.WriteMsg(m) // the client may be gone
 }
 
-// rubbish returns bytes that begin as the answer to id does and are none: the
-// header promises records by the thousand, and a compression pointer points
-// at itself.
+// rubbish returns an invalid message with the right id: the header announces
+// thousands of records, and a compression pointer points at itself.
 func rubbish(id uint16, how How) []byte {
 	b := []byte{byte(id >> 8), byte(id), 0x81, 0x80, 0x00, 0x01, 0xff, 0xff, 0, 0, 0, 0, 0xc0, 0x0c, 0xc0, 0x0c}
 	if how == Short {

@@ -6,34 +6,34 @@ import (
 	"time"
 )
 
-// With bends a domain. Its zero value is an honest domain: one MX host with
-// STARTTLS and a good certificate, and an enforced policy that lists it.
+// With configures a domain. The zero value has one MX host with STARTTLS and a
+// good certificate, and an enforced policy that lists it.
 type With struct {
 	Mode   string        // default "enforce"
 	MaxAge time.Duration // default a week
 	MX     []string      // mx patterns; default the names of the mail hosts
-	Policy string        // the policy's text; default made of the three above
+	Policy string        // text of the policy; default made of the three above
 	ID     string        // of the TXT record; default "1"
-	TTL    uint32        // seconds, of the domain's DNS records; default 300
+	TTL    uint32        // of the domain's DNS records, in seconds; default 300
 	Signed bool          // the zone is signed
 
 	NoRecord     bool          // no TXT record
 	NoPolicyHost bool          // no policy host, and no address for its name
-	NoPolicy     bool          // neither: a domain without MTA-STS
-	Server       *PolicyServer // where its policy host is; default a server of its own
+	NoPolicy     bool          // a domain without MTA-STS: neither record nor host
+	Server       *PolicyServer // default a new server
 	PolicyCert   CertKind
 	PolicyFault  PolicyFault
 
-	Mail      []*MailHost // its MX hosts, most preferred first; default one host mx1.DOMAIN of its own
-	NoMail    bool        // the MX record names mx1.DOMAIN, at an address where nobody listens
-	MailCert  CertKind    // of its own host
-	MailFault MailFault   // of its own host
+	Mail      []*MailHost // MX hosts, most preferred first; default a new host mx1.DOMAIN
+	NoMail    bool        // the MX record names mx1.DOMAIN at an address without a listener
+	MailCert  CertKind    // of the default mail host
+	MailFault MailFault   // of the default mail host
 }
 
-// A Domain is one with all that belongs to it.
+// A Domain is a domain with its hosts.
 type Domain struct {
 	Name   string
-	Policy *PolicyHost // nil without one
+	Policy *PolicyHost // nil if there is no policy host
 	Mail   []*MailHost
 
 	lab *Lab
@@ -85,7 +85,7 @@ func (d *Domain) addMail(w With) error {
 	return d.SetMX(d.Mail...)
 }
 
-// SetMX makes the hosts the domain's MX, most preferred first.
+// SetMX sets the domain's MX hosts, most preferred first.
 func (d *Domain) SetMX(hosts ...*MailHost) error {
 	records := make([]string, len(hosts))
 	for i, m := range hosts {
@@ -130,7 +130,6 @@ func (d *Domain) addPolicy(w With) error {
 	return d.lab.DNS.Set(addressRecord(h.Name, d.ttl, s.Addr))
 }
 
-// policy returns the text of the policy that w asks for.
 func (d *Domain) policy(w With) string {
 	if w.Policy != "" {
 		return w.Policy
@@ -153,7 +152,7 @@ func (d *Domain) policy(w With) string {
 	return PolicyText(mode, maxAge, mx...)
 }
 
-// PolicyText returns a policy as a domain would serve it.
+// PolicyText returns the text of a policy.
 func PolicyText(mode string, maxAge time.Duration, mx ...string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version: STSv1\r\nmode: %s\r\n", mode)
@@ -164,20 +163,20 @@ func PolicyText(mode string, maxAge time.Duration, mx ...string) string {
 	return b.String()
 }
 
-// SetPolicy changes the policy and its id, in the order of RFC 8461, 8.1: the
-// policy host first. The domain must have a policy host.
+// SetPolicy changes the policy and its id, the policy host first (RFC 8461,
+// 8.1). The domain must have a policy host.
 func (d *Domain) SetPolicy(text, id string) {
 	d.Policy.SetPolicy(text)
 	d.SetID(id)
 }
 
-// SetID makes the domain's only TXT record one with the id.
+// SetID replaces the TXT record by one with the id.
 func (d *Domain) SetID(id string) { d.SetRecord("v=STSv1; id=" + id + ";") }
 
-// SetRecord makes the texts the TXT records at _mta-sts, valid or not.
+// SetRecord sets the TXT records at _mta-sts, valid or not.
 func (d *Domain) SetRecord(texts ...string) {
 	d.lab.DNS.SetTXT("_mta-sts."+d.Name, d.ttl, texts...)
 }
 
-// RemoveRecord takes the TXT record away.
+// RemoveRecord removes the TXT record.
 func (d *Domain) RemoveRecord() { d.SetRecord() }

@@ -1,16 +1,15 @@
-// Package testlab is a small internet in one process, for tests and for the
-// demonstration: a DNS resolver, a certification authority, policy hosts
-// (RFC 8461, 3.3), mail hosts with STARTTLS (RFC 3207) and a CONNECT proxy.
-// All of it can be changed while it runs, can misbehave in the ways the real
-// internet does, and counts what it is asked.
+// Package testlab is a small internet in one process, for tests and the
+// demonstration: a DNS resolver, certification authorities, policy hosts (RFC
+// 8461, 3.3), mail hosts with STARTTLS (RFC 3207) and a CONNECT proxy. Tests
+// can change all of it while it runs, make it misbehave as the real internet
+// does, and count its requests.
 //
-// Every host has an address of its own. Where the real ports can be bound (in
-// a network namespace) the hosts listen on them; elsewhere they listen on
-// ephemeral ports, and Lab.Dial and the proxy lead "ADDRESS:443" and
-// "ADDRESS:25" there.
+// Every host has its own address. Inside a network namespace the hosts listen
+// on the real ports; elsewhere they listen on ephemeral ports, to which
+// Lab.Dial and the proxy redirect "ADDRESS:443" and "ADDRESS:25".
 //
-// Left out: DNSSEC signatures (only the AD bit that a validating resolver
-// would set), HTTP/2, SMTP beyond what a relay needs to hand over a message.
+// Left out: DNSSEC signatures (only the AD bit of a validating resolver),
+// HTTP/2, and SMTP beyond what a relay needs to deliver a message.
 package testlab
 
 import (
@@ -25,50 +24,50 @@ import (
 	"sync/atomic"
 )
 
-// The ports under which the hosts are known, wherever they really listen.
+// The public ports of the hosts, wherever they really listen.
 const (
 	httpsPort = 443
 	smtpPort  = 25
 )
 
-// Options say where a lab listens. The zero value is loopback and ephemeral
+// Options say where a lab listens. The zero value means loopback and ephemeral
 // ports.
 type Options struct {
 	DNS        string       // address and port of the resolver; default 127.0.0.1:0
-	Net        netip.Prefix // addresses for the hosts, handed out in order; default a /16 of 127.0.0.0/8 that differs from lab to lab
+	Net        netip.Prefix // addresses for the hosts, assigned in order; default a different /16 of 127.0.0.0/8 for each lab
 	PolicyPort uint16       // port of the policy hosts: 443 in a namespace, 0 for ephemeral ones
 	MailPort   uint16       // port of the mail hosts: 25 in a namespace, 0 for ephemeral ones
 	Proxy      string       // address and port of the CONNECT proxy; default 127.0.0.1:0
 }
 
-// A Lab is a running internet. Its methods may be called from any goroutine.
+// A Lab is a running internet. Its methods are safe for concurrent use.
 type Lab struct {
 	DNS     *DNS
-	CA      *CA // the one that the clients under test are to trust
-	OtherCA *CA // one that they are not
+	CA      *CA // the clients under test should trust it
+	OtherCA *CA // the clients under test should not trust it
 	Proxy   *Proxy
 
 	opts Options
-	done chan struct{} // closed when the lab closes: whatever stalls, ends
+	done chan struct{} // closed when the lab closes; ends all stalls
 
 	events struct {
 		sync.Mutex
 		waiters int
-		next    chan struct{} // closed and replaced at each event, if anybody waits
+		next    chan struct{} // closed and replaced at each event while a goroutine waits
 	}
 
 	mu      sync.Mutex
 	closed  bool
-	addr    netip.Addr        // the last address handed out
-	routes  map[string]string // "ADDRESS:PORT" or "NAME:PORT" as the world has it -> where it really listens
+	addr    netip.Addr        // the last address assigned
+	routes  map[string]string // public "ADDRESS:PORT" or "NAME:PORT" -> real listener
 	closers []func() error
 }
 
-// labs counts the labs of this process, so that each has addresses of its own.
+// labs counts the labs of this process, so that each gets its own addresses.
 var labs atomic.Uint32
 
-// Start starts a lab: the resolver, with an empty unsigned root zone, the
-// authorities and the proxy. Hosts are added later.
+// Start starts a lab: the resolver with an empty unsigned root zone, the
+// authorities and the proxy. Tests add hosts later.
 func Start(o Options) (*Lab, error) {
 	if o.DNS == "" {
 		o.DNS = "127.0.0.1:0"
@@ -111,8 +110,8 @@ func (l *Lab) start() (err error) {
 	return nil
 }
 
-// Close stops every server of the lab and ends whatever stalls in it. It
-// returns when all its goroutines have ended.
+// Close stops every server of the lab and ends all stalls. It returns when all
+// goroutines have ended.
 func (l *Lab) Close() error {
 	l.mu.Lock()
 	if l.closed {
@@ -130,26 +129,26 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// atClose has f called when the lab closes, the last one first.
+// atClose registers f to run when the lab closes, the last one first.
 func (l *Lab) atClose(f func() error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closers = append(l.closers, f)
 }
 
-// NextAddr hands out an address that no other host of the lab has.
+// NextAddr returns an unused address.
 func (l *Lab) NextAddr() (netip.Addr, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := l.addr.Next()
 	if !l.opts.Net.Contains(a) {
-		return netip.Addr{}, fmt.Errorf("no address left in %s", l.opts.Net)
+		return netip.Addr{}, fmt.Errorf("no unused address left in %s", l.opts.Net)
 	}
 	l.addr = a
 	return a, nil
 }
 
-// addrOr returns addr parsed, or the next free address if it is empty.
+// addrOr parses addr, or returns an unused address if addr is empty.
 func (l *Lab) addrOr(addr string) (netip.Addr, error) {
 	if addr == "" {
 		return l.NextAddr()
@@ -157,20 +156,13 @@ func (l *Lab) addrOr(addr string) (netip.Addr, error) {
 	return netip.ParseAddr(addr)
 }
 
-// Route leads connections by Dial and the proxy for the host (an address or a
-// name) and port to the address real. It gives a host of the lab an address
-// that the machine does not have: a public one, or one of IPv6.
+// Route redirects connections to host (an address or a name) and port to the
+// address real, in Dial and the proxy. It gives a host of the lab an address
+// that the machine does not have, such as a public one.
 func (l *Lab) Route(host string, port uint16, real string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.routes[routeKey(host, strconv.Itoa(int(port)))] = real
-}
-
-// Unroute takes back what Route did.
-func (l *Lab) Unroute(host string, port uint16) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.routes, routeKey(host, strconv.Itoa(int(port))))
 }
 
 func routeKey(host, port string) string {
@@ -180,8 +172,8 @@ func routeKey(host, port string) string {
 	return net.JoinHostPort(strings.ToLower(strings.TrimSuffix(host, ".")), port)
 }
 
-// Real returns where the address and port addr ("127.65.0.1:443") of a host
-// of the lab really listens. A host that is down still has its place.
+// Real returns where the host with the public address addr ("127.65.0.1:443")
+// really listens. A host that is down keeps its route.
 func (l *Lab) Real(addr string) (string, bool) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -193,9 +185,8 @@ func (l *Lab) Real(addr string) (string, bool) {
 	return real, ok
 }
 
-// Dial connects to a host of the lab under the address and port that the
-// world knows it by. It is for injection where net.Dialer.DialContext goes;
-// addresses outside the lab are refused, so that no test leaves it.
+// Dial connects to a host of the lab by its public address, in place of
+// net.Dialer.DialContext. It refuses addresses outside the lab.
 func (l *Lab) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	real, ok := l.Real(addr)
 	if !ok {
@@ -205,7 +196,7 @@ func (l *Lab) Dial(ctx context.Context, network, addr string) (net.Conn, error) 
 	return d.DialContext(ctx, "tcp", real)
 }
 
-// event tells those who wait in Await that something has happened.
+// event wakes the goroutines in Await.
 func (l *Lab) event() {
 	l.events.Lock()
 	defer l.events.Unlock()
@@ -216,9 +207,9 @@ func (l *Lab) event() {
 	l.events.next = make(chan struct{})
 }
 
-// Await returns nil as soon as cond holds. It looks at the start and after
-// each thing that happens in the lab: a question, a connection, a request, a
-// message, a client at a gate. It gives up when ctx ends.
+// Await returns nil as soon as cond holds. It evaluates cond at the start and
+// after each event: a DNS question, a connection, a request, a message, a
+// client at a gate. It gives up when ctx ends.
 func (l *Lab) Await(ctx context.Context, cond func() bool) error {
 	l.events.Lock()
 	l.events.waiters++
@@ -233,9 +224,9 @@ func (l *Lab) Await(ctx context.Context, cond func() bool) error {
 		select {
 		case <-next:
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for something to happen in the lab: %w", context.Cause(ctx))
+			return fmt.Errorf("waiting for an event in the lab: %w", context.Cause(ctx))
 		case <-l.done:
-			return errors.New("waiting for something to happen in the lab: it is closed")
+			return errors.New("waiting for an event in the lab: the lab is closed")
 		}
 		l.events.Lock()
 		next = l.events.next
@@ -244,8 +235,8 @@ func (l *Lab) Await(ctx context.Context, cond func() bool) error {
 	return nil
 }
 
-// A Gate holds back whoever comes to it until it is opened. It stands in for
-// a slow server in tests that must not wait for time to pass.
+// A Gate blocks clients until it is opened. It replaces a slow server in tests
+// that must not wait for real time.
 type Gate struct {
 	lab     *Lab
 	open    chan struct{}
@@ -256,14 +247,14 @@ type Gate struct {
 // NewGate returns a closed gate.
 func (l *Lab) NewGate() *Gate { return &Gate{lab: l, open: make(chan struct{})} }
 
-// Open lets everybody through, those who wait and those who come later.
+// Open releases the waiting clients and all later ones.
 func (g *Gate) Open() { g.once.Do(func() { close(g.open) }) }
 
-// Waiting returns how many wait at the gate.
+// Waiting returns how many clients wait at the gate.
 func (g *Gate) Waiting() int { return int(g.waiting.Load()) }
 
-// wait waits until the gate opens, and says false if the lab closes or gone
-// is closed before. A nil gate is open.
+// wait waits for the gate to open. It returns false if the lab closes or gone
+// is closed first. A nil gate is open.
 func (g *Gate) wait(gone <-chan struct{}) bool {
 	if g == nil {
 		return true
@@ -281,12 +272,10 @@ func (g *Gate) wait(gone <-chan struct{}) bool {
 	}
 }
 
-// listen opens a TCP listener on addr; port 0 is an ephemeral one.
 func listen(addr netip.Addr, port uint16) (net.Listener, error) {
 	return net.Listen("tcp", netip.AddrPortFrom(addr, port).String())
 }
 
-// addressRecord returns the A or AAAA record of a host.
 func addressRecord(name string, ttl uint32, a netip.Addr) string {
 	t := "A"
 	if a.Is6() {

@@ -48,6 +48,6 @@ func TestAPortThatIsTakenIsAnError(t *testing.T) {
 	l := testlab.New(t)
 	if other, err := testlab.Start(testlab.Options{DNS: l.DNS.Addr}); err == nil {
 		other.Close()
-		t.Error("two resolvers on one port")
+		t.Error("two resolvers started on one port")
 	}
 }

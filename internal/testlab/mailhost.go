@@ -12,18 +12,17 @@ import (
 	"time"
 )
 
-// A MailFault is a way in which a mail host misbehaves. Certificates that are
-// wrong are a matter of Present; a listener that is closed, of Down.
+// A MailFault is a kind of misbehaviour of a mail host. For bad certificates
+// see Present, for a closed listener Down.
 type MailFault uint8
 
-// The ways.
 const (
 	MailFine        MailFault = iota
-	NoSTARTTLS                // STARTTLS is not offered, and unknown
+	NoSTARTTLS                // STARTTLS is neither announced nor supported
 	STARTTLSRefused           // 454 to STARTTLS
-	STARTTLSGarbage           // 220 to STARTTLS, and then no TLS
-	STARTTLSHangUp            // 220 to STARTTLS, and then the end
-	STARTTLSStall             // 220 to STARTTLS, and then nothing
+	STARTTLSGarbage           // 220 to STARTTLS, then data that is not TLS
+	STARTTLSHangUp            // 220 to STARTTLS, then the connection closes
+	STARTTLSStall             // 220 to STARTTLS, then nothing
 	MailOldTLS                // TLS 1.1 at most
 	GreetingStall             // no greeting
 	GreetingRefused           // 421 as the greeting
@@ -31,10 +30,10 @@ const (
 	RcptRejected              // 550 to RCPT
 )
 
-// Bounds of a mail host.
+// Limits of a mail host.
 const (
-	maxMessages   = 1000    // remembered of each host, the last ones
-	maxSessions   = 1000    // the same
+	maxMessages   = 1000    // the last ones kept of each host
+	maxSessions   = 1000    // likewise
 	maxMessage    = 1 << 20 // bytes
 	maxRcpt       = 100     // of a message
 	maxSMTPLine   = 4096    // bytes
@@ -42,39 +41,39 @@ const (
 	handshakeTime = time.Minute
 )
 
-// A Message is one that a mail host has accepted.
+// A Message is a message that a mail host accepted.
 type Message struct {
 	Helo       string
 	From       string // without the angle brackets
 	To         []string
 	TLS        bool
-	SNI        string // empty: none was sent
+	SNI        string // empty if none was sent
 	TLSVersion uint16
-	Data       []byte // as sent, dots unstuffed, CRLF
+	Data       []byte // dots unstuffed, with CRLF
 }
 
 // A Session is one connection to a mail host.
 type Session struct {
 	Helo       string
-	STARTTLS   bool // the client asked for TLS
-	TLS        bool // and the handshake was completed on our side
+	STARTTLS   bool // the client sent STARTTLS
+	TLS        bool // the handshake succeeded
 	SNI        string
 	TLSVersion uint16
-	Rcpt       []string // what came with RCPT, whatever the answer; 100 at most
+	Rcpt       []string // all addresses in RCPT, accepted or not; 100 at most
 	Err        string   // why the session ended, if not by QUIT
-	Messages   int      // accepted in it
+	Messages   int      // accepted in this session
 }
 
-// A MailHost is an SMTP server under one name.
+// A MailHost is an SMTP server with one name.
 type MailHost struct {
 	Name string
-	Addr netip.Addr // the first one
-	Real string     // address and port where it really listens at Addr
+	Addr netip.Addr // the first public address
+	Real string     // real address and port for Addr
 
 	lab *Lab
 
 	mu        sync.Mutex
-	helo      string // as it calls itself
+	helo      string // its name in greetings
 	fault     MailFault
 	cert      tls.Certificate
 	gate      *Gate
@@ -86,13 +85,12 @@ type MailHost struct {
 	running   sync.WaitGroup
 	messages  []Message
 	sessions  []Session
-	accepted  int            // connections
-	asked     map[string]int // commands, by their verb in capitals
+	accepted  int            // connections accepted
+	asked     map[string]int // commands by verb in capitals
 }
 
 // MailHost starts a mail host with STARTTLS and a good certificate, at an
-// address of its own if addr is empty, and gives its name that address in the
-// DNS.
+// unused address if addr is empty, and adds its address record.
 func (l *Lab) MailHost(name, addr string) (*MailHost, error) {
 	m := &MailHost{Name: strings.ToLower(name), helo: strings.ToLower(name), lab: l,
 		conns: make(map[net.Conn]struct{}), gone: make(chan struct{}), asked: make(map[string]int)}
@@ -108,8 +106,8 @@ func (l *Lab) MailHost(name, addr string) (*MailHost, error) {
 	return m, nil
 }
 
-// AlsoAt has the host listen at one more address, a free one if addr is
-// empty, and adds it to the DNS.
+// AlsoAt makes the host listen at another address (an unused one if addr is
+// empty) and adds an address record.
 func (m *MailHost) AlsoAt(addr string) (netip.Addr, error) {
 	a, err := m.lab.addrOr(addr)
 	if err != nil {
@@ -149,7 +147,7 @@ func (m *MailHost) serve(ln net.Listener) {
 	}()
 }
 
-// enter notes a connection; false if the host has just gone down.
+// enter registers a connection. It returns false once the host is down.
 func (m *MailHost) enter(c net.Conn) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -163,7 +161,7 @@ func (m *MailHost) enter(c net.Conn) bool {
 	return true
 }
 
-// leave forgets a connection and remembers what happened on it.
+// leave unregisters a connection and records its session.
 func (m *MailHost) leave(c net.Conn, s Session) {
 	c.Close()
 	m.mu.Lock()
@@ -174,7 +172,7 @@ func (m *MailHost) leave(c net.Conn, s Session) {
 	m.lab.event()
 }
 
-// appendBounded appends v and drops the first one when there are more than n.
+// appendBounded appends v and keeps the last n elements.
 func appendBounded[E any](s []E, v E, n int) []E {
 	if len(s) >= n {
 		s = slices.Delete(s, 0, len(s)-n+1)
@@ -182,7 +180,7 @@ func appendBounded[E any](s []E, v E, n int) []E {
 	return append(s, v)
 }
 
-// Down closes the listeners and all connections: new ones are refused.
+// Down closes the listeners and all connections.
 func (m *MailHost) Down() error {
 	m.mu.Lock()
 	if !m.down {
@@ -201,7 +199,7 @@ func (m *MailHost) Down() error {
 	return nil
 }
 
-// Up listens again where the host listened before Down.
+// Up listens again at the addresses before Down.
 func (m *MailHost) Up() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -219,23 +217,21 @@ func (m *MailHost) Up() error {
 	return nil
 }
 
-// Behave sets the way in which the host misbehaves from now on. MailFine ends
-// it.
+// Behave sets the host's fault. MailFine ends it.
 func (m *MailHost) Behave(f MailFault) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fault = f
 }
 
-// Greet sets the name by which the host calls itself in its greeting and its
-// answer to EHLO.
+// Greet sets the host's name in the greeting and the reply to EHLO.
 func (m *MailHost) Greet(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.helo = name
 }
 
-// Hold has new sessions wait at a gate before the greeting.
+// Hold makes new sessions wait at a gate before the greeting.
 func (m *MailHost) Hold() *Gate {
 	g := m.lab.NewGate()
 	m.mu.Lock()
@@ -244,10 +240,11 @@ func (m *MailHost) Hold() *Gate {
 	return g
 }
 
-// Present gives the host a new certificate of the kind, for its own name.
+// Present replaces the host's certificate by one of the kind for the host's
+// name.
 func (m *MailHost) Present(kind CertKind) error { return m.PresentFor(kind, m.Name) }
 
-// PresentFor gives the host a new certificate of the kind for the names.
+// PresentFor replaces the host's certificate by one of the kind for the names.
 func (m *MailHost) PresentFor(kind CertKind, names ...string) error {
 	c, err := m.lab.Issue(kind, names...)
 	if err != nil {
@@ -257,45 +254,44 @@ func (m *MailHost) PresentFor(kind CertKind, names ...string) error {
 	return nil
 }
 
-// PresentCertificate gives the host that certificate.
+// PresentCertificate replaces the host's certificate.
 func (m *MailHost) PresentCertificate(c tls.Certificate) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.cert = c
 }
 
-// TLSA returns the TLSA record for port 25 that names the certificate that
-// the host has now.
+// TLSA returns the TLSA record at port 25 for the host's present certificate.
 func (m *MailHost) TLSA(usage, selector, matching int) (string, error) {
 	return TLSA(lockedGet(&m.mu, &m.cert), m.Name, smtpPort, usage, selector, matching)
 }
 
-// Messages returns the last messages accepted, in order; 1,000 at most.
+// Messages returns the last 1,000 messages accepted, in order.
 func (m *MailHost) Messages() []Message {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.messages)
 }
 
-// Sessions returns the last sessions that have ended; 1,000 at most.
+// Sessions returns the last 1,000 sessions that ended.
 func (m *MailHost) Sessions() []Session {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.sessions)
 }
 
-// Connections returns how many connections the host has accepted.
+// Connections returns the number of connections accepted.
 func (m *MailHost) Connections() int { return lockedGet(&m.mu, &m.accepted) }
 
-// Asked returns how many times the host got a command: "STARTTLS".
+// Asked returns how often the host received a command ("STARTTLS").
 func (m *MailHost) Asked(verb string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.asked[verb]
 }
 
-// note counts a command. What it does not know it does not count: those who
-// send such things may send many.
+// note counts a command. It ignores unknown verbs, of which a client may send
+// any number.
 func (m *MailHost) note(verb string) {
 	if !slices.Contains(smtpVerbs, verb) {
 		return
@@ -306,8 +302,7 @@ func (m *MailHost) note(verb string) {
 	m.lab.event()
 }
 
-// Forget drops the messages and sessions remembered and sets the counts of
-// connections and commands to zero.
+// Forget drops the recorded messages and sessions and resets the counts.
 func (m *MailHost) Forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

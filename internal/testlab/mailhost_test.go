@@ -19,7 +19,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// connect begins an SMTP session with a host of the lab.
 func connect(t *testing.T, l *testlab.T, m *testlab.MailHost) (*smtp.Client, error) {
 	t.Helper()
 	c, err := l.Dial(bounded(t), "tcp", net.JoinHostPort(m.Addr.String(), "25"))
@@ -31,7 +30,7 @@ func connect(t *testing.T, l *testlab.T, m *testlab.MailHost) (*smtp.Client, err
 	return smtp.NewClient(c, m.Name)
 }
 
-// deliver hands over a message, over TLS if config is not nil.
+// deliver sends a message, over TLS if config is not nil.
 func deliver(t *testing.T, l *testlab.T, m *testlab.MailHost, config *tls.Config, text string) error {
 	t.Helper()
 	c, err := connect(t, l, m)
@@ -95,7 +94,7 @@ func TestRecordsMessagesAndOverWhatTheyCame(t *testing.T) {
 	}
 	m.Forget()
 	if len(m.Messages()) != 0 || len(m.Sessions()) != 0 || m.Connections() != 0 {
-		t.Error("Forget left something")
+		t.Error("messages, sessions or connections remain after Forget")
 	}
 }
 
@@ -204,7 +203,7 @@ func TestAStallLastsUntilTheHostIsDown(t *testing.T) {
 			done := make(chan error, 1)
 			go func() { done <- deliver(t, l, m, &tls.Config{ServerName: m.Name}, "x") }()
 			stalls := func() bool { return m.Connections() == 1 }
-			if fault == testlab.STARTTLSStall { // and not before: a host that stalls at once would pass
+			if fault == testlab.STARTTLSStall { // so that a host that stalls too early fails
 				stalls = func() bool { return m.Asked("STARTTLS") == 1 }
 			}
 			if err := l.Await(bounded(t), stalls); err != nil {
@@ -214,10 +213,10 @@ func TestAStallLastsUntilTheHostIsDown(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := <-done; err == nil {
-				t.Error("a message went through a host that stalls")
+				t.Error("a stalled host accepted a message")
 			}
-			if s := m.Sessions(); len(s) != 1 || s[0].STARTTLS != (fault == testlab.STARTTLSStall) || s[0].TLS || s[0].Err != "we hung up" {
-				t.Errorf("the host went on: %+v", s)
+			if s := m.Sessions(); len(s) != 1 || s[0].STARTTLS != (fault == testlab.STARTTLSStall) || s[0].TLS || s[0].Err != "closed by the host" {
+				t.Errorf("session %+v", s)
 			}
 			if err := deliver(t, l, m, nil, "x"); !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("while down: %v", err)
@@ -318,7 +317,7 @@ func TestWritesRootsAndKeysAsPEM(t *testing.T) {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(l.CA.PEM()) || !bytes.Equal(pair.Certificate[1], l.CA.Root.Raw) {
-		t.Fatal("no root in the PEM")
+		t.Fatal("the PEM does not contain the root")
 	}
 	for _, name := range []string{"x.test", "192.0.2.1"} {
 		if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: name}); err != nil {
@@ -350,7 +349,7 @@ func TestWhatIsSentBeforeTheHandshakeIsDropped(t *testing.T) {
 	if err := safe.PrintfLine("VRFY"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := safe.ReadResponse(502); err != nil { // and not the 250 of NOOP
+	if _, _, err := safe.ReadResponse(502); err != nil { // not the 250 to NOOP
 		t.Error(err)
 	}
 }

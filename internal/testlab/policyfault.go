@@ -12,49 +12,48 @@ import (
 	"time"
 )
 
-// A PolicyFault is a way in which a policy host misbehaves. Certificates that
-// are wrong are a matter of Present; a listener that is closed, of
-// PolicyServer.Down.
+// A PolicyFault is a kind of misbehaviour of a policy host. For bad
+// certificates see Present, for a closed listener PolicyServer.Down.
 type PolicyFault uint8
 
-// The ways. Where a policy is sent at all, it is a good one, so that only the
-// fault can be why it does not count.
+// Any policy sent is valid, so that only the fault can be the reason for its
+// rejection.
 const (
 	PolicyFine            PolicyFault = iota
-	Status404                         // 404, with the policy as its body
-	Status500                         // 500, with the policy as its body
+	Status404                         // 404 with the policy as the body
+	Status500                         // 500 with the policy as the body
 	Status204                         // 204
-	Status203                         // 203, with the policy as its body
-	Redirect                          // 302 to a path of the same host that has the policy
-	HTML                              // the policy as text/html
+	Status203                         // 203 with the policy as the body
+	Redirect                          // 302 to a path of the same host that serves the policy
+	HTML                              // the policy with type text/html
 	NoContentType                     // the policy without a media type
-	Endless                           // a body that does not end
-	EndlessHeader                     // a header that does not end
+	Endless                           // an endless body
+	EndlessHeader                     // an endless header
 	HugeHeader                        // 48 KiB of header before the policy
-	Drip                              // a body that comes a byte at a time and does not end
-	DripHeader                        // a header that does
-	CutBody                           // less than Content-Length, then the end of the connection
-	Compressed                        // the policy in gzip, asked for or not
-	NotHTTP                           // something else than HTTP, inside TLS
+	Drip                              // an endless body, one byte at a time
+	DripHeader                        // an endless header, one byte at a time
+	CutBody                           // fewer bytes than Content-Length
+	Compressed                        // the policy in gzip, always
+	NotHTTP                           // another protocol inside TLS
 	StallRequest                      // no answer to the request
-	StallBody                         // header and half the policy, then nothing
+	StallBody                         // the header and half the policy, then nothing
 	StallHandshake                    // no answer to the ClientHello
-	NotTLS                            // something else than TLS
-	ResetHandshake                    // the connection is reset at the ClientHello
-	HandshakeRefused                  // a TLS alert at the ClientHello
+	NotTLS                            // another protocol instead of TLS
+	ResetHandshake                    // TCP reset at the ClientHello
+	HandshakeRefused                  // TLS alert at the ClientHello
 	OldTLS                            // TLS 1.1 at most
-	ClientCertificateOnly             // the client is asked for a certificate, and refused without
-	TLS12Only                         // TLS 1.2 at most: no fault, and to be accepted
+	ClientCertificateOnly             // requires a client certificate
+	TLS12Only                         // TLS 1.2 at most; not a fault
 )
 
 const (
 	movedPath  = "/policy-has-moved-here.txt" // where Redirect leads
 	dripEvery  = 20 * time.Millisecond
 	hugeHeader = 48 << 10  // bytes; the limit of the daemon is 16 KiB
-	maxEndless = 256 << 20 // bytes: even what is endless ends
+	maxEndless = 256 << 20 // bytes; the end of an endless reply
 )
 
-// hello is called with a ClientHello for the host.
+// hello handles a ClientHello for the host.
 func (h *PolicyHost) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	h.mu.Lock()
 	h.handshakes++
@@ -67,7 +66,7 @@ func (h *PolicyHost) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	h.Server.lab.event()
 	switch f {
 	case StallHandshake:
-		io.Copy(io.Discard, info.Conn) // until the client or the lab has had enough
+		io.Copy(io.Discard, info.Conn) // until the client or the lab closes the connection
 		return nil, errors.New("stalled")
 	case NotTLS:
 		io.WriteString(info.Conn, "220 this is no place for TLS\r\n")
@@ -82,9 +81,9 @@ func (h *PolicyHost) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	return config, nil
 }
 
-// newConfig makes the TLS configuration; h.mu is held. It is kept until the
-// next change, and with it the keys of its session tickets: what a client
-// resumes is never older than the certificate.
+// newConfig returns the host's TLS configuration; h.mu is held. It is replaced
+// at each change, which also replaces the session ticket keys, so that no
+// client resumes a session with an old certificate.
 func (h *PolicyHost) newConfig() *tls.Config {
 	c := &tls.Config{
 		Certificates: []tls.Certificate{h.cert},
@@ -102,8 +101,8 @@ func (h *PolicyHost) newConfig() *tls.Config {
 	return c
 }
 
-// hangUp ends the sending side and reads until the client has gone, so that
-// what was written is not lost to a reset.
+// hangUp closes the sending side and then reads to the end, so that a reset
+// does not discard what was sent.
 func hangUp(c net.Conn) {
 	if t, ok := c.(*net.TCPConn); ok {
 		t.CloseWrite()
@@ -113,7 +112,7 @@ func hangUp(c net.Conn) {
 	c.Close()
 }
 
-// hangUpWithin bounds the wait for a client that does not notice.
+// hangUpWithin limits the wait for a client that does not close.
 const hangUpWithin = 2 * time.Second
 
 // reset closes the connection with a TCP RST.
@@ -124,7 +123,7 @@ func reset(c net.Conn) {
 	c.Close()
 }
 
-// serveHTTP is called with a request for the host.
+// serveHTTP handles a request for the host.
 func (h *PolicyHost) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	f, handler, gate := h.note(r)
 	if !gate.wait(r.Context().Done()) {
@@ -148,7 +147,7 @@ func (h *PolicyHost) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	h.answer(w, r, f, text)
 }
 
-// answer sends the policy in the way that the fault has it.
+// answer sends the policy with the fault applied.
 func (h *PolicyHost) answer(w http.ResponseWriter, r *http.Request, f PolicyFault, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	status := http.StatusOK
@@ -168,7 +167,7 @@ func (h *PolicyHost) answer(w http.ResponseWriter, r *http.Request, f PolicyFaul
 	case HTML:
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	case NoContentType:
-		w.Header()["Content-Type"] = nil // nil: and none is guessed
+		w.Header()["Content-Type"] = nil // nil: net/http does not guess one
 	case Compressed:
 		w.Header().Set("Content-Encoding", "gzip")
 		z := gzip.NewWriter(w)
@@ -176,7 +175,7 @@ func (h *PolicyHost) answer(w http.ResponseWriter, r *http.Request, f PolicyFaul
 		z.Close()
 		return
 	case StallRequest:
-		<-r.Context().Done() // the client or the lab has had enough
+		<-r.Context().Done() // until the client or the lab closes the connection
 		panic(http.ErrAbortHandler)
 	case StallBody, CutBody:
 		h.half(w, r, f, text)
@@ -204,7 +203,7 @@ func (h *PolicyHost) half(w http.ResponseWriter, r *http.Request, f PolicyFault,
 	panic(http.ErrAbortHandler)
 }
 
-// endless sends a body until the client has had enough.
+// endless sends a body until the client closes the connection.
 func (h *PolicyHost) endless(w http.ResponseWriter, f PolicyFault) {
 	chunk := []byte("version: STSv1\r\n" + strings.Repeat("# and on, and on it goes\r\n", 100))
 	if f == Drip {
@@ -221,8 +220,8 @@ func (h *PolicyHost) endless(w http.ResponseWriter, f PolicyFault) {
 	panic(http.ErrAbortHandler)
 }
 
-// pour calls write until it fails, the lab closes, or it is too much even for
-// something endless; slowly, if it drips.
+// pour calls write until it fails, the lab closes or maxEndless is reached.
+// With drip it pauses between calls.
 func (h *PolicyHost) pour(drip bool, write func() (int, error)) {
 	var tick <-chan time.Time
 	if drip {
@@ -250,7 +249,7 @@ func (h *PolicyHost) pour(drip bool, write func() (int, error)) {
 	}
 }
 
-// raw writes to the connection itself.
+// raw writes to the hijacked connection.
 func (h *PolicyHost) raw(w http.ResponseWriter, f PolicyFault, text string) {
 	h.Server.open.Add(1)
 	defer h.Server.open.Done()

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,35 +17,35 @@ import (
 // WellKnown is the path of a policy (RFC 8461, 3.3).
 const WellKnown = "/.well-known/mta-sts.txt"
 
-// Bounds of a policy server.
+// Limits of a policy server.
 const (
-	maxRequests      = 1000 // requests remembered for each host, the last ones
-	listenAgainTries = 50   // to get the old port back after Down
+	maxRequests      = 1000 // the last requests kept for each host
+	listenAgainTries = 50   // attempts to get the old port back after Down
 	listenAgainPause = 20 * time.Millisecond
 	policyIdle       = 2 * time.Minute // of a connection between requests
 )
 
-// A PolicyServer is an address at which policy hosts are served over HTTPS,
-// told apart by SNI.
+// A PolicyServer serves policy hosts over HTTPS at one address. SNI selects the
+// host.
 type PolicyServer struct {
-	Addr netip.Addr // as the DNS has it
-	Real string     // address and port where it really listens
+	Addr netip.Addr // its public address
+	Real string     // real address and port
 
 	lab *Lab
 
 	mu          sync.Mutex
 	hosts       map[string]*PolicyHost
 	fallback    func(name string) *PolicyHost
-	server      *http.Server  // nil while it is down
+	server      *http.Server  // nil while down
 	served      chan struct{} // closed when server no longer accepts
 	down        chan struct{} // closed by Down
 	connections int
 
-	open sync.WaitGroup // connections and what was hijacked of them
+	open sync.WaitGroup // connections, including hijacked ones
 }
 
-// PolicyServer starts a policy server without hosts, at an address of its own
-// if addr is empty.
+// PolicyServer starts a policy server without hosts, at an unused address if
+// addr is empty.
 func (l *Lab) PolicyServer(addr string) (*PolicyServer, error) {
 	a, err := l.addrOr(addr)
 	if err != nil {
@@ -61,8 +62,8 @@ func (l *Lab) PolicyServer(addr string) (*PolicyServer, error) {
 	return s, nil
 }
 
-// Host adds a policy host, "mta-sts.example.test", to the server. It has a
-// good certificate and no policy: 404.
+// Host adds a policy host ("mta-sts.example.test"). It has a good certificate
+// and answers 404.
 func (s *PolicyServer) Host(name string) (*PolicyHost, error) {
 	h := s.NewHost(name)
 	if err := h.Present(CertGood); err != nil {
@@ -75,33 +76,28 @@ func (s *PolicyServer) Host(name string) (*PolicyHost, error) {
 	return h, nil
 }
 
-// NewHost makes a host that is not served yet and has no certificate, for
-// Fallback.
+// NewHost returns a host for Fallback: without a certificate and not served
+// yet.
 func (s *PolicyServer) NewHost(name string) *PolicyHost {
 	return &PolicyHost{Name: strings.ToLower(name), Server: s}
 }
 
-// Fallback has f find the host for a name that the server does not know: for
-// worlds too large to be set up. f must be safe for concurrent use.
+// Fallback sets a function that returns the host for an unknown name, for
+// worlds too large to set up. f must be safe for concurrent use.
 func (s *PolicyServer) Fallback(f func(name string) *PolicyHost) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fallback = f
 }
 
-// AlsoAt leads Dial and the proxy to the server from one more address, which
-// need not be one of this machine: a public one, or one of IPv6. The DNS is
-// not touched.
+// AlsoAt routes one more public address to the server, which the machine need
+// not have. The DNS does not change.
 func (s *PolicyServer) AlsoAt(addr string) { s.lab.Route(addr, httpsPort, s.Real) }
 
-// Connections returns how many connections the server has accepted.
-func (s *PolicyServer) Connections() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.connections
-}
+// Connections returns the number of connections accepted.
+func (s *PolicyServer) Connections() int { return lockedGet(&s.mu, &s.connections) }
 
-// Down closes the listener and all connections: new ones are refused.
+// Down closes the listener and all connections.
 func (s *PolicyServer) Down() error {
 	s.mu.Lock()
 	server, served := s.server, s.served
@@ -118,7 +114,7 @@ func (s *PolicyServer) Down() error {
 	return err
 }
 
-// Up listens again where the server listened before Down.
+// Up listens again at the address before Down.
 func (s *PolicyServer) Up() error {
 	s.mu.Lock()
 	up := s.server != nil
@@ -134,8 +130,8 @@ func (s *PolicyServer) Up() error {
 	return nil
 }
 
-// listenAgain listens on an address that was in use a moment ago. An ephemeral
-// port may be borrowed by a connection of somebody else for a while.
+// listenAgain listens on an address that was in use a moment ago. Another
+// socket may hold an ephemeral port for a while.
 func (l *Lab) listenAgain(addr string) (ln net.Listener, err error) {
 	for range listenAgainTries {
 		if ln, err = net.Listen("tcp", addr); err == nil {
@@ -154,7 +150,7 @@ func (s *PolicyServer) serve(ln net.Listener) {
 	server := &http.Server{
 		Handler:        http.HandlerFunc(s.serveHTTP),
 		TLSConfig:      &tls.Config{GetConfigForClient: s.hello, MinVersion: tls.VersionTLS10},
-		ErrorLog:       log.New(io.Discard, "", 0), // clients that go away are what tests are about
+		ErrorLog:       log.New(io.Discard, "", 0), // failed handshakes are expected
 		IdleTimeout:    policyIdle,
 		MaxHeaderBytes: 1 << 16,
 		TLSNextProto:   map[string]func(*http.Server, *tls.Conn, http.Handler){}, // no HTTP/2
@@ -170,7 +166,7 @@ func (s *PolicyServer) serve(ln net.Listener) {
 	}()
 }
 
-// connection is called when a connection of server comes and goes.
+// connection tracks the connections of server.
 func (s *PolicyServer) connection(server *http.Server, c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
@@ -179,7 +175,7 @@ func (s *PolicyServer) connection(server *http.Server, c net.Conn, state http.Co
 		s.connections++
 		up := s.server == server
 		s.mu.Unlock()
-		if !up { // accepted just before Down, and not seen by Server.Close
+		if !up { // accepted just before Down, missed by Server.Close
 			c.Close()
 		}
 		s.lab.event()
@@ -204,7 +200,7 @@ func (s *PolicyServer) whenDown(c io.Closer) (stop func()) {
 	return func() { close(stopped) }
 }
 
-// host returns the host that a client means by its SNI.
+// host returns the host for an SNI.
 func (s *PolicyServer) host(sni string) *PolicyHost {
 	s.mu.Lock()
 	h, fallback := s.hosts[strings.ToLower(sni)], s.fallback
@@ -215,16 +211,15 @@ func (s *PolicyServer) host(sni string) *PolicyHost {
 	return h
 }
 
-// hello is called with each ClientHello.
+// hello handles a ClientHello.
 func (s *PolicyServer) hello(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	h := s.host(info.ServerName)
 	if h == nil {
-		return nil, fmt.Errorf("no host %q here", info.ServerName) // an alert to the client
+		return nil, fmt.Errorf("no host %q here", info.ServerName) // the client gets an alert
 	}
 	return h.hello(info)
 }
 
-// serveHTTP is called with each request.
 func (s *PolicyServer) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	h := s.host(r.TLS.ServerName)
 	if h == nil {
@@ -234,7 +229,7 @@ func (s *PolicyServer) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	h.serveHTTP(w, r)
 }
 
-// A PolicyRequest is what a policy host was asked.
+// A PolicyRequest is a request that a policy host received.
 type PolicyRequest struct {
 	SNI        string
 	TLSVersion uint16
@@ -245,49 +240,48 @@ type PolicyRequest struct {
 	RemoteAddr string
 }
 
-// A PolicyHost is one name at a policy server: its certificate, its policy
-// and its way to misbehave.
+// A PolicyHost is one name at a policy server, with its certificate, policy and
+// fault.
 type PolicyHost struct {
 	Name   string
 	Server *PolicyServer
 
 	mu         sync.Mutex
 	text       string
-	served     bool // there is a policy
+	served     bool // a policy exists
 	fault      PolicyFault
 	handler    http.Handler
 	gate       *Gate
 	cert       tls.Certificate
-	config     *tls.Config // made of cert and fault; nil after a change
+	config     *tls.Config // from cert and fault; nil after a change
 	handshakes int
 	asked      int
 	sent       int64 // bytes of bodies
 	log        []PolicyRequest
 }
 
-// SetPolicy makes text the policy.
+// SetPolicy sets the policy's text.
 func (h *PolicyHost) SetPolicy(text string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.text, h.served = text, true
 }
 
-// RemovePolicy takes the policy away: 404.
+// RemovePolicy removes the policy: the host answers 404.
 func (h *PolicyHost) RemovePolicy() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.text, h.served = "", false
 }
 
-// Behave sets the way in which the host misbehaves from now on. PolicyFine
-// ends it.
+// Behave sets the host's fault. PolicyFine ends it.
 func (h *PolicyHost) Behave(f PolicyFault) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.fault, h.config = f, nil
 }
 
-// Present gives the host a new certificate of the kind.
+// Present replaces the host's certificate by a new one of the kind.
 func (h *PolicyHost) Present(kind CertKind) error {
 	c, err := h.Server.lab.Issue(kind, h.Name)
 	if err != nil {
@@ -297,23 +291,22 @@ func (h *PolicyHost) Present(kind CertKind) error {
 	return nil
 }
 
-// PresentCertificate gives the host that certificate.
+// PresentCertificate replaces the host's certificate.
 func (h *PolicyHost) PresentCertificate(c tls.Certificate) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.cert, h.config = c, nil
 }
 
-// Handle has handler answer the requests that reach a well-behaved host,
-// instead of the policy. nil ends it.
+// Handle replaces the policy by a handler, used while the fault is PolicyFine.
+// nil ends it.
 func (h *PolicyHost) Handle(handler http.Handler) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.handler = handler
 }
 
-// Hold has requests wait at a new gate before they are answered. Open it and
-// they go on, and so do all later ones.
+// Hold makes requests wait at a new gate.
 func (h *PolicyHost) Hold() *Gate {
 	g := h.Server.lab.NewGate()
 	h.mu.Lock()
@@ -322,24 +315,23 @@ func (h *PolicyHost) Hold() *Gate {
 	return g
 }
 
-// Handshakes returns how many times a client began a handshake with the
-// host's name as SNI.
+// Handshakes returns the number of ClientHellos for the host.
 func (h *PolicyHost) Handshakes() int { return lockedGet(&h.mu, &h.handshakes) }
 
-// Asked returns how many HTTP requests the host got.
+// Asked returns the number of HTTP requests.
 func (h *PolicyHost) Asked() int { return lockedGet(&h.mu, &h.asked) }
 
-// Sent returns how many bytes of endless and dripping bodies went out.
+// Sent returns the bytes sent of endless replies.
 func (h *PolicyHost) Sent() int64 { return lockedGet(&h.mu, &h.sent) }
 
-// Requests returns the last requests, in order; 1,000 at most.
+// Requests returns the last 1,000 requests in order.
 func (h *PolicyHost) Requests() []PolicyRequest {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return append([]PolicyRequest(nil), h.log...)
+	return slices.Clone(h.log)
 }
 
-// Forget sets the counts to zero and drops the requests remembered.
+// Forget resets the counts and drops the recorded requests.
 func (h *PolicyHost) Forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -352,17 +344,14 @@ func lockedGet[V any](mu *sync.Mutex, v *V) V {
 	return *v
 }
 
-// note counts and remembers a request, and returns what is to be done.
+// note counts and records a request. It returns how to answer.
 func (h *PolicyHost) note(r *http.Request) (f PolicyFault, handler http.Handler, gate *Gate) {
 	h.mu.Lock()
 	h.asked++
-	if len(h.log) == maxRequests {
-		h.log = append(h.log[:0:0], h.log[1:]...)
-	}
-	h.log = append(h.log, PolicyRequest{
+	h.log = appendBounded(h.log, PolicyRequest{
 		SNI: r.TLS.ServerName, TLSVersion: r.TLS.Version, Method: r.Method, Host: r.Host,
 		Path: r.URL.RequestURI(), Header: r.Header.Clone(), RemoteAddr: r.RemoteAddr,
-	})
+	}, maxRequests)
 	f, handler, gate = h.fault, h.handler, h.gate
 	h.mu.Unlock()
 	h.Server.lab.event()

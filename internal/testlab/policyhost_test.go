@@ -20,8 +20,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// client returns an HTTPS client that trusts the lab's authority, finds hosts
-// by name, and is no stricter than net/http is by itself.
+// client returns an HTTPS client that trusts the lab's authority, connects by
+// host name and is as lenient as net/http.
 func client(l *testlab.T) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
@@ -64,11 +64,11 @@ func TestServesTheDomainsPolicy(t *testing.T) {
 	}
 	got := d.Policy.Requests()
 	if len(got) != 2 || d.Policy.Asked() != 2 || d.Policy.Handshakes() != 2 || d.Policy.Server.Connections() != 2 {
-		t.Fatalf("%d requests remembered, %d asked, %d handshakes, %d connections; want 2 of each",
+		t.Fatalf("%d requests recorded, %d counted, %d handshakes, %d connections; want 2 of each",
 			len(got), d.Policy.Asked(), d.Policy.Handshakes(), d.Policy.Server.Connections())
 	}
 	if r := got[0]; r.SNI != "mta-sts.example.test" || r.Host != r.SNI || r.Path != testlab.WellKnown || r.Method != "GET" || r.TLSVersion != tls.VersionTLS13 {
-		t.Errorf("remembered %+v", r)
+		t.Errorf("recorded %+v", r)
 	}
 	d.Policy.RemovePolicy()
 	if r, err := get(bounded(t), l, d.Policy); err != nil || r.StatusCode != 404 {
@@ -112,8 +112,6 @@ func isInvalid(reason x509.InvalidReason, words string) func(error) bool {
 	}
 }
 
-// TestPolicyHostsMisbehave has a look at each fault with a client that takes
-// whatever it gets.
 func TestPolicyHostsMisbehave(t *testing.T) {
 	status := func(code int, body string) func(*http.Response, []byte, error) bool {
 		return func(r *http.Response, b []byte, err error) bool {
@@ -217,8 +215,8 @@ func TestATLS11HostIsReachedByClientsThatAllowIt(t *testing.T) {
 	}
 }
 
-// TestStallsLastUntilTheClientGivesUp sees for each stall that the host has
-// got as far as it says, gives nothing more, and lets go when the client does.
+// TestStallsLastUntilTheClientGivesUp checks that each stall occurs at its
+// stage, sends nothing more, and ends with the client.
 func TestStallsLastUntilTheClientGivesUp(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -251,14 +249,14 @@ func TestStallsLastUntilTheClientGivesUp(t *testing.T) {
 			}
 			select {
 			case err := <-ended:
-				t.Fatalf("the client was through: %v", err)
+				t.Fatalf("the client finished early: %v", err)
 			default:
 			}
 			cancel()
 			if err := <-ended; !errors.Is(err, context.Canceled) {
 				t.Errorf("the client ended with %v", err)
 			}
-			if err := d.Policy.Server.Down(); err != nil { // returns when the host has let go
+			if err := d.Policy.Server.Down(); err != nil { // returns when all connections have ended
 				t.Error(err)
 			}
 		})
@@ -328,7 +326,7 @@ func TestHostsOfOneServerAreToldApartBySNI(t *testing.T) {
 		t.Errorf("made: %v, %v", r, err)
 	}
 	if _, err := get(bounded(t), l, s.NewHost("mta-sts.unknown.test")); err == nil {
-		t.Error("a host that is not there has answered")
+		t.Error("an unknown host answered")
 	}
 	if s.Connections() != 4 || one.Policy.Asked() != 1 || two.Policy.Asked() != 1 {
 		t.Errorf("%d connections, %d and %d requests", s.Connections(), one.Policy.Asked(), two.Policy.Asked())
@@ -349,7 +347,7 @@ func TestDialLeadsToHostsByAddressAndNowhereElse(t *testing.T) {
 	}
 	for _, addr := range []string{"192.0.2.1:443", net.JoinHostPort(s.Addr.String(), "25")} {
 		if _, err := l.Dial(bounded(t), "tcp", addr); err == nil {
-			t.Errorf("%s: a connection out of the lab", addr)
+			t.Errorf("%s: Dial left the lab", addr)
 		}
 	}
 }
@@ -385,8 +383,8 @@ func TestTheProxyLeadsToPolicyHostsAndNowhereElse(t *testing.T) {
 	}
 }
 
-// TestClosingEndsWhateverStalls closes a lab in which clients wait at every
-// place where it can stall.
+// TestClosingEndsWhateverStalls closes a lab while clients wait at every place
+// that can stall.
 func TestClosingEndsWhateverStalls(t *testing.T) {
 	l, err := testlab.Start(testlab.Options{})
 	if err != nil {
@@ -406,7 +404,7 @@ func TestClosingEndsWhateverStalls(t *testing.T) {
 	l.DNS.Hold("held.test", "")
 	ended := make(chan struct{}, len(hosts)+2)
 	for _, h := range hosts {
-		// A client that is connected and does not read: nothing is to depend on it.
+		// A client that connects and never reads.
 		c, err := l.Dial(bounded(t), "tcp", net.JoinHostPort(h.Name, "443"))
 		if err != nil {
 			t.Fatal(err)
@@ -449,7 +447,7 @@ func TestClosingEndsWhateverStalls(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(within):
-		t.Fatal("the lab does not close")
+		t.Fatal("Close does not return")
 	}
 	for range hosts {
 		<-ended

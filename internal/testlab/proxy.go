@@ -11,17 +11,16 @@ import (
 	"time"
 )
 
-// Bounds of the proxy.
+// Limits of the proxy.
 const (
-	maxTargets     = 1000 // remembered, the last ones
+	maxTargets     = 1000 // the last targets kept
 	maxProxyHeader = 16 << 10
-	proxyRequest   = 30 * time.Second // until the request is complete
+	proxyRequest   = 30 * time.Second // to receive the request
 	proxyConnect   = 10 * time.Second
 )
 
-// A Proxy is an HTTP proxy that knows CONNECT (RFC 9110, 9.3.6) and leads to
-// the hosts of the lab, under the addresses and ports that the world knows
-// them by. All else is refused with 403.
+// A Proxy is an HTTP proxy that supports CONNECT (RFC 9110, 9.3.6) to the
+// public addresses of the lab's hosts. It answers everything else with 403.
 type Proxy struct {
 	Addr string // address and port
 
@@ -48,17 +47,16 @@ func startProxy(l *Lab, addr string) (*Proxy, error) {
 	return p, nil
 }
 
-// URL returns the proxy's address for HTTPS_PROXY.
+// URL returns the value for HTTPS_PROXY.
 func (p *Proxy) URL() string { return "http://" + p.Addr }
 
-// Connected returns how many connections were led to a host.
+// Connected returns the number of tunnels opened.
 func (p *Proxy) Connected() int { return lockedGet(&p.mu, &p.connected) }
 
-// Refused returns how many requests got no connection.
+// Refused returns the number of requests refused.
 func (p *Proxy) Refused() int { return lockedGet(&p.mu, &p.refused) }
 
-// Targets returns the last targets asked for ("127.65.0.1:443"), in order;
-// 1,000 at most.
+// Targets returns the last 1,000 targets ("127.65.0.1:443") in order.
 func (p *Proxy) Targets() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -77,7 +75,8 @@ func (p *Proxy) close() error {
 	return nil
 }
 
-// enter notes a connection, so that close ends it; false if it is too late.
+// enter registers a connection for close. It returns false once the proxy is
+// closed.
 func (p *Proxy) enter(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -117,7 +116,6 @@ func (p *Proxy) serve() {
 	}
 }
 
-// request reads one request and serves it.
 func (p *Proxy) request(c net.Conn) {
 	c.SetDeadline(time.Now().Add(proxyRequest))
 	head := &io.LimitedReader{R: c, N: maxProxyHeader}
@@ -148,7 +146,7 @@ func (p *Proxy) request(c net.Conn) {
 	p.note(r.Host, &p.connected)
 	io.WriteString(c, "HTTP/1.1 200 Connection established\r\n\r\n")
 	c.SetDeadline(time.Time{})
-	early, _ := in.Peek(in.Buffered()) // what came with the request
+	early, _ := in.Peek(in.Buffered()) // data that came with the request
 	if _, err := to.Write(early); err != nil {
 		return
 	}
@@ -168,14 +166,14 @@ func (p *Proxy) note(target string, count *int) {
 	p.lab.event()
 }
 
-// tunnel copies both ways until both sides have ended. One that ends its
-// sending side only has that passed on.
+// tunnel copies in both directions until both sides have ended. It passes on a
+// half-close.
 func tunnel(a, b net.Conn) {
 	var both sync.WaitGroup
 	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
 		both.Go(func() {
 			from, to := way[0], way[1]
-			if _, err := io.Copy(to, from); err != nil { // a reset, say: it ends both
+			if _, err := io.Copy(to, from); err != nil { // a reset, for example: close both
 				from.Close()
 				to.Close()
 				return

@@ -14,25 +14,25 @@ import (
 	"time"
 )
 
-// A smtpSession is the server's side of one SMTP connection (RFC 5321).
+// A smtpSession is the server side of one SMTP connection (RFC 5321).
 type smtpSession struct {
 	host  *MailHost
-	helo  string // as the host calls itself
+	helo  string // the host's name in replies
 	fault MailFault
 	conn  net.Conn
 	in    *bufio.Reader
 	seen  Session
-	mail  Message // the one that is under way
+	mail  Message // the current message
 	began bool    // MAIL was accepted
 }
 
 var (
 	errQuit      = errors.New("QUIT")
 	errSMTPLine  = errors.New("line too long")
-	errHangingUp = errors.New("we hung up")
+	errHangingUp = errors.New("closed by the host")
 )
 
-// session serves one connection to its end.
+// session serves one connection.
 func (m *MailHost) session(c net.Conn) {
 	m.mu.Lock()
 	s := &smtpSession{host: m, helo: m.helo, fault: m.fault, conn: c, in: bufio.NewReaderSize(c, maxSMTPLine)}
@@ -41,7 +41,7 @@ func (m *MailHost) session(c net.Conn) {
 	m.lab.event()
 	err := errHangingUp
 	if s.fault == GreetingStall {
-		io.Copy(io.Discard, c) // until the client or the lab has had enough
+		io.Copy(io.Discard, c) // until the client or the lab closes the connection
 	} else if gate.wait(gone) {
 		err = s.run()
 	}
@@ -71,7 +71,7 @@ func (s *smtpSession) run() error {
 	}
 }
 
-// line reads a line without its end.
+// line reads a line without its line end.
 func (s *smtpSession) line() (string, error) {
 	s.conn.SetReadDeadline(time.Now().Add(smtpIdle))
 	b, err := s.in.ReadSlice('\n')
@@ -87,7 +87,7 @@ func (s *smtpSession) reply(format string, args ...any) error {
 	return err
 }
 
-// smtpVerbs are the commands that a host knows.
+// smtpVerbs are the supported commands.
 var smtpVerbs = []string{"EHLO", "HELO", "STARTTLS", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT"}
 
 func (s *smtpSession) command(verb, arg string) error {
@@ -115,7 +115,7 @@ func (s *smtpSession) command(verb, arg string) error {
 	return s.reply("502 5.5.1 unknown command")
 }
 
-// reset forgets the message that is under way.
+// reset discards the current message.
 func (s *smtpSession) reset() { s.mail, s.began = Message{}, false }
 
 func (s *smtpSession) hello(verb, name string) error {
@@ -136,8 +136,8 @@ func (s *smtpSession) hello(verb, name string) error {
 	return s.reply("%s250 %s", b.String(), keywords[last])
 }
 
-// startTLS answers STARTTLS (RFC 3207). What the client has sent before the
-// handshake is dropped with the old reader: it was not protected.
+// startTLS handles STARTTLS (RFC 3207). It discards data received before the
+// handshake, which was not protected.
 func (s *smtpSession) startTLS() error {
 	switch {
 	case s.fault == NoSTARTTLS || s.seen.TLS:
@@ -152,7 +152,7 @@ func (s *smtpSession) startTLS() error {
 	}
 	switch s.fault {
 	case STARTTLSGarbage:
-		s.in.Peek(1) // the ClientHello: sent earlier, the reply could pass for one to a command
+		s.in.Peek(1) // wait for the ClientHello, so that the text is not read as a reply
 		s.reply("250 this is no TLS")
 		hangUp(s.conn)
 		return errHangingUp
@@ -262,15 +262,15 @@ func (s *smtpSession) data() error {
 	return s.reply("250 2.0.0 accepted")
 }
 
-// readData reads a message to the line that is a dot; of one that is too
-// large it keeps enough to say so.
+// readData reads a message up to the line with a dot. Of a message that is too
+// large it keeps just enough to detect that.
 func (s *smtpSession) readData() ([]byte, error) {
 	var text []byte
 	midLine := false
 	for {
 		s.conn.SetReadDeadline(time.Now().Add(smtpIdle))
 		part, err := s.in.ReadSlice('\n')
-		full := errors.Is(err, bufio.ErrBufferFull) // a long line comes in parts
+		full := errors.Is(err, bufio.ErrBufferFull) // the line continues in the next part
 		if err != nil && !full {
 			return nil, err
 		}
@@ -287,7 +287,7 @@ func (s *smtpSession) readData() ([]byte, error) {
 	}
 }
 
-// accept remembers a message.
+// accept records a message.
 func (m *MailHost) accept(msg Message) {
 	msg.To = slices.Clone(msg.To)
 	m.mu.Lock()

@@ -1,21 +1,22 @@
 package testlab
 
-// A TB is what the lab needs of a *testing.T, *testing.B or *testing.F. The
-// package does not import testing, since the demonstration is linked with it.
+// TB has the methods that the lab needs of *testing.T, *testing.B or
+// *testing.F. The package does not import testing because the demonstration
+// links it.
 type TB interface {
 	Helper()
 	Cleanup(func())
 	Fatalf(format string, args ...any)
 }
 
-// A T is a lab inside a test: what fails in it, fails the test.
+// A T is a lab inside a test: its errors fail the test.
 type T struct {
 	*Lab
 	tb TB
 }
 
-// New starts a lab on loopback and ephemeral ports that is closed when the
-// test ends.
+// New starts a lab on loopback and ephemeral ports. The end of the test closes
+// it.
 func New(tb TB) *T {
 	tb.Helper()
 	return NewWith(tb, Options{})
@@ -25,9 +26,7 @@ func New(tb TB) *T {
 func NewWith(tb TB, o Options) *T {
 	tb.Helper()
 	l, err := Start(o)
-	if err != nil {
-		tb.Fatalf("testlab: %v", err)
-	}
+	must(tb, l, err)
 	tb.Cleanup(func() {
 		if err := l.Close(); err != nil {
 			tb.Fatalf("testlab: closing: %v", err)
@@ -48,28 +47,27 @@ func (t *T) Set(records ...string) {
 func (t *T) Domain(name string, w With) *Domain {
 	t.tb.Helper()
 	d, err := t.Lab.Domain(name, w)
-	if err != nil {
-		t.tb.Fatalf("testlab: %v", err)
-	}
-	return d
+	return must(t.tb, d, err)
 }
 
 // PolicyServer is Lab.PolicyServer.
 func (t *T) PolicyServer(addr string) *PolicyServer {
 	t.tb.Helper()
 	s, err := t.Lab.PolicyServer(addr)
-	if err != nil {
-		t.tb.Fatalf("testlab: %v", err)
-	}
-	return s
+	return must(t.tb, s, err)
 }
 
 // MailHost is Lab.MailHost.
 func (t *T) MailHost(name, addr string) *MailHost {
 	t.tb.Helper()
 	m, err := t.Lab.MailHost(name, addr)
+	return must(t.tb, m, err)
+}
+
+func must[V any](tb TB, v V, err error) V {
+	tb.Helper()
 	if err != nil {
-		t.tb.Fatalf("testlab: %v", err)
+		tb.Fatalf("testlab: %v", err)
 	}
-	return m
+	return v
 }

@@ -11,26 +11,26 @@ import (
 // TTLs in seconds.
 const (
 	defaultTTL  = 300
-	negativeTTL = 60 // of a zone that says nothing else
+	negativeTTL = 60 // the default
 )
 
-// maxChain is how many CNAMEs a resolver follows.
+// maxChain is the maximum length of a CNAME chain.
 const maxChain = 16
 
-// A Zone says what holds for a name and all below it, up to the next Zone.
+// A Zone has the properties of a name and all names below it, up to the next
+// Zone.
 type Zone struct {
-	Signed      bool   // answers have the AD bit, if the question asks for it
+	Signed      bool   // answers have the AD bit if the client asks for it
 	NegativeTTL uint32 // seconds, of NXDOMAIN and NODATA (RFC 2308, 5)
-	NoSOA       bool   // negative answers come without SOA: they say nothing of their life
+	NoSOA       bool   // negative answers have no SOA, and so no TTL
 }
 
-// records is what the resolver would find in the world: names, their records
-// and the zones. Reads share a lock that is never held over I/O; each change
-// is seen as a whole or not at all.
+// records are the names, records and zones of the invented world. Readers share
+// a lock that is never held during I/O; each change is atomic.
 type records struct {
 	mu    sync.RWMutex
-	names map[string]map[uint16][]dns.RR // a name without types exists and has no records
-	below map[string]int                 // how many names exist below this one
+	names map[string]map[uint16][]dns.RR // a name with an empty map exists without records
+	below map[string]int                 // number of existing names below this one
 	zones map[string]Zone
 	funcs map[string]func(name string, qtype uint16) []dns.RR
 }
@@ -44,9 +44,9 @@ func newRecords() records {
 	}
 }
 
-// Set makes the records, in zone-file form with absolute names, the only ones
-// of their names and types: "example.test. 300 IN MX 10 mx1.example.test.".
-// All of them are seen at once.
+// Set replaces all records with the names and types of the given ones:
+// "example.test. 300 IN MX 10 mx1.example.test.". Names are absolute. The
+// change is atomic.
 func (r *records) Set(zoneFile ...string) error {
 	rrs, err := parseRecords(zoneFile)
 	if err != nil {
@@ -56,7 +56,7 @@ func (r *records) Set(zoneFile ...string) error {
 	return nil
 }
 
-// Add adds records to those that are there.
+// Add adds records.
 func (r *records) Add(zoneFile ...string) error {
 	rrs, err := parseRecords(zoneFile)
 	if err != nil {
@@ -66,9 +66,8 @@ func (r *records) Add(zoneFile ...string) error {
 	return nil
 }
 
-// SetTXT makes texts the only TXT records of the name, one record each; a
-// text longer than 255 bytes becomes a record of several strings. The TTL is
-// in seconds.
+// SetTXT replaces the TXT records of name, one record for each text. A text
+// over 255 bytes becomes several strings. ttl is in seconds.
 func (r *records) SetTXT(name string, ttl uint32, texts ...string) {
 	if len(texts) == 0 {
 		r.Remove(name, dns.TypeTXT)
@@ -86,7 +85,7 @@ func (r *records) SetTXT(name string, ttl uint32, texts ...string) {
 	r.put(rrs, true)
 }
 
-// escapeTXT makes of raw bytes the presentation form that dns.TXT holds.
+// escapeTXT converts raw bytes to the presentation form in dns.TXT.
 func escapeTXT(s string) string {
 	var b strings.Builder
 	for i := range len(s) {
@@ -103,8 +102,8 @@ func escapeTXT(s string) string {
 	return b.String()
 }
 
-// Remove takes the records of the types away, or without types the name. A
-// name that loses its last records is gone (NXDOMAIN); see Exists.
+// Remove removes the records of the types, or the name if there are no types. A
+// name without records left does not exist (NXDOMAIN); see Exists.
 func (r *records) Remove(name string, types ...uint16) {
 	name = dns.CanonicalName(name)
 	r.mu.Lock()
@@ -122,8 +121,7 @@ func (r *records) Remove(name string, types ...uint16) {
 	}
 }
 
-// Below returns all records at name and below it, in no order: a zone to be
-// signed, say.
+// Below returns all records at and below name, in any order.
 func (r *records) Below(name string) []dns.RR {
 	name = dns.CanonicalName(name)
 	r.mu.RLock()
@@ -140,22 +138,22 @@ func (r *records) Below(name string) []dns.RR {
 	return rrs
 }
 
-// Exists makes the name exist, if need be without any records (NODATA).
+// Exists creates the name, without records if it is new (NODATA).
 func (r *records) Exists(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.node(dns.CanonicalName(name))
 }
 
-// Zone sets what holds for name and all below it.
+// Zone sets the properties of name and all names below it.
 func (r *records) Zone(name string, z Zone) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.zones[dns.CanonicalName(name)] = z
 }
 
-// Sign makes name and all below it signed or not, and leaves the rest of its
-// zone's settings as they are.
+// Sign sets whether the zone at name is signed, and leaves its other
+// properties.
 func (r *records) Sign(name string, signed bool) {
 	name = dns.CanonicalName(name)
 	r.mu.Lock()
@@ -165,10 +163,10 @@ func (r *records) Sign(name string, signed bool) {
 	r.zones[name] = z
 }
 
-// Func has f give the records of names at and below suffix that have no
-// records of their own: worlds too large to be stored. f gets the name in
-// lower case with its dot; nil means that the name does not exist. f must be
-// safe for concurrent use and must not call the lab.
+// Func sets a function that generates records for names at and below suffix
+// without records of their own, for worlds too large to store. f receives the
+// name in lower case with its trailing dot; nil means NXDOMAIN. f must be safe
+// for concurrent use and must not call the lab.
 func (r *records) Func(suffix string, f func(name string, qtype uint16) []dns.RR) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -183,14 +181,15 @@ func parseRecords(zoneFile []string) ([]dns.RR, error) {
 			return nil, fmt.Errorf("record %q: %w", s, err)
 		}
 		if rr == nil {
-			return nil, fmt.Errorf("record %q: there is no record in it", s)
+			return nil, fmt.Errorf("record %q is empty", s)
 		}
 		rrs = append(rrs, rr)
 	}
 	return rrs, nil
 }
 
-// put stores rrs; with replace, what was there of their names and types goes.
+// put stores rrs. With replace it first removes the records of the same names
+// and types.
 func (r *records) put(rrs []dns.RR, replace bool) {
 	type set struct {
 		name  string
@@ -206,13 +205,13 @@ func (r *records) put(rrs []dns.RR, replace bool) {
 			delete(have, k.rtype)
 			cleared[k] = true
 		}
-		// Readers hold slices that they took under the lock: never write into one.
+		// Copy: readers may still hold the old slice.
 		old := have[k.rtype]
 		have[k.rtype] = append(old[:len(old):len(old)], rr)
 	}
 }
 
-// node returns the records of name, which exists from now on.
+// node returns the records of name, which it creates if necessary.
 func (r *records) node(name string) map[uint16][]dns.RR {
 	have, ok := r.names[name]
 	if !ok {
@@ -223,7 +222,7 @@ func (r *records) node(name string) map[uint16][]dns.RR {
 	return have
 }
 
-// count notes for all names above name that one more or less exists below.
+// count adds by to the count of each parent of name.
 func (r *records) count(name string, by int) {
 	for up, ok := parent(name); ok; up, ok = parent(up) {
 		if r.below[up] += by; r.below[up] == 0 {
@@ -232,7 +231,7 @@ func (r *records) count(name string, by int) {
 	}
 }
 
-// parent returns the name one label up.
+// parent returns the name without its first label.
 func parent(name string) (string, bool) {
 	if name == "." {
 		return "", false
@@ -243,7 +242,7 @@ func parent(name string) (string, bool) {
 	return ".", true
 }
 
-// zoneOf returns the zone that name is in.
+// zoneOf returns the zone of name.
 func (r *records) zoneOf(name string) (string, Zone) {
 	for at, ok := name, true; ok; at, ok = parent(at) {
 		if z, ok := r.zones[at]; ok {
@@ -253,8 +252,8 @@ func (r *records) zoneOf(name string) (string, Zone) {
 	return ".", Zone{}
 }
 
-// lookup returns the records of one name and type, without following CNAMEs,
-// and whether the name exists.
+// lookup returns the records of name and type, or a CNAME, and whether the name
+// exists.
 func (r *records) lookup(name string, qtype uint16) (rrs []dns.RR, exists bool) {
 	if have, ok := r.names[name]; ok {
 		if rrs := have[qtype]; len(rrs) > 0 {
@@ -274,8 +273,7 @@ func (r *records) lookup(name string, qtype uint16) (rrs []dns.RR, exists bool) 
 	return r.wildcard(name, qtype)
 }
 
-// wildcard looks at the wildcard below the closest name that exists
-// (RFC 4592, 3.3.1).
+// wildcard applies the wildcard below the closest encloser (RFC 4592, 3.3.1).
 func (r *records) wildcard(name string, qtype uint16) ([]dns.RR, bool) {
 	for at, ok := parent(name); ok && at != "."; at, ok = parent(at) {
 		have, there := r.names["*."+at]
@@ -299,17 +297,16 @@ func (r *records) wildcard(name string, qtype uint16) ([]dns.RR, bool) {
 	return nil, false
 }
 
-// A finding is what a resolver has found out about a question.
+// A finding is the result of a recursive lookup.
 type finding struct {
 	rcode  int
 	answer []dns.RR
-	soa    dns.RR // of a negative answer; nil if its zone gives none
-	signed bool   // every name on the way is in a signed zone
+	soa    dns.RR // of a negative answer; nil if the zone has none
+	signed bool   // all names of the chain are in signed zones
 	names  []string
 }
 
-// find resolves a question as a recursive resolver does, CNAMEs included.
-// With stop it returns a CNAME and does not follow it.
+// find resolves a question and follows CNAMEs unless stop is set.
 func (r *records) find(name string, qtype uint16, stop bool) finding {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -336,7 +333,6 @@ func (r *records) find(name string, qtype uint16, stop bool) finding {
 	return finding{rcode: dns.RcodeServerFailure, names: f.names}
 }
 
-// soa returns the SOA record of a negative answer.
 func (z Zone) soa(origin string) dns.RR {
 	if z.NoSOA {
 		return nil
