@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -136,13 +137,13 @@ func (d *Daemon) Start(ctx context.Context) error {
 	}
 }
 
-// listeners asks the daemon for its listeners' addresses.
-func (d *Daemon) listeners(ctx context.Context) ([]string, error) {
+// Get fetches a path, such as "/metrics", through the control socket.
+func (d *Daemon) Get(ctx context.Context, path string) ([]byte, error) {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", d.Control)
 	}
 	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/v1/health", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -151,11 +152,19 @@ func (d *Daemon) listeners(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer response.Body.Close()
+	return io.ReadAll(response.Body)
+}
+
+// listeners asks the daemon for its listeners' addresses.
+func (d *Daemon) listeners(ctx context.Context) ([]string, error) {
+	text, err := d.Get(ctx, "/v1/health")
+	if err != nil {
+		return nil, err
+	}
 	var health struct {
-		PID       int      `json:"pid"`
 		Listeners []string `json:"listeners"`
 	}
-	if err := json.NewDecoder(response.Body).Decode(&health); err != nil {
+	if err := json.Unmarshal(text, &health); err != nil {
 		return nil, err
 	}
 	if len(health.Listeners) == 0 {

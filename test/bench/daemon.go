@@ -1,11 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,31 +15,21 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// A daemon is the real program in a process of its own.
+// A daemon is the real program in its own process.
 type daemon struct {
 	*process
-	began   time.Time // just before exec
-	control string    // its control socket
-	log     func() string
+	*testlab.Daemon
 }
 
-// lastLog returns what the daemon logged last.
-func (d *daemon) lastLog() string {
-	const most = 2000
-	text := d.log()
-	return text[max(0, len(text)-most):]
-}
-
-// A daemonConfig is how a row wants its daemon. The rest has the program's
-// defaults.
+// A daemonConfig is what rows configure. The rest has the program's defaults.
 type daemonConfig struct {
 	cache string // path
 	lab   *labProcess
 	more  string // tables at the end of the configuration file
 }
 
-// startDaemon starts the daemon and waits until it answers. It logs to a file,
-// which costs about what the journal does.
+// startDaemon starts the daemon and waits until it answers. Its log is a file,
+// which costs about as much as the journal.
 func (b *bench) startDaemon(c daemonConfig) (*daemon, error) {
 	program, err := b.shop.program()
 	if err != nil {
@@ -61,31 +48,20 @@ func (b *bench) startDaemon(c daemonConfig) (*daemon, error) {
 	if err := d.Start(b.ctx); err != nil {
 		return nil, err
 	}
-	return &daemon{process: &process{address: d.Address, pid: d.PID}, began: d.Began, control: d.Control, log: d.Log}, nil
+	return &daemon{&process{address: d.Address, pid: d.PID}, d}, nil
 }
 
-// dieWithParent has a command killed when the bench ends.
+// dieWithParent makes the kernel kill the command when the bench ends.
 func dieWithParent(c *exec.Cmd) { c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
 
-// fetches asks the daemon how many fetches of policies that it held succeeded and
-// failed.
+// fetches returns how many refresh fetches succeeded and failed.
 func (d *daemon) fetches(ctx context.Context) (done, failed int, err error) {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", d.control)
-	}
-	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/metrics", nil)
+	metrics, err := d.Get(ctx, "/metrics")
 	if err != nil {
 		return 0, 0, err
 	}
-	res, err := client.Do(req)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer res.Body.Close()
-	lines := bufio.NewScanner(res.Body)
-	for lines.Scan() {
-		labels, number, _ := strings.Cut(lines.Text(), " ")
+	for line := range strings.Lines(string(metrics)) {
+		labels, number, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if !strings.HasPrefix(labels, "sts_tlsmap_attempts_total{") || !strings.Contains(labels, `step="fetch"`) {
 			continue
 		}
@@ -99,11 +75,11 @@ func (d *daemon) fetches(ctx context.Context) (done, failed int, err error) {
 			failed += n
 		}
 	}
-	return done, failed, lines.Err()
+	return done, failed, nil
 }
 
-// newCache makes a cache file that holds the policies of the domains, fetched
-// now, and returns its path.
+// newCache creates a cache file with the policies of the domains, fetched now,
+// and returns its path.
 func (b *bench) newCache(domains ...string) (path string, err error) {
 	dir, err := os.MkdirTemp(b.shop.dir, "cache-")
 	if err != nil {

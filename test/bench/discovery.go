@@ -22,17 +22,16 @@ import (
 
 const (
 	discoveryClients = 64  // discoveries at once
-	discoverySection = 256 // domains in one section of a pair
+	discoverySection = 256 // domains in one section
 	discoveryTimeout = time.Minute
 )
 
-// discoveryDomain is the i-th domain that nobody has asked for yet.
+// discoveryDomain returns the i-th unknown domain.
 func discoveryDomain(i int) string { return fmt.Sprintf("first%07d.example", i) }
 
-// firstDiscovery asks for domains of which the daemon knows nothing: TXT
-// record, addresses, policy over HTTPS, and the commit on disk before the
-// answer. The other side asks the same questions of the same domains, and does
-// nothing with the answers.
+// firstDiscovery looks up domains unknown to the daemon: TXT record, addresses,
+// policy over HTTPS, and the commit to disk before the answer. The other side
+// sends the same questions and discards the answers.
 func firstDiscovery(b *bench) (result, error) {
 	lab, err := b.startLab()
 	if err != nil {
@@ -58,11 +57,10 @@ func firstDiscovery(b *bench) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	return b.pairs(b.pairCount, b.discoveries(ours, l), b.bareAsking(limit, order))
+	return b.pairs(b.discoveries(ours, l), b.bareAsking(limit, order), ratio)
 }
 
-// discoveries has the daemon discover the domains of one section after
-// another.
+// discoveries makes the daemon discover the domains of one section at a time.
 func (b *bench) discoveries(d *daemon, l *load) measure {
 	first := 0
 	domain := func(client, i int) string { return discoveryDomain(first + i*discoveryClients + client) }
@@ -81,8 +79,8 @@ func (b *bench) discoveries(d *daemon, l *load) measure {
 	}
 }
 
-// bareAsking tells the other side, in a single request, to do one section
-// after another.
+// bareAsking makes the other side do one section at a time, each by a single
+// request.
 func (b *bench) bareAsking(p *process, order *load) measure {
 	first := 0
 	request := func(dst []byte, _, _ int) []byte { return strconv.AppendInt(dst, int64(first), 10) }
@@ -92,9 +90,8 @@ func (b *bench) bareAsking(p *process, order *load) measure {
 	}
 }
 
-// An asker asks what a discovery has to ask, with what Go's users ask with: a
-// DNS client of miekg/dns and an HTTP client of net/http. A connection is for
-// one question only.
+// An asker asks the questions of a discovery with the usual libraries:
+// miekg/dns and net/http. It uses a new connection for each question.
 type asker struct {
 	dns    dns.Client
 	server string
@@ -143,7 +140,7 @@ func askSide(args []string) error {
 	}
 }
 
-// section asks for all domains of a section, so many at once.
+// section asks for all domains of a section, discoveryClients at once.
 func (a *asker) section(first int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), discoveryTimeout)
 	defer cancel()
@@ -161,7 +158,6 @@ func (a *asker) section(first int) error {
 	return group.Wait()
 }
 
-// ask asks for one domain.
 func (a *asker) ask(ctx context.Context, domain string) error {
 	if _, err := a.query(ctx, "_mta-sts."+domain, dns.TypeTXT); err != nil {
 		return err

@@ -18,10 +18,8 @@ const (
 	questionTesting = "testing.example"
 )
 
-// dnsQuestions counts what the daemon asks its resolver on a map with DANE.
-// The value is that of a repeated lookup: none, within recheck and the
-// records' TTL. The first lookup, and a domain without an enforced policy,
-// are in the note; DANE for the latter is an error.
+// dnsQuestions counts the daemon's DNS questions for a repeated lookup on a map
+// with DANE. The note has the count of the first lookup.
 func dnsQuestions(b *bench) (result, error) {
 	lab, process, err := b.questionLab()
 	if err != nil {
@@ -51,7 +49,7 @@ func dnsQuestions(b *bench) (result, error) {
 			})
 		return lab.DNS.Total() - before, err
 	}
-	// The probe of the resolver comes with the first question to such a map.
+	// The first lookup on such a map makes the daemon probe the resolver.
 	if _, err := ask("probe.example", "NOTFOUND ", 1); err != nil {
 		return result{}, err
 	}
@@ -77,9 +75,9 @@ func dnsQuestions(b *bench) (result, error) {
 		note: fmt.Sprintf("the first lookup, with its discovery, asks %d; a domain without an enforced policy is asked for no MX and no TLSA", first)}, nil
 }
 
-// questionLab is a lab in this process, so that its counts can be read: a
-// signed domain with DANE under an enforced policy, one without a policy, and one
-// whose policy is in mode testing.
+// questionLab starts a lab in this process, so that its counts can be read: a
+// signed domain with DANE and an enforced policy, one without a policy, and one
+// in mode testing.
 func (b *bench) questionLab() (*testlab.Lab, *labProcess, error) {
 	lab, err := testlab.Start(testlab.Options{Net: netip.MustParsePrefix("127.215.0.0/16"), PolicyPort: 443})
 	if err != nil {
@@ -90,7 +88,7 @@ func (b *bench) questionLab() (*testlab.Lab, *labProcess, error) {
 	if err := lab.CA.WritePEM(roots); err != nil {
 		return nil, nil, err
 	}
-	// What the daemon asks to find out whether its resolver validates.
+	// The daemon's questions to probe the resolver.
 	for _, name := range []string{".", "com", "org", "home.arpa", "10.in-addr.arpa"} {
 		if err := lab.DNS.Set(dns.Fqdn(name) + " 300 IN SOA a. b. 1 1 1 1 1"); err != nil {
 			return nil, nil, err

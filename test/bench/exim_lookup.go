@@ -13,16 +13,14 @@ import (
 	"time"
 )
 
-// eximRoot is the Debian whose Exim is timed.
+// eximRoot is the Debian root with the Exim to time.
 const eximRoot = "exim-trixie"
 
-// eximTook is what the test logs: the median, the least and the greatest, how
-// many pairs there were, and what one message costs.
+// eximTook matches the test's log line: median, minimum, maximum, number of
+// pairs, and the lookups of one message.
 var eximTook = regexp.MustCompile(`a lookup takes (\S+), (\S+) to (\S+) in (\d+) pairs; (\d+ lookups for a message .*)`)
 
-// eximLookup times what a lookup adds to Exim's work, by the end-to-end test
-// that also counts the lookups for one message: a real Exim expands lines with
-// a lookup and lines without, in turn.
+// eximLookup runs the end-to-end test that times the lookups of a real Exim.
 func eximLookup(b *bench) (result, error) {
 	setUp, err := exec.CommandContext(b.ctx, "test/e2e/setup", "-print", eximRoot).Output()
 	if err != nil {
@@ -35,11 +33,11 @@ func eximLookup(b *bench) (result, error) {
 		"-run", "^TestEximTrixie$/^a_lookup_takes_little_time$", "./test/e2e/mta")
 	out, err := test.CombinedOutput()
 	if err != nil {
-		return result{}, fmt.Errorf("%w\n%s", err, out[max(0, len(out)-2000):])
+		return result{}, fmt.Errorf("%w\n%s", err, tail(string(out)))
 	}
 	m := eximTook.FindSubmatch(out)
 	if m == nil || bytes.Contains(out, []byte("no tests to run")) {
-		return result{}, errors.New("the end-to-end test did not say how long a lookup takes")
+		return result{}, errors.New("the end-to-end test did not log the time of a lookup")
 	}
 	var ms [3]float64
 	for i := range ms {

@@ -13,24 +13,24 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// labNet is where the policy hosts are: on the real port, 443, for which it
-// takes root or a net.ipv4.ip_unprivileged_port_start of 443 or less.
+// labNet has the addresses of the policy hosts. They listen on port 443, which
+// requires root or a net.ipv4.ip_unprivileged_port_start of 443 or less.
 var labNet = netip.MustParsePrefix("127.214.0.0/16")
 
 const (
 	labTTL = 300
 
-	// labHosts is how many addresses the policy hosts share: the daemon fetches
-	// few policies at once from one.
+	// labHosts is the number of addresses that the policy hosts share: the
+	// daemon limits its fetches at one address.
 	labHosts = 64
 )
 
-// A labProcess is a small internet in a process of its own. In it every domain
-// below "example" has a policy.
+// A labProcess is a small internet in its own process. Every domain below
+// "example" has a policy.
 type labProcess struct {
 	*process
 	dns   string // address and port of its resolver
-	roots string // a file with its authority
+	roots string // file with the root certificate
 }
 
 func (b *bench) startLab() (*labProcess, error) {
@@ -43,7 +43,7 @@ func (b *bench) startLab() (*labProcess, error) {
 	return l, nil
 }
 
-// labSide is the process of the lab.
+// labSide runs the lab.
 func labSide(args []string) error {
 	lab, err := testlab.Start(testlab.Options{Net: labNet, PolicyPort: 443})
 	if err != nil {
@@ -69,7 +69,7 @@ func labSide(args []string) error {
 	select {}
 }
 
-// serveAll has a server serve a policy for every domain.
+// serveAll makes the server serve a policy for every domain.
 func serveAll(server *testlab.PolicyServer) {
 	var hosts sync.Map // name -> *testlab.PolicyHost
 	server.Fallback(func(name string) *testlab.PolicyHost {
@@ -86,7 +86,7 @@ func serveAll(server *testlab.PolicyServer) {
 	})
 }
 
-// labRecords are the records of the world: nil where there is no such name.
+// labRecords returns the records of name, nil if it does not exist.
 func labRecords(name string, qtype uint16, host netip.Addr) []dns.RR {
 	header := func(t uint16) dns.RR_Header {
 		return dns.RR_Header{Name: name, Rrtype: t, Class: dns.ClassINET, Ttl: labTTL}
@@ -97,7 +97,7 @@ func labRecords(name string, qtype uint16, host netip.Addr) []dns.RR {
 	case strings.HasPrefix(name, "mta-sts.") && qtype == dns.TypeA:
 		return []dns.RR{&dns.A{Hdr: header(dns.TypeA), A: host.AsSlice()}}
 	case strings.HasPrefix(name, "_mta-sts."), strings.HasPrefix(name, "mta-sts."):
-		return []dns.RR{} // the name is there, and has none of that type
+		return []dns.RR{} // the name exists without records of that type
 	}
 	return nil
 }

@@ -18,23 +18,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loadTimeout ends a load whose server does not answer.
+// loadTimeout ends a load if the server does not answer.
 const loadTimeout = 5 * time.Minute
 
-// A load is a number of clients that ask as Postfix does: each on a connection
-// that it keeps, one request at a time.
+// A load is a number of clients that ask as Postfix does: each on one
+// connection, one request at a time.
 type load struct {
 	clients []*client
 
-	// asleep has each client be a thread of its own that sleeps in the kernel
-	// until the reply is there, as an smtp(8) process does. Else the runtime's
-	// poller waits for all of them. Its thread sleeps only when none of them has
-	// anything to read, so that how often a reply has to wake it up, which the
-	// kernel bills to who writes, depends on how far behind the server is. What
-	// takes a server a millisecond can bear that.
+	// asleep gives each client its own thread, which sleeps in the kernel until
+	// the reply arrives, as an smtp(8) process does. Without it the runtime's
+	// poller waits for all clients, and the number of wake-ups, which the
+	// kernel charges to the writer, depends on how far behind the server is.
+	// That is negligible for servers that take a millisecond.
 	asleep bool
 
-	rate float64 // requests a second of all clients; 0: as fast as they are answered
+	rate float64 // requests a second of all clients; 0: each client asks again at once
 }
 
 type client struct {
@@ -43,7 +42,7 @@ type client struct {
 	request []byte // reused
 }
 
-// A blockingConn is a socket whose reads and writes keep their thread.
+// A blockingConn is a socket whose reads and writes block their thread.
 type blockingConn struct{ file *os.File }
 
 func (c blockingConn) Read(b []byte) (int, error) {
@@ -72,7 +71,6 @@ func ignoringEINTR(call func() (int, error)) (int, error) {
 	}
 }
 
-// dialBlocking connects to the server at address.
 func dialBlocking(address string) (c blockingConn, err error) {
 	nc, err := net.Dial("tcp", address)
 	if err != nil {
@@ -82,7 +80,7 @@ func dialBlocking(address string) (c blockingConn, err error) {
 	if c.file, err = nc.(*net.TCPConn).File(); err != nil {
 		return c, err
 	}
-	// Fd makes it a blocking one, so that its time-outs are the kernel's.
+	// Fd makes the socket blocking, so the kernel must enforce the timeouts.
 	limit := unix.NsecToTimeval(loadTimeout.Nanoseconds())
 	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
 		if err := unix.SetsockoptTimeval(int(c.file.Fd()), unix.SOL_SOCKET, option, &limit); err != nil {
@@ -92,15 +90,15 @@ func dialBlocking(address string) (c blockingConn, err error) {
 	return c, nil
 }
 
-// newLoad connects n clients to the server at address. The connections are
-// closed when the row ends.
+// newLoad connects n clients to the server at address. The end of the row
+// closes the connections.
 func (b *bench) newLoad(address string, n int) (*load, error) {
 	return b.dialLoad(n, func() (io.ReadWriteCloser, error) {
 		return net.Dial("tcp", address)
 	})
 }
 
-// newSleepingLoad is newLoad for clients that are asleep while they wait.
+// newSleepingLoad is newLoad with asleep set.
 func (b *bench) newSleepingLoad(address string, n int) (*load, error) {
 	l, err := b.dialLoad(n, func() (io.ReadWriteCloser, error) { return dialBlocking(address) })
 	if err == nil {
@@ -123,16 +121,17 @@ func (b *bench) dialLoad(n int, dial func() (io.ReadWriteCloser, error)) (*load,
 }
 
 // A requestFunc appends the body of a client's i-th request. It is called from
-// many goroutines at once, with the number of the client.
+// many goroutines at once.
 type requestFunc func(dst []byte, client, i int) []byte
 
-// A replyFunc judges the reply to a request. It is called like a requestFunc.
+// A replyFunc checks the reply to a request. It is called from many goroutines
+// at once.
 type replyFunc func(body, reply []byte) error
 
-// A pace is when a client asks: at random, independently of the others and of
-// when it is answered, unless that takes longer than until the next one.
+// A pace determines when a client asks: at random times, independent of other
+// clients and of replies, unless a reply is late.
 type pace struct {
-	mean   time.Duration // between two requests; 0: none
+	mean   time.Duration // between two requests; 0: no pause
 	next   time.Time
 	random *rand.Rand
 }
@@ -145,7 +144,7 @@ func (l *load) pace(client int) *pace {
 	return p
 }
 
-// wait waits until the next request is due, in the kernel.
+// wait sleeps in the kernel until the next request is due.
 func (p *pace) wait() error {
 	if p.mean == 0 {
 		return nil
@@ -160,9 +159,9 @@ func (p *pace) wait() error {
 	return nil
 }
 
-// ask has the clients ask n requests between them.
+// ask sends n requests, divided among the clients.
 func (l *load) ask(ctx context.Context, n int, request requestFunc, check replyFunc) error {
-	if l.asleep { // so many threads may be awake at once that none waits for its turn
+	if l.asleep { // a thread for each client, so that none waits for another
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + len(l.clients)))
 	}
 	group, _ := errgroup.WithContext(ctx)
@@ -172,7 +171,7 @@ func (l *load) ask(ctx context.Context, n int, request requestFunc, check replyF
 				runtime.LockOSThread()
 				defer runtime.UnlockOSThread()
 			}
-			if nc, ok := c.conn.(net.Conn); ok { // the others' limit is a socket option
+			if nc, ok := c.conn.(net.Conn); ok { // blockingConns have a socket option for it
 				if err := nc.SetDeadline(time.Now().Add(loadTimeout)); err != nil {
 					return err
 				}
@@ -198,7 +197,7 @@ func (l *load) ask(ctx context.Context, n int, request requestFunc, check replyF
 	return group.Wait()
 }
 
-// ask asks once. The reply is valid until the next one.
+// ask sends one request. The reply is valid until the next call.
 func (c *client) ask(body []byte) ([]byte, error) {
 	c.request = strconv.AppendInt(c.request[:0], int64(len(body)), 10)
 	c.request = append(c.request, ':')
@@ -210,8 +209,8 @@ func (c *client) ask(body []byte) ([]byte, error) {
 	return readNetstring(c.r)
 }
 
-// readNetstring reads a netstring that fits the reader's buffer. It is valid
-// until the next one.
+// readNetstring reads a netstring that fits the reader's buffer. The result is
+// valid until the next call.
 func readNetstring(r *bufio.Reader) ([]byte, error) {
 	header, err := r.ReadSlice(':')
 	if err != nil {
@@ -232,7 +231,7 @@ func readNetstring(r *bufio.Reader) ([]byte, error) {
 	return whole[:length], err
 }
 
-// wantReply checks that every reply is this one.
+// wantReply checks that every reply equals want.
 func wantReply(want string) replyFunc {
 	return func(_, got []byte) error {
 		if !bytes.Equal(got, []byte(want)) {

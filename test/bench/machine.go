@@ -10,19 +10,17 @@ import (
 	"time"
 )
 
-// A machine is what the figures were measured on, and when, and with what.
+// A machine describes where and when the figures were measured.
 type machine struct {
 	cores          int
-	cpu            string // its model
+	cpu            string // model
 	kernel, commit string
 	date           string
-	load           string // the load of one minute before the run
+	load           string // one-minute load average before the run
 }
 
-// unknown stands for what cannot be found out.
 const unknown = "unknown"
 
-// thisMachine describes the machine on which load was the load before the run.
 func thisMachine(load string) machine {
 	return machine{
 		cores: runtime.NumCPU(), cpu: cpuModel(),
@@ -44,7 +42,7 @@ takes, and its data leave the caches. These figures are not to be relied on.`
 	return s
 }
 
-// loadOfMinute is the load of the last minute.
+// loadOfMinute returns the one-minute load average.
 func loadOfMinute() string { return firstField("/proc/loadavg") }
 
 func firstField(path string) string {
@@ -55,7 +53,7 @@ func firstField(path string) string {
 	return unknown
 }
 
-// cpuModel is what the kernel calls the processor.
+// cpuModel returns the kernel's name of the processor.
 func cpuModel() string {
 	text, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -69,7 +67,8 @@ func cpuModel() string {
 	return unknown
 }
 
-// commit is the commit of the working tree, "-dirty" if something is changed.
+// commit returns the commit of the working tree, with "-dirty" if it has
+// changes.
 func commit() string {
 	out, err := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=12").Output()
 	if err != nil {

@@ -17,19 +17,19 @@ import (
 const (
 	mib = 1 << 20
 
-	// memoryOverdue of the million are due while memory is measured, and are
-	// fetched as fast as the machine can: far faster than [refresh] fetch_rate
-	// allows by default, so that more of a fetch is in memory at once.
+	// memoryOverdue of the million policies are due, and are fetched as fast as
+	// the machine can. This is much faster than the default fetch_rate, so that
+	// more fetches are in memory at once.
 	memoryOverdue = 60_000
 	memoryRefresh = "\n[refresh]\nfetch_rate = 10000\n"
 
 	sampleEvery = 50 * time.Millisecond
 	statsEvery  = 500 * time.Millisecond
-	refreshTime = 10 * time.Minute // until all that is due must have been fetched
+	refreshTime = 10 * time.Minute // limit for fetching all that is due
 )
 
-// memoryOfAMillion is the most anonymous memory that the daemon takes while it
-// is asked for each of a million policies and refreshes those that are due.
+// memoryOfAMillion measures the daemon's largest anonymous memory while it
+// answers for each of a million policies and refreshes those due.
 func memoryOfAMillion(b *bench) (result, error) {
 	m, err := b.shop.million()
 	if err != nil {
@@ -57,7 +57,7 @@ func memoryOfAMillion(b *bench) (result, error) {
 	if err == nil {
 		err = d.refreshed(b.ctx)
 	}
-	took := time.Since(d.began)
+	took := time.Since(d.Began)
 	peak, watchErr := w.stop()
 	if err := errors.Join(err, watchErr); err != nil {
 		return result{}, err
@@ -69,8 +69,8 @@ func memoryOfAMillion(b *bench) (result, error) {
 	}, nil
 }
 
-// makeOverdue makes some of the million due an hour ago, spread over the whole
-// file.
+// makeOverdue makes memoryOverdue policies, spread over the whole file, due an
+// hour ago.
 func makeOverdue(path string) (err error) {
 	store, err := cache.Open(path, cache.Options{})
 	if err != nil {
@@ -97,7 +97,7 @@ func makeOverdue(path string) (err error) {
 	return nil
 }
 
-// refreshed waits until the daemon has fetched what was due.
+// refreshed waits until the daemon has fetched all policies due.
 func (d *daemon) refreshed(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, refreshTime)
 	defer cancel()
@@ -107,7 +107,7 @@ func (d *daemon) refreshed(ctx context.Context) error {
 		case err != nil:
 			return err
 		case failed > 0:
-			return fmt.Errorf("%d of %d fetches failed:\n%s", failed, failed+done, d.lastLog())
+			return fmt.Errorf("%d of %d fetches failed:\n%s", failed, failed+done, tail(d.Log()))
 		case done >= memoryOverdue:
 			return nil
 		}
@@ -119,8 +119,8 @@ func (d *daemon) refreshed(ctx context.Context) error {
 	}
 }
 
-// anonymous is the anonymous resident memory of the process, in bytes: what
-// the kernel cannot take back, as it can the pages of a mapped file.
+// anonymous returns the anonymous resident memory of the process in bytes. The
+// kernel cannot reclaim it, unlike the pages of a mapped file.
 func (p *process) anonymous() (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
 	if err != nil {
@@ -135,7 +135,7 @@ func (p *process) anonymous() (float64, error) {
 	return 0, errors.New("the kernel does not say RssAnon")
 }
 
-// A memoryWatch looks at a process's memory many times a second.
+// A memoryWatch samples a process's memory many times a second.
 type memoryWatch struct {
 	mu      sync.Mutex
 	samples []float64
@@ -170,7 +170,7 @@ func (w *memoryWatch) sample(p *process) bool {
 	return err == nil
 }
 
-// last is the last sample, 0 if there is none yet.
+// last returns the last sample, or 0 before the first.
 func (w *memoryWatch) last() float64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()

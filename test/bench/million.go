@@ -17,17 +17,17 @@ import (
 const (
 	millionPolicies = 1_000_000
 
-	// The file is filled from front to back, in random order within a window,
-	// so that its pages come to be as full as those of a file that grew with
-	// time, which one filled in order has not.
+	// The file is filled in random order within a window, so that its pages are
+	// as full as those of a file that grew over time. Sequential writes fill
+	// pages differently.
 	millionWindow = 50_000
-	millionBatch  = 5_000 // policies in a commit
+	millionBatch  = 5_000 // policies in one commit
 
-	// The policies live for a year and are next due, all of them, after two
-	// months: until then a daemon finds nothing to refresh in the file.
+	// All policies live for a year and are due in two months, so that a daemon
+	// has nothing to refresh.
 	millionMaxAge = 365 * 24 * time.Hour
 	millionDueIn  = 60 * 24 * time.Hour
-	millionGoodIn = 45 * 24 * time.Hour // after this the file is made anew
+	millionGoodIn = 45 * 24 * time.Hour // older files are created anew
 
 	// millionLane is the refresher's line for the fetches of policies in use.
 	// A record in another's is moved by the keeper at its first look.
@@ -36,13 +36,13 @@ const (
 	millionID = "20260101T000000"
 )
 
-// A million is a cache file that holds as many policies.
+// A million is a cache file with a million policies.
 type million struct {
 	path string
-	made time.Time // when all of them were fetched, checked and used last
+	made time.Time // when all of them were fetched, checked and used
 }
 
-// millionDomain is the i-th of them. All are of one length.
+// millionDomain returns the i-th domain. All have the same length.
 func millionDomain(i int) string { return string(appendMillionDomain(nil, i)) }
 
 func appendMillionDomain(dst []byte, i int) []byte {
@@ -54,19 +54,18 @@ func appendMillionDomain(dst []byte, i int) []byte {
 	return append(append(append(dst, "mail"...), digits[:]...), ".customers.example"...)
 }
 
-// policyText is a policy as mail providers have them for their customers.
+// policyText returns a policy as providers publish it for their customers.
 func policyText(domain string) string {
 	return fmt.Sprintf("version: STSv1\r\nmode: enforce\r\nmx: mx1.%[1]s\r\nmx: mx2.%[1]s\r\nmx: *.backup.%[1]s\r\nmax_age: %[2]d\r\n",
 		domain, int64(millionMaxAge/time.Second))
 }
 
-// replyFor is what the daemon answers, from map postfix.
+// replyFor returns the daemon's reply in map postfix.
 func replyFor(domain string) string {
 	return fmt.Sprintf("OK secure match=mx1.%[1]s:mx2.%[1]s:.backup.%[1]s servername=hostname", domain)
 }
 
-// recordOf is what a store holds of a domain whose policy was fetched at a
-// time and is next due later.
+// recordOf returns the record of a policy fetched at a time and due later.
 func recordOf(domain string, fetched time.Time, later time.Duration) (*cache.Record, error) {
 	text := []byte(policyText(domain))
 	p, err := policy.Parse(text)
@@ -81,9 +80,8 @@ func recordOf(domain string, fetched time.Time, later time.Duration) (*cache.Rec
 	}, nil
 }
 
-// openMillion returns the file, which is kept in the user's cache folder, and
-// makes it if it is not there, too old, or not as today's program would make
-// it.
+// openMillion returns the file in the user's cache directory. It creates the
+// file if it is missing, too old, or not what today's program would write.
 func openMillion() (*million, error) {
 	folder, err := os.UserCacheDir()
 	if err != nil {
@@ -111,7 +109,7 @@ func openMillion() (*million, error) {
 	return m, m.read()
 }
 
-// read reads the file through, so that it is in the page cache.
+// read reads the file into the page cache.
 func (m *million) read() error {
 	f, err := os.Open(m.path)
 	if err != nil {
@@ -122,7 +120,7 @@ func (m *million) read() error {
 	return err
 }
 
-// look says what keeps the file from being used.
+// look returns why the file cannot be used.
 func (m *million) look() error {
 	store, err := cache.OpenReadOnly(m.path)
 	if err != nil {
@@ -150,8 +148,8 @@ func (m *million) look() error {
 	return nil
 }
 
-// make makes the file in memory, where there is room, since it takes many
-// commits, and then puts it in its place.
+// make creates the file in memory if there is room, since it needs many
+// commits, and then moves it to its place.
 func (m *million) make() (err error) {
 	folder, err := os.MkdirTemp(memoryFolder, "sts-tlsmap-bench-")
 	if err != nil {

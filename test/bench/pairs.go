@@ -6,21 +6,29 @@ import (
 	"slices"
 )
 
-// Numbers of pairs. An odd one has a median that was measured.
+// Numbers of pairs. The median of an odd number is a measured value.
 const (
 	leastPairs   = 7
 	defaultPairs = 21
 )
 
-// A measure does one side's share of the work and returns the CPU time it took
-// per piece, in nanoseconds.
+// A measure does one side's share of the work and returns its CPU time for one
+// piece of work in nanoseconds.
 type measure func() (float64, error)
 
-// pairs measures the two sides in turn: a warm-up pair, and then the n that
-// count. Every other pair begins with the other side.
-func (b *bench) pairs(n int, ours, limit measure) (result, error) {
-	var ratios, oursAll, limitAll []float64
-	for i := range n + 1 {
+// A comparison returns a row's value for the CPU times of one pair.
+type comparison func(ours, limit float64) float64
+
+func ratio(ours, limit float64) float64 { return ours / limit }
+
+// excess returns the difference in microseconds.
+func excess(ours, limit float64) float64 { return (ours - limit) / 1e3 }
+
+// pairs measures both sides in turn: a warm-up pair and then pairCount pairs.
+// Every other pair begins with the limit.
+func (b *bench) pairs(ours, limit measure, compare comparison) (result, error) {
+	var values, oursAll, limitAll []float64
+	for i := range b.pairCount + 1 {
 		first, second := ours, limit
 		if i%2 == 1 {
 			first, second = limit, ours
@@ -43,29 +51,33 @@ func (b *bench) pairs(n int, ours, limit measure) (result, error) {
 			continue // the warm-up
 		}
 		oursAll, limitAll = append(oursAll, x), append(limitAll, y)
-		ratios = append(ratios, x/y)
+		values = append(values, compare(x, y))
 	}
-	from, to := medianInterval(ratios)
-	return result{
-		value: median(ratios),
-		low:   slices.Min(ratios), high: slices.Max(ratios),
-		from: from, to: to,
-		count: len(ratios), counted: "pairs",
-		note: fmt.Sprintf("%.2f µs, the limit %.2f µs", median(oursAll)/1e3, median(limitAll)/1e3),
-	}, nil
+	r := several(values, "pairs")
+	r.from, r.to = medianInterval(values)
+	r.note = fmt.Sprintf("%.2f µs, the limit %.2f µs", median(oursAll)/1e3, median(limitAll)/1e3)
+	return r, nil
 }
 
-// confidence is how sure it is to be that the median lies in its interval.
+// several returns the result of several measurements.
+func several(values []float64, counted string) result {
+	return result{
+		value: median(values), low: slices.Min(values), high: slices.Max(values),
+		count: len(values), counted: counted,
+	}
+}
+
+// confidence is the least probability that the median lies in its interval.
 const confidence = 0.95
 
-// medianInterval returns two of the values between which the median of what
-// they are drawn from lies, with that confidence or more: whatever their
-// distribution, each is above it or below it as a coin falls.
+// medianInterval returns two of the values that enclose the median of their
+// distribution with at least that confidence. It holds for any distribution:
+// each value is above or below the median with probability 1/2.
 func medianInterval(values []float64) (from, to float64) {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
-	cut := 0                            // values that may be left out at each end
-	chance := math.Pow(0.5, float64(n)) // that exactly cut values are below the median
+	cut := 0                            // values to leave out at each end
+	chance := math.Pow(0.5, float64(n)) // probability that exactly cut values are below the median
 	for outside := chance; 2*outside <= 1-confidence && cut < (n-1)/2; {
 		chance *= float64(n-cut) / float64(cut+1)
 		outside += chance

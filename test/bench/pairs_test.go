@@ -2,7 +2,7 @@ package main
 
 import "testing"
 
-// The places are those of tables of the binomial distribution with 1/2.
+// The numbers are from tables of the binomial distribution with p = 1/2.
 func TestTheIntervalOfTheMedianLeavesOutAsManyAsItMay(t *testing.T) {
 	for n, cut := range map[int]int{7: 0, 9: 1, 15: 3, 21: 5, 31: 9, 101: 40} {
 		var values []float64
@@ -15,16 +15,16 @@ func TestTheIntervalOfTheMedianLeavesOutAsManyAsItMay(t *testing.T) {
 	}
 }
 
-func TestAVerdictSaysAboutWhereTheLimitIsInTheInterval(t *testing.T) {
+func TestAVerdictIsUncertainIfTheBoundIsWithinTheInterval(t *testing.T) {
 	for _, c := range []struct {
 		value, from, to float64
 		want            string
 	}{
-		{1.40, 1.30, 1.45, "held"},
-		{1.49, 1.40, 1.60, "about held"},
-		{1.51, 1.40, 1.60, "about missed"},
-		{1.70, 1.60, 1.80, "missed"},
-		{1.40, 0, 0, "held"}, // a single figure
+		{1.40, 1.30, 1.45, "holds"},
+		{1.49, 1.40, 1.60, "holds (uncertain)"},
+		{1.51, 1.40, 1.60, "does not hold (uncertain)"},
+		{1.70, 1.60, 1.80, "does not hold"},
+		{1.40, 0, 0, "holds"}, // a single value
 	} {
 		o := outcome{row: row{bound: 1.5}, result: result{value: c.value, from: c.from, to: c.to}}
 		if got := o.verdict(); got != c.want {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A bench is what a row has at hand while it runs.
+// A bench is the environment of one row.
 type bench struct {
 	ctx       context.Context
 	shop      *workshop
@@ -22,7 +22,7 @@ type bench struct {
 	ends      []func()
 }
 
-// atEnd has f called when the row ends, the last one first.
+// atEnd registers f to run when the row ends, the last one first.
 func (b *bench) atEnd(f func()) { b.ends = append(b.ends, f) }
 
 func (b *bench) end() {
@@ -35,18 +35,18 @@ func (b *bench) end() {
 
 // A process is one side.
 type process struct {
-	address string        // where it says that it listens; empty from start
-	lines   *bufio.Reader // what it says after that; nil from start
+	address string        // where it listens; empty from start
+	lines   *bufio.Reader // its further output; nil from start
 	pid     int
 }
 
-// startSide plays a side of sides.go in a process of its own.
+// startSide runs a side in its own process.
 func (b *bench) startSide(name string, args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	// The side ends when its standard input does, so it never outlives us.
+	// The side ends with its standard input, so it never outlives us.
 	cmd := exec.CommandContext(b.ctx, self, append([]string{sideCommand, name}, args...)...)
 	if _, err := cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (b *bench) startSide(name string, args ...string) (*process, error) {
 	return p, nil
 }
 
-// start starts any command. It is killed when the row ends.
+// start starts a command. The end of the row kills it.
 func (b *bench) start(cmd *exec.Cmd) (*process, error) {
 	if cmd.Stderr == nil {
 		cmd.Stderr = os.Stderr
@@ -84,7 +84,22 @@ func (b *bench) start(cmd *exec.Cmd) (*process, error) {
 	return &process{pid: cmd.Process.Pid}, nil
 }
 
-// runSide is the process of a side.
+// sideCommand is the first argument of a process that runs a side.
+const sideCommand = "side"
+
+// sides are the parts of this program that run in their own processes. Each
+// listens, calls ready and runs until the process is ended.
+var sides = map[string]func(args []string) error{
+	"ask":     askSide,
+	"backlog": backlogSide,
+	"echo":    echoSide,
+	"lab":     labSide,
+}
+
+// ready tells the parent where the side listens.
+func ready(address string) { fmt.Println(address) }
+
+// runSide runs a side in this process.
 func runSide(name string, args []string) error {
 	side := sides[name]
 	if side == nil {
@@ -99,11 +114,10 @@ func runSide(name string, args []string) error {
 	return <-ended
 }
 
-// cpu is the CPU time that the process has used, all its threads, user and
-// system.
+// cpu returns the CPU time of the process, user and system.
 func (p *process) cpu() (time.Duration, error) {
-	// The id of another process's CPU clock, as clock_getcpuclockid(3) makes
-	// it: nanoseconds, where /proc/PID/stat counts in hundredths of a second.
+	// The id of another process's CPU clock, as in clock_getcpuclockid(3). It
+	// counts nanoseconds; /proc/PID/stat counts hundredths of a second.
 	const cpuclockSched = 2
 	clock := int32(^p.pid<<3 | cpuclockSched)
 	var ts unix.Timespec
@@ -113,8 +127,7 @@ func (p *process) cpu() (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// cpuOf is the CPU time that p uses while work runs, divided by n, in
-// nanoseconds.
+// cpuOf returns the CPU time of p during work, divided by n, in nanoseconds.
 func (p *process) cpuOf(n int, work func() error) (float64, error) {
 	before, err := p.cpu()
 	if err != nil {

@@ -8,13 +8,16 @@ import (
 
 const postfixMap = "postfix "
 
-// millionReply is the length of the reply for any of the million.
+// millionReply is the length of the replies for the million.
 var millionReply = len(replyFor(millionDomain(0)))
 
-// randomLookup asks for random ones of a million stored policies. They were
-// last checked longer ago than [refresh] recheck, so the daemon looks at TXT
-// records beside, as many a second as its check_rate allows: as in use.
-func randomLookup(b *bench) (result, error) {
+// randomLookup looks up random domains out of a million stored policies. As in
+// real use, the daemon checks TXT records meanwhile.
+func randomLookup(load lookupLoad) rowFunc {
+	return func(b *bench) (result, error) { return b.randomLookup(load) }
+}
+
+func (b *bench) randomLookup(load lookupLoad) (result, error) {
 	m, err := b.shop.million()
 	if err != nil {
 		return result{}, err
@@ -31,7 +34,7 @@ func randomLookup(b *bench) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	// Every page of the file is met once before it counts.
+	// Read every page of the file once before the measurement.
 	if err := b.lookUpEach(ours); err != nil {
 		return result{}, err
 	}
@@ -42,12 +45,11 @@ func randomLookup(b *bench) (result, error) {
 	request := func(dst []byte, client, _ int) []byte {
 		return appendMillionDomain(append(dst, postfixMap...), draws[client].IntN(millionPolicies))
 	}
-	// The limit says the same to every key; its length is right.
-	return b.lookupPairs(ours.process, limit, request, isReplyFor, wantReply(replyFor(millionDomain(0))))
+	// The limit's reply has the right length for every key.
+	return b.lookupPairs(ours.process, limit, load, request, isReplyFor, wantReply(replyFor(millionDomain(0))), excess)
 }
 
-// lookUpEach has the daemon answer for each of the million once, in an order
-// that jumps about.
+// lookUpEach looks up each of the million once, in scattered order.
 func (b *bench) lookUpEach(d *daemon) error {
 	const step = 617_531 // coprime to the number of policies
 	l, err := b.newSleepingLoad(d.address, lookupClients)
@@ -61,7 +63,7 @@ func (b *bench) lookUpEach(d *daemon) error {
 	return l.ask(b.ctx, millionPolicies, request, isReplyFor)
 }
 
-// isReplyFor checks that a reply is that for one of the million.
+// isReplyFor checks the reply to a lookup of one of the million.
 func isReplyFor(body, reply []byte) error {
 	domain := body[len(postfixMap):]
 	begin, found := bytes.CutPrefix(reply, []byte("OK secure match=mx1."))

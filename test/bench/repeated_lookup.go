@@ -7,28 +7,23 @@ import (
 	"os"
 )
 
-const (
-	lookupClients = 16 // as many smtp(8) processes
+const lookupClients = 16 // like that many smtp(8) processes
 
-	// lookupRate is how many lookups a second the two sides are asked for,
-	// more than the mail of any server: the same load for both. Clients that
-	// ask again as soon as they are answered put the faster side under the
-	// greater load, and it is in their debt: the kernel, which wants to be fair,
-	// lets them interrupt it less often than one that takes longer, where each
-	// of them is always waiting. Such an interruption costs half an echo.
-	lookupRate = 20_000
+// A lookupLoad is the load of one section of a pair.
+type lookupLoad struct {
+	rate     float64 // lookups a second of all clients; 0: each client asks again at once
+	requests int     // about a second of CPU time
+}
 
-	// lookupRequests are in one section of a pair: a second or so of CPU time,
-	// so that what else the machine does for a moment weighs little in a ratio.
-	lookupRequests = 40_000
-
-	// The same without a rate is measured beside it, in sections of as long.
-	rushRequests = 100_000
-	rushPairs    = defaultPairs
+// paced puts both sides under the same load, higher than any mail server's.
+// Without a rate, the faster side is under the higher load, and the kernel
+// interrupts the slower side more often to run a client.
+var (
+	paced      = lookupLoad{rate: 20_000, requests: 40_000}
+	closedLoop = lookupLoad{requests: 100_000}
 )
 
-// repeatedLookup asks for the same key again and again: a policy that is in
-// the daemon's memory.
+// repeatedLookup looks up one key repeatedly: the policy is in memory.
 func repeatedLookup(b *bench) (result, error) {
 	const domain = "example.com"
 	lab, err := b.startLab()
@@ -49,48 +44,35 @@ func repeatedLookup(b *bench) (result, error) {
 	}
 	request := func(dst []byte, _, _ int) []byte { return append(dst, "postfix "+domain...) }
 	check := wantReply(replyFor(domain))
-	return b.lookupPairs(ours.process, limit, request, check, check)
+	return b.lookupPairs(ours.process, limit, paced, request, check, check, ratio)
 }
 
-// lookupPairs has the two sides answer the same requests; each side's replies
-// have a check of their own. What it comes to without a rate is in the note.
-func (b *bench) lookupPairs(ours, limit *process, request requestFunc, checkOurs, checkLimit replyFunc) (result, error) {
-	side := func(p *process, check replyFunc, rate float64, n int) (measure, error) {
+// lookupPairs puts both sides under the same load. Each has its own check of
+// replies.
+func (b *bench) lookupPairs(ours, limit *process, load lookupLoad, request requestFunc, checkOurs, checkLimit replyFunc, compare comparison) (result, error) {
+	side := func(p *process, check replyFunc) (measure, error) {
 		l, err := b.newSleepingLoad(p.address, lookupClients)
 		if err != nil {
 			return nil, err
 		}
-		l.rate = rate
+		l.rate = load.rate
 		return func() (float64, error) {
-			return p.cpuOf(n, func() error { return l.ask(b.ctx, n, request, check) })
+			return p.cpuOf(load.requests, func() error { return l.ask(b.ctx, load.requests, request, check) })
 		}, nil
 	}
-	pairs := func(count int, rate float64, n int) (result, error) {
-		x, err := side(ours, checkOurs, rate, n)
-		if err != nil {
-			return result{}, err
-		}
-		y, err := side(limit, checkLimit, rate, n)
-		if err != nil {
-			return result{}, err
-		}
-		return b.pairs(count, x, y)
-	}
-	paced, err := pairs(b.pairCount, lookupRate, lookupRequests)
+	x, err := side(ours, checkOurs)
 	if err != nil {
 		return result{}, err
 	}
-	rush, err := pairs(rushPairs, 0, rushRequests)
+	y, err := side(limit, checkLimit)
 	if err != nil {
 		return result{}, err
 	}
-	paced.note += fmt.Sprintf("; with clients that ask again as soon as they are answered %.2f: %s", rush.value, rush.note)
-	return paced, nil
+	return b.pairs(x, y, compare)
 }
 
-// echoSide is the limit: it reads a netstring and writes the same reply every
-// time, in a goroutine for each connection, without deadlines, limits or
-// counters.
+// echoSide is the limit: it reads netstrings and always writes the same reply,
+// in one goroutine for each connection, without deadlines, limits or counters.
 func echoSide(args []string) error {
 	reply := fmt.Appendf(nil, "%d:%s,", len(args[0]), args[0])
 	l, err := net.Listen("tcp", "127.0.0.1:0")

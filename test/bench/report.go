@@ -7,7 +7,7 @@ import (
 	"text/tabwriter"
 )
 
-// An outcome is a row and what became of it.
+// An outcome is a row with its result.
 type outcome struct {
 	row    row
 	result result
@@ -31,7 +31,7 @@ func (o outcome) amount(v float64) string {
 	return strings.TrimSpace(fmt.Sprintf("%.2f %s", v, o.row.unit))
 }
 
-// spread is the range of the pairs' ratios, or of what else there are several.
+// spread returns the range of several values.
 func (o outcome) spread() string {
 	if o.result.count == 0 {
 		return "-"
@@ -39,7 +39,7 @@ func (o outcome) spread() string {
 	return fmt.Sprintf("%.2f to %.2f, %d %s", o.result.low, o.result.high, o.result.count, o.result.counted)
 }
 
-// interval is that of the median.
+// interval returns the confidence interval of the median.
 func (o outcome) interval() string {
 	if o.result.to == 0 {
 		return "-"
@@ -47,23 +47,23 @@ func (o outcome) interval() string {
 	return fmt.Sprintf("%.2f to %.2f", o.result.from, o.result.to)
 }
 
-// verdict compares the value with the bound. Where the median of another run
-// may as well be on the other side, it says so.
+// verdict compares the value with the bound. If the bound lies within the
+// interval, another run may end differently.
 func (o outcome) verdict() string {
-	about := ""
-	if o.result.from <= o.row.bound && o.row.bound < o.result.to {
-		about = "about "
-	}
+	verdict := "holds"
 	switch {
 	case o.err != nil:
 		return "failed"
 	case o.result.value > o.row.bound:
-		return about + "missed"
+		verdict = "does not hold"
 	}
-	return about + "held"
+	if o.result.from <= o.row.bound && o.row.bound < o.result.to {
+		verdict += " (uncertain)"
+	}
+	return verdict
 }
 
-// table is what the terminal shows.
+// table returns the table for the terminal.
 func table(outcomes []outcome) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -79,7 +79,7 @@ func table(outcomes []outcome) string {
 	return b.String()
 }
 
-// page is docs/performance.md.
+// page returns the text of docs/performance.md.
 func page(outcomes []outcome, m machine) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `# Performance
@@ -87,24 +87,22 @@ func page(outcomes []outcome, m machine) []byte {
 Measured by `+"`make bench`"+`, which runs `+"`go run ./test/bench`"+` and writes this
 page. %s
 
-A row without a unit is a ratio of CPU times: what our process uses for a piece
-of work, user and system time together, over what a bare program uses that does
-the input and output of the same work and nothing else. The two stand under the
-same load in turn, in pairs, after a warm-up; the figure is the median of the
-pairs' ratios, and the range is that of single pairs. The interval is that in
-which the median lies with 95 %% confidence, by order statistics: where the limit
-is inside it, the row says "about", since another run may end on the other side.
-The load generator's time is in neither.
+The rows compare CPU times, user and system time together: those of our process
+for a piece of work with those of a bare program that does only the input and
+output of the same work. Rows without a unit are ratios of the two, rows in µs
+their difference. Both programs are under the same load in turn, in pairs, after
+a warm-up. The figure is the median of the pairs, the range that of single pairs,
+and the interval that of the median with 95 %% confidence, by order statistics.
+A limit inside the interval makes the verdict uncertain: another run may end
+differently. The load generator's time does not count.
 
-The lookups of the first two rows are asked by %d clients that sleep until they
-are answered, as smtp(8) processes do, at random times, %d a second in all: the
-same load for both sides. What a row comes to with clients that ask again as soon
-as they are answered stands beside it. There the faster side is under the greater
-load, and the kernel interrupts the slower one more often to let a client go on.
+%d clients do the lookups. Like smtp(8) processes they sleep until the reply
+arrives. They ask at random times, %.0f a second in all, so that both sides have
+the same load. In a closed loop they ask again at once.
 
 | row | what | at most | measured | interval | range | |
 |---|---|---|---|---|---|---|
-`, m, lookupClients, lookupRate)
+`, m, lookupClients, paced.rate)
 	for _, o := range outcomes {
 		measured := o.measured()
 		if o.err != nil {

@@ -10,10 +10,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// A workshop is what the rows of one run share. What is in it is made when the
-// first row asks for it.
+// A workshop has what the rows of one run share, created on first use.
 type workshop struct {
-	dir     string // for files that go with the run
+	dir     string // removed after the run
 	program func() (path string, err error)
 	million func() (*million, error)
 }
@@ -30,9 +29,11 @@ func newWorkshop(ctx context.Context) (*workshop, error) {
 	}, nil
 }
 
+// tail returns the end of a log.
+func tail(log string) string { return log[max(0, len(log)-2000):] }
+
 func (w *workshop) close() error { return os.RemoveAll(w.dir) }
 
-// copyFile copies the file from to the file to.
 func copyFile(from, to string) (err error) {
 	in, err := os.Open(from)
 	if err != nil {
