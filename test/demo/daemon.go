@@ -10,13 +10,13 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// A daemon is the program in a folder of its own, and Postfix's postmap where
-// it is installed.
+// A daemon is the program in its own directory, and Postfix's postmap if
+// installed.
 type daemon struct {
 	*testlab.Daemon
 	dir        string
-	postmap    string // path; empty where there is none
-	postfixDir string // with a main.cf for it
+	postmap    string // path; empty if not installed
+	postfixDir string // has a main.cf for postmap
 }
 
 // newDaemon writes the configuration. The daemon reaches the lab's policy hosts
@@ -47,7 +47,7 @@ func newDaemon(bin string, lab *testlab.Lab) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.Env = append(testlab.WithoutProxies(os.Environ()), "HTTPS_PROXY="+lab.Proxy.URL())
-	for _, name := range []string{"postmap", "/usr/sbin/postmap"} { // sbin is not in everybody's PATH
+	for _, name := range []string{"postmap", "/usr/sbin/postmap"} { // PATH may lack sbin
 		if d.postmap, err = exec.LookPath(name); err == nil {
 			break
 		}
@@ -58,8 +58,8 @@ func newDaemon(bin string, lab *testlab.Lab) (_ *daemon, err error) {
 	return d, os.WriteFile(filepath.Join(d.postfixDir, "main.cf"), []byte("compatibility_level = 2\n"), 0o644)
 }
 
-// remove stops the daemon and removes its files. It prints the daemon's log if
-// something went wrong.
+// remove stops the daemon and removes its files. It prints the daemon's log
+// after a failure.
 func (d *daemon) remove(failed bool) error {
 	err := d.Stop()
 	if failed || err != nil {

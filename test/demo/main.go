@@ -1,13 +1,12 @@
-// Demo tells in ten seconds what sts-tlsmap does. It starts a small internet
-// (internal/testlab) and the real daemon on loopback, asks it as Postfix
-// would, and says in words what happens. It needs no privileges and no
-// network, and fails if the story does not come out as it is told.
+// Demo shows in ten seconds what sts-tlsmap does. It starts a small internet
+// (internal/testlab) and the real daemon on loopback, asks the daemon as
+// Postfix would, and explains each step. It needs no privileges and no network,
+// and fails if an answer is wrong.
 //
 //	go run ./test/demo [-bin ./bin/sts-tlsmap]
 //
-// Port 443 cannot be bound without privileges, so the daemon reaches the
-// policy hosts through the lab's CONNECT proxy. No mail is sent here: that is
-// shown in test/e2e.
+// Only root can listen on port 443, so the daemon reaches the policy hosts
+// through the lab's CONNECT proxy. The demo sends no mail; test/e2e does.
 package main
 
 import (
@@ -24,9 +23,9 @@ import (
 )
 
 const (
-	// pause is the time a reader has for a step, on a terminal.
+	// pause gives the reader of a terminal time for each step.
 	pause = 1200 * time.Millisecond
-	// tooLong ends a demonstration that hangs.
+	// tooLong ends a demo that hangs.
 	tooLong = time.Minute
 )
 
@@ -66,7 +65,7 @@ func run(ctx context.Context, bin string) (err error) {
 	return s.err
 }
 
-// build sets up the domains of the story and returns the one it is about.
+// build sets up the domains and returns honest.example.
 func build(lab *testlab.Lab) (honest *testlab.Domain, err error) {
 	for name, with := range map[string]testlab.With{
 		"plain.example":  {NoMail: true, NoPolicy: true},
@@ -80,25 +79,25 @@ func build(lab *testlab.Lab) (honest *testlab.Domain, err error) {
 	return lab.Domain("honest.example", testlab.With{NoMail: true, ID: "2026a"})
 }
 
-// tell is the story. Each step says what is the case, asks, and says what the
-// answer means.
+// tell runs the steps. Each describes a situation, asks, and explains the
+// answer.
 func (s *story) tell(honest *testlab.Domain) {
 	s.say("A small internet now runs on this machine: a resolver, four mail domains and\n" +
-		"their policy hosts. Beside it runs the daemon, and answers Postfix's lookups.")
+		"their policy hosts. The daemon runs beside it and answers Postfix's lookups.")
 
 	s.step("honest.example publishes a policy: TLS only, and only to mx1.honest.example.")
 	s.lookup("honest.example", "secure match=mx1.honest.example servername=hostname")
-	s.say("Postfix now delivers there over verified TLS, or not at all.")
+	s.say("Postfix now delivers there over verified TLS or not at all.")
 
-	s.step("plain.example publishes none, trial.example is still testing its own, and the\n" +
-		"policy host of broken.example has a certificate that ran out.")
+	s.step("plain.example has no policy, trial.example's is in testing mode, and the policy\n" +
+		"host of broken.example has an expired certificate.")
 	s.lookup("plain.example", "")
 	s.lookup("trial.example", "")
 	s.lookup("broken.example", "")
-	s.say("Not found: Postfix goes on as it is configured, as without sts-tlsmap.")
+	s.say("Not found: Postfix uses its other settings, as it would without sts-tlsmap.")
 
-	s.step("An attacker takes the TXT record of honest.example away, and its policy host\n" +
-		"off the net. The daemon is told to look again, killed with -9, and restarted.")
+	s.step("An attacker blocks the TXT record of honest.example and its policy host. The\n" +
+		"daemon is told to refresh the policy, killed with -9, and restarted.")
 	honest.RemoveRecord()
 	s.do(honest.Policy.Server.Down)
 	s.command(anyExit, s.daemon.Program, "-refresh", "honest.example")
@@ -106,16 +105,16 @@ func (s *story) tell(honest *testlab.Domain) {
 	s.do(s.daemon.Kill)
 	s.do(func() error { return s.daemon.Start(s.ctx) })
 	s.lookup("honest.example", "secure match=mx1.honest.example servername=hostname")
-	s.say("Still enforced: a policy holds until its max_age runs out, and it is on disk.")
+	s.say("Still enforced: the policy is on disk and valid until its max_age ends.")
 
-	s.step("The attacker is gone. honest.example has moved its mail, and says so with a new\n" +
-		"id. By itself the daemon asks for the id when a lookup finds the last look more than\n" +
-		"five minutes old; here it is told to.")
+	s.step("The attacker is gone. honest.example moves its mail and publishes a new policy\n" +
+		"with a new id. A lookup makes the daemon ask for the id if the last check is more\n" +
+		"than five minutes old; here it is told to.")
 	s.do(honest.Policy.Server.Up)
 	honest.SetPolicy(testlab.PolicyText("enforce", 7*24*time.Hour, "*.bigmail.example"), "2026b")
 	s.command(0, s.daemon.Program, "-refresh", "honest.example")
 	s.lookup("honest.example", "secure match=.bigmail.example servername=hostname")
 
-	s.step("And this is what it knows by now:")
+	s.step("This is the cache now:")
 	s.command(0, s.daemon.Program, "-cache")
 }

@@ -12,14 +12,15 @@ import (
 	"time"
 )
 
-// anyExit is a command's exit status that does not matter to the story.
+// anyExit accepts any exit status of a command.
 const anyExit = -1
 
-// A story is told once; after the first thing that goes wrong it is silent.
+// A story prints the steps of the demo. After the first failure it does
+// nothing.
 type story struct {
 	ctx    context.Context
 	daemon *daemon
-	slow   bool // there is a reader
+	slow   bool // pause before each step
 	steps  int
 	err    error
 }
@@ -30,7 +31,6 @@ func (s *story) say(text string) {
 	}
 }
 
-// step begins a new step.
 func (s *story) step(text string) {
 	if s.err != nil {
 		return
@@ -47,14 +47,14 @@ func (s *story) step(text string) {
 	fmt.Printf("\n%d. %s\n", s.steps, text)
 }
 
-// do does something out of the reader's sight.
+// do does something that the reader need not see.
 func (s *story) do(f func() error) {
 	if s.err == nil {
 		s.err = f()
 	}
 }
 
-// lookup asks for a key as Postfix does. An empty want is "not found".
+// lookup looks up a key as Postfix does. An empty want means "not found".
 func (s *story) lookup(key, want string) {
 	status := 0
 	if want == "" {
@@ -67,12 +67,12 @@ func (s *story) lookup(key, want string) {
 		got = s.command(status, s.daemon.Program, "-query", key)
 	}
 	if got = strings.TrimSpace(got); s.err == nil && got != want {
-		s.err = fmt.Errorf("the reply for %s is %q, and not %q", key, got, want)
+		s.err = fmt.Errorf("the reply for %s is %q, want %q", key, got, want)
 	}
 }
 
-// command shows a command and what it prints, and returns its standard
-// output. Another exit status than the one that belongs to the story ends it.
+// command prints a command line and its output, and returns its standard
+// output. An unexpected exit status ends the story.
 func (s *story) command(status int, name string, args ...string) string {
 	if s.err != nil {
 		return ""
@@ -100,15 +100,16 @@ func (s *story) command(status int, name string, args ...string) string {
 	if stdout.Len()+stderr.Len() == 0 && got == 1 {
 		fmt.Println("   (not found)")
 	}
-	// postmap ends with 1 for "not found", without a word, and for trouble.
+	// postmap exits with 1 both for "not found", without a message, and for
+	// errors.
 	trouble := stderr.Len() > 0 && name == s.daemon.postmap
 	if status != anyExit && (got != status || trouble) {
-		s.err = fmt.Errorf("%s %s: exit status %d, and not %d", name, strings.Join(args, " "), got, status)
+		s.err = fmt.Errorf("%s %s: exit status %d, want %d", name, strings.Join(args, " "), got, status)
 	}
 	return stdout.String()
 }
 
-// shown leaves out the arguments that are the demonstration's own.
+// shown returns the arguments without the demo's own.
 func shown(args []string) []string {
 	if len(args) > 1 && args[0] == "-c" {
 		return args[2:]
@@ -116,7 +117,6 @@ func shown(args []string) []string {
 	return args
 }
 
-// isTerminal says whether somebody is likely to read along.
 func isTerminal(f *os.File) bool {
 	fi, err := f.Stat()
 	return err == nil && fi.Mode()&os.ModeCharDevice != 0

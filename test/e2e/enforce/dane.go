@@ -8,7 +8,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// What Postfix logs when DANE stops it.
+// Postfix's log texts for deliveries that DANE stops.
 const (
 	noMatch    = "no matching DANE TLSA records"
 	tlsaFailed = "TLSA lookup error"
@@ -17,7 +17,7 @@ const (
 	nullMX     = "does not accept mail (nullMX)"
 )
 
-// What the map replies.
+// Beginnings of the map's replies.
 const (
 	replyNothing = "NOTFOUND "
 	replyDANE    = "OK dane-only"
@@ -25,15 +25,15 @@ const (
 	replyWait    = "TEMP "
 )
 
-// alone is a domain without a policy, for what Postfix does alone.
+// alone is a domain without a policy: Postfix decides alone.
 var alone = testlab.With{NoPolicy: true}
 
-// onlyDANE is a policy, and a host with a certificate that no authority
-// vouches for: what only DANE can verify.
+// onlyDANE is a domain with a policy whose host has a self-signed certificate,
+// so that only DANE can verify it.
 var onlyDANE = testlab.With{MailCert: testlab.CertSelfSigned}
 
-// daneRows are the rows for Postfix with DANE. Those in signed.example and
-// attacker.example are signed, the others are not.
+// daneRows are the rows for Postfix with DANE. Domains in signed.example and
+// attacker.example are signed.
 var daneRows = []row{{
 	name:    "a self-signed certificate that TLSA records match gets the mail",
 	domain:  "match.signed.example",
@@ -83,7 +83,7 @@ var daneRows = []row{{
 	reply:   replyNothing,
 	fate:    toNobody(noMatch),
 }, {
-	// The point of MTA-STS, and what Postfix would do without it.
+	// The purpose of MTA-STS. The next row is Postfix without it.
 	name:    "an unsigned MX record forged to point at a host with fine TLSA records gets nothing",
 	domain:  "forged-mx.test",
 	hosts:   []string{"mx1.attacker.example"},
@@ -111,7 +111,7 @@ var daneRows = []row{{
 	reply: replyDANE,
 	fate:  func(_ *world, d *testlab.Domain) fate { return verified(d.Mail[1]) },
 }, {
-	// One reply for a whole next-hop leaves no other way.
+	// Postfix takes one reply for the whole next-hop.
 	name:    "when the hosts with TLSA records fail, those without get nothing",
 	domain:  "some-fail.signed.example",
 	hosts:   []string{"mx1.some-fail.signed.example", "mx2.some-fail.signed.example"},
@@ -208,7 +208,7 @@ var daneRows = []row{{
 	reply: replyDANE,
 	fate:  toNobody(noMatch),
 }, {
-	// TLSA is not asked for at a host in an unsigned zone.
+	// Nobody asks for TLSA records of a host in an unsigned zone.
 	name:   "a name server in an unsigned zone that fails on TLSA stops no mail",
 	domain: "outside.signed.example",
 	hosts:  []string{"mx.outside-3.test"},
@@ -274,8 +274,8 @@ var daneRows = []row{{
 	domain:  "relay-25.signed.example",
 	hosts:   []string{"relay-25.signed.example"},
 	nextHop: "[relay-25.signed.example]:587",
-	// _tcp.relay-25 has a record of its own since unbound 1.17 cannot prove
-	// from its auth-zones that a name below an empty one does not exist.
+	// _tcp.relay-25 has its own record because unbound 1.17 cannot prove from
+	// auth-zones that a name below an empty non-terminal does not exist.
 	records: func(t *testing.T, d *testlab.Domain) []string {
 		return []string{other(at25(d.Name)), "_tcp." + d.Name + ". 300 IN TXT not-empty"}
 	},
@@ -300,14 +300,13 @@ func toNobodyForged(w *world, _ *testlab.Domain) fate {
 
 func presentSelfSigned(d *testlab.Domain) error { return d.Mail[0].Present(testlab.CertSelfSigned) }
 
-// toTheFirstTrusted is the fate of mail that goes over TLS as it comes, to a
-// host with a certificate that happens to be good.
+// toTheFirstTrusted expects delivery over opportunistic TLS; the certificate
+// happens to be good.
 func toTheFirstTrusted(_ *world, d *testlab.Domain) fate {
 	return fate{status: "sent", host: d.Mail[0], tls: "Trusted"}
 }
 
-// throughAlias has the domain's MX record name leaves.DOMAIN, an alias of its
-// host.
+// throughAlias makes the domain's MX leaves.DOMAIN, an alias of its host.
 func throughAlias(d *testlab.Domain) []string {
 	return []string{
 		fmt.Sprintf("%s. 300 IN MX 10 leaves.%[1]s.", d.Name),
@@ -315,7 +314,7 @@ func throughAlias(d *testlab.Domain) []string {
 	}
 }
 
-// at25 is where the TLSA records of a host are.
+// at25 returns the owner of a host's TLSA records at port 25.
 func at25(host string) string { return "_25._tcp." + host }
 
 func matchingTLSA(t *testing.T, d *testlab.Domain) []string {
@@ -334,7 +333,7 @@ func authorityTLSA(t *testing.T, d *testlab.Domain) []string {
 	return []string{record}
 }
 
-// matching returns a TLSA record at owner that the host's certificate matches.
+// matching returns a TLSA record at owner for the host's certificate.
 func matching(t *testing.T, m *testlab.MailHost, owner string) string {
 	t.Helper()
 	record, err := m.TLSA(3, 1, 1)
@@ -344,8 +343,8 @@ func matching(t *testing.T, m *testlab.MailHost, owner string) string {
 	return strings.Replace(record, at25(m.Name), owner, 1)
 }
 
-// otherDigest is that of no certificate.
+// otherDigest is not the digest of any certificate.
 const otherDigest = "0202020202020202020202020202020202020202020202020202020202020202"
 
-// other returns a TLSA record at owner that no certificate matches.
+// other returns a TLSA record at owner that matches no certificate.
 func other(owner string) string { return owner + ". 300 IN TLSA 3 1 1 " + otherDigest }

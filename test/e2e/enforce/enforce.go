@@ -1,7 +1,6 @@
-// Package enforce sends mail through a real Postfix that asks the real daemon,
-// to domains honest and hostile, and looks at what becomes of it: RFC 8461 seen
-// from the outside. The tests of each Postfix are in packages of their own, so
-// that go test runs them side by side, each on a stage of its own.
+// Package enforce sends mail through a real MTA that asks the real daemon, to
+// honest and hostile domains, and checks what happens to each message (RFC
+// 8461). Package mta runs its tests for each MTA.
 package enforce
 
 import (
@@ -17,13 +16,12 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// caFile is where the daemon and Postfix find the lab's root certificate, the
-// one outside and the other inside its root.
+// caFile has the lab's root certificate, for the daemon outside the root and
+// for Postfix inside it.
 const caFile = "/etc/ssl/certs/lab.pem"
 
-// recheck is the daemon's [refresh] recheck: the next lookup after a second
-// checks a policy again, not the one five minutes later, after which a real
-// Postfix retries.
+// recheck is the daemon's [refresh] recheck: short, so that the next lookup
+// checks a policy again without the default wait of five minutes.
 const recheck = time.Second
 
 // startDaemon starts the daemon, which trusts the lab's authority.
@@ -35,38 +33,36 @@ func startDaemon(t *testing.T, lab *testlab.T) *stage.Daemon {
 	})
 }
 
-// A Matching is how a Postfix holds MX hosts against the policy.
+// A Matching is how a Postfix matches MX hosts with the policy.
 type Matching bool
 
 const (
-	// ByNames: the certificate must have one of the names of a list, whatever
-	// host has it, and a pattern matches any number of labels.
+	// ByNames: the certificate of any host must have a name in the match list,
+	// where a pattern matches any number of labels.
 	ByNames Matching = false
-	// ByHosts: MX hosts and their certificates are matched as RFC 8461, 4.1
-	// and 4.2 say: by Postfix 3.10.5 and later, when it gets the policy's
-	// attributes.
+	// ByHosts: MX hosts and certificates are matched as in RFC 8461, 4.1 and
+	// 4.2. Postfix does so since 3.10.5, if it gets the policy's attributes.
 	ByHosts Matching = true
 )
 
-// A world is a small internet, a Postfix in it, and the daemon that it asks.
+// A world is a small internet, an MTA in it, and its daemon.
 type world struct {
 	lab     *testlab.T
-	signed  *signedWorld // nil if the map is one without DANE
+	signed  *signedWorld // nil if the map has no DANE
 	daemon  *stage.Daemon
-	postfix *stage.Postfix // one of these two
+	postfix *stage.Postfix // one of postfix and exim is set
 	exim    *stage.Exim
-	mta     stage.MTA // and it is this
+	mta     stage.MTA // the same as an interface
 	mapName string
-	root    string                     // of the Exim
-	played  map[string]*testlab.Domain // the domains of rows, by name
+	root    string                     // of Exim
+	played  map[string]*testlab.Domain // domains of the rows, by name
 
 	strict Matching
 }
 
-// Test runs all rows and stories with the Postfix in a root of test/e2e/setup,
-// which asks the map mapName and matches hosts in that way. With a map for
-// DANE, Postfix does DANE, and there are signed zones, a resolver that
-// validates, and more rows.
+// Test runs all rows and stories with the Postfix in a root of test/e2e/setup.
+// It asks the map mapName and matches hosts as given. With a DANE map, Postfix
+// does DANE, and there are signed zones, a validating resolver and more rows.
 func Test(t *testing.T, root, mapName string, matching Matching) {
 	w := &world{mapName: mapName, strict: matching}
 	dane := strings.Contains(mapName, "-dane")
@@ -80,8 +76,7 @@ func Test(t *testing.T, root, mapName string, matching Matching) {
 			"smtp_tls_policy_maps = socketmap:inet:"+stage.Endpoint+":"+mapName)...)
 	w.mta = w.postfix
 	t.Logf("Postfix %s, map %s", w.postfix.Version, mapName)
-	// A Postfix or a map that is not what the package is about would quietly
-	// turn what must be deferred into what may be sent.
+	// With another Postfix or map, some expectations would be too weak.
 	if got := Matching(strings.HasSuffix(mapName, "-tlsrpt") && w.postfix.AtLeast("3.10.5")); got != matching {
 		t.Fatalf("Postfix %s with map %s matches MX hosts by the policy: %t, want %t", w.postfix.Version, mapName, got, matching)
 	}
@@ -104,9 +99,9 @@ func Test(t *testing.T, root, mapName string, matching Matching) {
 	t.Run("the lines that -recipe prints are all that Postfix needs", func(t *testing.T) { followsRecipe(t, w) })
 }
 
-// enterLab starts the lab, its hosts in that network, and returns what Postfix is to be told about it.
-// Without DANE the lab's name server is the resolver; with DANE it is behind
-// one that validates.
+// enterLab starts the lab with its hosts in the given network and returns the
+// settings for Postfix. Without DANE the lab's DNS is the resolver; with DANE a
+// validating unbound is in front of it.
 func (w *world) enterLab(t *testing.T, hosts netip.Prefix, dane bool) (settings []string) {
 	address := stage.Resolver
 	if dane {
@@ -127,37 +122,35 @@ func (w *world) enterLab(t *testing.T, hosts netip.Prefix, dane bool) (settings 
 		"smtp_dns_support_level = dnssec")
 }
 
-// A fate is what becomes of a message.
+// A fate is what should happen to a message.
 type fate struct {
 	status string // sent, deferred or bounced
 	host   *testlab.MailHost
-	tls    string // how Postfix saw the TLS with the host, if sent
-	sni    string // the server name that the host got, if not its own
-	reason string // if not sent: a part of what Postfix logs about why
+	tls    string // Postfix's verdict on the TLS connection, if sent
+	sni    string // the server name (SNI) that the host received, if not its own name
+	reason string // if not sent: part of Postfix's log
 }
 
-// verified: delivered to the host over TLS, with its certificate verified.
+// verified: delivered to the host over TLS with a verified certificate.
 func verified(host *testlab.MailHost) fate { return fate{status: "sent", host: host, tls: "Verified"} }
 
-// inClear: delivered to the host without TLS, as nothing forbids it.
+// inClear: delivered to the host without TLS.
 func inClear(host *testlab.MailHost) fate { return fate{status: "sent", host: host} }
 
-// deferred: not delivered, for that reason.
+// deferred: not delivered, with that reason.
 func deferred(reason string) fate { return fate{status: "deferred", reason: reason} }
 
-// bounced: returned to the sender, for that reason.
+// bounced: returned to the sender, with that reason.
 func bounced(reason string) fate { return fate{status: "bounced", reason: reason} }
 
-// check compares an outcome with the fate wanted, and asks the mail hosts of
-// the domain, and others that might have got the message, whether it is true.
+// check compares an outcome with the expected fate. It also checks at the hosts
+// whether they received the message.
 func check(t *testing.T, m *stage.Message, got stage.Outcome, want fate, hosts ...*testlab.MailHost) {
 	t.Helper()
-	for _, d := range differences(m, got, want, hosts...) {
-		t.Error(d)
-	}
+	report(t, differences(m, got, want, hosts...))
 }
 
-// differences says what check finds.
+// differences returns the failures that check reports.
 func differences(m *stage.Message, got stage.Outcome, want fate, hosts ...*testlab.MailHost) (found []string) {
 	say := func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) }
 	verified := want.tls == "Verified"
@@ -165,7 +158,7 @@ func differences(m *stage.Message, got stage.Outcome, want fate, hosts ...*testl
 		want = want.ofExim(got)
 	}
 	if got.Status != want.status || want.status == "sent" && got.TLS != want.tls || !strings.Contains(got.Log, want.reason) {
-		say("%s says %s\nwant: %s\nit logged:\n%s", m.MTA.Name(), got, want, got.Log)
+		say("%s: %s\nwant: %s\nlog:\n%s", m.MTA.Name(), got, want, got.Log)
 	}
 	for _, h := range hosts {
 		var arrived *testlab.Message
@@ -180,7 +173,7 @@ func differences(m *stage.Message, got stage.Outcome, want fate, hosts ...*testl
 		case h == want.host && arrived == nil:
 			say("%s did not get the message", h.Name)
 		case h == want.host && arrived.TLS != (want.tls != ""):
-			say("%s got the message; over TLS: %v", h.Name, arrived.TLS)
+			say("%s got the message over TLS: %v", h.Name, arrived.TLS)
 		case h == want.host && verified && arrived.SNI != cmp.Or(want.sni, h.Name):
 			say("%s got the server name %q (RFC 8461, 7.1; RFC 7672, 8.1)", h.Name, arrived.SNI)
 		}
@@ -192,5 +185,5 @@ func (f fate) String() string {
 	if f.status == "sent" {
 		return fmt.Sprintf("sent to %s, TLS %q", f.host.Name, f.tls)
 	}
-	return fmt.Sprintf("%s, since: %q", f.status, f.reason)
+	return fmt.Sprintf("%s, reason %q", f.status, f.reason)
 }

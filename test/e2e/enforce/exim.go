@@ -9,19 +9,19 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// hostNet is where the mail hosts are when the relay is an Exim. It takes no
-// mail to hosts at 127.0.0.0/8.
+// hostNet has the mail hosts if the relay is Exim, which does not deliver to
+// 127.0.0.0/8.
 const hostNet = "198.18.0.0/16"
 
-// systemRoots is where Debian has the authorities, and its GnuTLS looks for them.
+// systemRoots is Debian's file of root certificates, used by its GnuTLS.
 const systemRoots = "/etc/ssl/certs/ca-certificates.crt"
 
-// shipped is packaging/exim, from the folder of a package of tests.
+// shipped is packaging/exim, relative to a test package's directory.
 var shipped = os.DirFS("../../../packaging/exim")
 
-// TestExim runs all rows and stories, and those of Exim, with the Exim in a
-// root of test/e2e/setup, by the files in packaging/exim beside Debian's own.
-// Exim does DANE itself, with a resolver that validates.
+// TestExim runs all rows and stories, including Exim's own, with the Exim in a
+// root of test/e2e/setup. It uses the files in packaging/exim with Debian's
+// configuration. Exim does DANE itself, with a validating resolver.
 func TestExim(t *testing.T, root string) {
 	w := newEximWorld(t)
 	w.startExim(t, root, stage.EximOptions{
@@ -39,7 +39,7 @@ func TestExim(t *testing.T, root string) {
 	}
 }
 
-// newEximWorld makes a world without its Exim.
+// newEximWorld creates a world without its Exim.
 func newEximWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{mapName: "exim", strict: ByHosts}
@@ -61,7 +61,7 @@ func (w *world) startExim(t *testing.T, root string, o stage.EximOptions) {
 	w.exim, w.mta = e, e
 }
 
-// tryExim sets up another Exim of the same root.
+// tryExim sets up another Exim in the same root.
 func (w *world) tryExim(t *testing.T, o stage.EximOptions) (*stage.Exim, error) {
 	t.Helper()
 	if o.Files == nil {

@@ -6,16 +6,16 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// A disguise is a domain whose MX host is an alias of another one's, and whose
-// policy lists the alias. Whoever answers there has a certificate for the
-// alias only: mail to the domain is theirs, and that to the victim is not. In
-// Exim the host has the same name for both, that where the alias leads.
+// A disguise is a domain whose MX host is an alias of the victim's host and
+// whose policy lists the alias. The host has a certificate for the alias only:
+// it may receive the domain's mail but not the victim's. In Exim the host has
+// the same name for both: the alias's target.
 type disguise struct {
 	evil, victim *testlab.Domain
 	host         *testlab.MailHost
 }
 
-// newDisguise makes the domains evil-NAME.test and victim-NAME.test.
+// newDisguise creates the domains evil-NAME.test and victim-NAME.test.
 func (w *world) newDisguise(t *testing.T, name string) disguise {
 	t.Helper()
 	evil, victim := "evil-"+name+".test", "victim-"+name+".test"
@@ -33,19 +33,20 @@ func (w *world) newDisguise(t *testing.T, name string) disguise {
 	return d
 }
 
-// sharesNoBatch tells of a message to two enforced domains, whose host is one
-// by its name in Exim, and another one by the name that each policy lists.
+// sharesNoBatch sends one message to two enforced domains whose hosts have the
+// same name in Exim and different names in the policies.
 func sharesNoBatch(t *testing.T, w *world) {
 	report(t, w.newDisguise(t, "batch").inOneMessage(t, w))
 }
 
-// keepsNoConnection tells of a queue for the two.
+// keepsNoConnection queues messages to the same two domains.
 func keepsNoConnection(t *testing.T, w *world) {
 	report(t, w.newDisguise(t, "kept").inOneQueue(t, w))
 }
 
-// inOneMessage returns what goes wrong with a message to both domains. The
-// second of them may be put off, since the first one has seen the host fail.
+// inOneMessage returns the failures of a message to both domains. The second
+// domain may be deferred without an attempt, since the host failed for the
+// first.
 func (d disguise) inOneMessage(t *testing.T, w *world) (found []string) {
 	defer d.host.Forget()
 	m := w.exim.Submit(t, []string{d.evil.Name, d.victim.Name}, foreground)
@@ -55,21 +56,21 @@ func (d disguise) inOneMessage(t *testing.T, w *world) (found []string) {
 	return append(found, differences(m[0], m[0].Outcome(t), deferred(""), d.host)...)
 }
 
-// queueTries is how often a queue is made until Exim, which draws the order
-// anew, has tried the message that the host is sound for first.
+// queueTries limits how many queues are made until Exim, whose order is random,
+// tries evil's message first.
 const queueTries = 8
 
-// inOneQueue returns what goes wrong with a queue of messages to the domains
-// in turn. Where Exim begins with the victim's, the host has failed before
-// anything could be shown; another queue is made then.
+// inOneQueue returns the failures of a queue with messages to both domains. If
+// Exim starts with the victim's message, the host fails before the test can
+// show anything, and another queue is made.
 func (d disguise) inOneQueue(t *testing.T, w *world) (found []string) {
 	defer d.host.Forget()
 	for try := range queueTries {
 		m := w.queueAll(t, []*testlab.Domain{d.evil, d.victim, d.evil, d.victim})
 		if try == 0 {
-			w.exim.Run(t, "-qq") // sorts the messages by host first
+			w.exim.Run(t, "-qq") // sorts messages by host
 		} else {
-			w.exim.Run(t, "-qqf") // whatever their retry time
+			w.exim.Run(t, "-qqf") // ignores retry times
 		}
 		first := m[0].Outcome(t)
 		found = append(found, differences(m[1], m[1].Outcome(t), deferred(""), d.host)...)
@@ -92,7 +93,7 @@ func report(t *testing.T, found []string) {
 	}
 }
 
-// aliases has the domains of a disguise meet.
+// aliases runs both tests of disguises.
 func (p *probe) aliases(t *testing.T, v *world) []string {
 	return append(p.batched.inOneMessage(t, v), p.kept.inOneQueue(t, v)...)
 }

@@ -13,17 +13,17 @@ import (
 )
 
 const (
-	// costRounds is how many lookups are timed at a time, and expansions
-	// without one.
+	// costRounds is the number of lookups, or expansions without one, in each
+	// measurement.
 	costRounds = 2000
 
-	// costPairs is how often that is done after a warm-up. An odd number has a
-	// median that was measured.
+	// costPairs is the number of measurements after a warm-up. The median of an
+	// odd number is a measured value.
 	costPairs = 9
 )
 
-// costs measures what the lookups add to Exim's work: how many there are for a
-// message, and how long one takes. test/bench reads the line that is logged.
+// costs measures what lookups add to Exim's work: their number for a message,
+// and the time of each. test/bench reads the logged line.
 func costs(t *testing.T, w *world) {
 	d, other := w.lab.Domain("cost.test", testlab.With{}), w.lab.Domain("cost-other.test", testlab.With{})
 	var asked atomic.Int64
@@ -31,7 +31,7 @@ func costs(t *testing.T, w *world) {
 		asked.Add(1)
 		passOn(c)
 	})
-	recipients := []*testlab.Domain{d, d, other, other} // two of each
+	recipients := []*testlab.Domain{d, d, other, other}
 	var names []string
 	for _, r := range recipients {
 		names = append(names, r.Name)
@@ -52,12 +52,12 @@ func costs(t *testing.T, w *world) {
 	var took []time.Duration
 	for i := range costPairs + 1 {
 		var bare, whole time.Duration
-		if i%2 == 0 { // whatever else the machine does meets both alike
+		if i%2 == 0 { // other load on the machine affects both alike
 			bare, whole = without(), with()
 		} else {
 			whole, bare = with(), without()
 		}
-		if i > 0 { // the first one is the warm-up
+		if i > 0 { // not the warm-up
 			took = append(took, ((whole - bare) / costRounds).Round(time.Microsecond))
 		}
 	}
@@ -66,7 +66,7 @@ func costs(t *testing.T, w *world) {
 		w.exim.Name(), took[costPairs/2], took[0], took[costPairs-1], costPairs, asked.Load())
 }
 
-// expand has Exim expand lines, and returns how long that took.
+// expand makes Exim expand lines and returns the duration.
 func (w *world) expand(t *testing.T, lines, each string) time.Duration {
 	t.Helper()
 	began := time.Now()

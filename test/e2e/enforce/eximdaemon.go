@@ -10,8 +10,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// impostor is where a server listens that is not the daemon; with these
-// options an Exim asks it, and waits for a second.
+// impostor is the address of a server that stands in for the daemon. Exim asks
+// it with the option askOther; shortTime makes Exim wait only a second.
 const (
 	impostor   = "127.0.0.1:8462"
 	askOther   = "-DSTS_TLSMAP_SERVER=inet:" + impostor
@@ -20,8 +20,8 @@ const (
 	background = "-odb"
 )
 
-// waitsForSlowDiscovery tells of a first contact: the policy host takes its
-// time, and the first message is protected already.
+// waitsForSlowDiscovery sends the first message to a domain whose policy host
+// is slow. The message is protected.
 func waitsForSlowDiscovery(t *testing.T, w *world) {
 	d := w.lab.Domain("slow-policy.test", testlab.With{})
 	gate := d.Policy.Hold()
@@ -42,8 +42,8 @@ func waitsForPausedDaemon(t *testing.T, w *world) {
 	check(t, m, m.Retry(t, o), verified(d.Mail[0]), d.Mail...)
 }
 
-// killedAfterRouting tells of a daemon that is killed when Exim has its answer
-// and waits for the host's greeting.
+// killedAfterRouting kills the daemon after it has answered, while Exim waits
+// for the host's greeting.
 func killedAfterRouting(t *testing.T, w *world) {
 	sound := w.lab.Domain("killed-sound.test", testlab.With{})
 	stripped := w.lab.Domain("killed-stripped.test", testlab.With{MailFault: testlab.NoSTARTTLS})
@@ -66,8 +66,7 @@ func killedAfterRouting(t *testing.T, w *world) {
 	check(t, n, n.Retry(t, o), verified(stripped.Mail[0]), stripped.Mail...)
 }
 
-// brokenReplies tells of something else that answers, or of a daemon that dies
-// while it does.
+// brokenReplies has an impostor send invalid or truncated replies.
 func brokenReplies(t *testing.T, w *world) {
 	d := w.lab.Domain("broken.test", testlab.With{})
 	other := answerInstead(t)
@@ -82,43 +81,43 @@ func brokenReplies(t *testing.T, w *world) {
 		if problems := differences(m, o, deferred(""), d.Mail...); len(problems) > 0 {
 			t.Errorf("after the reply %q: %v", r, problems)
 		}
-		if n := other.asked.Load() - before; n != 1 { // mail may wait for many reasons
+		if n := other.asked.Load() - before; n != 1 { // mail may be deferred for other reasons
 			t.Errorf("the reply %q was given %d times", r, n)
 		}
 	}
 }
 
-// A liar answers whatever it is told to.
+// A liar sends a configured reply.
 type liar struct {
 	reply atomic.Pointer[string]
 	asked atomic.Int64
 }
 
-// answerInstead starts an impostor that is a liar.
+// answerInstead starts a liar at the impostor's address.
 func answerInstead(t *testing.T) *liar {
 	t.Helper()
 	l := new(liar)
 	listenInstead(t, func(c net.Conn) {
-		io.Copy(io.Discard, c) // Exim closes its side
+		io.Copy(io.Discard, c) // until Exim half-closes
 		l.asked.Add(1)
 		io.WriteString(c, *l.reply.Load())
 	})
 	return l
 }
 
-// passOn has the daemon answer what comes from c.
+// passOn forwards c to the daemon.
 func passOn(c net.Conn) {
 	out, err := net.Dial("tcp", stage.Endpoint)
 	if err != nil {
-		return // a cut reply: Exim takes it for none
+		return // Exim treats a truncated reply as none
 	}
 	defer out.Close()
 	go pass(out, c)
 	pass(c, out)
 }
 
-// listenInstead has serve called for each connection to the impostor, until
-// the test ends.
+// listenInstead calls serve for each connection to the impostor, until the test
+// ends.
 func listenInstead(t *testing.T, serve func(net.Conn)) {
 	t.Helper()
 	l, err := net.Listen("tcp", impostor)

@@ -6,12 +6,11 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// losesDANE tells of a resolver that from one moment to the next takes
-// everything as it comes. Exim then sees no DANE, and what is left is the
-// policy: nobody gets mail without a certificate that it asks for, also where
-// only DANE vouched for the host.
+// losesDANE has a resolver that stops validating. Exim then sees no DANE and
+// follows the policy: no host without a certificate that satisfies it gets
+// mail, even if DANE vouched for the host.
 func losesDANE(t *testing.T, w *world) {
-	v := w.withExim(t, stage.EximOptions{}) // which remembers no host that failed
+	v := w.withExim(t, stage.EximOptions{}) // without memory of failed hosts
 	only, both := w.signed.domain(t, "match.signed.example"), w.signed.domain(t, "mismatch.signed.example")
 	m := v.exim.Send(t, only.Name)
 	check(t, m, m.Outcome(t), verified(only.Mail[0]), only.Mail...)

@@ -3,6 +3,7 @@ package enforce
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -12,20 +13,25 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// macrosFile is where a site changes a macro, as docs/exim.md has it.
+// macrosFile is where a site changes a macro (docs/exim.md).
 const macrosFile = "/etc/exim4/conf.d/main/11_local"
 
-// debianFiles are the files that are copied into Debian's split configuration.
+// debianFiles are the files to copy into Debian's split configuration.
 var debianFiles = []string{"conf.d/main/10_sts-tlsmap", "conf.d/router/180_sts-tlsmap", "conf.d/transport/30_sts-tlsmap", "conf.d/retry/20_sts-tlsmap"}
 
-// shippedFiles returns packaging/exim, or those copies alone: what is left of it
-// when the package has been removed.
+// shippedFiles returns packaging/exim, or only the copies that remain when the
+// package has been removed.
 func shippedFiles(t *testing.T, copiesOnly bool) fstest.MapFS {
 	t.Helper()
 	names := debianFiles
 	if !copiesOnly {
 		names = append(names[:len(names):len(names)], recipeFiles...)
 	}
+	return readShipped(t, names...)
+}
+
+func readShipped(t *testing.T, names ...string) fstest.MapFS {
+	t.Helper()
 	files := make(fstest.MapFS)
 	for _, name := range names {
 		text, err := fs.ReadFile(shipped, name)
@@ -37,8 +43,28 @@ func shippedFiles(t *testing.T, copiesOnly bool) fstest.MapFS {
 	return files
 }
 
-// packageRemoved tells of a machine from which the package was removed, and
-// that still has the copies in Exim's configuration, and a macro of its own.
+// replaced returns files with another text of one of them.
+func replaced(files fstest.MapFS, name, text string) fstest.MapFS {
+	files = maps.Clone(files)
+	files[name] = &fstest.MapFile{Data: []byte(text)}
+	return files
+}
+
+// mattered reports whether the files fail without something, and fails the test
+// if they do not.
+func mattered(t *testing.T, name, without string, found []string) bool {
+	t.Helper()
+	if len(found) == 0 {
+		t.Errorf("%s: nothing fails without %q", name, without)
+		return false
+	}
+	first, _, _ := strings.Cut(found[0], "\n")
+	t.Logf("%s: without %q: %s", name, without, first)
+	return true
+}
+
+// packageRemoved has a machine without the package whose Exim configuration
+// still has the copies and a macro.
 func packageRemoved(t *testing.T, w *world) {
 	d := w.lab.Domain("removed.test", testlab.With{MailCert: testlab.CertSelfSigned})
 	own := map[string]string{macrosFile: ".ifdef STS_TLSMAP_SERVER\nSTS_TLSMAP_TIMEOUT == 40s\n.endif\n"}
@@ -59,17 +85,17 @@ func packageRemoved(t *testing.T, w *world) {
 		out := removed.exim.Shell(t, string(text), removal)
 		for _, name := range debianFiles {
 			if !strings.Contains(out, "/etc/exim4/"+name+"\n") || !strings.Contains(out, "protects no mail") {
-				t.Errorf("%s does not say that %s stays: %s", script, name, out)
+				t.Errorf("%s does not warn that %s remains: %s", script, name, out)
 			}
 		}
 		if out := w.withExim(t, stage.EximOptions{Shipped: make(fstest.MapFS)}).exim.Shell(t, string(text), removal); out != "" {
-			t.Errorf("%s says, where Exim has nothing of ours: %s", script, out)
+			t.Errorf("%s warns although Exim has none of our files: %s", script, out)
 		}
 	}
 }
 
-// A debian is a relay that forwards, and a domain beyond it whose host shows a
-// bad certificate.
+// A debian is a forwarding relay, and a domain beyond it whose host has a bad
+// certificate.
 type debian struct {
 	relay  *testlab.MailHost
 	beyond *testlab.Domain
@@ -84,13 +110,13 @@ func (w *world) newDebian(name string) debian {
 	return d
 }
 
-// debianTypes tells of the kinds of machine that Debian knows: ours act on the
-// one that sends mail to the hosts of its domain.
+// debianTypes tries Debian's kinds of machines. Our files act only on the one
+// that delivers to MX hosts.
 func debianTypes(t *testing.T, w *world) {
 	report(t, w.newDebian("debian-types").try(t, w, shippedFiles(t, false)))
 }
 
-// try returns what goes wrong with each kind of machine.
+// try returns the failures with each kind of machine.
 func (d debian) try(t *testing.T, w *world, files fstest.MapFS) []string {
 	t.Helper()
 	copies := make(fstest.MapFS)
@@ -101,7 +127,7 @@ func (d debian) try(t *testing.T, w *world, files fstest.MapFS) []string {
 		kind  string
 		files fstest.MapFS
 		want  fate
-		ours  bool // the retry rule is
+		ours  bool // our retry rule applies
 	}{
 		{"internet", files, deferred(badCert), true},
 		{"internet", copies, fate{status: "sent", host: d.beyond.Mail[0], tls: "Trusted"}, false},
@@ -114,7 +140,7 @@ func (d debian) try(t *testing.T, w *world, files fstest.MapFS) []string {
 			Debian:  map[string]string{"dc_eximconfig_configtype": c.kind, "dc_smarthost": d.relay.Name},
 		})
 		if err != nil {
-			return []string{"Exim does not take it: " + strings.ReplaceAll(err.Error(), "\n", " ")}
+			return []string{"Exim rejects its configuration: " + strings.ReplaceAll(err.Error(), "\n", " ")}
 		}
 		m := e.Send(t, d.beyond.Name)
 		for _, f := range differences(m, m.Outcome(t), c.want, d.relay, d.beyond.Mail[0]) {
@@ -127,24 +153,13 @@ func (d debian) try(t *testing.T, w *world, files fstest.MapFS) []string {
 	return nil
 }
 
-// brokenDebian breaks the files for Debian in one place after the other.
+// brokenDebian removes each line of the files for Debian in turn.
 func brokenDebian(t *testing.T, w *world) {
 	d := w.newDebian("debian-broken")
 	files := shippedFiles(t, false)
 	mustMatter := func(name, what, text string) {
 		t.Helper()
-		broken := make(fstest.MapFS)
-		for n, f := range files {
-			broken[n] = f
-		}
-		broken[name] = &fstest.MapFile{Data: []byte(text)}
-		found := d.try(t, w, broken)
-		if len(found) == 0 {
-			t.Errorf("%s: nothing changes without %q", name, what)
-			return
-		}
-		first, _, _ := strings.Cut(found[0], "\n")
-		t.Logf("%s: without %q: %s", name, what, first)
+		mattered(t, name, what, d.try(t, w, replaced(files, name, text)))
 	}
 	for _, name := range debianFiles {
 		before, after := "", string(files[name].Data)

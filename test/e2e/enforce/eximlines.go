@@ -18,13 +18,12 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// recipeFiles are the files of packaging/exim whose lines are left out in turn.
+// recipeFiles are the files of packaging/exim whose lines are removed in turn.
 var recipeFiles = []string{"macros", "routers", "transport", "retry"}
 
-// recipeParts are parts of lines: a file, what is in it, and what is there
-// instead.
+// recipeParts are replacements within lines: file, old text, new text.
 var recipeParts = [][3]string{
-	{"macros", "STS_TLSMAP_TIMEOUT = 30s", "STS_TLSMAP_TIMEOUT = 5s"}, // as long as Exim waits by itself
+	{"macros", "STS_TLSMAP_TIMEOUT = 30s", "STS_TLSMAP_TIMEOUT = 5s"}, // Exim's own default
 	{"macros", "! +local_domains : ", ""},
 	{"macros", " : ! +relay_to_domains", ""},
 	{"routers", ":cache=yes", ""},
@@ -38,44 +37,36 @@ var recipeParts = [][3]string{
 	{"routers", " ; ::/127", ""},
 }
 
-// wholeEvery is after how many broken recipes the whole one is tried again. A
-// difference counts only where the whole recipe makes none: something that has
-// happened to the lab meanwhile would make every line matter.
+// wholeEvery is the number of broken recipes after which the whole one is tried
+// again. A failure counts only if the whole recipe has none; a change in the
+// lab would make every line appear necessary.
 const wholeEvery = 10
 
-// wholeTries is how often the whole recipe may be tried. What has happened to
-// the lab stays; now and then an Exim 4.96 runs the queue of a step in another
-// order, and does not the next time.
+// wholeTries is how often the whole recipe may be tried. A change in the lab
+// persists, but Exim 4.96 sometimes runs a queue in another order.
 const wholeTries = 2
 
-// deadly are the lines without which mail goes where it must not: for these a
-// difference of any other kind is not enough.
+// deadly are lines whose removal must deliver mail to a certain wrong host;
+// other failures do not suffice.
 var deadly = map[string]string{
 	"hosts_require_tls = *": "mx1.probe-clear.test got the message",
 	"tls_verify_hosts = *":  "mx1.probe-bad.test got the message",
 }
 
-// brokenLines breaks the recipe in one place after the other, and has each of
-// them make a difference. With nothing broken there is none.
+// brokenLines changes the recipe in one place at a time and expects a failure
+// each time. The whole recipe has none.
 func brokenLines(t *testing.T, w *world) {
 	p := w.newProbe(t)
-	whole := make(fstest.MapFS)
-	for _, name := range recipeFiles {
-		text, err := fs.ReadFile(shipped, name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		whole[name] = &fstest.MapFile{Data: text}
-	}
+	whole := readShipped(t, recipeFiles...)
 	p.mustHold(t, w, whole)
 	for _, name := range recipeFiles {
 		text := string(whole[name].Data)
 		before, after := "", text
 		for _, line := range logicalLines(text) {
-			head, tail, _ := strings.Cut(after, line) // and not in text: two routers have lines in common
+			head, tail, _ := strings.Cut(after, line) // not in text: two routers have lines in common
 			before, after = before+head, line+tail
 			if strings.HasPrefix(line, "STS_TLSMAP_TIMEOUT") {
-				continue // without it Exim waits for ever, which takes long to see
+				continue // Exim would wait too long without it
 			}
 			if strings.Contains(line, "hosts_nopass_tls") && w.exim.KeepsNoVerified() {
 				continue
@@ -87,7 +78,7 @@ func brokenLines(t *testing.T, w *world) {
 	for _, part := range recipeParts {
 		text := string(whole[part[0]].Data)
 		if !strings.Contains(text, part[1]) {
-			t.Errorf("%s has no %q", part[0], part[1])
+			t.Errorf("%s does not contain %q", part[0], part[1])
 			continue
 		}
 		p.mustMatter(t, w, whole, part[0], part[1], strings.Replace(text, part[1], part[2], 1))
@@ -95,7 +86,7 @@ func brokenLines(t *testing.T, w *world) {
 	p.mustHold(t, w, whole)
 }
 
-// mustHold has nothing go wrong with the whole recipe.
+// mustHold expects no failure with the whole recipe.
 func (p *probe) mustHold(t *testing.T, w *world, whole fs.FS) {
 	t.Helper()
 	var found []string
@@ -108,8 +99,8 @@ func (p *probe) mustHold(t *testing.T, w *world, whole fs.FS) {
 	t.Fatalf("with the whole recipe, %d times: %s", wholeTries, strings.Join(found, "\n"))
 }
 
-// logicalLines returns the lines of a file that say something, with those that
-// go on after a backslash.
+// logicalLines returns a file's lines without comments, continuation lines
+// joined.
 func logicalLines(text string) (lines []string) {
 	for text != "" {
 		end := 0
@@ -128,25 +119,17 @@ func logicalLines(text string) (lines []string) {
 	return lines
 }
 
-// mustMatter has a recipe fail in which the text of one file is another one.
+// mustMatter expects a failure of the recipe in which text replaces one file.
 func (p *probe) mustMatter(t *testing.T, w *world, whole fstest.MapFS, name, what, text string) {
 	t.Helper()
-	broken := make(fstest.MapFS)
-	for n, f := range whole {
-		broken[n] = f
-	}
-	broken[name] = &fstest.MapFile{Data: []byte(text)}
-	found := p.try(t, w, broken)
-	if len(found) == 0 {
-		t.Errorf("%s: nothing changes without %q", name, what)
+	found := p.try(t, w, replaced(whole, name, text))
+	if !mattered(t, name, what, found) {
 		return
 	}
-	first, _, _ := strings.Cut(found[0], "\n")
-	t.Logf("%s: without %q: %s", name, what, first)
 	if line := strings.TrimSpace(what); name == "transport" && strings.HasSuffix(line, "= *") {
-		damage := cmp.Or(deadly[line], " got the message (over TLS: ") // some host that must not get it
+		damage := cmp.Or(deadly[line], " got the message (over TLS: ") // any host that must not get it
 		if !slices.ContainsFunc(found, func(f string) bool { return strings.Contains(f, damage) }) {
-			t.Errorf("without %q it is not seen that %s: %s", line, damage, strings.Join(found, "\n"))
+			t.Errorf("without %q want the failure %q: %s", line, damage, strings.Join(found, "\n"))
 		}
 	}
 	if p.broken++; p.broken%wholeEvery == 0 {
@@ -154,8 +137,7 @@ func (p *probe) mustMatter(t *testing.T, w *world, whole fstest.MapFS, name, wha
 	}
 }
 
-// A probe is a short form of the table: domains, and what is to become of mail
-// to them.
+// A probe is a short version of the table: domains and the fates of their mail.
 type probe struct {
 	domains []string
 	fates   []fate
@@ -166,17 +148,17 @@ type probe struct {
 	batched, kept      disguise
 	loop               *testlab.Domain
 	alias              alias
-	reply              atomic.Pointer[impostorsReply] // nil: the daemon's, counted
+	reply              atomic.Pointer[impostorsReply] // nil: forward to the daemon and count
 	asked              atomic.Int64
 
-	lied   atomic.Int64 // replies of the impostor's own
-	broken int          // recipes that were tried with something left out
+	lied   atomic.Int64 // replies that the impostor invented
+	broken int          // broken recipes tried so far
 }
 
-// An impostorsReply is what the impostor says, and how long it takes.
+// An impostorsReply is an invented reply and its delay.
 type impostorsReply struct {
 	text string
-	took time.Duration // since it was asked
+	took time.Duration
 }
 
 func (w *world) newProbe(t *testing.T) *probe {
@@ -222,13 +204,14 @@ func (w *world) newProbe(t *testing.T) *probe {
 	return p
 }
 
-// listen starts an impostor that asks the daemon, or says what it is told.
+// listen starts an impostor that forwards to the daemon or sends the configured
+// reply.
 func (p *probe) listen(t *testing.T) {
 	listenInstead(t, func(c net.Conn) {
 		if r := p.reply.Load(); r != nil {
 			slow, cancel := context.WithTimeout(t.Context(), r.took)
 			defer cancel()
-			io.Copy(io.Discard, c) // Exim closes its side
+			io.Copy(io.Discard, c) // until Exim half-closes
 			if r.took > 0 {
 				<-slow.Done()
 			}
@@ -241,7 +224,7 @@ func (p *probe) listen(t *testing.T) {
 	})
 }
 
-// try returns what goes wrong with a recipe.
+// try returns the failures with a recipe.
 func (p *probe) try(t *testing.T, w *world, recipe fs.FS) []string {
 	t.Helper()
 	v := *w
@@ -251,7 +234,7 @@ func (p *probe) try(t *testing.T, w *world, recipe fs.FS) []string {
 		Files:   map[string]string{ownFile: "  helo_data = " + ownHelo + "\n"},
 	})
 	if err != nil {
-		return []string{"Exim does not take it: " + strings.ReplaceAll(err.Error(), "\n", " ")}
+		return []string{"Exim rejects its configuration: " + strings.ReplaceAll(err.Error(), "\n", " ")}
 	}
 	v.exim = e
 	for _, step := range []func(*testing.T, *world) []string{p.table, p.silence, p.nonsense, p.shared, p.aliases, p.looped, p.patience, p.alias.fails} {
@@ -262,32 +245,32 @@ func (p *probe) try(t *testing.T, w *world, recipe fs.FS) []string {
 	return nil
 }
 
-// table sends one message to all the domains.
+// table sends one message to all domains.
 func (p *probe) table(t *testing.T, v *world) (found []string) {
 	p.reply.Store(nil)
 	p.asked.Store(0)
-	// The first domain has two recipients, and is to be asked for once.
+	// The first domain has two recipients but needs only one lookup.
 	messages := v.exim.Submit(t, append([]string{p.domains[0]}, p.domains...), foreground, askOther)
 	for i, want := range p.fates {
 		m := messages[i+1]
 		found = append(found, differences(m, m.Outcome(t), want, p.hosts...)...)
 	}
-	if n := int(p.asked.Load()); n != len(p.domains)-2 { // two domains are not asked for
-		found = append(found, fmt.Sprintf("the daemon was asked %d times for %d domains", n, len(p.domains)))
+	if n := int(p.asked.Load()); n != len(p.domains)-2 { // two domains need no lookup
+		found = append(found, fmt.Sprintf("%d lookups for %d domains", n, len(p.domains)))
 	}
 	for _, got := range p.honest.Mail[0].Messages() {
 		if got.Helo != ownHelo {
-			found = append(found, "the host was greeted as "+got.Helo)
+			found = append(found, "EHLO "+got.Helo+", want "+ownHelo)
 		}
 	}
 	p.honest.Mail[0].Forget()
 	return found
 }
 
-// noServer is where nobody listens.
+// noServer is an address without a listener.
 const noServer = "-DSTS_TLSMAP_SERVER=inet:127.0.0.1:8463"
 
-// silence has nobody answer.
+// silence has no server answer.
 func (p *probe) silence(t *testing.T, v *world) []string {
 	m := v.exim.Submit(t, p.domains[:1], foreground, noServer)[0]
 	found := differences(m, m.Outcome(t), deferred("MTA-STS: probe.test: "+noAnswer), p.hosts...)
@@ -297,28 +280,28 @@ func (p *probe) silence(t *testing.T, v *world) []string {
 	return found
 }
 
-// nonsense has replies cut off.
+// nonsense sends truncated replies.
 func (p *probe) nonsense(t *testing.T, v *world) (found []string) {
 	for _, text := range []string{"9:NOTFOUND ", "3:OK ,"} {
 		p.reply.Store(&impostorsReply{text: text})
 		before := p.lied.Load()
 		m := v.exim.Submit(t, p.domains[:1], foreground, askOther)[0]
 		found = append(found, differences(m, m.Outcome(t), deferred(""), p.hosts...)...)
-		if p.lied.Load() != before+1 { // mail may wait for many reasons
-			found = append(found, fmt.Sprintf("%q was not the reply", text))
+		if p.lied.Load() != before+1 { // mail may be deferred for other reasons
+			found = append(found, fmt.Sprintf("Exim did not get the reply %q", text))
 		}
 	}
 	return found
 }
 
-// patience has the daemon take longer than Exim waits by itself: 5 s.
+// patience has the daemon take longer than Exim's default of 5 s.
 func (p *probe) patience(t *testing.T, v *world) []string {
 	p.reply.Store(&impostorsReply{"17:OK mx1.probe.test,", 6 * time.Second})
 	m := v.exim.Submit(t, p.domains[:1], background, askOther)[0]
 	return differences(m, m.Outcome(t), p.fates[0], p.hosts...)
 }
 
-// shared has a host that fails for one domain, and serves another.
+// shared has one host that fails for one domain and serves another.
 func (p *probe) shared(t *testing.T, v *world) []string {
 	m, n := v.exim.Queue(t, p.bad.Name), v.exim.Queue(t, p.plainAtShared.Name)
 	v.exim.Run(t, "-q")

@@ -7,9 +7,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// sharesHost tells of four domains at one host of a provider. What is wrong
-// with two of them must not put off the others: Exim remembers hosts that
-// fail, for all mail to them.
+// sharesHost has four domains at one host. Failures for two of them must not
+// delay the others, although Exim remembers failed hosts for all mail.
 func sharesHost(t *testing.T, w *world) {
 	shared, soundHost := w.lab.MailHost("mx.provider.test", ""), w.lab.MailHost("mx.sound.test", "")
 	if err := shared.Present(testlab.CertSelfSigned); err != nil {
@@ -33,7 +32,7 @@ func sharesHost(t *testing.T, w *world) {
 	for i, d := range order {
 		check(t, messages[i], messages[i].Outcome(t), want[d], shared, soundHost)
 	}
-	// The next queue run has new mail, and what waits: it is put off.
+	// The next queue run has new and deferred mail.
 	next := w.queueAll(t, order[2:])
 	w.exim.Run(t, "-q")
 	for i, d := range order[2:] {
@@ -49,8 +48,8 @@ func (w *world) queueAll(t *testing.T, domains []*testlab.Domain) (messages []*s
 	return messages
 }
 
-// sharesNoConnection tells of a queue for two domains at one host, one of them
-// enforced, which Exim sends over connections that it keeps.
+// sharesNoConnection has a queue for two domains at one host, one of them
+// enforced, and an Exim that reuses connections.
 func sharesNoConnection(t *testing.T, w *world) {
 	for _, c := range []struct {
 		name string
@@ -64,21 +63,22 @@ func sharesNoConnection(t *testing.T, w *world) {
 		enforced := w.lab.Domain(c.name+"-enforced.test", testlab.With{Mail: []*testlab.MailHost{host}})
 		order := []*testlab.Domain{plain, enforced, plain, enforced, plain, enforced}
 		messages := w.queueAll(t, order)
-		w.exim.Run(t, "-qq") // sorts the messages by host first
+		w.exim.Run(t, "-qq") // sorts messages by host
 		for i, d := range order {
 			want := fate{status: "sent", host: host, tls: "Trusted"}
 			switch {
 			case d == enforced && c.cert == testlab.CertGood:
 				want = verified(host)
 			case d == enforced && i == 1:
-				want = deferred(badCert) // it was tried, over a connection of its own
+				want = deferred(badCert) // tried, over its own connection
 			case d == enforced:
-				want = deferred("") // put off, after the first one
+				want = deferred("") // deferred without an attempt
 			}
 			o := messages[i].Outcome(t)
 			if o.TLS == "Kept" {
-				// The host has the proof: who made the connection told it the
-				// server name, and remote_smtp tells none.
+				// Exim does not log verification on a reused connection. The
+				// server name that the host received proves it: remote_smtp
+				// sends none.
 				o.TLS = "Verified"
 			}
 			check(t, messages[i], o, want, host)

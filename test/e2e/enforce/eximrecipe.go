@@ -7,7 +7,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/packaging/exim"
 )
 
-// printsRecipe tells of -recipe on a machine where all is well.
+// printsRecipe checks -recipe on a machine without problems.
 func printsRecipe(t *testing.T, w *world) {
 	text := w.exim.Program(t, "-recipe", "exim")
 	for _, part := range []string{exim.Macros, exim.Routers, exim.Transport, exim.Retry} {

@@ -12,11 +12,11 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// What Exim remembers of hosts that fail, it remembers of one address. What
-// one domain at a host can do to another is in sharesHost.
+// Exim remembers failures by address. See sharesHost for how one domain could
+// harm another at the same host.
 
-// unreachableIPv6 tells of a host that has an IPv6 address which cannot be
-// reached from here: every message gets through over the other one.
+// unreachableIPv6 has a host with an unreachable IPv6 address: every message
+// arrives over the other address.
 func unreachableIPv6(t *testing.T, w *world) {
 	d := w.lab.Domain("dual.test", testlab.With{})
 	w.lab.Set(d.Mail[0].Name + ". 300 IN AAAA 2001:db8:ffff::1")
@@ -26,8 +26,8 @@ func unreachableIPv6(t *testing.T, w *world) {
 	}
 }
 
-// deadAddress tells of a host that does not answer at one of two addresses,
-// which Exim tries in an order drawn at random.
+// deadAddress has a host that does not answer at one of two addresses, which
+// Exim tries in random order.
 func deadAddress(t *testing.T, w *world) {
 	d := w.lab.Domain("two-addresses.test", testlab.With{})
 	w.lab.Set(fmt.Sprintf("%s. 300 IN A %s", d.Mail[0].Name, d.Mail[0].Addr), d.Mail[0].Name+". 300 IN A 198.18.77.77")
@@ -37,8 +37,8 @@ func deadAddress(t *testing.T, w *world) {
 	}
 }
 
-// severalAtBadHost tells of one message to enforced domains that share a host
-// with a bad certificate; one of them has another host as well.
+// severalAtBadHost sends one message to enforced domains that share a host with
+// a bad certificate. One of them has another host.
 func severalAtBadHost(t *testing.T, w *world) {
 	bad, sound := w.lab.MailHost("mx.several-shared-bad.test", ""), w.lab.MailHost("mx.several-other.test", "")
 	if err := bad.Present(testlab.CertSelfSigned); err != nil {
@@ -52,18 +52,18 @@ func severalAtBadHost(t *testing.T, w *world) {
 	check(t, m[2], m[2].Outcome(t), deferred(badCert), bad, sound)
 }
 
-// aliasPutsOff tells of a domain whose policy lists an alias of a provider's
-// host, for which that has no certificate. Exim remembers a host that fails by
-// the name where an alias leads.
+// aliasPutsOff has a domain whose policy lists an alias of a provider's host
+// without a certificate for the alias. Exim remembers a failed host by the
+// alias's target.
 func aliasPutsOff(t *testing.T, w *world) {
 	v := w.withExim(t, stage.EximOptions{})
 	report(t, w.newAlias(t, "alias-sent").fails(t, v))
 }
 
-// triesAgain tells of each way for TLS to fail, and of a connection that is
-// refused, for an enforced domain and by the site's own transport.
+// triesAgain tries each kind of TLS failure, and a refused connection for an
+// enforced domain and for one with the site's own transport.
 func triesAgain(t *testing.T, w *world) {
-	v := w.withExim(t, stage.EximOptions{}) // which has nothing else in its queue
+	v := w.withExim(t, stage.EximOptions{}) // with an empty queue
 	for name, with := range map[string]testlab.With{
 		"again-bad.test":     {MailCert: testlab.CertSelfSigned},
 		"again-none.test":    {MailFault: testlab.NoSTARTTLS},
@@ -74,7 +74,7 @@ func triesAgain(t *testing.T, w *world) {
 	} {
 		d := w.lab.Domain(name, with)
 		if strings.HasPrefix(name, "off-") {
-			w.lab.Set(d.Mail[0].Name + ". 300 IN A 198.18.77.77") // where nobody listens
+			w.lab.Set(d.Mail[0].Name + ". 300 IN A 198.18.77.77") // no listener there
 		}
 		m := v.exim.Send(t, name)
 		check(t, m, m.Outcome(t), deferred(""), d.Mail...)
@@ -104,8 +104,8 @@ func triesAgain(t *testing.T, w *world) {
 	}
 }
 
-// An alias is a domain at a provider under another name than the provider's
-// certificate has.
+// An alias is a domain at a provider's host under a name that is not in the
+// host's certificate.
 type alias struct {
 	alias, provider *testlab.Domain
 	host            *testlab.MailHost
@@ -125,13 +125,13 @@ func (w *world) newAlias(t *testing.T, name string) alias {
 	return a
 }
 
-// aliasTime is how long new mail to the provider may be put off: the shipped
-// retry rule has a second. Debian's has 15 minutes.
+// aliasTime is how long new mail to the provider may be deferred. The shipped
+// retry rule has a second, Debian's 15 minutes.
 const aliasTime = 10 * time.Second
 
-// fails has mail to the alias fail, and returns what becomes of the provider's
-// mail after that, if none gets through. In a queue run the alias would fail
-// once more, before the provider's or after.
+// fails sends mail to the alias, which fails, and returns the failures of the
+// provider's mail if none arrives. It runs no queue, which would retry the
+// alias.
 func (a alias) fails(t *testing.T, v *world) (found []string) {
 	t.Helper()
 	defer a.host.Forget()

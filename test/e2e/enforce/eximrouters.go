@@ -9,9 +9,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// ownData is a router of a site that comes before ours and has a use of its own
-// for $address_data, which ours use as well. Its condition is for Exim 4.100,
-// which takes two routers without a name between them for one.
+// ownData is a site's router before ours that also uses $address_data. The
+// condition is for Exim 4.100, which would otherwise treat the two routers as
+// one.
 const ownData = `own_data:
   driver = redirect
   domains = backup.test : probe.test
@@ -20,13 +20,13 @@ const ownData = `own_data:
   data = ${if eq{a}{b}{x}}
 `
 
-// withOwnData puts that router into a single configuration.
+// withOwnData adds ownData to a single configuration file.
 func withOwnData(config string) string {
 	return strings.Replace(config, "begin routers\n", "begin routers\n"+ownData, 1)
 }
 
-// questionFails tells of a lookup that a site has put into a macro, and that
-// fails: there is no answer then, and no mail is lost, returned, or sent.
+// questionFails has a site's macro with a lookup that fails: mail is deferred,
+// not lost, bounced or sent.
 func questionFails(t *testing.T, w *world) {
 	v := w.withExim(t, stage.EximOptions{Files: map[string]string{
 		"/etc/exim4/conf.d/main/11_local": "STS_TLSMAP_KEY == ${lookup{$domain}lsearch{/nosuch}}\n",
@@ -36,7 +36,7 @@ func questionFails(t *testing.T, w *world) {
 	check(t, m, m.Outcome(t), deferred("failed in sts_tlsmap_ask router"), d.Mail...)
 }
 
-// newLoop makes a domain whose host has an address of this machine.
+// newLoop creates a domain whose host has an address of this machine.
 func (w *world) newLoop(t *testing.T, name string) *testlab.Domain {
 	t.Helper()
 	const here = "203.0.113.9"
@@ -46,8 +46,8 @@ func (w *world) newLoop(t *testing.T, name string) *testlab.Domain {
 	return d
 }
 
-// loops returns what goes wrong with mail to such a domain: it waits for the
-// domain to mend its records. Frozen mail would wait for a person.
+// loops returns the failures of mail to such a domain. It must be deferred
+// until the domain corrects its records, and not frozen.
 func (w *world) loops(t *testing.T, d *testlab.Domain) []string {
 	t.Helper()
 	m := w.exim.Send(t, d.Name)
@@ -64,5 +64,4 @@ func leadsHere(t *testing.T, w *world) {
 	report(t, v.loops(t, v.newLoop(t, "leads-here.test")))
 }
 
-// looped is a step of a probe.
 func (p *probe) looped(t *testing.T, v *world) []string { return v.loops(t, p.loop) }

@@ -8,8 +8,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// eximRows are the rows for what a recipe of routers and transports could get
-// wrong.
+// eximRows are rows for mistakes in routers and transports.
 var eximRows = []row{{
 	name:   "a host that refuses STARTTLS gets nothing",
 	domain: "refused.test",
@@ -39,7 +38,7 @@ var eximRows = []row{{
 	},
 	fate: toNobody(allIgnored),
 }, {
-	// It would be frozen, as mail that comes back to where it is.
+	// Exim would freeze it as a mail loop.
 	name:   "a listed host at this machine's own loopback address makes mail wait",
 	domain: "loopback.test",
 	hosts:  []string{"mx1.loopback.test"},
@@ -48,8 +47,8 @@ var eximRows = []row{{
 	},
 	fate: toNobody(allIgnored),
 }, {
-	// The name that the policy lists is verified; the server name sent is that
-	// where the alias leads.
+	// Exim verifies the listed name but sends the alias's target as server
+	// name.
 	name:   "a listed host that is an alias gets the mail when its certificate has the listed name",
 	domain: "alias.test",
 	hosts:  []string{"mx.hosted.test"},
@@ -76,8 +75,7 @@ var eximRows = []row{{
 		return fate{status: "sent", host: d.Mail[0], tls: "Untrusted"}
 	},
 }, {
-	// This machine is another MX of the domain; what it relays for, it takes
-	// where it always did.
+	// This relay is an MX of the domain and delivers its mail as before.
 	name:   "a domain for which the relay is a backup MX gets its mail as ever",
 	domain: backupDomain,
 	with:   testlab.With{MailFault: testlab.NoSTARTTLS},
@@ -91,5 +89,5 @@ var eximRows = []row{{
 	fate: toTheFirstInClear,
 }}
 
-// backupDomain is the domain that the relay takes mail for.
+// backupDomain is the domain for which the relay is a backup MX.
 const backupDomain = "backup.test"

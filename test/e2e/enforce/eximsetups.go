@@ -11,9 +11,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// single is a whole configuration in one file, in the shape of the one that
-// Exim comes with, with the shipped files included. The router for address
-// literals comes after ours, and those of %s before.
+// single is a complete configuration in one file, modelled on Exim's default,
+// that includes the shipped files. The router for address literals comes after
+// ours; the %s are for macros and routers before ours.
 const single = `.include /usr/share/sts-tlsmap/exim/macros
 %s
 primary_hostname = relay.test
@@ -52,8 +52,7 @@ begin retry
 * * F,4d,15m
 `
 
-// singleRows are rows that are played with a single configuration file: one of
-// each kind.
+// singleRows are the rows to play with a single file: one of each kind.
 var singleRows = []string{
 	"honest.test", "clear.test", "wrong-name.test", "unlisted.test", "two.test", "testing.test", "plain.test", "gone.test", "opportunistic.test",
 	"match.signed.example", "mismatch.signed.example", "forged-mx.test",
@@ -62,17 +61,23 @@ var singleRows = []string{
 // singleFile plays rows with a single configuration file.
 func singleFile(t *testing.T, w *world) {
 	v := w.withExim(t, stage.EximOptions{Single: fmt.Sprintf(single, "", "")})
+	v.playSingleRows(t)
+	toLiteral(t, v)
+}
+
+// playSingleRows plays singleRows once more.
+func (w *world) playSingleRows(t *testing.T) {
+	t.Helper()
 	for _, r := range slices.Concat(rows, eximRows, daneRows) {
 		if slices.Contains(singleRows, r.domain) {
 			d := w.played[r.domain]
 			if d == nil {
 				d = w.domain(t, r)
 			}
-			m := v.exim.Send(t, r.domain)
-			check(t, m, m.Outcome(t), v.fateOf(r, d), d.Mail...)
+			m := w.exim.Send(t, r.domain)
+			check(t, m, m.Outcome(t), w.fateOf(r, d), d.Mail...)
 		}
 	}
-	toLiteral(t, v)
 }
 
 // withExim returns the same world with another Exim.
@@ -86,14 +91,14 @@ func (w *world) withExim(t *testing.T, o stage.EximOptions) *world {
 	return &v
 }
 
-// relays are smart hosts, and a domain beyond them whose own policy lists
-// others: it is not ours to enforce (RFC 8461, 3.4).
+// relays are smart hosts and a domain beyond them. The domain's own policy
+// lists other hosts and does not apply (RFC 8461, 3.4).
 type relays struct {
 	sound, bad, plain, beyond *testlab.Domain
-	match, mismatch, at25     *testlab.Domain // of the rows with DANE: in a signed zone
+	match, mismatch, at25     *testlab.Domain // in a signed zone
 }
 
-// hosts are the mail hosts of all of them.
+// hosts returns the mail hosts of all of them.
 func (r relays) hosts() (all []*testlab.MailHost) {
 	for _, d := range []*testlab.Domain{r.sound, r.bad, r.plain, r.beyond, r.match, r.mismatch, r.at25} {
 		all = append(all, d.Mail...)
@@ -108,7 +113,7 @@ func (w *world) relays(t *testing.T) relays {
 		alsoAt587(t, host)
 		with.Mail = []*testlab.MailHost{host}
 		d := w.lab.Domain(name, with)
-		w.lab.DNS.Remove(name, dns.TypeMX) // a smart host has an address, and no MX records
+		w.lab.DNS.Remove(name, dns.TypeMX) // a smart host needs no MX records
 		return d
 	}
 	r := relays{
@@ -129,12 +134,12 @@ func (w *world) relays(t *testing.T) relays {
 	return r
 }
 
-// smartHosts tells of relays that send everything to one host: with Debian's
-// configuration, and with a route_list in a single file.
+// smartHosts sends everything to one host, with Debian's configuration and with
+// a route_list in a single file.
 func smartHosts(t *testing.T, w *world) {
 	r := w.relays(t)
-	// What is sent as ever, is sent in clear: Debian's transport gives up TLS
-	// when it cannot verify, and that of the single file does not begin it.
+	// Unprotected mail goes in clear: Debian's transport falls back when it
+	// cannot verify, and the single file's does not try TLS.
 	for _, c := range []struct {
 		name  string
 		relay *testlab.Domain
@@ -145,7 +150,7 @@ func smartHosts(t *testing.T, w *world) {
 		{"bad", r.bad, true, deferred(badCert)},
 		{"plain", r.plain, true, inClear(r.plain.Mail[0])},
 		{"not set", r.bad, false, inClear(r.bad.Mail[0])},
-		// With DANE the port counts: what is at 25 says nothing of 587.
+		// DANE applies to the port: records at 25 do not apply to 587.
 		{"TLSA at 587 that matches", r.match, true, verified(r.match.Mail[0])},
 		{"TLSA at 587 that does not match", r.mismatch, true, deferred(badTLSA)},
 		{"TLSA at 25 only, that does not match", r.at25, true, verified(r.at25.Mail[0])},

@@ -7,7 +7,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// Where Debian's Exim takes more configuration, and what the tests put there.
+// Additional files of Debian's Exim.
 const (
 	ownMain = "/etc/exim4/conf.d/main/000_test"
 	ownACL  = "/etc/exim4/conf.d/acl/90_test"
@@ -15,8 +15,8 @@ const (
 	ownHelo = "own-name.relay.test"
 )
 
-// eximFiles are for Exims of the tests: an ACL that verifies senders, and
-// recipients by a callout if the sender's name says so.
+// eximFiles returns an ACL that verifies senders, and recipients by callout for
+// a certain sender.
 func eximFiles() map[string]string {
 	return map[string]string{
 		ownMain: "MAIN_ACL_CHECK_RCPT = acl_test\n" +
@@ -32,18 +32,18 @@ func eximFiles() map[string]string {
 	}
 }
 
-// rcpt has Exim asked whether it takes mail, and returns its answer.
+// rcpt asks Exim whether it accepts mail and returns its reply.
 func (w *world) rcpt(t *testing.T, from, to string, options ...string) string {
 	t.Helper()
 	lines := strings.Split(w.exim.Talk(t, options, "EHLO client.test", "MAIL FROM:<"+from+">", "RCPT TO:<"+to+">", "QUIT"), "\n")
 	if len(lines) < 3 {
 		t.Fatalf("Exim says %q", lines)
 	}
-	return strings.TrimSpace(lines[len(lines)-3]) // before QUIT's, and what is behind it
+	return strings.TrimSpace(lines[len(lines)-3]) // the line before the reply to QUIT
 }
 
-// callsOut tells of Exim that asks the MX host whether there is such a
-// recipient: that, too, is told to verified hosts only.
+// callsOut has Exim verify recipients by callout, which it must do only at
+// verified hosts.
 func callsOut(t *testing.T, w *world) {
 	w.lab.Domain("callout.test", testlab.With{NoPolicy: true})
 	for _, c := range []struct {
@@ -76,7 +76,7 @@ func callsOut(t *testing.T, w *world) {
 	}
 }
 
-// verifiesSenders tells of mail from an enforced domain.
+// verifiesSenders sends from an enforced domain while the daemon is down.
 func verifiesSenders(t *testing.T, w *world) {
 	d := w.lab.Domain("sender.test", testlab.With{})
 	w.daemon.Kill(t)

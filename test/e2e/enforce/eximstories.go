@@ -10,7 +10,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// eximStories are about Exim and what it does by itself.
+// eximStories are about Exim's own behaviour.
 var eximStories = []story{
 	{"each recipient of a message to several domains has the fate of its domain", severalDomains},
 	{"the main log and the daemon's log say which domain and why", saysWhy},
@@ -83,7 +83,7 @@ func caseOfDomain(t *testing.T, w *world) {
 	check(t, m, m.Outcome(t), deferred(noTLS), d.Mail...)
 }
 
-// overIPv6 tells of hosts that have IPv6 addresses only.
+// overIPv6 has hosts with IPv6 addresses only.
 func overIPv6(t *testing.T, w *world) {
 	sound, bad := w.lab.MailHost("mx1.six.test", "2001:db8::1"), w.lab.MailHost("mx1.six-bad.test", "2001:db8::2")
 	if err := bad.Present(testlab.CertSelfSigned); err != nil {
@@ -100,10 +100,10 @@ func overIPv6(t *testing.T, w *world) {
 	}
 }
 
-// toLiteral tells of addresses, which have no policy (RFC 8461, 3.4).
+// toLiteral sends to address literals, which have no policy (RFC 8461, 3.4).
 func toLiteral(t *testing.T, w *world) {
 	h := w.lab.MailHost("mx.literal.test", "")
-	six := w.lab.MailHost("mx.literal-six.test", fmt.Sprintf("2001:db8::1:%d", w.lab.DNS.Total())) // an address of its own each time
+	six := w.lab.MailHost("mx.literal-six.test", fmt.Sprintf("2001:db8::1:%d", w.lab.DNS.Total())) // a new address each time
 	for literal, h := range map[string]*testlab.MailHost{
 		"[" + h.Addr.String() + "]":        h,
 		"[IPv6:" + six.Addr.String() + "]": six,
@@ -114,8 +114,7 @@ func toLiteral(t *testing.T, w *world) {
 	}
 }
 
-// internationalized tells of a recipient whose domain is given in U-labels
-// (RFC 6531).
+// internationalized sends to a domain in U-labels (RFC 6531).
 func internationalized(t *testing.T, w *world) {
 	for _, c := range []struct {
 		ulabel, alabel string
@@ -130,7 +129,7 @@ func internationalized(t *testing.T, w *world) {
 		}
 		m := &stage.Message{Recipient: recipient, MTA: w.exim}
 		o := m.Outcome(t)
-		got := d.Mail[0].Messages() // to the A-label or the U-label, as Exim likes
+		got := d.Mail[0].Messages() // addressed to the A-label or the U-label
 		if c.fault == testlab.NoSTARTTLS {
 			check(t, m, o, deferred(noTLS))
 			if len(got) > 0 {
@@ -152,7 +151,7 @@ func internationalized(t *testing.T, w *world) {
 	}
 }
 
-// ownOptions tells of what the usual transport of a site does besides.
+// ownOptions checks that options of the site's transport still apply.
 func ownOptions(t *testing.T, w *world) {
 	d := w.lab.Domain("own.test", testlab.With{})
 	m := w.exim.Send(t, d.Name)
@@ -164,15 +163,15 @@ func ownOptions(t *testing.T, w *world) {
 	}
 }
 
-// sessions returns the sessions of a host when all of them have ended: a host
-// notes one after it has answered QUIT, and by then Exim may be gone.
+// sessions returns a host's sessions once all have ended: Exim may exit before
+// the host records one.
 func sessions(t *testing.T, w *world, h *testlab.MailHost) []testlab.Session {
 	t.Helper()
 	await(t, w, func() bool { return len(h.Sessions()) == h.Connections() })
 	return h.Sessions()
 }
 
-// await waits for what happens in the lab.
+// await waits for an event in the lab.
 func await(t *testing.T, w *world, cond func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), followTime)

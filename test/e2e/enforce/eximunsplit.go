@@ -2,18 +2,17 @@ package enforce
 
 import (
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// partRule is the line above each part that -recipe exim prints.
+// partRule is the line above each part of -recipe exim.
 var partRule = regexp.MustCompile(`(?m)^# -{60,}\n`)
 
-// recipeText returns what -recipe exim prints for each place, by the line that
-// names it, and what comes before.
+// recipeText returns the introduction and the parts of -recipe exim, by the
+// line that names their place.
 func recipeText(t *testing.T, e *stage.Exim) (intro string, parts map[string]string) {
 	t.Helper()
 	sections := partRule.Split(e.Program(t, "-recipe", "exim"), -1)
@@ -28,8 +27,8 @@ func recipeText(t *testing.T, e *stage.Exim) (intro string, parts map[string]str
 	return sections[0], parts
 }
 
-// unsplit tells of Debian's other layout, one template, to which the lines that
-// -recipe prints are added where it says.
+// unsplit uses Debian's other layout, a single template, with the lines of
+// -recipe inserted.
 func unsplit(t *testing.T, w *world) {
 	settings := map[string]string{"dc_use_split_config": "false", "dc_relay_domains": backupDomain}
 	bare := w.withExim(t, stage.EximOptions{Shipped: shippedFiles(t, true), Debian: settings})
@@ -61,20 +60,11 @@ func unsplit(t *testing.T, w *world) {
 		},
 	})
 	report(t, w.newAlias(t, "unsplit").fails(t, v))
-	for _, r := range slices.Concat(rows, eximRows, daneRows) {
-		if slices.Contains(singleRows, r.domain) {
-			d := w.played[r.domain]
-			if d == nil {
-				d = w.domain(t, r)
-			}
-			m := v.exim.Send(t, r.domain)
-			check(t, m, m.Outcome(t), v.fateOf(r, d), d.Mail...)
-		}
-	}
+	v.playSingleRows(t)
 }
 
-// recipeForNoMail tells of machines that send no mail to the hosts of its
-// domain, and cannot be protected: their mail is not to wait.
+// recipeForNoMail has machines that do not deliver to MX hosts and so cannot be
+// protected; their mail must not be deferred.
 func recipeForNoMail(t *testing.T, w *world) {
 	for _, c := range []struct {
 		settings map[string]string
@@ -94,7 +84,7 @@ func recipeForNoMail(t *testing.T, w *world) {
 	}
 }
 
-// recipeSeesDaemon tells of a machine whose daemon is down.
+// recipeSeesDaemon runs -recipe while the daemon is down.
 func recipeSeesDaemon(t *testing.T, w *world) {
 	w.daemon.Kill(t)
 	intro, _ := recipeText(t, w.exim)

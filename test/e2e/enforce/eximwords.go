@@ -5,7 +5,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// What Exim logs when it does not deliver.
+// Exim's log texts for mail that is not delivered.
 const (
 	noTLS      = "a TLS session is required, but the server did not offer TLS support"
 	badCert    = "(certificate verification failed)"
@@ -22,21 +22,21 @@ const (
 	allIgnored = "lookup failed for all hosts"
 )
 
-// eximsWords are what Exim logs where Postfix logs something else.
+// eximsWords maps Postfix's log texts to Exim's.
 var eximsWords = map[string]string{
 	notOffered: noTLS,
 	selfSigned: badCert,
 	expired:    badCert,
 	otherName:  badCert,
 	notListed:  unlisted,
-	noPolicy:   noAnswer, // where the daemon's reason is to be seen, eximsFates has it
+	noPolicy:   noAnswer, // eximsFates has the daemon's reason where Exim logs it
 	noMatch:    badTLSA,
 	tlsaFailed: noTLSA,
 	mxFailed:   noMX,
 }
 
-// ofExim returns what is wanted in the words of Exim. It does not tell a
-// certificate that happens to be good from others where none is asked for.
+// ofExim returns f with Exim's log texts. Without a required certificate, Exim
+// does not tell a good one from others.
 func (f fate) ofExim(got stage.Outcome) fate {
 	if words, ok := eximsWords[f.reason]; ok {
 		f.reason = words
@@ -47,12 +47,12 @@ func (f fate) ofExim(got stage.Outcome) fate {
 	return f
 }
 
-// eximsFates are the rows whose fate is another one with Exim.
+// eximsFates are the rows with another fate in Exim.
 var eximsFates = map[string]func(*world, *testlab.Domain) fate{
-	// It decides host by host: what DANE says of one, says nothing of the next.
+	// Exim applies DANE to each host separately.
 	"some.signed.example":      toTheFirst,
 	"some-fail.signed.example": toTheSecond,
-	// Alone, too.
+	// Without a policy, too.
 	"some-alone.signed.example": func(w *world, d *testlab.Domain) fate {
 		f := toTheSecond(w, d)
 		f.tls = "Trusted"
@@ -60,20 +60,20 @@ var eximsFates = map[string]func(*world, *testlab.Domain) fate{
 	},
 	// The main log has the daemon's reason.
 	"keyword.test": toNobody("MTA-STS: keyword.test: MTA-STS " + noUsable),
-	// It is told the hosts that the policy lists, and no others.
+	// Exim gets only the hosts that the policy lists.
 	"unlisted.signed.example": toNobody(unlisted),
 	"null.signed.example":     toNobody(takesNone),
-	// A router that cannot look up the address of one host defers.
+	// A router that cannot look up one host's address defers.
 	"address-fails.signed.example":   toNobody(noAddress),
 	"address-fails-2.signed.example": toNobody(noAddress),
-	// It asks for TLSA records at the name where an alias leads. The certificate
-	// is held against the name that the policy lists.
+	// Exim asks for TLSA records at the alias's target and matches the
+	// certificate with the listed name.
 	"alias.signed.example":          toNobody(badCert),
 	"alias-mismatch.signed.example": toTheFirst,
 }
 
-// toTheSecond is the fate of mail whose first host has failed by DANE. Exim
-// goes on to send the server name of that one.
+// toTheSecond expects delivery to the second host after DANE failed at the
+// first. Exim still sends the first host's name as server name.
 func toTheSecond(_ *world, d *testlab.Domain) fate {
 	f := verified(d.Mail[1])
 	f.sni = d.Mail[0].Name

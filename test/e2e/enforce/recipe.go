@@ -8,8 +8,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// followsRecipe tells of a Postfix that is set up with nothing but what -recipe
-// prints on its machine.
+// followsRecipe sets up a Postfix with nothing but the output of -recipe.
 func followsRecipe(t *testing.T, w *world) {
 	w.postfix.Write(t, systemRoots, string(w.lab.CA.PEM()))
 	w.postfix.Unset(t, "smtp_tls_policy_maps", "smtp_tls_CAfile")
@@ -33,8 +32,8 @@ func followsRecipe(t *testing.T, w *world) {
 	check(t, m, m.Outcome(t), deferred(selfSigned), bad.Mail...)
 }
 
-// asksByAliases tells of a Postfix that was set up for another policy server,
-// and asks for the maps by their names there.
+// asksByAliases has a Postfix that was set up for another policy server and
+// uses its map names.
 func asksByAliases(t *testing.T, w *world) {
 	honest := w.lab.Domain("alias-honest.test", testlab.With{})
 	signed := w.signed.domain(t, "match.signed.example")

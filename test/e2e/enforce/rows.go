@@ -14,35 +14,35 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// lookupTime is for one answer of the daemon.
+// lookupTime limits one answer of the daemon.
 const lookupTime = 30 * time.Second
 
-// A row is one message to a domain that does not change.
+// A row is one message to a domain.
 type row struct {
-	name   string // what holds
+	name   string // the expected behaviour
 	domain string
 	with   testlab.With
-	hosts  []string                      // its MX hosts, if it has not the one that With makes
-	bend   func(d *testlab.Domain) error // what else is to be done to it
+	hosts  []string                      // MX hosts, if not the one from With
+	bend   func(d *testlab.Domain) error // further changes to the domain
 	fate   func(*world, *testlab.Domain) fate
 
-	// Of the rows with DANE:
-	records func(*testing.T, *testlab.Domain) []string // that take the place of those there are, in zone-file form
-	broken  []string                                   // "NAME TYPE": the resolver answers with SERVFAIL
-	nextHop string                                     // where transport_maps send its mail
-	reply   string                                     // the first words of the map's reply
+	// For rows with DANE:
+	records func(*testing.T, *testlab.Domain) []string // records to set, in zone-file form
+	broken  []string                                   // "NAME TYPE": SERVFAIL from the resolver
+	nextHop string                                     // in transport_maps
+	reply   string                                     // beginning of the map's reply
 
-	held *holding // what the daemon is to hold of the domain afterwards; nil: not looked at
+	held *holding // what the daemon must hold afterwards; nil: not checked
 }
 
-// A holding is what -cache says of a domain. Without it a policy that stops no
-// mail looks like one that was never found.
+// A holding is the expected output of -cache. Without it, a policy that stops
+// no mail looks like one that was never found.
 type holding struct {
 	words string // a regular expression
-	code  int    // 0: a policy is held
+	code  int    // 0: the daemon holds a policy
 }
 
-// What Postfix logs when it does not deliver.
+// Postfix's log texts for mail that is not delivered.
 const (
 	notOffered = "TLS is required, but was not offered by host"
 	selfSigned = "self-signed certificate"
@@ -52,7 +52,7 @@ const (
 	noPolicy   = "policy table lookup error"
 )
 
-// noUsable is why the daemon replies TEMP when no mx of a policy names hosts.
+// noUsable is the daemon's reason for TEMP when the match list is empty.
 const noUsable = "policy lists no usable MX host name"
 
 var rows = []row{{
@@ -90,8 +90,7 @@ var rows = []row{{
 	with:   testlab.With{MX: []string{"*.wildcard.test"}},
 	fate:   toTheFirst,
 }, {
-	// Postfix before 3.10.5 matches `.deep.test` at any depth; there is no
-	// way to tell it otherwise.
+	// Postfix before 3.10.5 matches `.deep.test` at any depth.
 	name:   "a wildcard stands for no more than one label where Postfix can tell",
 	domain: "deep.test",
 	hosts:  []string{"mx.two.deep.test"},
@@ -109,7 +108,7 @@ var rows = []row{{
 	bend:   func(d *testlab.Domain) error { return d.Mail[0].Present(testlab.CertSelfSigned) },
 	fate:   func(_ *world, d *testlab.Domain) fate { return verified(d.Mail[1]) },
 }, {
-	// Before 3.10.5 Postfix takes the certificate of any listed host at any
+	// Postfix before 3.10.5 accepts the certificate of any listed host at any
 	// host of the domain.
 	name:   "a host with the certificate of another listed host gets nothing where Postfix can tell",
 	domain: "swapped.test",
@@ -150,7 +149,7 @@ var rows = []row{{
 	fate:   toTheFirstInClear,
 	held:   &holding{words: `(?m)^  not found +sts-policy-fetch-error; `, code: 1},
 }, {
-	// To Postfix, match=hostname would mean whatever host DNS names.
+	// To Postfix, match=hostname would mean any host named by DNS.
 	name:   "a policy whose only mx is the word hostname lets nothing through",
 	domain: "keyword.test",
 	with:   testlab.With{MX: []string{"hostname"}},
@@ -161,12 +160,12 @@ var rows = []row{{
 func toTheFirst(_ *world, d *testlab.Domain) fate        { return verified(d.Mail[0]) }
 func toTheFirstInClear(_ *world, d *testlab.Domain) fate { return inClear(d.Mail[0]) }
 
-// toNobodyUnlisted is the fate of mail when no MX host is in the policy.
+// toNobodyUnlisted is the fate if the policy lists no MX host.
 func toNobodyUnlisted(w *world, _ *testlab.Domain) fate {
 	if w.strict {
-		return deferred(notListed) // no connection is made
+		return deferred(notListed) // no connection
 	}
-	return deferred(otherName) // the certificate's name is not in the list
+	return deferred(otherName) // the certificate has no listed name
 }
 
 func toNobody(reason string) func(*world, *testlab.Domain) fate {
@@ -208,8 +207,7 @@ func (w *world) play(t *testing.T, r row, d *testlab.Domain) {
 	}
 }
 
-// checkHeld compares what the daemon holds of the domain of a row with what it
-// is to hold.
+// checkHeld checks what the daemon holds of the row's domain.
 func (w *world) checkHeld(t *testing.T, r row) {
 	t.Helper()
 	if r.held == nil {
@@ -221,7 +219,7 @@ func (w *world) checkHeld(t *testing.T, r row) {
 	}
 }
 
-// fateOf returns what is to become of the message of a row.
+// fateOf returns the expected fate of a row's message.
 func (w *world) fateOf(r row, d *testlab.Domain) fate {
 	if w.exim != nil {
 		if f, ok := eximsFates[r.domain]; ok {

@@ -15,24 +15,23 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/unbound"
 )
 
-// nameServer is the address of the lab's name server when the resolver is
-// unbound, which asks it for all that is below test.
+// nameServer is the address of the lab's DNS if unbound is the resolver.
+// unbound forwards all names below test to it.
 const nameServer = "127.0.0.54"
 
-// signedZones are the zones that are signed. What the lab has in them is
-// signed before Postfix starts, and does not change afterwards. com and org
-// are what the daemon asks for when it probes the resolver.
+// signedZones are signed before Postfix starts and do not change afterwards.
+// The daemon asks for com and org when it probes the resolver.
 var signedZones = []string{"signed.example", "attacker.example", "com", "org"}
 
 // A signedWorld is what DANE needs besides the lab.
 type signedWorld struct {
 	domains  []*testlab.Domain // of daneRows
-	settings []string          // of Postfix
+	settings []string          // for Postfix
 	resolver *unbound.Server
 }
 
-// makeSignedWorld sets up the domains of all rows with DANE, signs the zones
-// that are to be signed, and starts a resolver that validates.
+// makeSignedWorld sets up the domains of all DANE rows, signs the zones and
+// starts a validating resolver.
 func (w *world) makeSignedWorld(t *testing.T) *signedWorld {
 	t.Helper()
 	s := new(signedWorld)
@@ -52,8 +51,8 @@ func (w *world) makeSignedWorld(t *testing.T) *signedWorld {
 		Addr:    netip.MustParseAddrPort(stage.Resolver + ":53"),
 		Forward: netip.MustParseAddrPort(nameServer + ":53"),
 	}
-	// Without an answer for the root, the daemon has no proof that a resolver
-	// does not validate.
+	// The daemon needs an answer for the root to prove that a resolver does not
+	// validate.
 	o.Zones = []*unbound.Zone{unbound.WriteZone(t, o.Dir, ".", "")}
 	for _, name := range signedZones {
 		var records strings.Builder
@@ -73,9 +72,8 @@ func (w *world) makeSignedWorld(t *testing.T) *signedWorld {
 	return s
 }
 
-// breakRecords has the resolver answer with SERVFAIL for "NAME TYPE": in a
-// signed zone because there are no signatures, elsewhere because the name
-// server does not know what to do.
+// breakRecords makes the resolver answer "NAME TYPE" with SERVFAIL: in signed
+// zones by missing signatures, elsewhere by the lab's DNS.
 func (w *world) breakRecords(t *testing.T, zones []*unbound.Zone, what string) {
 	t.Helper()
 	name, rtype, _ := strings.Cut(what, " ")
@@ -88,7 +86,7 @@ func (w *world) breakRecords(t *testing.T, zones []*unbound.Zone, what string) {
 	w.lab.DNS.Break(name, rtype, testlab.ServFail)
 }
 
-// alsoAt587 leads port 587 of a mail host to its port 25.
+// alsoAt587 forwards port 587 of a mail host to its port 25.
 func alsoAt587(t *testing.T, m *testlab.MailHost) {
 	t.Helper()
 	l, err := net.Listen("tcp", netip.AddrPortFrom(m.Addr, 587).String())
@@ -113,18 +111,17 @@ func alsoAt587(t *testing.T, m *testlab.MailHost) {
 	}()
 }
 
-// pass passes on what comes from one connection, and then its end: a client may
-// be waiting for an answer still.
+// pass copies from one connection to the other and passes on the half-close.
 func pass(to, from net.Conn) {
 	io.Copy(to, from)
 	to.(*net.TCPConn).CloseWrite()
 }
 
-// playSigned sends the messages of the rows with DANE.
+// playSigned plays the DANE rows.
 func (w *world) playSigned(t *testing.T) {
 	for i, r := range daneRows {
 		if r.nextHop != "" && w.exim != nil {
-			continue // Exim has no such table
+			continue // Exim has no transport_maps
 		}
 		t.Run(r.name, func(t *testing.T) { w.play(t, r, w.signed.domains[i]) })
 	}

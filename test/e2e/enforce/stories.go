@@ -11,17 +11,16 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// A story is about a domain, an attacker or the daemon, one of which changes.
+// A story is a sequence in which a domain, an attacker or the daemon changes.
 type story struct {
 	name string
 	tell func(*testing.T, *world)
 }
 
-// week is the max_age of policies that are not to run out in a story.
+// week is the max_age of policies that must not expire in a story.
 const week = 7 * 24 * time.Hour
 
-// followTime is how long a change at a domain may take to be followed by
-// retries of a message.
+// followTime limits the time until a change at a domain takes effect.
 const followTime = 30 * time.Second
 
 var stories = []story{
@@ -38,9 +37,9 @@ var stories = []story{
 	{"mail waits while the daemon is down and goes out when it is back", waitsForDaemon},
 }
 
-// attack tells of a domain to which mail has gone, of an attacker who then
-// hides or forges its policy, and strips STARTTLS; and gives up. In between the
-// daemon looks again, and has to meet the attack.
+// attack returns a story: mail goes to a domain; then an attacker hides or
+// forges its policy and strips STARTTLS, and the daemon is made to refresh the
+// policy; then the attack ends.
 func attack(domain string, meets meeting, steps ...func(*testing.T, *testlab.Domain)) func(*testing.T, *world) {
 	return func(t *testing.T, w *world) {
 		d := w.lab.Domain(domain, testlab.With{MaxAge: week})
@@ -61,24 +60,24 @@ func attack(domain string, meets meeting, steps ...func(*testing.T, *testlab.Dom
 	}
 }
 
-// A meeting is what a daemon that looks again comes upon.
+// A meeting is what the daemon must notice of an attack.
 type meeting struct {
-	code       int    // of -refresh
-	words      string // a regular expression: of its output
-	handshakes bool   // the policy host sees a client
-	requests   bool   // and is asked for the policy
+	code       int    // exit code of -refresh
+	words      string // regular expression for its output
+	handshakes bool   // a client connects to the policy host
+	requests   bool   // and requests the policy
 }
 
 var (
-	// The record is gone; that is no reason not to fetch.
+	// The daemon fetches the policy even without a record.
 	fetchesAnew = meeting{code: 0, words: `: ok, mode enforce, id 1, unchanged$`, handshakes: true, requests: true}
 	meetsNoHost = meeting{code: 2, words: `: sts-policy-fetch-error: .*connection refused; the policy held stays in force \(mode enforce\)$`}
-	// It sees the certificate, and asks for nothing.
+	// The daemon sees the certificate and sends no request.
 	meetsForger = meeting{code: 2, words: `: sts-webpki-invalid: .*; the policy held stays in force \(mode enforce\)$`, handshakes: true}
 )
 
-// lookAgain makes the daemon check the record and fetch the policy at once:
-// an attack that it does not notice shows nothing.
+// lookAgain makes the daemon check the record and fetch the policy now. The
+// test shows nothing if the daemon does not notice the attack.
 func (w *world) lookAgain(t *testing.T, d *testlab.Domain, want meeting) {
 	t.Helper()
 	record := "_mta-sts." + d.Name
@@ -113,9 +112,9 @@ func forgePolicy(t *testing.T, d *testlab.Domain) {
 	d.SetPolicy(testlab.PolicyText("none", week), "forged")
 }
 
-// followsChange tells of a domain that moves its mail to another host. The
-// first try after that is held against the old policy, and makes the daemon
-// look for a new id: the try itself, since nothing else asks meanwhile.
+// followsChange moves a domain's mail to another host. The next attempt still
+// uses the old policy and makes the daemon look for a new id. Nothing else
+// asks.
 func followsChange(t *testing.T, w *world) {
 	d := w.lab.Domain("moving.test", testlab.With{MaxAge: week})
 	m := w.mta.Send(t, d.Name)
@@ -128,12 +127,12 @@ func followsChange(t *testing.T, w *world) {
 		t.Fatal(err)
 	}
 	d.SetPolicy(testlab.PolicyText("enforce", week, moved.Name), "2")
-	if w.exim != nil { // the daemon holds the MX records, for a minute at least
+	if w.exim != nil { // the daemon caches the MX records for a minute or more
 		w.daemon.Kill(t)
 		w.daemon.Start(t)
 	}
-	// What was checked less than recheck ago is not looked at again; the store
-	// counts in whole seconds.
+	// A policy checked less than recheck ago is not checked again. The store
+	// counts whole seconds.
 	awaitTrace(t, "time passes", func() bool { return time.Since(discovered) > recheck+time.Second })
 
 	record := "_mta-sts." + d.Name
@@ -145,7 +144,7 @@ func followsChange(t *testing.T, w *world) {
 		return w.lab.DNS.Asked(record, "TXT") > looked
 	})
 	awaitTrace(t, "the daemon fetches the new policy", func() bool { return d.Policy.Asked() > fetched })
-	// -cache looks, and is no lookup that would have the daemon check again.
+	// Unlike a lookup, -cache does not cause a check.
 	awaitTrace(t, "the daemon holds the new policy", func() bool {
 		out, _ := w.daemon.Run(t, "-cache", d.Name)
 		return strings.Contains(out, "mx: "+moved.Name)
@@ -153,7 +152,7 @@ func followsChange(t *testing.T, w *world) {
 	check(t, m, m.Retry(t, o), verified(moved), hosts...)
 }
 
-// awaitTrace waits for something that a change at a domain brings about.
+// awaitTrace waits for an effect of a change at a domain.
 func awaitTrace(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), followTime)
@@ -163,8 +162,7 @@ func awaitTrace(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// survivesKill tells of a daemon that is killed, and when it is back finds
-// nothing of the policy but what is on its disk.
+// survivesKill kills the daemon, which then has the policy on disk only.
 func survivesKill(t *testing.T, w *world) {
 	d := w.lab.Domain("kill.test", testlab.With{MaxAge: week})
 	m := w.mta.Send(t, d.Name)
@@ -183,7 +181,7 @@ func survivesKill(t *testing.T, w *world) {
 	check(t, m, m.Retry(t, o), verified(d.Mail[0]), d.Mail...)
 }
 
-// waitsForDaemon tells of mail while the daemon does not run.
+// waitsForDaemon sends mail while the daemon is down.
 func waitsForDaemon(t *testing.T, w *world) {
 	d := w.lab.Domain("daemon-down.test", testlab.With{})
 	w.daemon.Kill(t)

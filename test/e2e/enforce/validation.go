@@ -10,8 +10,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// daneStories are about the resolver. The last one ends with a daemon that is
-// started anew and a resolver that validates.
+// daneStories are about the resolver. After the last one the resolver validates
+// again.
 var daneStories = []story{
 	{"Postfix believes the resolver without trust-ad, too", believesWithoutTrustAD},
 	{"another resolver, not on this machine, makes no reply weaker", movesResolver},
@@ -24,13 +24,12 @@ const (
 	resolverDown = "Host not found, try again"
 )
 
-// heldTime is for the daemon to look again at a domain at which a lookup has
-// failed: it holds that for half a minute.
+// heldTime limits the wait for the daemon to check a domain again after a
+// failed lookup, whose result it keeps for half a minute.
 const heldTime = time.Minute
 
-// believesWithoutTrustAD is about Postfix alone: when it asks for DNSSEC, it
-// sets RES_TRUSTAD by itself, and resolv.conf has no say. What the daemon
-// believes by default has to be seen beside it.
+// believesWithoutTrustAD is about Postfix alone: for DNSSEC it sets RES_TRUSTAD
+// itself, whatever resolv.conf says. The daemon's default must agree.
 func believesWithoutTrustAD(t *testing.T, w *world) {
 	d := w.signed.domain(t, "alone-mismatch.signed.example")
 	w.postfix.TrustAD(t, false)
@@ -42,9 +41,9 @@ func believesWithoutTrustAD(t *testing.T, w *world) {
 // elsewhere is the address of a resolver on another machine.
 const elsewhere = "192.0.2.53"
 
-// movesResolver tells of a daemon whose resolv.conf comes to name a resolver on
-// another machine, whose AD bit is not believed. Postfix still asks the one that
-// validates: domains that had DANE keep it, and their mail goes.
+// movesResolver changes the daemon's resolv.conf to a resolver on another
+// machine, whose AD bit the daemon does not trust. Postfix still uses the
+// validating one. Domains that had DANE keep it and get their mail.
 func movesResolver(t *testing.T, w *world) {
 	held, failing := w.signed.domain(t, "match.signed.example"), w.signed.domain(t, "tlsa-fails.signed.example")
 	for _, d := range []*testlab.Domain{held, failing} {
@@ -72,7 +71,7 @@ func movesResolver(t *testing.T, w *world) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), heldTime)
 	defer cancel()
-	validates := func() bool { // as the last that the log has of it
+	validates := func() bool { // by the last line about it in the log
 		log := w.daemon.Log()
 		return strings.LastIndex(log, "the resolver validates") > strings.LastIndex(log, "is not believed")
 	}
@@ -81,8 +80,8 @@ func movesResolver(t *testing.T, w *world) {
 	}
 }
 
-// keeps says whether the log has it that the domain keeps its DANE, for a
-// verdict with those words.
+// keeps reports whether the daemon logged that the domain keeps DANE, with that
+// verdict on the resolver.
 func (w *world) keeps(t *testing.T, d *testlab.Domain, verdict string) bool {
 	for line := range strings.Lines(w.daemon.Log()) {
 		if strings.Contains(line, "keeps its DANE state") && strings.Contains(line, "domain="+d.Name+" ") && strings.Contains(line, verdict) {
@@ -92,9 +91,8 @@ func (w *world) keeps(t *testing.T, d *testlab.Domain, verdict string) bool {
 	return false
 }
 
-// stopsValidating tells of a resolver that from one moment to the next takes
-// everything as it comes. Domains that had DANE keep it: Postfix, too, finds
-// that nothing is signed any more, and waits.
+// stopsValidating has a resolver that stops validating. Domains that had DANE
+// keep it; Postfix finds them unsigned and defers.
 func stopsValidating(t *testing.T, w *world) {
 	held, failing := w.signed.domain(t, "mismatch.signed.example"), w.signed.domain(t, "tlsa-fails.signed.example")
 	for _, d := range []*testlab.Domain{held, failing} {
@@ -121,14 +119,14 @@ func stopsValidating(t *testing.T, w *world) {
 	m = w.mta.Send(t, failing.Name)
 	check(t, m, m.Outcome(t), deferred(notSigned), failing.Mail...)
 
-	// What never had DANE, and now cannot, is held to its policy.
+	// A domain that never had DANE follows its policy.
 	never := w.lab.Domain("never-dane.test", testlab.With{MailCert: testlab.CertSelfSigned})
 	m = w.mta.Send(t, never.Name)
 	check(t, m, m.Outcome(t), deferred(selfSigned), never.Mail...)
 }
 
-// startsWithoutResolver tells of a daemon that starts before its resolver, and
-// has policies on its disk.
+// startsWithoutResolver starts the daemon before its resolver, with policies on
+// disk.
 func startsWithoutResolver(t *testing.T, w *world) {
 	early, late := w.signed.domain(t, "match.signed.example"), w.signed.domain(t, "authority.signed.example")
 	w.daemon.Kill(t)
@@ -148,7 +146,7 @@ func startsWithoutResolver(t *testing.T, w *world) {
 	check(t, m, m.Retry(t, o), verified(late.Mail[0]), late.Mail...)
 }
 
-// domain returns the domain of a row.
+// domain returns the domain of a DANE row.
 func (s *signedWorld) domain(t *testing.T, name string) *testlab.Domain {
 	t.Helper()
 	for _, d := range s.domains {
