@@ -21,8 +21,7 @@ func TestTheDebOnBookworm(t *testing.T) { testDeb(t, "booted-bookworm") }
 
 func TestTheDebOnTrixie(t *testing.T) { testDeb(t, "booted-trixie") }
 
-// testDeb is the life of a package on one machine. Each step stands on those
-// before it.
+// testDeb installs, uses, upgrades and removes the package on one machine.
 func testDeb(t *testing.T, root string) {
 	r := newRelay(t, root)
 	defer r.report(t)
@@ -69,7 +68,7 @@ func (r *relay) install(t *testing.T) {
 	}
 }
 
-// metrics enables the socket that the package leaves alone.
+// metrics enables the socket that the package does not enable.
 func (r *relay) metrics(t *testing.T) {
 	const unit = "sts-tlsmap-metrics.socket"
 	if state := r.property(t, unit, "UnitFileState"); state != "disabled" {
@@ -77,7 +76,7 @@ func (r *relay) metrics(t *testing.T) {
 	}
 	r.run(t, "systemctl", "enable", unit)
 	r.run(t, "systemctl", "restart", "sts-tlsmap")
-	// Every kind of attempt is made, and counted.
+	// Make and count every kind of attempt.
 	r.run(t, "sts-tlsmap", "-forget", honest)
 	r.run(t, "sts-tlsmap", "-query", honest)
 	r.run(t, "sts-tlsmap", "-refresh", honest)
@@ -98,8 +97,8 @@ func (r *relay) metrics(t *testing.T) {
 	}
 }
 
-// wantDashboard compares a scrape of the daemon in its sandbox, which hides some
-// of what metrics are made from, with what the dashboard shows.
+// wantDashboard checks that the daemon, in its sandbox, has all metrics of the
+// dashboard.
 func wantDashboard(t *testing.T, scraped string) {
 	t.Helper()
 	dashboard, err := os.ReadFile("../grafana/sts-tlsmap.json")
@@ -180,7 +179,7 @@ func (r *relay) deliver(t *testing.T) {
 		"Verified TLS connection established to mx1." + honest,
 		"to=<someone@" + honest + ">, relay=mx1." + honest,
 		"status=sent",
-		"status=deferred (Server certificate not", // trusted, or verified
+		"status=deferred (Server certificate not", // "trusted" or "verified" follows
 	} {
 		if !strings.Contains(log, want) {
 			t.Errorf("Postfix's log has no %q:\n%s", want, log)
@@ -188,7 +187,7 @@ func (r *relay) deliver(t *testing.T) {
 	}
 }
 
-// awaitMail waits until Postfix's log has all of that, and returns the log.
+// awaitMail waits until Postfix's log has all of want, and returns the log.
 func (r *relay) awaitMail(t *testing.T, want ...string) (log string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -231,8 +230,7 @@ func (r *relay) reload(t *testing.T) {
 	}
 }
 
-// watchdog stops the daemon's process, and waits for systemd to kill it and
-// start another.
+// watchdog stops the daemon's process and waits for systemd to replace it.
 func (r *relay) watchdog(t *testing.T) {
 	r.root.Write(t, "/etc/systemd/system/sts-tlsmap.service.d/watchdog.conf", "[Service]\nWatchdogSec=6s\n")
 	r.run(t, "systemctl", "daemon-reload")
@@ -253,9 +251,9 @@ func (r *relay) watchdog(t *testing.T) {
 	r.run(t, "systemctl", "restart", "sts-tlsmap")
 }
 
-// postfixLater has dpkg believe that Postfix was unpacked, where the socket in
-// its chroot is not there: its unit was never started, or is active with a
-// socket whose folder went with a Postfix that was purged.
+// postfixLater makes dpkg believe that Postfix was unpacked while the socket in
+// its chroot is missing: either its unit was never started, or a purged Postfix
+// removed its directory under the active unit.
 func (r *relay) postfixLater(t *testing.T) {
 	for _, c := range []struct {
 		what  string
@@ -280,7 +278,7 @@ func (r *relay) postfixLater(t *testing.T) {
 	}
 }
 
-// figures are logged for the report; their bounds are generous.
+// figures logs measurements. Its limits are generous.
 func (r *relay) figures(t *testing.T) {
 	r.run(t, "systemctl", "stop", "sts-tlsmap.service")
 	began := time.Now()

@@ -20,36 +20,34 @@ import (
 const (
 	// clients ask at once, every second one through the unix socket.
 	clients = 50
-	// oneShots ask beside them, each time on a connection of their own.
+	// oneShots ask at the same time, with a new connection for each lookup.
 	oneShots = 10
-	// patience is how long Postfix waits for a reply.
+	// patience is Postfix's time limit for a reply.
 	patience = 100 * time.Second
-	// lookupsBetween two restarts, every client is back at work.
+	// lookupsBetween is the number of lookups between two restarts.
 	lookupsBetween = 20 * clients
-	// replyMost is longer than any reply of these tests.
+	// replyMost exceeds the length of any reply.
 	replyMost = 1000
 )
 
-// A question is a lookup and the only right answer.
+// A question is a key with the only right reply.
 type question struct{ key, want string }
 
-// A load is clients that ask without pause until they are told to stop. Most
-// keep their connection, and connect again once where they are hung up on, as
-// Postfix does; where that is in vain too, the lookup has failed. Some connect
-// for every lookup and do not connect again, as Exim does.
+// A load has clients that ask without pause. Most keep their connection and
+// reconnect once when it closes, as Postfix does; a second failure counts. Some
+// connect for every lookup and do not retry, as Exim does.
 type load struct {
 	stop     atomic.Bool
 	running  sync.WaitGroup
 	answered atomic.Int64
-	again    atomic.Int64 // connections made anew
-	longest  atomic.Int64 // ns, of a lookup
+	again    atomic.Int64 // reconnections
+	longest  atomic.Int64 // duration of a lookup in ns
 
 	mu    sync.Mutex
-	wrong []string // the lookups that failed or were answered wrongly
+	wrong []string // failed lookups and wrong replies
 }
 
-// startLoad starts the clients. network and address alternate over the given
-// pairs.
+// startLoad starts the clients on the endpoints (network, address) in turn.
 func startLoad(questions []question, endpoints ...[2]string) *load {
 	l := new(load)
 	for i := range clients {
@@ -74,7 +72,7 @@ func (l *load) oneShot(endpoint [2]string, questions []question, n int) {
 		got, err := c.ask(q.key)
 		l.note(q, "once "+endpoint[1], got, err, time.Since(began))
 		if tcp, ok := c.nc.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // thousands a second would leave no port: Exim does not ask so often
+			_ = tcp.SetLinger(0) // avoids TIME_WAIT, which would use up the ports
 		}
 		c.close()
 	}
@@ -96,7 +94,7 @@ func (l *load) note(q question, where, got string, err error, took time.Duration
 	l.wrong = append(l.wrong, fmt.Sprintf("%s through %s: %q, want %q", q.key, where, got, q.want))
 }
 
-// await returns after so many more right answers.
+// await waits for that many more right replies.
 func (l *load) await(t *testing.T, more int64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -107,7 +105,7 @@ func (l *load) await(t *testing.T, more int64) {
 	}
 }
 
-// end stops the clients, reports what failed, and logs the figures.
+// end stops the clients, reports failures and logs figures.
 func (l *load) end(t *testing.T, what string) {
 	t.Helper()
 	l.stop.Store(true)
@@ -144,7 +142,7 @@ func (l *load) client(endpoint [2]string, questions []question, n int) {
 	}
 }
 
-// A keptConnection is a socketmap client's.
+// A keptConnection is a socketmap client with a persistent connection.
 type keptConnection struct {
 	endpoint [2]string
 	nc       net.Conn
@@ -158,7 +156,7 @@ func (c *keptConnection) close() {
 	}
 }
 
-// ask asks in map postfix, on the connection that there is or a new one.
+// ask looks up a key in map postfix, on the present connection or a new one.
 func (c *keptConnection) ask(key string) (string, error) {
 	if c.nc == nil {
 		nc, err := net.DialTimeout(c.endpoint[0], c.endpoint[1], patience)

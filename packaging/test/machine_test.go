@@ -21,29 +21,28 @@ import (
 )
 
 const (
-	bootTime    = 3 * time.Minute // other tests may keep the processors busy
+	bootTime    = 3 * time.Minute // generous, for a busy machine
 	commandTime = 3 * time.Minute
 	haltTime    = 30 * time.Second
 
-	// sigHalt asks systemd as the first process to power off (systemd(1)).
+	// sigHalt makes systemd as the first process power off (systemd(1)).
 	sigHalt = syscall.Signal(34 + 4)
 )
 
-// A machine is a root in which systemd has booted. It has the network of the
-// stage, and so of the test.
+// A machine is a root with a booted systemd. It uses the network of the stage.
 type machine struct {
 	root   stage.Root
-	leader int // its first process
+	leader int // PID of its first process
 	log    bytes.Buffer
 	nspawn *exec.Cmd
 	exited chan error
 }
 
-// boot boots the root that test/e2e/setup calls name.
+// boot boots the root of test/e2e/setup with that name.
 func boot(t *testing.T, name string) *machine {
 	t.Helper()
 	m := &machine{root: stage.MountRoot(t, name), exited: make(chan error, 1)}
-	// systemd-nspawn mounts its own, and ends without a word where one is there.
+	// systemd-nspawn mounts its own and fails silently if one is mounted.
 	if err := unix.Unmount(m.root.Path("/proc"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +103,7 @@ func (m *machine) halt(t *testing.T) {
 	}
 }
 
-// command is a command on the machine.
+// command returns a command on the machine.
 func (m *machine) command(name string, args ...string) *exec.Cmd {
 	c := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(m.leader), "--all", "--", name}, args...)...)
 	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive", "HOME=/root"}
@@ -112,8 +111,7 @@ func (m *machine) command(name string, args ...string) *exec.Cmd {
 	return c
 }
 
-// try runs a command on the machine, and returns what it printed and its exit
-// code.
+// try runs a command on the machine and returns its output and exit code.
 func (m *machine) try(t *testing.T, name string, args ...string) (out string, code int) {
 	t.Helper()
 	c := m.command(name, args...)
@@ -124,7 +122,7 @@ func (m *machine) try(t *testing.T, name string, args ...string) (out string, co
 	return string(text), c.ProcessState.ExitCode()
 }
 
-// run is try for what must succeed.
+// run is try for commands that must succeed.
 func (m *machine) run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, code := m.try(t, name, args...)
@@ -134,13 +132,13 @@ func (m *machine) run(t *testing.T, name string, args ...string) string {
 	return out
 }
 
-// has says whether there is a file on the machine.
+// has reports whether a file exists on the machine.
 func (m *machine) has(path string) bool {
 	_, err := os.Lstat(m.root.Path(path))
 	return err == nil
 }
 
-// bring puts a file of the test's own machine at / there.
+// bring copies a file to the machine's /root.
 func (m *machine) bring(t *testing.T, from string) (inside string) {
 	t.Helper()
 	text, err := os.ReadFile(from)
@@ -152,13 +150,13 @@ func (m *machine) bring(t *testing.T, from string) (inside string) {
 	return inside
 }
 
-// property is one of a unit's, as systemctl show has it.
+// property returns a unit's property from systemctl show.
 func (m *machine) property(t *testing.T, unit, name string) string {
 	t.Helper()
 	return strings.TrimSpace(m.run(t, "systemctl", "show", "--property="+name, "--value", unit))
 }
 
-// daemonStatus is a line of the daemon's /proc/PID/status.
+// daemonStatus returns a field of the daemon's /proc/PID/status.
 func (m *machine) daemonStatus(t *testing.T, field string) string {
 	t.Helper()
 	pid := m.property(t, "sts-tlsmap.service", "MainPID")

@@ -1,11 +1,10 @@
 //go:build e2e
 
-// Package test installs the packages where they are meant to be: on a Debian
-// with a systemd that has really booted, beside Debian's own Postfix, and with
-// rpm. It shows that they install, run, restart, upgrade and go as an operator
-// expects, and that no lookup is lost meanwhile.
+// Package test installs the packages on a Debian with a booted systemd and
+// Debian's own Postfix, and with rpm. They must install, run, restart, upgrade
+// and uninstall as an operator expects, without a lost lookup.
 //
-// Left out: what the daemon answers in which case; test/e2e has that.
+// Left out: the daemon's answers, which test/e2e tests.
 package test
 
 import (
@@ -19,11 +18,11 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// packages, in the environment, is the folder with the packages under test, in
-// one folder for each version. Without it they are built.
+// packages is the environment variable for the directory of the packages under
+// test, one subdirectory for each version. If unset, they are built.
 const packages = "STS_TLSMAP_E2E_PACKAGES"
 
-// The versions that an upgrade goes from and to.
+// The versions of the upgrade.
 const (
 	older = "0.1.0~a"
 	newer = "0.1.0~b"
@@ -35,8 +34,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(packages) != "" {
 		stage.Main(m)
 	}
-	// A folder of this run's own: two checkouts on one machine must not test
-	// each other's packages.
+	// Its own directory, so that two checkouts on one machine do not interfere.
 	dir, err := os.MkdirTemp("", "sts-tlsmap-packages-")
 	if err == nil {
 		err = buildPackages(dir)
@@ -50,9 +48,9 @@ func TestMain(m *testing.M) {
 	stage.Main(m, func() { os.RemoveAll(dir) })
 }
 
-// upgradeFrom, in the environment, is a commit. The older package is built from
-// it, so that the upgrade test takes over the files of that program; without it
-// both packages are built from this tree.
+// upgradeFrom is the environment variable for the commit of the older package,
+// so that an upgrade takes over that program's files. If unset, both packages
+// are from this tree.
 const upgradeFrom = "STS_TLSMAP_E2E_UPGRADE_FROM"
 
 func buildPackages(dir string) error {
@@ -74,7 +72,7 @@ func buildPackages(dir string) error {
 	return nil
 }
 
-// packageFile is the one package of that version with that suffix.
+// packageFile returns the only package of a version with that suffix.
 func packageFile(t *testing.T, version, suffix string) string {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(os.Getenv(packages), version, "*"+suffix))

@@ -24,39 +24,39 @@ const (
 	cacheFile  = "/var/lib/sts-tlsmap/cache.db"
 	labCA      = "/etc/ssl/lab.pem"
 
-	honest  = "honest.test" // a domain whose policy is enforced
-	plain   = "plain.test"  // one without a policy
-	forged  = "forged.test" // one whose policy is enforced, and whose host cannot prove its name
+	honest  = "honest.test" // enforced policy
+	plain   = "plain.test"  // no policy
+	forged  = "forged.test" // enforced policy and a host without a valid certificate
 	secured = "secure match=mx1.honest.test servername=hostname"
 
-	// restarts of the daemon while clients ask.
+	// restarts of the daemon under load.
 	restarts = 10
 )
 
-// config is what the administrator of these tests has written.
+// config is the administrator's configuration file.
 const config = `# The administrator's own words.
 [fetch]
 ca_file = "` + labCA + `"
 allow_private = true
 `
 
-// A relay is a machine with Postfix and the package, in a small internet.
+// A relay is a machine with Postfix and the package in a small internet.
 type relay struct {
 	*machine
 	lab    *testlab.T
-	before []string // the files before the package came
+	before []string // files before the installation
 
-	measured []figure // for the report
+	measured []figure
 }
 
-// A figure is a number that the tests have measured.
+// A figure is a measurement for the report.
 type figure struct{ what, value string }
 
 func (r *relay) measure(what, format string, args ...any) {
 	r.measured = append(r.measured, figure{what, fmt.Sprintf(format, args...)})
 }
 
-// report logs the figures in one block, to be quoted.
+// report logs the figures in one block.
 func (r *relay) report(t *testing.T) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "figures of %s on %s:\n", t.Name(), runtime.GOARCH)
@@ -66,7 +66,7 @@ func (r *relay) report(t *testing.T) {
 	t.Log(b.String())
 }
 
-// newRelay boots a root, and starts the internet around it.
+// newRelay boots a root and starts an internet around it.
 func newRelay(t *testing.T, root string) *relay {
 	t.Helper()
 	lab := testlab.NewWith(t, testlab.Options{
@@ -81,13 +81,13 @@ func newRelay(t *testing.T, root string) *relay {
 	return r
 }
 
-// A step is one in the life of a package on a machine.
+// A step is a part of a package's life.
 type step struct {
 	name string
 	do   func(*relay, *testing.T)
 }
 
-// live goes through the steps. Each stands on those before it.
+// live does the steps in order. Each depends on those before it.
 func (r *relay) live(t *testing.T, steps []step) {
 	for _, s := range steps {
 		if !t.Run(s.name, func(t *testing.T) { s.do(r, t) }) {
@@ -111,7 +111,7 @@ func (r *relay) overTCP() [2]string { return [2]string{"tcp", stage.Endpoint} }
 
 func (r *relay) overUnix() [2]string { return [2]string{"unix", r.root.Path(socket)} }
 
-// underLoad does something while clients ask without pause.
+// underLoad calls do while clients ask without pause.
 func (r *relay) underLoad(t *testing.T, what string, do func(*load)) {
 	l := startLoad([]question{
 		{honest, "OK " + secured},
@@ -123,9 +123,8 @@ func (r *relay) underLoad(t *testing.T, what string, do func(*load)) {
 	r.measure("lookups lost or wrong in "+what, "%d of %d", len(l.wrong), l.answered.Load()+int64(len(l.wrong)))
 }
 
-// files lists what there is on the machine, without what others write there
-// while the test runs: queues, logs, the machine's own state and the packages
-// that the test itself brought.
+// files lists the machine's files without those that change during the test:
+// queues, logs, the machine's state and the packages.
 func (r *relay) files(t *testing.T) []string {
 	t.Helper()
 	out := r.run(t, "find", "/", "-xdev",

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestTheRPM has Debian's rpm install the package. Its database knows nothing
-// of the system, so what the package requires is compared, and not enforced.
+// TestTheRPM installs the package with Debian's rpm. Its database does not know
+// the system, so the test compares the requirements and does not enforce them.
 func TestTheRPM(t *testing.T) {
 	newRelay(t, "booted-bookworm").live(t, []step{
 		{"it requires what it needs", (*relay).rpmRequires},
@@ -37,7 +37,7 @@ func (r *relay) rpmRequires(t *testing.T) {
 	}
 }
 
-// rpm is Debian's rpm, which has to be told that it is meant.
+// rpm runs Debian's rpm, which needs an option to act on the system.
 func (r *relay) rpm(t *testing.T, args ...string) {
 	t.Helper()
 	r.run(t, "rpm", append([]string{"--force-debian", "--nodeps"}, args...)...)
@@ -92,12 +92,12 @@ func (r *relay) rpmRemove(t *testing.T) {
 	if _, err := (&keptConnection{endpoint: r.overTCP()}).ask(honest); err == nil {
 		t.Error("somebody still answers")
 	}
-	// Nothing else is left, no folder and no link of systemd's.
+	// Nothing else remains, neither directories nor systemd's links.
 	var left []string
 	for _, f := range r.files(t) {
 		kept := strings.HasPrefix(f, filepath.Dir(configFile)) || strings.HasPrefix(f, filepath.Dir(cacheFile)) || strings.HasPrefix(f, "/var/lib/rpm")
 		if f == "/usr/share/licenses" {
-			continue // on systems that live by rpm it is the system's
+			continue // RPM distributions have it
 		}
 		if !kept && !slices.Contains(r.before, f) {
 			left = append(left, f)

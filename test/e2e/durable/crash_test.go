@@ -23,19 +23,19 @@ import (
 
 const (
 	usualRounds = 100
-	clients     = 16                    // that ask for new domains all the time
-	maxAnswers  = 100                   // in a round, before the kill
-	maxDelay    = 10 * time.Millisecond // and then, to hit any point of a commit
+	clients     = 16                    // each looks up new domains all the time
+	maxAnswers  = 100                   // in a round before the kill
+	maxDelay    = 10 * time.Millisecond // then, to hit any moment of a commit
 	servers     = 8                     // addresses of policy hosts
 	crashDomain = "crash.test"
 )
 
-// kills, in the environment, is how often the daemon is killed.
+// kills is the environment variable for the number of kills.
 const kills = "STS_TLSMAP_E2E_KILLS"
 
 // TestEveryPolicyThatWasAnsweredOutlivesKillMinus9 kills the daemon at random
-// moments under a stream of new discoveries. Each time it comes back it can
-// reach no DNS: what it answers then, it has from its disk.
+// moments while it discovers domains. After each restart it cannot reach any
+// DNS, so its answers must come from disk.
 func TestEveryPolicyThatWasAnsweredOutlivesKillMinus9(t *testing.T) {
 	lab := newLab(t)
 	manyDomains(t, lab)
@@ -51,7 +51,7 @@ func TestEveryPolicyThatWasAnsweredOutlivesKillMinus9(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
 
-	var next atomic.Int64 // number of the next domain that nobody has asked for
+	var next atomic.Int64 // number of the next new domain
 	var all []string
 	d.Start(t)
 	for range rounds {
@@ -87,7 +87,7 @@ func TestEveryPolicyThatWasAnsweredOutlivesKillMinus9(t *testing.T) {
 	}
 }
 
-// manyDomains makes every d<number>.crash.test an honest domain.
+// manyDomains creates every d<number>.crash.test as an honest domain.
 func manyDomains(t *testing.T, lab *testlab.T) {
 	var addrs []string
 	for range servers {
@@ -97,7 +97,7 @@ func manyDomains(t *testing.T, lab *testlab.T) {
 			domain := strings.TrimPrefix(name, "mta-sts.")
 			h := s.NewHost(name)
 			if err := h.Present(testlab.CertGood); err != nil {
-				return nil // the handshake fails, and then the test
+				return nil // the handshake fails, and with it the test
 			}
 			h.SetPolicy(testlab.PolicyText("enforce", 24*time.Hour, "mx."+domain))
 			return h
@@ -126,11 +126,11 @@ type flow struct {
 	end      context.CancelFunc
 	running  sync.WaitGroup
 	mu       sync.Mutex
-	answered []string // domains whose policy was in a reply
+	answered []string // domains answered with their policy
 }
 
-// stream has clients look up one new domain after the other, until the daemon
-// does not answer any more.
+// stream makes clients look up one new domain after another until the daemon
+// stops answering.
 func stream(ctx context.Context, next *atomic.Int64) *flow {
 	ctx, end := context.WithCancel(ctx)
 	f := &flow{end: end}
@@ -153,7 +153,7 @@ func stream(ctx context.Context, next *atomic.Int64) *flow {
 	return f
 }
 
-// await waits until n lookups were answered with a policy.
+// await waits for n lookups answered with a policy.
 func (f *flow) await(t *testing.T, n int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -168,14 +168,14 @@ func (f *flow) await(t *testing.T, n int) {
 	}
 }
 
-// stop ends the stream and returns the domains that were answered.
+// stop ends the stream and returns the answered domains.
 func (f *flow) stop() []string {
 	f.end()
 	f.running.Wait()
 	return f.answered
 }
 
-// missing returns those of the domains that the daemon has no policy of.
+// missing returns the domains without a policy in the daemon.
 func missing(t *testing.T, domains []string) (lost []string) {
 	t.Helper()
 	for _, domain := range domains {
@@ -190,7 +190,7 @@ func missing(t *testing.T, domains []string) (lost []string) {
 	return lost
 }
 
-// holds says whether the reply enforces the domain's policy.
+// holds reports whether the reply enforces the domain's policy.
 func holds(reply, domain string) bool {
 	return strings.HasPrefix(reply, "OK secure match=mx."+domain+" ")
 }

@@ -1,8 +1,7 @@
 //go:build e2e
 
-// Package durable tests the promise that the cache makes: a policy is on disk
-// before the lookup that found it is answered, so that no crash at any moment
-// loses a policy that was answered. It needs no MTA.
+// Package durable tests that a policy is on disk before its lookup is answered,
+// so that no crash loses an answered policy. It needs no MTA.
 package durable
 
 import (
@@ -18,7 +17,7 @@ func TestMain(m *testing.M) { stage.Main(m) }
 
 var daemonAt = endpoint.Endpoint{Network: "tcp", Address: stage.Endpoint}
 
-// newLab starts a lab where the daemon will look for one.
+// newLab starts a lab with the stage's resolver.
 func newLab(t *testing.T) *testlab.T {
 	return testlab.NewWith(t, testlab.Options{
 		DNS:        stage.Resolver + ":53",
@@ -27,7 +26,7 @@ func newLab(t *testing.T) *testlab.T {
 	})
 }
 
-// newDaemon returns the daemon, which trusts the lab's authority.
+// newDaemon returns a daemon that trusts the lab's authority.
 func newDaemon(t *testing.T, lab *testlab.T) *stage.Daemon {
 	t.Helper()
 	return stage.NewDaemon(t, testlab.DaemonConfig{CA: stage.WriteCA(t, lab)})

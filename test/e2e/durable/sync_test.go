@@ -19,25 +19,26 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// traceTime is how long strace may take to write its last line.
+// traceTime limits the time until strace writes its last line.
 const traceTime = 10 * time.Second
 
-// syncTime is how long a sync takes.
+// syncTime is the simulated duration of a sync.
 const syncTime = 100 * time.Millisecond
 
-// sharers is how many domains are looked up at once: such finds share commits.
+// sharers is the number of domains looked up at once, so that some share a
+// commit.
 const sharers = 16
 
-// TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered looks at the system calls
-// of the daemon: kill -9 does not show a sync that is missing, since the
-// kernel's page cache outlives the process.
+// TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered checks the daemon's system
+// calls. kill -9 cannot show a missing sync, since the kernel's page cache
+// survives it.
 func TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered(t *testing.T) {
 	lab := newLab(t)
 	d := newDaemon(t, lab)
 	trace := stage.Path("trace")
-	// -D: the daemon is our child, and strace is a bystander. Strings are long
-	// enough for the pages of a commit. A sync takes its time, as that of a disk
-	// does: on the stage's tmpfs a commit would be done before the next find.
+	// With -D the daemon is our child. Strings are long enough for the pages of
+	// a commit. Syncs are delayed: on the stage's tmpfs a commit would end
+	// before the next find.
 	d.Wrapper = []string{"strace", "-D", "-f", "-yy", "-s", "70000", "-o", trace,
 		"-e", "trace=write,writev,pwrite64,pwritev,sendto,sendmsg,fsync,fdatasync,msync",
 		"-e", "inject=fdatasync:delay_enter=" + strconv.FormatInt(syncTime.Microseconds(), 10)}
@@ -86,7 +87,7 @@ func TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered(t *testing.T) {
 	}
 }
 
-// readTrace returns the lines of a trace that is complete.
+// readTrace returns the lines of a complete trace.
 func readTrace(t *testing.T, path string) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), traceTime)
@@ -102,27 +103,26 @@ func readTrace(t *testing.T, path string) []string {
 	return strings.Split(string(text), "\n")
 }
 
-// A line of strace -f: a thread, and a call whole, its beginning or its end.
+// Lines of strace -f: a thread with a whole call, its start or its end.
 var (
 	begun   = regexp.MustCompile(`^(\d+) +(\w+)\(\d+<([^>]*)>.*$`)
 	resumed = regexp.MustCompile(`^(\d+) +<\.\.\. (\w+) resumed>`)
 	offset  = regexp.MustCompile(`, (\d+)(?:\) += \d+| <unfinished \.\.\.>)$`) // of a pwrite64
 )
 
-// metaPages is how many pages at the beginning of the file say which others
-// count: a commit ends with a write to one of them.
+// metaPages is the number of meta pages at the start of the file. A commit ends
+// with a write to one of them.
 const metaPages = 2
 
 // checkOrder follows one policy through the trace: its page is written, then
-// the meta page that makes the commit count, then a sync begins, which is
-// complete before the reply is written. What belongs to other commits may come
-// in between. It returns the line of the meta page: finds that share a commit
-// share it.
+// the meta page of the commit, then a sync starts and ends, then the reply is
+// written. Lines of other commits may come between. It returns the line of the
+// meta page, which is the same for finds that share a commit.
 func checkOrder(t *testing.T, calls []string, domain string) (commit int) {
 	t.Helper()
 	const notYet = -1
 	page, meta, synced := notYet, notYet, false
-	pending := make(map[string]bool) // threads in a sync that began after the meta page was written
+	pending := make(map[string]bool) // threads in a sync that started after the meta page was written
 	for i, line := range calls {
 		if m := resumed.FindStringSubmatch(line); m != nil {
 			synced = synced || pending[m[1]] && succeeded(line)
@@ -137,7 +137,7 @@ func checkOrder(t *testing.T, calls []string, domain string) (commit int) {
 		switch {
 		case file == stage.CacheFile && strings.HasSuffix(call, "sync"):
 			if meta == notYet {
-				break // it covers too little
+				break // too early
 			}
 			if strings.HasSuffix(line, "<unfinished ...>") {
 				pending[thread] = true
@@ -163,7 +163,7 @@ func checkOrder(t *testing.T, calls []string, domain string) (commit int) {
 	return meta
 }
 
-// isMeta says whether an offset in the file is in a meta page.
+// isMeta reports whether an offset is in a meta page.
 func isMeta(offset string) bool {
 	n, err := strconv.Atoi(offset)
 	return err == nil && n < metaPages*os.Getpagesize()

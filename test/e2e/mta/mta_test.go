@@ -13,8 +13,7 @@ import (
 
 func TestMain(m *testing.M) { stage.Main(m) }
 
-// Postfix 3.7, 3.10 and 3.11, without and with DANE. Each test has a stage of
-// its own.
+// Postfix 3.7, 3.10 and 3.11, with and without DANE.
 func TestPostfixBookworm(t *testing.T) {
 	enforce.Test(t, "postfix-bookworm", "postfix", enforce.ByNames)
 }
@@ -34,7 +33,6 @@ func TestPostfixForkyDANE(t *testing.T) {
 	enforce.Test(t, "postfix-forky", "postfix-dane-tlsrpt", enforce.ByHosts)
 }
 
-// Exim 4.96, 4.98 and 4.100.
 func TestEximBookworm(t *testing.T) { enforce.TestExim(t, "exim-bookworm") }
 func TestEximTrixie(t *testing.T)   { enforce.TestExim(t, "exim-trixie") }
 func TestEximForky(t *testing.T)    { enforce.TestExim(t, "exim-forky") }

@@ -2,10 +2,10 @@
 
 // Package prometheus has a real Prometheus scrape the real daemon: every panel
 // of the dashboard shows data, the alert rules load, pass their own tests and
-// fire, and promtool has nothing against the metrics.
+// fire, and promtool accepts the metrics.
 //
-// Left out: Grafana, which Debian does not have. The expressions of its panels
-// are asked of Prometheus as Grafana would.
+// Left out: Grafana, which Debian does not have. The tests evaluate its panels'
+// expressions in Prometheus.
 package prometheus
 
 import (
@@ -36,7 +36,7 @@ const (
 	rulesTest   = "../../../packaging/prometheus/sts-tlsmap.rules.test.yaml"
 	dashboard   = "../../../packaging/grafana/sts-tlsmap.json"
 
-	// patience bounds what Prometheus takes to start, to scrape and to count.
+	// patience limits the start of Prometheus, scrapes and evaluations.
 	patience = time.Minute
 )
 
@@ -48,14 +48,14 @@ func newLab(t *testing.T) *testlab.T {
 	})
 }
 
-// config is the daemon's, with a listener for metrics.
+// config returns the daemon's configuration with a listener for metrics.
 func config(t *testing.T, lab *testlab.T) testlab.DaemonConfig {
 	t.Helper()
 	return testlab.DaemonConfig{CA: stage.WriteCA(t, lab), Top: fmt.Sprintf("metrics = %q", "inet:"+metricsAddr)}
 }
 
-// startPrometheus starts one that scrapes the daemon once a second, with the
-// packaged rules.
+// startPrometheus starts a Prometheus that scrapes the daemon once a second,
+// with the packaged rules.
 func startPrometheus(t *testing.T) {
 	t.Helper()
 	path, err := filepath.Abs(rules)
@@ -108,13 +108,13 @@ func await(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// A sample is one series of a query's answer: its labels and its value now.
+// A sample is one series of a query's result: labels and present value.
 type sample struct {
 	Metric map[string]string `json:"metric"`
 	Value  [2]any            `json:"value"`
 }
 
-// query asks Prometheus.
+// query evaluates an expression.
 func query(t *testing.T, expr string) []sample {
 	t.Helper()
 	res, err := http.Get("http://" + promAddr + "/api/v1/query?query=" + url.QueryEscape(expr))

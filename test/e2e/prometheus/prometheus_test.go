@@ -25,7 +25,7 @@ func TestPromtoolAcceptsTheRulesAndTheirTestsPass(t *testing.T) {
 	}
 }
 
-// ask has the daemon look up a domain of each kind.
+// ask looks up a domain of each kind.
 func ask(t *testing.T) {
 	t.Helper()
 	for _, mapName := range []string{"postfix", "postfix-dane"} {
@@ -38,7 +38,7 @@ func ask(t *testing.T) {
 	}
 }
 
-// A panel of the dashboard, as far as it matters here.
+// A panel has the tested parts of a dashboard panel.
 type panel struct {
 	Title   string
 	Targets []struct{ Expr string }
@@ -57,8 +57,8 @@ func panels(t *testing.T) []panel {
 	return d.Panels
 }
 
-// interpolated is an expression with Grafana's variables filled in: $instance
-// as "All" is, and $__rate_interval as four scrapes.
+// interpolated sets Grafana's variables: $instance to "All", $__rate_interval
+// to a few scrapes.
 var interpolated = strings.NewReplacer("$__rate_interval", "10s", "$instance", ".*", "$job", "sts-tlsmap")
 
 func TestEveryPanelOfTheDashboardShowsDataOfTheRealDaemon(t *testing.T) {
@@ -76,7 +76,8 @@ func TestEveryPanelOfTheDashboardShowsDataOfTheRealDaemon(t *testing.T) {
 	if len(exprs) < 40 {
 		t.Fatalf("%d expressions", len(exprs))
 	}
-	// A rate shows what happens between two scrapes: it is asked until all do.
+	// A rate needs events between two scrapes: repeat until all panels show
+	// data.
 	left := exprs
 	await(t, "every panel shows data", func() bool {
 		ask(t)
@@ -98,7 +99,7 @@ func TestEveryPanelOfTheDashboardShowsDataOfTheRealDaemon(t *testing.T) {
 	}
 }
 
-// shows says whether there is something to draw.
+// shows reports whether there is data to draw.
 func shows(samples []sample) bool {
 	for _, s := range samples {
 		if s.Value[1] != "NaN" {

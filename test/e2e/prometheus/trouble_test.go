@@ -22,12 +22,12 @@ import (
 )
 
 // TestEachTroubleIsToldByLogMetricAlertAndCheck brings the real daemon into the
-// conditions that do not take hours. The others, that nothing succeeds and that
-// the refresher is late, are the keeper's tests.
+// conditions that do not take hours. keeper's tests have the others: no success
+// at all, and a late refresher.
 func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 	for _, test := range []struct {
 		condition, alert, line string
-		before, after          func(*testing.T) // the daemon's start
+		before, after          func(*testing.T) // the start of the daemon
 	}{
 		{observe.Salvage, "StsTlsmapCacheSalvaged", "the damaged cache file was moved aside", zeroCache, nil},
 		{observe.Clock, "StsTlsmapClockBehind", "condition=clock", cacheFromTomorrow, nil},
@@ -49,9 +49,9 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 				test.after(t)
 				ask(t)
 			}
-			// An alert that has to hold for a while is pending first. On a busy
-			// machine a scrape may take longer than the second between two of
-			// them: then there is one more, which is no trouble of the daemon's.
+			// Alerts with a duration are pending first. On a busy machine a
+			// scrape may take longer than the interval of a second, which
+			// causes StsTlsmapDown.
 			const notAtAll = `ALERTS{alertname!="StsTlsmapDown"}`
 			wanted := fmt.Sprintf(`ALERTS{alertname=%q,condition=%q}`, test.alert, test.condition)
 			await(t, wanted, func() bool { return len(query(t, wanted)) > 0 })
@@ -73,7 +73,7 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 	}
 }
 
-// smallDisk puts the cache on a file system that is soon full.
+// smallDisk puts the cache on a small file system.
 func smallDisk(t *testing.T) {
 	t.Helper()
 	dir := filepath.Dir(stage.CacheFile)
@@ -95,7 +95,7 @@ func fillDisk(t *testing.T) {
 	if err := os.WriteFile(full, make([]byte, 8<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("the disk is not full: %v", err)
 	}
-	// Stopping is to work: what waits is written then.
+	// So that the daemon can stop: it writes what is queued.
 	t.Cleanup(func() { os.Remove(full) })
 }
 
@@ -111,7 +111,7 @@ func removeRoots(t *testing.T) {
 	}
 }
 
-// cacheFromTomorrow leaves a cache that was written when the clock was ahead.
+// cacheFromTomorrow leaves a cache written while the clock was ahead.
 func cacheFromTomorrow(t *testing.T) {
 	s, err := cache.Open(stage.CacheFile, cache.Options{})
 	if err != nil {

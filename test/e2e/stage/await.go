@@ -5,12 +5,11 @@ import (
 	"time"
 )
 
-// pollEvery is how often Await looks.
+// pollEvery is Await's interval.
 const pollEvery = 10 * time.Millisecond
 
-// Await returns nil as soon as cond holds, and an error when ctx ends before.
-// It is for what happens in other processes, where there is nothing to wait on
-// but its traces.
+// Await returns nil as soon as cond holds, or an error when ctx ends first. It
+// polls, for events in other processes.
 func Await(ctx context.Context, cond func() bool) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()

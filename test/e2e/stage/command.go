@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// command is a command inside the root; path is where it is there.
+// command returns a command inside the root; path is inside the root, too.
 func (r Root) command(path string, args ...string) *exec.Cmd {
 	c := exec.Command(path, args...)
 	c.Dir = "/"

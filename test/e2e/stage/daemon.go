@@ -8,7 +8,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// Where the daemon listens, and where its cache is.
+// Where the daemon listens, and its cache.
 const (
 	Endpoint  = "127.0.0.1:8461"
 	CacheFile = dir + "/cache/cache.db"
@@ -16,14 +16,14 @@ const (
 
 const (
 	binary   = dir + "/sts-tlsmap"
-	filesDir = dir + "/daemon" // of the daemon: configuration, control socket, log
+	filesDir = dir + "/daemon" // configuration, control socket and log
 )
 
 // A Daemon is the real program on the stage.
 type Daemon struct{ *testlab.Daemon }
 
-// StartDaemon starts the daemon with that configuration and returns when it
-// answers. It listens at Endpoint and keeps its cache in CacheFile.
+// StartDaemon starts the daemon with a configuration and waits until it
+// answers. It listens at Endpoint and uses CacheFile.
 func StartDaemon(t *testing.T, config testlab.DaemonConfig) *Daemon {
 	t.Helper()
 	d := NewDaemon(t, config)
@@ -59,7 +59,7 @@ func NewDaemon(t *testing.T, config testlab.DaemonConfig) *Daemon {
 	return d
 }
 
-// Start starts the daemon and returns when it answers.
+// Start starts the daemon and waits until it answers.
 func (d *Daemon) Start(t *testing.T) {
 	t.Helper()
 	if err := d.Daemon.Start(t.Context()); err != nil {
@@ -67,7 +67,7 @@ func (d *Daemon) Start(t *testing.T) {
 	}
 }
 
-// Kill kills the daemon as kill -9 does and waits until it has gone.
+// Kill sends SIGKILL and waits for the process to end.
 func (d *Daemon) Kill(t *testing.T) {
 	t.Helper()
 	if err := d.Daemon.Kill(); err != nil {
@@ -75,8 +75,7 @@ func (d *Daemon) Kill(t *testing.T) {
 	}
 }
 
-// Stop stops the daemon, if it runs, as an init system does. It must exit
-// with 0.
+// Stop sends SIGTERM if the daemon runs. It must exit with 0.
 func (d *Daemon) Stop(t *testing.T) {
 	t.Helper()
 	if err := d.Daemon.Stop(); err != nil {
@@ -84,8 +83,8 @@ func (d *Daemon) Stop(t *testing.T) {
 	}
 }
 
-// Run runs the program in one of its modes, "-cache" for example, with the
-// daemon's configuration. It returns what it printed and its exit code.
+// Run runs the program in one of its modes with the daemon's configuration, and
+// returns its output and exit code.
 func (d *Daemon) Run(t *testing.T, args ...string) (stdout string, code int) {
 	t.Helper()
 	stdout, stderr, code, err := d.Daemon.Run(t.Context(), args...)
@@ -98,8 +97,7 @@ func (d *Daemon) Run(t *testing.T, args ...string) (stdout string, code int) {
 	return stdout, code
 }
 
-// WriteCA writes the certificate of the lab's authority to a file and returns
-// its path.
+// WriteCA writes the lab's root certificate to a file and returns its path.
 func WriteCA(t *testing.T, lab *testlab.T) string {
 	t.Helper()
 	path := Path("lab.pem")

@@ -12,47 +12,47 @@ import (
 	"testing"
 )
 
-// Where things are inside the root.
+// Paths inside the root.
 const (
 	eximPath   = "/usr/sbin/exim4"
 	eximLog    = "/var/log/exim4/mainlog"
 	eximPanics = "/var/log/exim4/paniclog"
 	eximDir    = "/etc/exim4/"
-	shippedDir = "/usr/share/sts-tlsmap/exim/" // where the package puts packaging/exim
+	shippedDir = "/usr/share/sts-tlsmap/exim/" // where the package installs packaging/exim
 )
 
-// An Exim is Debian's, with Debian's configuration or one of the test's own.
-// It runs for each message and queue run, and not as a daemon: nothing goes on
-// that the test has not asked for.
+// An Exim is Debian's, with Debian's configuration or the test's own. It runs
+// for each message and queue run and not as a daemon, so that nothing happens
+// unless the test asks for it.
 type Exim struct {
 	Version string // "4.98.2"
 
 	root Root
 	sent int
-	tag  string // in the recipients' names, so that no two Exims have the same
+	tag  string // part of recipients' names, unique to each Exim
 }
 
-// EximOptions are what an Exim is set up with.
+// EximOptions configure an Exim.
 type EximOptions struct {
 	Files map[string]string // path in the root -> text
-	// Shipped is packaging/exim, as a test may have changed it.
+	// Shipped is packaging/exim or the test's version of it.
 	Shipped fs.FS
-	// Debian are the lines of update-exim4.conf.conf that differ from those
-	// for a machine on the internet: "dc_relay_domains" -> "backup.test".
+	// Debian has lines of update-exim4.conf.conf that replace debianDefaults:
+	// "dc_relay_domains" -> "backup.test".
 	Debian map[string]string
-	// Single is a whole configuration that takes the place of Debian's.
+	// Single is a complete configuration instead of Debian's.
 	Single string
 }
 
-// debianDefaults are the lines of update-exim4.conf.conf of a machine on the
-// internet, with split configuration files and no local mail.
+// debianDefaults are the lines of update-exim4.conf.conf for an internet site
+// with split configuration files and no local mail.
 var debianDefaults = map[string]string{
 	"dc_eximconfig_configtype": "internet", "dc_other_hostnames": "", "dc_local_interfaces": "127.0.0.1", "dc_readhost": "",
 	"dc_relay_domains": "", "dc_minimaldns": "false", "dc_relay_nets": "", "dc_smarthost": "", "CFILEMODE": "644",
 	"dc_use_split_config": "true", "dc_hide_mailname": "", "dc_mailname_in_oh": "true", "dc_localdelivery": "mail_spool",
 }
 
-// StartExim sets up the Exim in the root that setup calls name.
+// StartExim sets up the Exim in the root of setup with that name.
 func StartExim(t *testing.T, name string, o EximOptions) *Exim {
 	t.Helper()
 	e, err := TryExim(t, name, o)
@@ -62,8 +62,7 @@ func StartExim(t *testing.T, name string, o EximOptions) *Exim {
 	return e
 }
 
-// TryExim is StartExim, and returns an error if Exim does not take its
-// configuration.
+// TryExim is StartExim, but returns an error if Exim rejects its configuration.
 func TryExim(t *testing.T, name string, o EximOptions) (*Exim, error) {
 	t.Helper()
 	e := &Exim{root: mountRoot(t, name)}
@@ -97,8 +96,8 @@ func TryExim(t *testing.T, name string, o EximOptions) (*Exim, error) {
 	return e, nil
 }
 
-// ship puts the shipped files where the package does, and with split those for
-// Debian's split configuration beside Debian's.
+// ship installs the shipped files as the package does, with split also those
+// for Debian's split configuration.
 func (e *Exim) ship(t *testing.T, shipped fs.FS, split bool) {
 	t.Helper()
 	err := fs.WalkDir(shipped, ".", func(name string, d fs.DirEntry, err error) error {
@@ -120,8 +119,8 @@ func (e *Exim) ship(t *testing.T, shipped fs.FS, split bool) {
 	}
 }
 
-// configureDebian has Debian put its configuration together, and returns an
-// error if Exim does not take it.
+// configureDebian makes Debian generate the configuration. It returns an error
+// if Exim rejects it.
 func (e *Exim) configureDebian(t *testing.T, settings map[string]string) error {
 	t.Helper()
 	var b strings.Builder
@@ -138,7 +137,7 @@ func (e *Exim) configureDebian(t *testing.T, settings map[string]string) error {
 	return nil
 }
 
-// end shows what Exim logged if the test failed.
+// end shows Exim's log after a failed test.
 func (e *Exim) end(t *testing.T) {
 	if !t.Failed() {
 		return
@@ -158,14 +157,14 @@ func (e *Exim) must(t *testing.T, c *exec.Cmd) string {
 	return string(out)
 }
 
-// Run runs Exim as root and returns what it printed.
+// Run runs Exim as root and returns its output.
 func (e *Exim) Run(t *testing.T, args ...string) string {
 	t.Helper()
 	return e.must(t, e.root.command(eximPath, args...))
 }
 
-// Talk has an Exim take an SMTP session from standard input, as it were from
-// another host, and returns what it answered.
+// Talk runs an SMTP session on standard input, as if from another host, and
+// returns Exim's replies.
 func (e *Exim) Talk(t *testing.T, options []string, lines ...string) string {
 	t.Helper()
 	c := e.root.command(eximPath, append(options, "-bs", "-oMa", "192.0.2.9")...)
@@ -173,7 +172,7 @@ func (e *Exim) Talk(t *testing.T, options []string, lines ...string) string {
 	return e.must(t, c)
 }
 
-// Expand has Exim expand lines of standard input, and returns what it printed.
+// Expand makes Exim expand lines and returns its output.
 func (e *Exim) Expand(t *testing.T, lines string) string {
 	t.Helper()
 	c := e.root.command(eximPath, "-be")
@@ -181,14 +180,14 @@ func (e *Exim) Expand(t *testing.T, lines string) string {
 	return e.must(t, c)
 }
 
-// Program runs the program under test on the machine that has the Exim, with
-// one of its modes and no configuration, and returns what it printed.
+// Program runs one mode of the program on Exim's machine without a
+// configuration, and returns its output.
 func (e *Exim) Program(t *testing.T, args ...string) string {
 	t.Helper()
 	return e.must(t, e.root.program(t, args...))
 }
 
-// Read returns a file of the machine that has the Exim.
+// Read returns a file of Exim's machine.
 func (e *Exim) Read(t *testing.T, path string) string {
 	t.Helper()
 	text, err := os.ReadFile(e.root.Path(path))
@@ -198,7 +197,7 @@ func (e *Exim) Read(t *testing.T, path string) string {
 	return string(text)
 }
 
-// Shell runs a script there, and returns what it printed.
+// Shell runs a script on Exim's machine and returns its output.
 func (e *Exim) Shell(t *testing.T, script string, args ...string) string {
 	t.Helper()
 	c := e.root.command("/bin/sh", append([]string{"-s"}, args...)...)
@@ -209,27 +208,26 @@ func (e *Exim) Shell(t *testing.T, script string, args ...string) string {
 // Name is "Exim" and the version.
 func (e *Exim) Name() string { return "Exim " + e.Version }
 
-// KeepsNoVerified reports whether this Exim by itself keeps no connection that
-// it has sent a server name on: 4.100 loses that name on the way to the next
-// message, takes it for another one, and hangs up.
+// KeepsNoVerified reports whether this Exim never reuses connections with a
+// server name. Exim 4.100 loses the name, takes it for a different one and
+// closes the connection.
 func (e *Exim) KeepsNoVerified() bool { return strings.HasPrefix(e.Version, "4.100") }
 
-// Send submits a message to somebody at the domain, and returns when it was
-// tried.
+// Send submits a message to a recipient at the domain and waits for its first
+// attempt.
 func (e *Exim) Send(t *testing.T, domain string) *Message {
 	t.Helper()
 	return e.Submit(t, []string{domain}, "-odf")[0]
 }
 
-// Queue submits a message to somebody at the domain, which is tried by the
-// next queue run.
+// Queue submits a message to a recipient at the domain for the next queue run.
 func (e *Exim) Queue(t *testing.T, domain string) *Message {
 	t.Helper()
 	return e.Submit(t, []string{domain}, "-odq")[0]
 }
 
-// Submit submits one message to somebody at each of the domains. Of Exim's
-// options, one says when it is tried: -odf is before Submit returns.
+// Submit submits one message with a recipient at each domain. Exim's options
+// say when it is tried; with -odf, before Submit returns.
 func (e *Exim) Submit(t *testing.T, domains []string, options ...string) []*Message {
 	t.Helper()
 	var messages []*Message
@@ -246,9 +244,9 @@ func (e *Exim) Submit(t *testing.T, domains []string, options ...string) []*Mess
 	return messages
 }
 
-// retry has a message tried again, whatever its retry time. The outcome of the
-// last try is logged before its process lets go of the message: while that
-// holds it, Exim passes the message over, and has to be asked again.
+// retry tries a message again, whatever its retry time. Exim logs an outcome
+// before it unlocks the message and skips locked messages, so retry asks
+// repeatedly.
 func (e *Exim) retry(t *testing.T, id string) {
 	t.Helper()
 	locked := func() int {
@@ -266,13 +264,13 @@ func (e *Exim) retry(t *testing.T, id string) {
 	}
 }
 
-// outcomes finds the tries to deliver to the recipient.
+// outcomes returns the attempts to deliver to the recipient.
 func (e *Exim) outcomes(t *testing.T, recipient string) []Outcome {
 	t.Helper()
 	return eximOutcomes(e.Log(t), recipient)
 }
 
-// Log returns the lines of Exim's main log so far.
+// Log returns the lines of Exim's main log.
 func (e *Exim) Log(t *testing.T) []string {
 	t.Helper()
 	text, err := os.ReadFile(e.root.Path(eximLog))
@@ -284,21 +282,21 @@ func (e *Exim) Log(t *testing.T) []string {
 }
 
 var (
-	// Of a message: its id, and the rest.
+	// A message's id and the rest.
 	eximLine = regexp.MustCompile(`^\S+ \S+ (?:\[\d+\] )?(\w{6,}-\w{6,}-\w+) (.*)$`)
-	// Of a try: its sign, the recipient, and the rest.
-	eximTry   = regexp.MustCompile(`^(=>|->|==|\*\*) (\S+?):? (.*)$`) // an IPv6 literal has colons
+	// An attempt's symbol, recipient and the rest.
+	eximTry   = regexp.MustCompile(`^(=>|->|==|\*\*) (\S+?):? (.*)$`) // IPv6 literals contain colons
 	eximHost  = regexp.MustCompile(` H=(\S+) (\[[^\]]+\])(\*?)`)
 	eximCheck = regexp.MustCompile(` CV=(\w+)`)
 )
 
 var eximStatus = map[string]string{"=>": "sent", "->": "sent", "==": "deferred", "**": "bounced"}
 
-// eximTLS is how a certificate was seen, by what CV= says, in Postfix's words.
+// eximTLS translates CV= into Postfix's words.
 var eximTLS = map[string]string{"yes": "Verified", "dane": "Verified", "no": "Untrusted"}
 
-// eximOutcomes finds in the log the tries to deliver to the recipient. What
-// was logged about its message since the last one belongs to a try.
+// eximOutcomes returns the logged attempts to deliver to the recipient. The
+// lines of its message since the last attempt belong to an attempt.
 func eximOutcomes(log []string, recipient string) []Outcome {
 	id := ""
 	for _, line := range log {
@@ -330,7 +328,7 @@ func eximOutcomes(log []string, recipient string) []Outcome {
 		if host := eximHost.FindStringSubmatch(try[3]); host != nil {
 			o.Relay = host[1] + host[2]
 			if o.TLS != "" && host[3] != "" {
-				o.TLS = "Kept" // this process has not made the connection, and knows nothing of the certificate
+				o.TLS = "Kept" // another process made the connection and knows the certificate
 			}
 		}
 		found, since = append(found, o), ""
@@ -338,7 +336,7 @@ func eximOutcomes(log []string, recipient string) []Outcome {
 	return found
 }
 
-// AddAddress gives this machine an address, which Exim knows for its own.
+// AddAddress adds an address to this machine. Exim treats it as its own.
 func AddAddress(t *testing.T, address string) {
 	t.Helper()
 	if out, err := exec.Command("ip", "addr", "replace", address, "dev", "lo").CombinedOutput(); err != nil {
@@ -346,16 +344,16 @@ func AddAddress(t *testing.T, address string) {
 	}
 }
 
-// AddNetwork has every address of a network be one of this machine, without
-// giving it to an interface: Exim takes no mail to hosts at 127.0.0.0/8, nor to
-// those at an interface's own address.
+// AddNetwork makes every address of a network local without adding it to an
+// interface: Exim does not deliver to 127.0.0.0/8 or an interface's own
+// address.
 func AddNetwork(t *testing.T, cidr string) {
 	t.Helper()
 	out, err := exec.Command("ip", "route", "add", "local", cidr, "dev", "lo").CombinedOutput()
 	if err != nil {
 		t.Fatalf("ip route add local %s: %v: %s", cidr, err, out)
 	}
-	// With IPv6, a route is not enough for a server to listen.
+	// For IPv6, servers also need this to listen there.
 	if err := os.WriteFile("/proc/sys/net/ipv6/ip_nonlocal_bind", []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}

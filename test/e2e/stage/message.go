@@ -8,37 +8,38 @@ import (
 	"time"
 )
 
-// deliveryTime is how long a message may take from the queue to an outcome.
-// Postfix itself waits up to 10 s for a socketmap that does not answer.
+// deliveryTime limits the time from submission to an outcome. Postfix itself
+// waits up to 10 s for a socketmap.
 const deliveryTime = 60 * time.Second
 
-// An MTA is a mail relay on the stage: a *Postfix or an *Exim.
+// An MTA is a mail relay: a *Postfix or an *Exim.
 type MTA interface {
-	// Name is what it is, with its version: "Postfix 3.10.13".
+	// Name has the version: "Postfix 3.10.13".
 	Name() string
-	// Send submits a message to somebody at the domain, as a local user would.
+	// Send submits a message to a recipient at the domain, as a local user
+	// would.
 	Send(t *testing.T, domain string) *Message
 
 	outcomes(t *testing.T, recipient string) []Outcome
 	retry(t *testing.T, id string)
 }
 
-// A Message was given to an MTA for one recipient, whom no other message has.
+// A Message has one recipient, which no other message has.
 type Message struct {
 	Recipient string
 	MTA       MTA
 
-	tries int // outcomes seen so far
+	tries int // outcomes returned so far
 }
 
-// An Outcome is what an MTA logged about one try to deliver a message.
+// An Outcome is what an MTA logged about one attempt to deliver a message.
 type Outcome struct {
 	QueueID string
 	Status  string // sent, deferred, bounced
-	Relay   string // the host tried last, "mx.example[127.1.0.1]:25", or "none"
+	Relay   string // the last host, "mx.example[127.1.0.1]:25", or "none"
 	Reason  string // in the MTA's words
-	TLS     string // how the relay's TLS was seen: Verified, Trusted, Untrusted, Anonymous; empty: there was none
-	Log     string // all that was logged about the try
+	TLS     string // verdict on the TLS connection: Verified, Trusted, Untrusted, Anonymous; empty without TLS
+	Log     string // all log lines of the attempt
 }
 
 func (o Outcome) String() string {
@@ -49,7 +50,7 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("%s: %s, %s: %s", o.Status, o.Relay, tls, o.Reason)
 }
 
-// Outcome waits for the outcome of the next try to deliver the message.
+// Outcome waits for the outcome of the next attempt.
 func (m *Message) Outcome(t *testing.T) Outcome {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), deliveryTime)
@@ -70,8 +71,7 @@ func (m *Message) Outcome(t *testing.T) Outcome {
 	return o
 }
 
-// Retry has the MTA try the message of an outcome again at once, and not when
-// it would do so by itself.
+// Retry makes the MTA try the message again now.
 func (m *Message) Retry(t *testing.T, last Outcome) Outcome {
 	t.Helper()
 	if last.Status != "deferred" {

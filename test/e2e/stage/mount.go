@@ -2,8 +2,8 @@ package stage
 
 import "testing"
 
-// MountRoot mounts the root that setup calls name, for tests that run
-// something else in it than the MTAs of this package.
+// MountRoot mounts the root of setup with that name, for tests without this
+// package's MTAs.
 func MountRoot(t *testing.T, name string) Root {
 	t.Helper()
 	return mountRoot(t, name)

@@ -1,11 +1,10 @@
-// Package stage is where the end-to-end tests run: each test has namespaces of
-// its own, a real MTA in a Debian root, and the real daemon.
+// Package stage runs the end-to-end tests: each test has its own namespaces, a
+// real MTA in a Debian root, and the real daemon.
 //
-// Nothing of it outlives the test, however that ends: processes, mounts
-// and network live in namespaces, and the kernel takes those down with the
-// first process in them. So there is no cleaning up, and none to forget.
+// The kernel removes processes, mounts and network with the first process of
+// the namespaces, so nothing outlives a test and no test cleans up.
 //
-// Left out: booted systemd (the packages' tests do that), and any network but
+// Left out: a booted systemd (packaging/test has that), and any network but
 // loopback.
 package stage
 
@@ -30,34 +29,33 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// Resolver is the address of the DNS server that everything on the stage
-// asks. The tests have their testlab listen there.
+// Resolver is the address of the DNS server for everything on the stage. Tests
+// start their testlab there.
 const Resolver = "127.0.0.53"
 
-// onStage marks the copy of the test binary that runs in the namespaces; its
-// value is where the program under test is.
+// onStage marks the copy of the test binary inside the namespaces. Its value is
+// the path of the program under test.
 const onStage = "STS_TLSMAP_E2E_STAGE"
 
-// underTest, if set, is the program to test instead of one built here: that of
-// an installed package, say.
+// underTest may name a program to test, such as an installed one, instead of a
+// newly built one.
 const underTest = "STS_TLSMAP_E2E_PROGRAM"
 
-// dir is a tmpfs that only this test sees. /run is there on every
-// Linux, and nothing of the machine's own /run is wanted on the stage.
+// dir is a tmpfs for this test only. Every Linux has /run, and the stage needs
+// nothing in it.
 const dir = "/run"
 
-// Path is the path of a file with that name in memory, which only this test
-// sees.
+// Path returns the path of a file in dir.
 func Path(name string) string { return filepath.Join(dir, name) }
 
-// atOnce is how many tests of one package run at the same time. They mostly
-// wait for their MTAs.
+// atOnce is how many tests of a package run at once. They mostly wait for their
+// MTAs.
 const atOnce = 3
 
-// Main is the TestMain of every package of end-to-end tests. It runs each test
-// in a copy of the test binary that is the first process of new network, mount
-// and process namespaces, several tests at once, and exits with the worst code.
-// Outside the namespaces, it calls atEnd before it exits.
+// Main is the TestMain of the end-to-end tests. It runs each test in a copy of
+// the test binary, the first process of new network, mount and process
+// namespaces, several tests at once, and exits with the worst code. Outside the
+// namespaces it calls atEnd before it exits.
 func Main(m *testing.M, atEnd ...func()) {
 	if program := os.Getenv(onStage); program != "" {
 		if err := furnish(program); err != nil {
@@ -68,7 +66,7 @@ func Main(m *testing.M, atEnd ...func()) {
 	}
 	flag.Parse()
 	if flag.Lookup("test.list").Value.String() != "" {
-		os.Exit(m.Run()) // lists the tests and runs none
+		os.Exit(m.Run()) // only lists the tests
 	}
 	code, err := playAll()
 	if err != nil {
@@ -80,7 +78,7 @@ func Main(m *testing.M, atEnd ...func()) {
 	os.Exit(code)
 }
 
-// playAll runs each test that the flags select on a stage of its own.
+// playAll runs each selected test on its own stage.
 func playAll() (code int, err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -128,11 +126,10 @@ func playAll() (code int, err error) {
 	return code, nil
 }
 
-// play runs the test binary in new namespaces with the flags that it has here,
-// but for the tests to run. It returns what it printed.
+// play runs the test binary in new namespaces with its own flags except for the
+// selection of tests. It returns the output.
 func play(self, program, run string) (out []byte, code int, err error) {
-	// The kernel sends Pdeathsig when the thread ends that started the process,
-	// not when the whole program does.
+	// Pdeathsig is sent when the thread that started the process ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	c := exec.Command(self, append(os.Args[1:len(os.Args):len(os.Args)], "-test.run="+run)...)
@@ -143,14 +140,14 @@ func play(self, program, run string) (out []byte, code int, err error) {
 	}
 	out, err = c.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		return out, max(exit.ExitCode(), 1), nil // -1 is a signal
+		return out, max(exit.ExitCode(), 1), nil // -1 means a signal
 	}
 	return out, 0, err
 }
 
-// furnish makes the new namespaces fit to live in.
+// furnish prepares the new namespaces.
 func furnish(program string) error {
-	// Nothing that is mounted here may be seen outside.
+	// Mounts must not be visible outside.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("making the mounts private: %w", err)
 	}
@@ -173,7 +170,7 @@ func furnish(program string) error {
 	return loopbackUp()
 }
 
-// copyProgram puts the program where the tests start it.
+// copyProgram copies the program to where the tests start it.
 func copyProgram(from string) error {
 	text, err := os.ReadFile(from)
 	if err != nil {
@@ -199,16 +196,16 @@ func useResolver(path string) error {
 	return nil
 }
 
-// resolvConf is the resolv.conf of the stage. With trust-ad, libc passes on the
+// resolvConf is the stage's resolv.conf. With trust-ad, libc passes on the
 // resolver's AD bit.
 const resolvConf = "nameserver " + Resolver + "\noptions trust-ad\n"
 
-// SetResolvConf has the daemon, which reads the stage's, find another
-// resolv.conf. Postfix has one of its own. It is as before when the test ends.
+// SetResolvConf changes the resolv.conf of the daemon until the test ends.
+// Postfix has its own.
 func SetResolvConf(t *testing.T, text string) {
 	t.Helper()
 	write := func(text string) {
-		// The file that is mounted there cannot be replaced, only changed.
+		// A mounted file cannot be replaced.
 		if err := os.WriteFile("/etc/resolv.conf", []byte(text), 0o644); err != nil {
 			t.Error(err)
 		}
@@ -222,8 +219,7 @@ func writeString(f *os.File, s string) error {
 	return err
 }
 
-// loopbackUp brings up the one interface of a new network namespace, with all
-// of 127.0.0.0/8.
+// loopbackUp brings up the loopback interface with all of 127.0.0.0/8.
 func loopbackUp() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// Pause stops the daemon as a machine without memory does: it holds its
-// connections and takes new ones, and answers nothing until Resume.
+// Pause stops the daemon's process: its connections stay open and new ones are
+// queued, but nothing is answered until Resume.
 func (d *Daemon) Pause(t *testing.T) {
 	t.Helper()
 	if err := syscall.Kill(d.PID, syscall.SIGSTOP); err != nil {
@@ -14,7 +14,6 @@ func (d *Daemon) Pause(t *testing.T) {
 	}
 }
 
-// Resume ends Pause.
 func (d *Daemon) Resume(t *testing.T) {
 	t.Helper()
 	if err := syscall.Kill(d.PID, syscall.SIGCONT); err != nil {

@@ -13,26 +13,25 @@ import (
 	"testing"
 )
 
-// Where things are inside the root.
+// Paths inside the root.
 const (
 	maillog       = "/var/log/postfix.log"
 	queueDir      = "/var/spool/postfix"
-	deferredQueue = queueDir + "/deferred" // of folders, by the first letter of an id
+	deferredQueue = queueDir + "/deferred" // has directories named after an id's first letter
 )
 
-// A Postfix is Debian's, started as Debian starts it: its own main.cf and
-// master.cf with what StartPostfix sets, its smtp(8) in a chroot.
+// A Postfix is Debian's with Debian's main.cf and master.cf and the settings of
+// StartPostfix. Its smtp(8) runs in a chroot.
 type Postfix struct {
-	Version string // as mail_version says: "3.10.13"
+	Version string // mail_version: "3.10.13"
 
 	root Root
 	sent int
 }
 
-// StartPostfix starts the Postfix in the root that setup calls name. Each
-// setting is a line of main.cf, "name = value"; they come after those that
-// every relay of the tests has. Settings may name files by their path in the
-// root; write those first with files (path -> text).
+// StartPostfix starts the Postfix in the root of setup with that name. settings
+// are lines of main.cf after the common ones. files are written first (path in
+// the root -> text).
 func StartPostfix(t *testing.T, name string, files map[string]string, settings ...string) *Postfix {
 	t.Helper()
 	p := &Postfix{root: mountRoot(t, name)}
@@ -51,8 +50,8 @@ func StartPostfix(t *testing.T, name string, files map[string]string, settings .
 		"smtp_tls_security_level = may",
 		"smtp_tls_loglevel = 1",
 		"inet_protocols = ipv4",
-		"in_flow_delay = 0", // do not slow down the tests' submissions
-		// Mail comes in by sendmail(1): no smtpd, port 25 is the mail hosts'.
+		"in_flow_delay = 0", // no delays for submissions
+		// Mail arrives through sendmail(1). Port 25 belongs to the mail hosts.
 		"master_service_disable = inet",
 	}, settings...)...)
 	t.Cleanup(func() { p.stop(t) })
@@ -60,8 +59,8 @@ func StartPostfix(t *testing.T, name string, files map[string]string, settings .
 	return p
 }
 
-// writeResolvConf writes resolv.conf, also where smtp(8) reads it: it runs
-// chrooted to the queue directory.
+// writeResolvConf writes resolv.conf, also in the queue directory, smtp(8)'s
+// chroot.
 func (p *Postfix) writeResolvConf(t *testing.T, text string) {
 	t.Helper()
 	for _, top := range []string{"", queueDir} {
@@ -69,8 +68,8 @@ func (p *Postfix) writeResolvConf(t *testing.T, text string) {
 	}
 }
 
-// TrustAD has Postfix run from now on with trust-ad in its resolv.conf, as it
-// does at first, or without.
+// TrustAD restarts Postfix with or without trust-ad in its resolv.conf; the
+// default is with.
 func (p *Postfix) TrustAD(t *testing.T, trust bool) {
 	t.Helper()
 	text := resolvConf
@@ -81,7 +80,7 @@ func (p *Postfix) TrustAD(t *testing.T, trust bool) {
 	p.restart(t)
 }
 
-// Program runs the program on Postfix' machine, and returns what it printed.
+// Program runs the program on Postfix's machine and returns its output.
 func (p *Postfix) Program(t *testing.T, args ...string) string {
 	t.Helper()
 	out, err := p.root.program(t, args...).Output()
@@ -91,20 +90,19 @@ func (p *Postfix) Program(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// Write writes a file on Postfix' machine.
+// Write writes a file on Postfix's machine.
 func (p *Postfix) Write(t *testing.T, path, text string) {
 	t.Helper()
 	p.root.Write(t, path, text)
 }
 
-// Unset takes settings out of main.cf, as an editor would. They are in force
-// until Configure.
+// Unset removes settings from main.cf. They stay in force until Configure.
 func (p *Postfix) Unset(t *testing.T, names ...string) {
 	t.Helper()
 	p.run(t, "postconf", append([]string{"-X"}, names...)...)
 }
 
-// Configure adds text to the end of main.cf, and starts Postfix anew.
+// Configure appends text to main.cf and restarts Postfix.
 func (p *Postfix) Configure(t *testing.T, text string) {
 	t.Helper()
 	f, err := os.OpenFile(p.root.Path("/etc/postfix/main.cf"), os.O_WRONLY|os.O_APPEND, 0)
@@ -117,7 +115,7 @@ func (p *Postfix) Configure(t *testing.T, text string) {
 	p.restart(t)
 }
 
-// Postmap asks a table for a key, as postmap -q does; empty: there is nothing.
+// Postmap looks up a key with postmap -q. It returns "" if there is no entry.
 func (p *Postfix) Postmap(t *testing.T, key, table string) string {
 	t.Helper()
 	out, err := p.root.command("/usr/sbin/postmap", "-q", key, table).CombinedOutput()
@@ -129,15 +127,15 @@ func (p *Postfix) Postmap(t *testing.T, key, table string) string {
 	return strings.TrimSuffix(string(out), "\n")
 }
 
-// restart takes settings up for certain: reload would leave an smtp(8) that is
-// at work.
+// restart is certain to apply settings; after a reload, a busy smtp(8) would
+// continue.
 func (p *Postfix) restart(t *testing.T) {
 	t.Helper()
 	p.run(t, "postfix", "stop")
 	p.run(t, "postfix", "start")
 }
 
-// stop stops Postfix, and shows what it logged if the test failed.
+// stop stops Postfix and shows its log after a failed test.
 func (p *Postfix) stop(t *testing.T) {
 	if out, err := p.root.command("/usr/sbin/postfix", "stop").CombinedOutput(); err != nil {
 		t.Errorf("postfix stop: %v\n%s", err, out)
@@ -147,7 +145,7 @@ func (p *Postfix) stop(t *testing.T) {
 	}
 }
 
-// run runs a command inside the root and returns what it printed.
+// run runs a command inside the root and returns its output.
 func (p *Postfix) run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := p.root.command("/usr/sbin/"+name, args...).CombinedOutput()
@@ -160,7 +158,7 @@ func (p *Postfix) run(t *testing.T, name string, args ...string) string {
 // Name is "Postfix" and the version.
 func (p *Postfix) Name() string { return "Postfix " + p.Version }
 
-// AtLeast says whether the version is the given one, "3.10.5", or later.
+// AtLeast reports whether the version is at least the given one, "3.10.5".
 func (p *Postfix) AtLeast(version string) bool {
 	return slices.Compare(numbers(p.Version), numbers(version)) >= 0
 }
@@ -175,7 +173,7 @@ func numbers(version string) []int {
 	return v
 }
 
-// Send submits a message to somebody at the domain, as a local user would.
+// Send submits a message to a recipient at the domain, as a local user would.
 func (p *Postfix) Send(t *testing.T, domain string) *Message {
 	t.Helper()
 	p.sent++
@@ -188,15 +186,14 @@ func (p *Postfix) Send(t *testing.T, domain string) *Message {
 	return m
 }
 
-// outcomes finds the tries to deliver to the recipient.
+// outcomes returns the attempts to deliver to the recipient.
 func (p *Postfix) outcomes(t *testing.T, recipient string) []Outcome {
 	t.Helper()
 	return outcomes(p.log(t), recipient)
 }
 
-// retry has a message tried again. The outcome of the last try is logged
-// before the message is back in the deferred queue, and only there does
-// postqueue find it.
+// retry tries a message again. Postfix logs an outcome before the message is
+// back in the deferred queue, where postqueue looks for it.
 func (p *Postfix) retry(t *testing.T, id string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), deliveryTime)
@@ -211,8 +208,7 @@ func (p *Postfix) retry(t *testing.T, id string) {
 	p.run(t, "postqueue", "-i", id)
 }
 
-// log returns the lines of Postfix's log so far. A last line without its end
-// is left out: it is being written.
+// log returns the complete lines of Postfix's log.
 func (p *Postfix) log(t *testing.T) []string {
 	t.Helper()
 	text, err := os.ReadFile(p.root.Path(maillog))
@@ -229,12 +225,12 @@ var (
 	tlsLine      = regexp.MustCompile(`(\w+) TLS connection established to ([^ ]+):`)
 )
 
-// outcomes finds in the log the tries to deliver to the recipient. An smtp(8)
-// makes one delivery after the other, and most of its lines do not name the
-// message: those of a try are the ones since its last delivery.
+// outcomes returns the logged attempts to deliver to the recipient. An smtp(8)
+// does one delivery at a time, and most of its lines do not name the message:
+// an attempt has the lines since the process's last delivery.
 func outcomes(log []string, recipient string) []Outcome {
 	var found []Outcome
-	try := make(map[string]string) // process -> its lines since its last delivery
+	try := make(map[string]string) // process -> lines since its last delivery
 	for _, line := range log {
 		m := smtpLine.FindStringSubmatch(line)
 		if m == nil {
@@ -255,7 +251,8 @@ func outcomes(log []string, recipient string) []Outcome {
 	return found
 }
 
-// tlsWith finds in the log of a try how TLS with the relay was seen.
+// tlsWith returns the verdict on the TLS connection to relay in the log of an
+// attempt.
 func tlsWith(relay, log string) string {
 	for _, m := range tlsLine.FindAllStringSubmatch(log, -1) {
 		if m[2] == relay {

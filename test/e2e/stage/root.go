@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Root is a Debian root of test/e2e/setup with a writable layer in memory on
-// it: the tests change what they like, and the root stays as it was made.
+// A Root is a Debian root of test/e2e/setup under a writable layer in memory,
+// so that tests can change it and the original stays intact.
 type Root string
 
-// mountRoot mounts the root that setup calls name.
+// mountRoot mounts the root of setup with that name.
 func mountRoot(t *testing.T, name string) Root {
 	t.Helper()
 	lower := filepath.Join(cacheDir(t), name)
@@ -22,7 +22,7 @@ func mountRoot(t *testing.T, name string) Root {
 	if _, err := os.Stat(filepath.Join(lower, "etc/e2e-recipe")); err != nil {
 		t.Fatalf("there is no root %s: run test/e2e/setup %s first (%v)", name, name, err)
 	}
-	base, err := os.MkdirTemp(dir, name) // each test of a binary has a layer of its own
+	base, err := os.MkdirTemp(dir, name) // each test of a binary has its own layer
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,18 +46,17 @@ func mountRoot(t *testing.T, name string) Root {
 	return Root(merged)
 }
 
-// cacheDir is where setup keeps the roots.
+// cacheDir returns the directory of the roots.
 func cacheDir(t *testing.T) string {
 	t.Helper()
-	d, err := os.UserCacheDir() // $XDG_CACHE_HOME, or .cache in $HOME
+	d, err := os.UserCacheDir() // $XDG_CACHE_HOME, or $HOME/.cache
 	if err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(d, "sts-tlsmap", "e2e")
 }
 
-// lockShared holds off setup from making the root anew, until this process
-// ends.
+// lockShared prevents setup from replacing the root until the test ends.
 func lockShared(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o644)
@@ -70,10 +69,10 @@ func lockShared(t *testing.T, path string) {
 	}
 }
 
-// Path returns where a path inside the root is seen from outside.
+// Path returns the path outside the root.
 func (r Root) Path(inside string) string { return filepath.Join(string(r), inside) }
 
-// Write writes a file inside the root, and the directories above it.
+// Write writes a file inside the root and creates its directories.
 func (r Root) Write(t *testing.T, inside, text string) {
 	t.Helper()
 	p := r.Path(inside)
@@ -85,8 +84,7 @@ func (r Root) Write(t *testing.T, inside, text string) {
 	}
 }
 
-// program is the program under test inside the root, where it sees the machine
-// of the MTA.
+// program returns a command that runs the program under test inside the root.
 func (r Root) program(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	const path = "/usr/sbin/sts-tlsmap"

@@ -1,10 +1,10 @@
 //go:build e2e
 
-// Package status looks at the daemon's status page with a real Chromium: what
-// is in the document that the browser makes of it, and what it looks like.
+// Package status loads the daemon's status page in a real Chromium and checks
+// the resulting document.
 //
-// The browser runs without its sandbox, since the tests run as root; it loads
-// nothing but pages of the daemon that this test has started.
+// The browser runs without its sandbox, since the tests run as root. It loads
+// only pages of the daemon under test.
 package status
 
 import (
@@ -29,11 +29,11 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// patience bounds what the daemon and the browser take on a busy machine.
+// patience limits the daemon's and the browser's time on a busy machine.
 const patience = 90 * time.Second
 
-// hostile is a policy whose fields that no standard knows would like to be
-// something else on a page or a terminal.
+// hostile is a policy with unknown fields that try to be markup or terminal
+// controls.
 const hostile = "version: STSv1\r\nmode: enforce\r\nmx: mx1.hostile.test\r\nmax_age: 604800\r\n" +
 	"x-script: <script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\r\n" +
 	"x-bidi: \u202egnihton\u202c\r\n"
@@ -41,7 +41,7 @@ const hostile = "version: STSv1\r\nmode: enforce\r\nmx: mx1.hostile.test\r\nmax_
 // A daemon is the real program.
 type daemon struct {
 	lookups endpoint.Endpoint
-	page    string // where its page is
+	page    string // URL of the status page
 	control *control.Client
 }
 
@@ -82,8 +82,8 @@ func startDaemon(ctx context.Context, t *testing.T, lab *testlab.T) *daemon {
 	return d
 }
 
-// fill has the domains of a small relay looked up, some more often than
-// others, and lets the policy host of one of them fail after that.
+// fill looks up the domains of a small relay, some more often than others, and
+// then makes one policy host fail.
 func fill(ctx context.Context, t *testing.T, lab *testlab.T, d *daemon) {
 	t.Helper()
 	lab.Domain("hostile.test", testlab.With{Policy: hostile, ID: "1"})
@@ -113,7 +113,7 @@ func fill(ctx context.Context, t *testing.T, lab *testlab.T, d *daemon) {
 	}
 }
 
-// browse has Chromium load a page, and returns what it printed.
+// browse loads a page in Chromium and returns its output.
 func browse(ctx context.Context, t *testing.T, flags ...string) string {
 	t.Helper()
 	args := append([]string{
@@ -129,7 +129,7 @@ func browse(ctx context.Context, t *testing.T, flags ...string) string {
 	return out.String()
 }
 
-// text is the text of a document, white space made even.
+// text returns a document's text with normalized white space.
 func text(dom string) string {
 	return strings.Join(strings.Fields(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(dom, " ")), " ")
 }
@@ -149,9 +149,9 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 		"64 policies in the cache", "enforce 62", "testing 1", "none 1",
 		"Nothing is wrong that the daemon can see.",
 		"hostile.test mode enforce",                                        // the answer
-		"x-script: &lt;script&gt;document.title='owned'&lt;/script&gt;",    // is text
-		`x-bidi: \u{202e}gnihton\u{202c}`,                                  // shown, not obeyed
-		"postfix OK secure match=mx1.hostile.test servername=hostname the", // what the map replies
+		"x-script: &lt;script&gt;document.title='owned'&lt;/script&gt;",    // escaped
+		`x-bidi: \u{202e}gnihton\u{202c}`,                                  // escaped, too
+		"postfix OK secure match=mx1.hostile.test servername=hostname the", // the map's reply
 		"expired-certificate.test", "sts-webpki-invalid", "not-there.test", "HTTP status 404", "sts-policy-fetch-error",
 		"1 fetch sts-policy-fetch-error the policy host answered with HTTP status 500",
 	} {
@@ -174,7 +174,7 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 		t.Logf("%s", dom)
 	}
 
-	// The overview shows that exempt and unknown domains are just that.
+	// The overview marks exempt and unknown domains.
 	for question, want := range map[string]string{
 		"exempt.test":      "exempt by [exempt] in the configuration: every map replies NOTFOUND",
 		"plain.test":       "not found no-record; not tried again before",

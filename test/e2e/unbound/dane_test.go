@@ -23,8 +23,7 @@ func bracketed(host string, port uint16) dane.NextHop {
 	return dane.NextHop{Host: host, Port: port, Bracketed: true}
 }
 
-// start runs an unbound that serves the zones, and returns a resolver that
-// asks it.
+// start starts an unbound with the zones and returns a resolver that asks it.
 func start(t *testing.T, dir string, zones []*Zone, noValidator bool) *resolver.Resolver {
 	t.Helper()
 	addr := freeAddr(t)
@@ -36,7 +35,7 @@ func start(t *testing.T, dir string, zones []*Zone, noValidator bool) *resolver.
 		if !errors.Is(err, errEnded) {
 			t.Fatal(err)
 		}
-		addr = freeAddr(t) // somebody else has taken the one that was free
+		addr = freeAddr(t) // another process took the port
 	}
 	r, err := resolver.New(resolver.Config{Servers: []string{addr.String()}})
 	if err != nil {
@@ -45,10 +44,10 @@ func start(t *testing.T, dir string, zones []*Zone, noValidator bool) *resolver.
 	return r
 }
 
-// portTries is how many ports are tried.
+// portTries limits the attempts to find a port.
 const portTries = 20
 
-// freeAddr returns a port on loopback that is free for UDP and TCP, for now.
+// freeAddr returns a loopback port that is free for UDP and TCP at the moment.
 func freeAddr(t *testing.T) netip.AddrPort {
 	t.Helper()
 	for range portTries {
@@ -68,7 +67,7 @@ func freeAddr(t *testing.T) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// nextHops are the rows: a next-hop and its state.
+// nextHops has next-hops and their states.
 var nextHops = []struct {
 	what string
 	hop  dane.NextHop
@@ -104,8 +103,8 @@ var nextHops = []struct {
 	{"brackets, an address tampered with", bracketed("badaddr.bogus.example", 25), dane.LookupFailed},
 }
 
-// TestRFC7672_StatesFollowFromRealValidation has the AD bit, and its absence,
-// come from real signatures, with each way to deny.
+// TestRFC7672_StatesFollowFromRealValidation gets the AD bit from real
+// signatures, with each kind of denial of existence.
 func TestRFC7672_StatesFollowFromRealValidation(t *testing.T) {
 	for name, options := range map[string][]string{
 		"NSEC":  nil,

@@ -1,10 +1,10 @@
-// Package unbound runs Debian's unbound as a real validating resolver, with
-// zones that are made and signed in the test, some of them tampered with
-// afterwards. Nothing leaves the machine. Its own tests hold internal/resolver
-// and internal/dane against its answers.
+// Package unbound runs Debian's unbound as a real validating resolver with
+// zones that the test creates and signs, and may tamper with afterwards.
+// Nothing leaves the machine. Its own tests check internal/resolver and
+// internal/dane with its answers.
 //
-// It needs the Debian packages unbound and ldnsutils, and no root. The
-// system's own unbound plays no part; it may be masked.
+// It needs the Debian packages unbound and ldnsutils, but not root. The
+// system's unbound service is not used.
 package unbound
 
 import (
@@ -26,22 +26,21 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
-// startTime is for unbound to give its first answer.
+// startTime limits the time until the first answer.
 const startTime = 20 * time.Second
 
-// Options say what an unbound resolves.
+// Options configure an unbound.
 type Options struct {
 	Dir   string // for its configuration
 	Addr  netip.AddrPort
-	Zones []*Zone // resolved from their files as if these were name servers; at least one
+	Zones []*Zone // read as auth-zones; at least one
 
-	// Forward is the name server for the names below test, which are not
-	// signed. If it is set, nothing is cached: the tests change the world as
-	// they go. None of the zones may be below test: this unbound would ask
-	// the name server for it.
+	// Forward is the DNS server for names below test, which are unsigned. If
+	// set, unbound does not cache, because tests change the records. No zone
+	// may be below test.
 	Forward netip.AddrPort
 
-	NoValidator bool // take everything as it comes
+	NoValidator bool // do not validate
 }
 
 // A Server is an unbound.
@@ -52,12 +51,12 @@ type Server struct {
 	log     bytes.Buffer
 }
 
-// errEnded says that an unbound has ended before it gave an answer, as one does
-// that cannot have its port.
+// errEnded means that unbound ended before it answered, as when another process
+// has its port.
 var errEnded = errors.New("unbound ended before it answered")
 
-// Start starts an unbound, and returns when it answers. It ends with the test,
-// if not before.
+// Start starts an unbound and waits until it answers. The end of the test stops
+// it.
 func Start(t *testing.T, o Options) *Server {
 	t.Helper()
 	s, err := tryStart(t, o)
@@ -67,7 +66,6 @@ func Start(t *testing.T, o Options) *Server {
 	return s
 }
 
-// tryStart is Start, and returns an error when the server does not answer.
 func tryStart(t *testing.T, o Options) (*Server, error) {
 	t.Helper()
 	s := &Server{options: o}
@@ -80,8 +78,8 @@ func tryStart(t *testing.T, o Options) (*Server, error) {
 	return s, s.restart(t.Context(), o.NoValidator)
 }
 
-// Restart starts the server anew, with or without its validator, and returns
-// when it answers.
+// Restart restarts the server with or without its validator and waits until it
+// answers.
 func (s *Server) Restart(t *testing.T, noValidator bool) {
 	t.Helper()
 	if err := s.restart(t.Context(), noValidator); err != nil {
@@ -105,7 +103,7 @@ func (s *Server) restart(ctx context.Context, noValidator bool) error {
 	ended := make(chan struct{})
 	s.ended = ended
 	go func(cmd *exec.Cmd) {
-		cmd.Wait() // it is killed, or has said why in its log
+		cmd.Wait() // killed, or the log says why
 		close(ended)
 	}(s.cmd)
 	ctx, cancel := context.WithTimeout(ctx, startTime)
@@ -127,7 +125,7 @@ func (s *Server) restart(ctx context.Context, noValidator bool) error {
 		return err == nil && answer.Rcode == dns.RcodeSuccess
 	})
 	switch {
-	case hasEnded(): // and whoever has its port may have answered
+	case hasEnded(): // another process may have answered
 		return errEnded
 	case err != nil:
 		return fmt.Errorf("unbound does not answer: %w", err)
@@ -135,16 +133,15 @@ func (s *Server) restart(ctx context.Context, noValidator bool) error {
 	return nil
 }
 
-// Stop ends the server, and returns when its port is free.
+// Stop ends the server and returns when its port is free.
 func (s *Server) Stop() {
 	if s.cmd != nil && s.cmd.Process != nil {
-		s.cmd.Process.Kill() // it may have ended before
+		s.cmd.Process.Kill() // it may have ended already
 		<-s.ended
 	}
 }
 
-// configuration has unbound resolve from the zones as it would from their name
-// servers: what it reads from them it validates.
+// configuration makes unbound resolve from auth-zones and validate them.
 func (o *Options) configuration() string {
 	modules := "validator iterator"
 	if o.NoValidator {
@@ -167,7 +164,7 @@ func (o *Options) configuration() string {
 	trust-anchor-signaling: no
 `, o.Dir, o.Addr.Addr(), o.Addr.Port(), modules)
 	if o.Forward.IsValid() {
-		// unbound has a zone test of its own, without any names in it.
+		// unbound has a built-in empty zone test.
 		b.WriteString("\tcache-max-ttl: 0\n\tcache-max-negative-ttl: 0\n\tdo-not-query-localhost: no\n\tlocal-zone: \"test.\" nodefault\n")
 	}
 	for _, z := range o.Zones {

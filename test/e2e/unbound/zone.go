@@ -11,23 +11,22 @@ import (
 	"github.com/miekg/dns"
 )
 
-// A Zone is a zone file, and the key that vouches for it if it is signed.
+// A Zone is a zone file with its key if it is signed.
 type Zone struct {
 	Name string
 
 	file   string
-	anchor string // the file of its key; empty: the zone is not signed
+	anchor string // file of the key; empty: unsigned
 }
 
-// head begins each zone.
 const head = `$TTL 300
 @ IN SOA ns h 1 3600 600 86400 300
 @ IN NS ns
 ns IN A 192.0.2.53
 `
 
-// WriteZone writes a zone file in dir. The records are in zone-file form, with
-// names relative to the zone's; SOA and NS are there already.
+// WriteZone writes a zone file in dir. The records are in zone-file form with
+// relative names; SOA and NS are added.
 func WriteZone(t *testing.T, dir, name, records string) *Zone {
 	t.Helper()
 	z := &Zone{Name: name, file: filepath.Join(dir, name+".zone")}
@@ -35,7 +34,7 @@ func WriteZone(t *testing.T, dir, name, records string) *Zone {
 	return z
 }
 
-// Sign makes a key and signs the zone with it. The options are those of
+// Sign creates a key and signs the zone. The options are those of
 // ldns-signzone.
 func (z *Zone) Sign(t *testing.T, options ...string) {
 	t.Helper()
@@ -46,8 +45,8 @@ func (z *Zone) Sign(t *testing.T, options ...string) {
 	z.file, z.anchor = signed, filepath.Join(dir, key+".key")
 }
 
-// Tamper replaces texts in a zone that is signed already, whose signatures
-// stay. Each pair of texts must change one line.
+// Tamper replaces texts in a signed zone without signing it again. Each pair of
+// texts must change one line.
 func (z *Zone) Tamper(t *testing.T, oldnew ...string) {
 	t.Helper()
 	before := z.read(t)
@@ -58,7 +57,7 @@ func (z *Zone) Tamper(t *testing.T, oldnew ...string) {
 	z.write(t, after)
 }
 
-// differing counts the lines in which two texts differ.
+// differing counts the lines that differ.
 func differing(a, b string) (n int) {
 	x, y := strings.Split(a, "\n"), strings.Split(b, "\n")
 	for i := range x {
@@ -69,9 +68,8 @@ func differing(a, b string) (n int) {
 	return n
 }
 
-// Unsign takes the signatures away from the records of one name and type
-// ("MX"): a resolver that validates answers SERVFAIL, one that does not
-// answers with the records.
+// Unsign removes the signature of one name and type ("MX"): a validating
+// resolver answers SERVFAIL, another one the records.
 func (z *Zone) Unsign(t *testing.T, name, rtype string) {
 	t.Helper()
 	var kept []string

@@ -14,9 +14,9 @@ const (
 	pkixData  = "1 1 1 0101010101010101010101010101010101010101010101010101010101010101"
 )
 
-// signedZone has domains of all kinds. _tcp.relay has a record of its own since
-// unbound 1.17 cannot prove from its auth-zones, with NSEC3, that a name below
-// an empty one does not exist.
+// signedZone has all kinds of domains. _tcp.relay has its own record because
+// unbound 1.17 cannot prove from auth-zones with NSEC3 that a name below an
+// empty non-terminal does not exist.
 const signedZone = `
 mx            A    192.0.2.1
 _25._tcp.mx   TLSA ` + tlsaData + `
@@ -60,7 +60,7 @@ indirect       A    192.0.2.6
 _25._tcp.indirect CNAME _25._tcp.mx
 `
 
-// unsignedZone is what anybody can forge.
+// unsignedZone can be forged by anybody.
 const unsignedZone = `
 @             MX 10 mx.signed.example.
 mx            A    192.0.2.9
@@ -68,7 +68,7 @@ _25._tcp.mx   TLSA ` + tlsaData + `
 none          A    192.0.2.8
 `
 
-// bogusZone is signed, and then three of its records are replaced.
+// bogusZone has three records that are replaced after signing.
 const bogusZone = `
 mx            A    192.0.2.1
 _25._tcp.mx   TLSA ` + tlsaData + `
@@ -84,15 +84,14 @@ addrandgood   MX 10 badaddr
 addrandgood   MX 20 mx
 `
 
-// tampering says what is replaced in bogusZone after it was signed.
+// tampering has the replacements in bogusZone.
 var tampering = []string{
 	"MX\t77 ", "MX\t78 ",
 	"192.0.2.77", "192.0.2.78",
 	strings.TrimPrefix(otherData, "3 1 1 "), strings.Replace(strings.TrimPrefix(otherData, "3 1 1 "), "02", "03", 1),
 }
 
-// makeZones writes the three zones, signed with these options of
-// ldns-signzone.
+// makeZones writes the three zones, signed with these options of ldns-signzone.
 func makeZones(t *testing.T, dir string, options ...string) []*Zone {
 	t.Helper()
 	signed := WriteZone(t, dir, "signed.example", signedZone+manyTXT())
@@ -103,7 +102,7 @@ func makeZones(t *testing.T, dir string, options ...string) []*Zone {
 	return []*Zone{signed, bogus, WriteZone(t, dir, "unsigned.example", unsignedZone)}
 }
 
-// manyTXT is an RRset that does not fit into a datagram.
+// manyTXT returns an RRset too large for a datagram.
 func manyTXT() string {
 	var b strings.Builder
 	for i := range 40 {
