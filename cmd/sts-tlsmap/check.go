@@ -13,6 +13,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 )
 
 // probeWait is how long -check waits for the probe of the resolver.
@@ -33,9 +34,14 @@ func (a *app) check(ctx context.Context) (int, error) {
 		return 0, cacheError(err, a.cfg)
 	}
 	h, open := &a.health, socketsOf(a.cfg)
-	now := sockets{keyListen: h.Listeners, keyControl: {h.Control}, keyMetrics: strings.Fields(h.Metrics)}
+	now := map[string][]string{keyListen: h.Listeners, keyControl: {"unix:" + h.Control}, keyMetrics: strings.Fields(h.Metrics)}
 	for _, key := range h.Overridden {
-		open[key] = now[key]
+		open[key] = nil
+		for _, name := range now[key] {
+			if e, err := endpoint.Parse(name); err == nil {
+				open[key] = append(open[key], e)
+			}
+		}
 	}
 	for _, w := range slices.Concat(warnings(a.cfg, out.resolver, open, h.Overridden), folderWarnings(a.cfg, h.Overridden)) {
 		a.warn("%s", w)

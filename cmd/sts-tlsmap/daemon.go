@@ -52,8 +52,9 @@ type service struct {
 	control  *control.Server
 	observer *observe.Observer
 
-	listeners listeners
-	failed    chan error // of what must not end by itself
+	listeners  listeners
+	overridden []string   // keys of the configuration in whose place systemd passed sockets
+	failed     chan error // of what must not end by itself
 }
 
 // daemon runs the daemon until SIGTERM or SIGINT.
@@ -166,9 +167,9 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	defer stopKeeping()
 	kept := make(chan error, 1)
 	go func() { kept <- s.keeper.Run(keeping) }()
-	s.serve(s.listeners.socketmap, s.sockets.Serve)
-	s.serve(s.listeners.control, s.control.Serve)
-	s.serve(s.listeners.metrics, s.observer.Serve)
+	s.serve(keyListen, s.sockets.Serve)
+	s.serve(keyControl, s.control.Serve)
+	s.serve(keyMetrics, s.observer.Serve)
 	s.announce()
 	watching, stopWatching := context.WithCancel(keeping)
 	go s.watch(watching)
@@ -208,9 +209,9 @@ func (s *service) wait(signals <-chan os.Signal, file string) error {
 	}
 }
 
-// serve serves listeners, and reports one that ends by itself.
-func (s *service) serve(list []net.Listener, serve func(net.Listener) error) {
-	for _, l := range list {
+// serve serves the listeners of a key, and reports one that ends by itself.
+func (s *service) serve(key string, serve func(net.Listener) error) {
+	for _, l := range s.listeners[key] {
 		go func() {
 			if err := serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 				s.failed <- err
@@ -222,15 +223,15 @@ func (s *service) serve(list []net.Listener, serve func(net.Listener) error) {
 // announce tells systemd and the log that lookups are answered.
 func (s *service) announce() {
 	s.notify(daemon.SdNotifyReady)
-	l, r := &s.listeners, s.out.resolver
+	open, r := s.listeners.sockets(), s.out.resolver
 	stats := s.store.Stats()
-	s.log.Info("ready", "version", version, "listen", names(l.socketmap), "control", l.controlPath(),
+	s.log.Info("ready", "version", version, "listen", open.names(keyListen), "control", controlPath(open),
 		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", r.Servers(), "trust_ad", r.TrustsAD(),
-		"metrics", names(l.metrics), "proxy", cmp.Or(s.out.proxy, "none"))
-	for _, w := range warnings(s.cfg, r, l.sockets(), l.overridden) {
+		"metrics", open.names(keyMetrics), "proxy", cmp.Or(s.out.proxy, "none"))
+	for _, w := range warnings(s.cfg, r, open, s.overridden) {
 		s.log.Warn(w)
 	}
-	if len(l.control) == 0 {
+	if len(open[keyControl]) == 0 {
 		s.log.Warn("systemd passed no control socket: -cache, -exempt and the other modes cannot ask this daemon",
 			"next", "systemctl unmask sts-tlsmap-control.socket, and restart")
 	}
@@ -262,13 +263,18 @@ func (s *service) notify(state string) {
 	}
 }
 
+// controlPath is the path of the control socket; empty: there is none.
+func controlPath(open sockets) string {
+	return strings.TrimPrefix(strings.Join(open.names(keyControl), ""), "unix:")
+}
+
 // health is /v1/health.
 func (s *service) health() control.Health {
-	l := &s.listeners
+	open := s.listeners.sockets()
 	return control.Health{
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
-		Listeners: names(l.socketmap), Cache: s.cfg.Cache.Path, Metrics: strings.Join(names(l.metrics), " "),
-		Control: l.controlPath(), Overridden: l.overridden,
+		Listeners: open.names(keyListen), Cache: s.cfg.Cache.Path, Metrics: strings.Join(open.names(keyMetrics), " "),
+		Control: controlPath(open), Overridden: s.overridden,
 		Maps: s.cfg.Maps, Troubles: s.observer.Troubles(),
 	}
 }

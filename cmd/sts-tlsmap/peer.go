@@ -48,7 +48,7 @@ func (a *app) listeners() []string {
 	if a.peerErr == nil && len(a.health.Listeners) > 0 {
 		return a.health.Listeners
 	}
-	return socketsOf(a.cfg)[keyListen]
+	return socketsOf(a.cfg).names(keyListen)
 }
 
 // needPeer is the error of a mode that cannot do without the daemon.

@@ -36,10 +36,10 @@ func (s *service) reload(file string) {
 	}
 	s.level.Set(cfg.LogLevel)
 	s.log.Info("configuration read again", "file", cfg.File, "exempt", len(cfg.Exempt.Domains))
-	for _, w := range slices.Concat(cfg.Warnings, ignored(cfg, s.listeners.sockets(), s.listeners.overridden)) {
+	for _, w := range slices.Concat(cfg.Warnings, ignored(cfg, s.listeners.sockets(), s.overridden)) {
 		s.log.Warn(w)
 	}
-	if late := needRestart(s.cfg, cfg, s.listeners.overridden); len(late) > 0 {
+	if late := needRestart(s.cfg, cfg, s.overridden); len(late) > 0 {
 		s.log.Warn("some changed settings take effect only after a restart", "changed", strings.Join(late, " "), "next", "systemctl restart sts-tlsmap")
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,35 +14,13 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
-// Keys of the configuration that systemd's sockets replace.
-const (
-	keyListen  = "listen"
-	keyControl = "control"
-	keyMetrics = "metrics"
-)
-
-// sockets are the endpoints of a daemon, by the key that names them.
-type sockets map[string][]string
-
-// socketsOf are those that the configuration has.
-func socketsOf(cfg *config.Config) sockets {
-	s := sockets{keyControl: {cfg.Control.Address}}
-	for _, e := range cfg.Listen {
-		s[keyListen] = append(s[keyListen], e.String())
-	}
-	if cfg.Metrics.Network != "" {
-		s[keyMetrics] = []string{cfg.Metrics.String()}
-	}
-	return s
-}
-
 // warnings name settings that are allowed and seldom meant: of a daemon with
 // these sockets, some of which systemd passed in place of the keys overridden.
 func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []string) []string {
 	list := slices.Concat(cfg.Warnings, ignored(cfg, s, overridden))
 	exposed := func(key, risk string) {
 		for _, e := range s[key] {
-			if at, err := endpoint.Parse(e); err == nil && !at.Loopback() {
+			if !e.Loopback() {
 				list = append(list, fmt.Sprintf("%s: %s can be reached from the network: anyone who can connect %s; "+
 					"use a loopback address or a firewall", key, e, risk))
 			}
@@ -60,16 +39,15 @@ func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []
 
 // folderWarnings name the folders that are missing and that the daemon needs.
 func folderWarnings(cfg *config.Config, overridden []string) (list []string) {
-	warn := func(key string, e endpoint.Endpoint) {
-		if dir := filepath.Dir(e.Address); e.Network == "unix" && !slices.Contains(overridden, key) && !isDir(dir) {
-			list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there", key, dir))
+	wanted := socketsOf(cfg)
+	wanted["cache.path"] = []endpoint.Endpoint{{Network: "unix", Address: cfg.Cache.Path}}
+	for _, key := range slices.Sorted(maps.Keys(wanted)) {
+		for _, e := range wanted[key] {
+			if dir := filepath.Dir(e.Address); e.Network == "unix" && !slices.Contains(overridden, key) && !isDir(dir) {
+				list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there", key, dir))
+			}
 		}
 	}
-	for _, e := range cfg.Listen {
-		warn(keyListen, e)
-	}
-	warn(keyControl, cfg.Control)
-	warn("cache.path", endpoint.Endpoint{Network: "unix", Address: cfg.Cache.Path})
 	return list
 }
 
@@ -87,13 +65,13 @@ var units = map[string]string{
 func ignored(cfg *config.Config, s sockets, overridden []string) (list []string) {
 	wanted, usual := socketsOf(cfg), socketsOf(config.Default())
 	for _, key := range overridden {
-		isMissing := func(e string) bool { return !slices.Contains(s[key], e) }
+		isMissing := func(e endpoint.Endpoint) bool { return !slices.Contains(s[key], e) }
 		if slices.Equal(wanted[key], usual[key]) || !slices.ContainsFunc(wanted[key], isMissing) {
 			continue
 		}
 		list = append(list, fmt.Sprintf("%s: %s in the file has no effect, since systemd holds the sockets: %s; "+
-			"change that with systemctl edit %s, and take the key out of the file",
-			key, strings.Join(wanted[key], " "), cmp.Or(strings.Join(s[key], " "), "none"), units[key]))
+			"change that with systemctl edit %s, and take the key out of the file", key,
+			strings.Join(wanted.names(key), " "), cmp.Or(strings.Join(s.names(key), " "), "none"), units[key]))
 	}
 	return list
 }

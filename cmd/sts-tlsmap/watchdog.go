@@ -75,7 +75,7 @@ func (s *service) probe(ctx context.Context) error {
 		return err
 	}
 	reached := false
-	for _, l := range s.listeners.socketmap {
+	for _, l := range s.listeners[keyListen] {
 		e := endpoint.Of(l.Addr())
 		err := check(socketmap.Query(ctx, e, probeMap, keeper.ProbeDomain))
 		if e.Network == "unix" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {

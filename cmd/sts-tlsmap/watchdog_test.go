@@ -108,7 +108,7 @@ func probed(t *testing.T, listeners ...net.Listener) (*service, *gatedStore) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &service{log: slog.New(slog.DiscardHandler), listeners: socketmapOnly(listeners)}
+	s := &service{log: slog.New(slog.DiscardHandler), listeners: map[string][]net.Listener{keyListen: listeners}}
 	s.keeper = keeper.New(keeper.Options{Store: gated, Network: noNetwork{t}})
 	s.maps = tlsmap.NewServer(table, tlsmap.Options{Policies: s.keeper})
 	s.sockets = socketmap.NewServer(s.maps, socketmap.Options{})
@@ -136,8 +136,6 @@ func probed(t *testing.T, listeners ...net.Listener) (*service, *gatedStore) {
 	})
 	return s, gated
 }
-
-func socketmapOnly(list []net.Listener) listeners { return listeners{socketmap: list} }
 
 func listenAt(t *testing.T, network, address string) net.Listener {
 	t.Helper()
@@ -199,7 +197,7 @@ func TestThereIsNoBeatWhileTheStoreDoesNotAnswer(t *testing.T) {
 func TestThereIsNoBeatWhileOneListenerIsNotServed(t *testing.T) {
 	s, _ := probed(t, listenAt(t, "tcp", "127.0.0.1:0"))
 	unserved := listenAt(t, "tcp", "127.0.0.1:0")
-	s.listeners.socketmap = append(s.listeners.socketmap, unserved)
+	s.listeners[keyListen] = append(s.listeners[keyListen], unserved)
 	if err := probeFor(t, s, brief); err == nil || !strings.Contains(err.Error(), unserved.Addr().String()) {
 		t.Errorf("got %v", err)
 	}
@@ -218,7 +216,7 @@ func TestASocketWhosePathIsGoneIsNoReasonForARestart(t *testing.T) {
 		t.Error(err)
 	}
 	// Nor where it is the only one; the lookup path is proven all the same.
-	s.listeners.socketmap = s.listeners.socketmap[1:]
+	s.listeners[keyListen] = s.listeners[keyListen][1:]
 	if err := probeFor(t, s, patience); err != nil {
 		t.Error(err)
 	}
