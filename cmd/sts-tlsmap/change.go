@@ -13,16 +13,13 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// everything stands for all domains of the cache.
-const everything = "all"
-
-// all reports whether the arguments are the word all.
-func (a *app) all() bool { return slices.Equal(a.flags.args, []string{everything}) }
+// all reports whether the arguments are the word all: every domain of the cache.
+func (a *app) all() bool { return slices.Equal(a.flags.args, []string{"all"}) }
 
 // named returns the domains that the arguments stand for, and a bar that people
 // see where there are many.
 func (a *app) named(ctx context.Context) (domains []string, bar *text.Progress, err error) {
-	if slices.Contains(a.flags.args, everything) && !a.all() {
+	if slices.Contains(a.flags.args, "all") && !a.all() {
 		return nil, nil, hint(errors.New("all cannot be mixed with domains"), "name the domains, or give all by itself")
 	}
 	for _, arg := range a.flags.args {
@@ -133,10 +130,10 @@ func (a *app) forget(ctx context.Context) (int, error) {
 		return code, a.hintPeer(err)
 	}
 	n, err := a.client.ForgetFailures(ctx) // of domains without a policy, which no list has
+	words := ""
 	if failures += n; failures > 0 {
-		fmt.Fprintf(a.stdout, "%d forgotten; failures to find a policy: %d\n", found, failures)
-	} else {
-		fmt.Fprintf(a.stdout, "%d forgotten\n", found)
+		words = fmt.Sprintf("; failures to find a policy: %d", failures)
 	}
+	fmt.Fprintf(a.stdout, "%d forgotten%s\n", found, words)
 	return code, a.hintPeer(err)
 }

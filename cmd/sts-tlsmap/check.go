@@ -5,6 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +19,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
 // probeWait is how long -check waits for the probe of the resolver.
@@ -34,7 +41,7 @@ func (a *app) check(ctx context.Context) (int, error) {
 		return 0, cacheError(err, a.cfg)
 	}
 	h, open := &a.health, socketsOf(a.cfg)
-	now := map[string][]string{keyListen: h.Listeners, keyControl: {"unix:" + h.Control}, keyMetrics: strings.Fields(h.Metrics)}
+	now := map[string][]string{keyListen: h.Listeners, keyControl: {h.Control}, keyMetrics: strings.Fields(h.Metrics)}
 	for _, key := range h.Overridden {
 		open[key] = nil
 		for _, name := range now[key] {
@@ -92,4 +99,105 @@ func (a *app) checkDaemon() {
 			a.warn("the daemon: %s; %s", t.What, t.Next)
 		}
 	}
+}
+
+// warnings name settings that are allowed and seldom meant: of a daemon with
+// these sockets, some of which systemd passed in place of the keys overridden.
+func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []string) []string {
+	list := slices.Concat(cfg.Warnings, ignored(cfg, s, overridden))
+	exposed := func(key, risk string) {
+		for _, e := range s[key] {
+			if !e.Loopback() {
+				list = append(list, fmt.Sprintf("%s: %s can be reached from the network: anyone who can connect %s; "+
+					"use a loopback address or a firewall", key, e, risk))
+			}
+		}
+	}
+	exposed(keyListen, "can make the daemon look up domains")
+	exposed(keyMetrics, "sees how much mail goes out, and what is wrong")
+	for _, server := range r.Servers() {
+		if r.TrustsAD() && !server.Addr().Unmap().IsLoopback() {
+			list = append(list, fmt.Sprintf("the AD bit of the resolver %s is trusted across a network, where it can be forged; "+
+				"run a validating resolver on this machine, or set trust_ad = false in [dns]", server))
+		}
+	}
+	return list
+}
+
+// folderWarnings name the folders that are missing and that the daemon needs.
+func folderWarnings(cfg *config.Config, overridden []string) (list []string) {
+	wanted := socketsOf(cfg)
+	wanted["cache.path"] = []endpoint.Endpoint{{Network: "unix", Address: cfg.Cache.Path}}
+	for _, key := range slices.Sorted(maps.Keys(wanted)) {
+		for _, e := range wanted[key] {
+			if dir := filepath.Dir(e.Address); e.Network == "unix" && !slices.Contains(overridden, key) && !isDir(dir) {
+				list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there", key, dir))
+			}
+		}
+	}
+	return list
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+// ignored names the keys that somebody set and that have no effect.
+func ignored(cfg *config.Config, s sockets, overridden []string) (list []string) {
+	wanted, usual := socketsOf(cfg), socketsOf(config.Default())
+	units := map[string]string{keyListen: "sts-tlsmap.socket", keyControl: "sts-tlsmap-control.socket", keyMetrics: "sts-tlsmap-metrics.socket"}
+	for _, key := range overridden {
+		isMissing := func(e endpoint.Endpoint) bool { return !slices.Contains(s[key], e) }
+		if slices.Equal(wanted[key], usual[key]) || !slices.ContainsFunc(wanted[key], isMissing) {
+			continue
+		}
+		list = append(list, fmt.Sprintf("%s: %s in the file has no effect, since systemd holds the sockets: %s; "+
+			"change that with systemctl edit %s, and take the key out of the file", key,
+			strings.Join(wanted.names(key), " "), cmp.Or(strings.Join(s.names(key), " "), "none"), units[key]))
+	}
+	return list
+}
+
+// outside is the way to the world: the DNS and the policy hosts.
+type outside struct {
+	resolver *resolver.Resolver
+	client   *policy.Client
+	proxy    string // through which policies are fetched, without credentials; empty: none
+	checker  *dane.Checker
+}
+
+// newOutside makes what asks the world, as the configuration says. Nothing is
+// asked yet.
+func newOutside(cfg *config.Config, log *slog.Logger) (*outside, error) {
+	servers := make([]string, len(cfg.DNS.Servers))
+	for i, s := range cfg.DNS.Servers {
+		servers[i] = s.String()
+	}
+	r, err := resolver.New(resolver.Config{Servers: servers, TrustAD: cfg.DNS.TrustAD, Timeout: cfg.DNS.Timeout, Log: log})
+	if err != nil {
+		return nil, hint(err, "correct it, or name servers in [dns]")
+	}
+	roots, err := policy.LoadRoots(cfg.Fetch.CAFile)
+	switch {
+	case errors.Is(err, fs.ErrPermission) && cfg.Fetch.CAFile != "":
+		return nil, hint(cfg.CAFileError(err), "uid %d, who runs this, must be able to read the file", os.Geteuid())
+	case err != nil && cfg.Fetch.CAFile != "":
+		return nil, cfg.CAFileError(err)
+	case err != nil:
+		return nil, hint(err, "without authorities no policy can be fetched; Debian has them in the package ca-certificates")
+	}
+	proxy, named, err := policy.ProxyFromEnvironment()
+	if err != nil {
+		return nil, hint(err, "write it as http://proxy.example:3128; with user:password@ before the name, each special character "+
+			"in these is written as its code, so %% is %%25")
+	}
+	client, err := policy.NewClient(policy.Config{
+		Resolver: r, Roots: roots, Timeout: cfg.Fetch.Timeout, AllowPrivate: cfg.Fetch.AllowPrivate, Proxy: proxy,
+		UserAgent: "sts-tlsmap/" + version,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &outside{resolver: r, client: client, proxy: named, checker: dane.New(dane.Options{Resolver: r, Log: log})}, nil
 }

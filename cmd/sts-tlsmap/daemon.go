@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -65,22 +66,20 @@ func (a *app) daemon() (int, error) {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
-	level := new(slog.LevelVar)
-	level.Set(a.cfg.LogLevel)
-	s := &service{
-		cfg: a.cfg, level: level, log: text.NewLogger(a.stderr, level), started: time.Now(), failed: make(chan error, 8),
-	}
+	s := &service{cfg: a.cfg, level: new(slog.LevelVar), started: time.Now(), failed: make(chan error, 8)}
+	s.level.Set(a.cfg.LogLevel)
+	s.log = text.NewLogger(a.stderr, s.level)
 	err := s.open()
 	if err == nil {
 		err = s.listen()
 	}
-	if err != nil {
-		if s.store != nil {
-			err = errors.Join(err, s.store.Close())
-		}
-		return 0, err
+	if err == nil {
+		return exitDone, s.run(signals, a.flags.config)
 	}
-	return exitDone, s.run(signals, a.flags.config)
+	if s.store != nil {
+		err = errors.Join(err, s.store.Close())
+	}
+	return 0, err
 }
 
 // open makes everything that answers, the cache before the listeners.
@@ -107,18 +106,11 @@ func (s *service) open() error {
 		Observe: s.observer.Observe,
 		Log:     s.log,
 
-		LookupTimeout:     cfg.Lookup.Timeout,
-		FetchTimeout:      cfg.Fetch.Timeout,
-		LookupConcurrency: cfg.Lookup.Concurrency,
-
-		Recheck:            cfg.Refresh.Recheck,
-		UnusedAfter:        cfg.Refresh.UnusedAfter,
-		FetchRate:          float64(cfg.Refresh.FetchRate),
-		RefreshConcurrency: cfg.Refresh.Concurrency,
+		LookupTimeout: cfg.Lookup.Timeout, LookupConcurrency: cfg.Lookup.Concurrency, FetchTimeout: cfg.Fetch.Timeout,
+		Recheck: cfg.Refresh.Recheck, UnusedAfter: cfg.Refresh.UnusedAfter,
+		FetchRate: float64(cfg.Refresh.FetchRate), RefreshConcurrency: cfg.Refresh.Concurrency,
 	})
-	s.maps = tlsmap.NewServer(table, tlsmap.Options{
-		Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log,
-	})
+	s.maps = tlsmap.NewServer(table, tlsmap.Options{Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log})
 	if err := s.maps.SetExempt(cfg.Exempt.Domains); err != nil {
 		return err
 	}
@@ -224,9 +216,8 @@ func (s *service) serve(key string, serve func(net.Listener) error) {
 func (s *service) announce() {
 	s.notify(daemon.SdNotifyReady)
 	open, r := s.listeners.sockets(), s.out.resolver
-	stats := s.store.Stats()
-	s.log.Info("ready", "version", version, "listen", open.names(keyListen), "control", controlPath(open),
-		"cache", s.cfg.Cache.Path, "policies", stats.Policies(), "resolver", r.Servers(), "trust_ad", r.TrustsAD(),
+	s.log.Info("ready", "version", version, "listen", open.names(keyListen), "control", strings.Join(open.names(keyControl), " "),
+		"cache", s.cfg.Cache.Path, "policies", s.store.Stats().Policies(), "resolver", r.Servers(), "trust_ad", r.TrustsAD(),
 		"metrics", open.names(keyMetrics), "proxy", cmp.Or(s.out.proxy, "none"))
 	for _, w := range warnings(s.cfg, r, open, s.overridden) {
 		s.log.Warn(w)
@@ -263,24 +254,18 @@ func (s *service) notify(state string) {
 	}
 }
 
-// controlPath is the path of the control socket; empty: there is none.
-func controlPath(open sockets) string {
-	return strings.TrimPrefix(strings.Join(open.names(keyControl), ""), "unix:")
-}
-
 // health is /v1/health.
 func (s *service) health() control.Health {
 	open := s.listeners.sockets()
 	return control.Health{
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: open.names(keyListen), Cache: s.cfg.Cache.Path, Metrics: strings.Join(open.names(keyMetrics), " "),
-		Control: controlPath(open), Overridden: s.overridden,
+		Control: strings.Join(open.names(keyControl), " "), Overridden: s.overridden,
 		Maps: s.cfg.Maps, Troubles: s.observer.Troubles(),
 	}
 }
 
-// observed is what the observer reads. The observer is made before the keeper,
-// which tells it what it tries.
+// observed is what the observer reads.
 func (s *service) observed(table *tlsmap.Table) observe.Sources {
 	host, _ := os.Hostname()
 	return observe.Sources{
@@ -305,4 +290,46 @@ func (s *service) observed(table *tlsmap.Table) observe.Sources {
 		Table: table, Log: s.log,
 		Held: func(domain string) (control.Held, error) { return s.control.Held(domain) },
 	}
+}
+
+// reload reads the configuration again and takes what can change while the
+// daemon runs: [exempt] and log_level. A broken file changes nothing.
+func (s *service) reload(file string) {
+	s.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+	defer s.notify(daemon.SdNotifyReady)
+	s.observer.Look()
+
+	const next = "the old one stays in force; correct it and reload"
+	cfg, err := config.Load(file)
+	if err == nil {
+		err = s.maps.SetExempt(cfg.Exempt.Domains)
+	}
+	var mistakes config.Errors
+	switch {
+	case errors.As(err, &mistakes):
+		for _, m := range mistakes {
+			s.log.Error("mistake in the configuration", "err", m.Error())
+		}
+		s.log.Error("the configuration was not reloaded", "mistakes", len(mistakes), "next", next)
+		return
+	case err != nil:
+		s.log.Error("the configuration could not be reloaded", "err", err, "next", next)
+		return
+	}
+	s.level.Set(cfg.LogLevel)
+	s.log.Info("configuration read again", "file", cfg.File, "exempt", len(cfg.Exempt.Domains))
+	for _, w := range slices.Concat(cfg.Warnings, ignored(cfg, s.listeners.sockets(), s.overridden)) {
+		s.log.Warn(w)
+	}
+	if late := needRestart(s.cfg, cfg, s.overridden); len(late) > 0 {
+		s.log.Warn("some changed settings take effect only after a restart", "changed", strings.Join(late, " "), "next", "systemctl restart sts-tlsmap")
+	}
+}
+
+// needRestart names the keys that differ and cannot be changed while the daemon
+// runs. A restart does not help those that systemd's sockets replace.
+func needRestart(was, is *config.Config, overridden []string) []string {
+	return slices.DeleteFunc(config.Changed(was, is), func(key string) bool {
+		return key == "log_level" || strings.HasPrefix(key, "exempt.") || slices.Contains(overridden, key)
+	})
 }

@@ -68,8 +68,7 @@ func exemptWords(e control.ExemptEntry) string {
 	return fmt.Sprintf("%s until %s (-exempt)", text.Printable(e.Entry), e.Until.Format(time.RFC3339))
 }
 
-// exemptDomain returns the domain that an argument stands for; one that begins
-// with a dot is all below it.
+// exemptDomain parses an argument; one that begins with a dot is all below it.
 func exemptDomain(arg string) (string, error) {
 	if !strings.HasPrefix(arg, ".") {
 		return canonical(arg)
@@ -81,8 +80,7 @@ func exemptDomain(arg string) (string, error) {
 	return domain, nil
 }
 
-// exemptions are those set at run time: from the daemon where it runs, else from
-// the file.
+// exemptions are those set at run time, as the daemon or the file has them.
 func (a *app) exemptions(ctx context.Context) (list []control.ExemptEntry, err error) {
 	if a.absent() {
 		store, err := a.openFile()
@@ -121,15 +119,14 @@ func (a *app) printExempt(list []control.ExemptEntry) {
 	}
 }
 
-// cacheNotes are what a listing of the cache says below its table: what is
-// exempt for a time, and what rehearsals would have done, of which only the
-// daemon knows.
+// cacheNotes say what is exempt for a time, and what rehearsals would have done,
+// of which only the daemon knows.
 func (a *app) cacheNotes(ctx context.Context) error {
 	list, err := a.exemptions(ctx)
 	if len(list) > 0 {
 		fmt.Fprintln(a.stdout)
-		a.printExempt(list)
 	}
+	a.printExempt(list)
 	if err != nil || a.peerErr != nil {
 		return err
 	}
@@ -163,7 +160,6 @@ func (a *app) rehearsals(ctx context.Context) error {
 	return nil
 }
 
-// numbered is so many of a thing.
 func numbered(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing

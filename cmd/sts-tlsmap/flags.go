@@ -21,8 +21,7 @@ type mode struct {
 	help       string
 }
 
-// many bounds the arguments of a mode that takes several: the kernel does before.
-const many = 1 << 20
+const many = 1 << 20 // arguments: the kernel's bound is lower
 
 // modes in the order of the usage.
 var modes = []mode{
@@ -37,15 +36,19 @@ var modes = []mode{
 		"without a domain, list what is exempt"},
 	{"check", "", 0, 0, (*app).check, "check the configuration, the resolver and the running daemon"},
 	{"recipe", "postfix|exim", 1, 1, (*app).recipe, "print the configuration that the installed MTA needs"},
-	{"version", "", 0, 0, (*app).printVersion, "print the version"},
+	{"version", "", 0, 0, nil, "print the version"},
 }
 
-// An option is a flag beside the mode.
-type option struct {
+// options are the flags beside the mode, with the modes that they go with.
+var options = []struct {
 	name, value string
-	into        any      // *string or *bool
-	modes       []string // with which it goes; nil: all, and the daemon
+	modes       []string // nil: all, and the daemon
 	help        string
+}{
+	{"config", "FILE", nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
+	{"for", "T", []string{"exempt"}, "with -exempt: for how long"},
+	{"json", "", []string{"cache", "explain"}, "with -cache, -explain: one JSON object per line"},
+	{"map", "NAME", []string{"query"}, "with -query: the map to ask in (default postfix)"},
 }
 
 // flags are the command line.
@@ -59,64 +62,45 @@ type flags struct {
 	exemptFor string
 }
 
-func (f *flags) options() []option {
-	return []option{
-		{"config", "FILE", &f.config, nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
-		{"for", "T", &f.exemptFor, []string{"exempt"}, "with -exempt: for how long"},
-		{"json", "", &f.json, []string{"cache", "explain"}, "with -cache, -explain: one JSON object per line"},
-		{"map", "NAME", &f.mapName, []string{"query"}, "with -query: the map to ask in (default postfix)"},
+// usage is the answer to -help.
+func usage() string {
+	var rows [2]string // of modes, of options
+	row := func(i int, name, args, help string) {
+		rows[i] += fmt.Sprintf("  %-23s %s\n", strings.TrimSpace("-"+name+" "+args), strings.ReplaceAll(help, "\n", "\n"+strings.Repeat(" ", 26)))
 	}
-}
-
-const usageBegin = `Usage: sts-tlsmap [flags]
+	for _, m := range modes {
+		row(0, m.name, m.args, m.help)
+	}
+	for _, o := range options {
+		row(1, o.name, o.value, o.help)
+	}
+	return `Usage: sts-tlsmap [flags]
 
 Without a mode, sts-tlsmap runs as the daemon that a mail relay asks how to
 protect the connection to a domain (MTA-STS, RFC 8461).
 
 Modes:
-`
-
-const usageEnd = `
+` + rows[0] + "\nOther flags:\n" + rows[1] + `
 Flags may stand after arguments: sts-tlsmap -cache example.com -json
 Exit codes: 0 done, 1 not found, 2 failed.
 `
-
-// usage is the answer to -help.
-func usage() string {
-	text := usageBegin
-	row := func(name, args, help string) {
-		text += fmt.Sprintf("  %-23s %s\n", strings.TrimSpace("-"+name+" "+args), strings.ReplaceAll(help, "\n", "\n"+strings.Repeat(" ", 26)))
-	}
-	for _, m := range modes {
-		row(m.name, m.args, m.help)
-	}
-	text += "\nOther flags:\n"
-	for _, o := range new(flags).options() {
-		row(o.name, o.value, o.help)
-	}
-	return text + usageEnd
 }
 
-// is reports whether the mode has that name.
 func (f *flags) is(name string) bool { return f.mode != nil && f.mode.name == name }
 
 // parseFlags reads the command line; flag.ErrHelp asks for the usage.
 func parseFlags(args []string) (*flags, error) {
-	f := &flags{mapName: "postfix"}
+	f := &flags{}
 	set := flag.NewFlagSet("sts-tlsmap", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
 	set.Usage = func() {}
 	for _, m := range modes {
 		set.Bool(m.name, false, "")
 	}
-	for _, o := range f.options() {
-		switch into := o.into.(type) {
-		case *string:
-			set.StringVar(into, o.name, *into, "")
-		case *bool:
-			set.BoolVar(into, o.name, false, "")
-		}
-	}
+	set.StringVar(&f.config, "config", "", "")
+	set.StringVar(&f.exemptFor, "for", "", "")
+	set.StringVar(&f.mapName, "map", "postfix", "")
+	set.BoolVar(&f.json, "json", false, "")
 	// Package flag stops at the first argument: flags may stand after it. After
 	// "--" there are arguments only.
 	for rest := args; ; args = rest {
@@ -148,7 +132,7 @@ func parseFlags(args []string) (*flags, error) {
 
 // checkOption says whether an option that was given goes with the mode.
 func (f *flags) checkOption(name string) error {
-	for _, o := range f.options() {
+	for _, o := range options {
 		if o.name == name && o.modes != nil && !slices.ContainsFunc(o.modes, f.is) {
 			return hint(fmt.Errorf("-%s goes with -%s", name, strings.Join(o.modes, " and -")), "see sts-tlsmap -help")
 		}
@@ -169,10 +153,9 @@ func (f *flags) checkArguments() error {
 		return hint(fmt.Errorf("%q is an argument without a mode", f.args[0]), "to ask about a domain: sts-tlsmap -explain %s", f.args[0])
 	case n < m.least:
 		return hint(fmt.Errorf("-%s needs an argument", m.name), "write: sts-tlsmap -%s %s", m.name, m.args)
-	case n > m.most && m.most == 0:
-		return hint(fmt.Errorf("-%s takes no arguments, but there is %q", m.name, f.args[0]), "see sts-tlsmap -help")
 	case n > m.most:
-		return hint(fmt.Errorf("-%s takes one argument, not %d: %s", m.name, n, strings.Join(f.args, " ")), "run it once for each")
+		takes := []string{"no argument", "one argument"}[m.most]
+		return hint(fmt.Errorf("-%s takes %s, not %d: %s", m.name, takes, n, strings.Join(f.args, " ")), "see sts-tlsmap -help")
 	case f.is("exempt") && n == 0 && f.exemptFor != "":
 		return hint(errors.New("-for goes with -exempt and a domain"), "write: sts-tlsmap -exempt DOMAIN -for 4h")
 	case f.is("exempt") && n == 1 && f.exemptFor == "":

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -56,8 +57,8 @@ func (a *app) learn(ctx context.Context) (int, error) {
 	}
 	l.bar.Begin(0) // how many there are shows at the end of the file
 	l.step = func() { l.bar.At(l.answers, fmt.Sprintf("%d policies of another node", l.answers)) }
-	err := errors.Join(a.client.Learn(ctx, l.policies(), l.learned), l.err)
-	if err == nil {
+	err := a.client.Learn(ctx, l.policies(), l.learned)
+	if err = cmp.Or(err, l.err); err == nil {
 		l.bar.Begin(len(l.domains))
 		l.step = l.bar.Step
 		err = a.client.Learn(ctx, control.Named(l.domains), l.learned)
@@ -84,8 +85,7 @@ func (a *app) learn(ctx context.Context) (int, error) {
 	return exitDone, nil
 }
 
-// policies reads the input: it yields the policies, and gathers the domains that
-// come without one.
+// policies yields the policies of the input, and gathers the other domains.
 func (l *learning) policies() iter.Seq[control.Entry] {
 	return func(yield func(control.Entry) bool) {
 		lines := bufio.NewScanner(l.in)
@@ -116,8 +116,7 @@ func (l *learning) policies() iter.Seq[control.Entry] {
 	}
 }
 
-// parseLearn reads a line: a domain, or an entry of -cache -json. An empty
-// one, or a comment, is an entry without a domain.
+// parseLearn reads a line: a domain, an entry of -cache -json, or neither.
 func parseLearn(line []byte) (e control.Entry, err error) {
 	if bytes.HasPrefix(line, []byte("{")) {
 		if err := json.Unmarshal(line, &e); err != nil {
@@ -154,11 +153,7 @@ func (l *learning) learned(r keeper.Learned) error {
 	default:
 		l.failed++
 		l.bar.Clear()
-		words := text.Printable(r.Err)
-		if r.Result != "" {
-			words = string(r.Result) + ": " + words
-		}
-		fmt.Fprintf(l.a.stdout, "%s: %s\n", r.Domain, words)
+		fmt.Fprintf(l.a.stdout, "%s: %s: %s\n", r.Domain, cmp.Or(string(r.Result), "failed"), text.Printable(r.Err))
 	}
 	return nil
 }

@@ -16,8 +16,7 @@ import (
 )
 
 // Keys of the configuration that name sockets. systemd names those that it
-// passes alike (FileDescriptorName=), but for those for lookups: "socketmap",
-// "socketmap-chroot".
+// passes alike (FileDescriptorName=); for lookups "socketmap", "socketmap-chroot".
 const (
 	keyListen     = "listen"
 	keyControl    = "control"

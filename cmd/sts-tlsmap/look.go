@@ -5,14 +5,103 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
+
+// askWait is how long the daemon may take to say that it is there. Where it
+// cannot start, systemd holds its sockets, and nobody answers there.
+const askWait = 5 * time.Second
+
+// findPeer asks who is at a control socket. Every mode does so first.
+func (a *app) findPeer(ctx context.Context, socket string) {
+	ctx, cancel := context.WithTimeout(ctx, a.askWait)
+	defer cancel()
+	a.client = control.NewClient(socket)
+	a.health, a.peerErr = a.client.Health(ctx)
+}
+
+// absent reports whether no daemon answers, so that the file must do.
+func (a *app) absent() bool { return errors.Is(a.peerErr, control.ErrNoDaemon) || a.mute() }
+
+// mute reports whether somebody holds the socket and gives no answer.
+func (a *app) mute() bool {
+	return errors.Is(a.peerErr, control.ErrNoAnswer) || errors.Is(a.peerErr, control.ErrClosed)
+}
+
+// sayAbsent says that what is shown may not be what the daemon holds.
+func (a *app) sayAbsent() {
+	if a.mute() {
+		a.say("%v; reading the file %s instead", a.peerErr, a.cfg.Cache.Path)
+	}
+}
+
+// listeners are where lookups are answered: the daemon tells, since systemd may
+// have passed others than the configuration has.
+func (a *app) listeners() []string {
+	if a.peerErr == nil && len(a.health.Listeners) > 0 {
+		return a.health.Listeners
+	}
+	return socketsOf(a.cfg).names(keyListen)
+}
+
+// needPeer is the error of a mode that cannot do without the daemon.
+func (a *app) needPeer() error { return a.hintPeer(a.peerErr) }
+
+// hintPeer adds the hint that fits an error of the control socket.
+func (a *app) hintPeer(err error) error {
+	if next := a.nextOf(err); next != "" {
+		return hint(err, "%s", next)
+	}
+	return err
+}
+
+// nextOf says what to do about an error of the control socket.
+func (a *app) nextOf(err error) string {
+	switch {
+	case errors.Is(err, control.ErrNoDaemon):
+		return "start it: systemctl start sts-tlsmap; or name its configuration with -config FILE"
+	case errors.Is(err, control.ErrNoAnswer):
+		return "it hangs, or cannot start while systemd holds its sockets: see systemctl status sts-tlsmap " +
+			"and journalctl -u sts-tlsmap; then systemctl restart sts-tlsmap"
+	case errors.Is(err, control.ErrClosed):
+		return fmt.Sprintf("it crashed or is stopping, or more than %d clients are asking: see systemctl status sts-tlsmap "+
+			"and journalctl -u sts-tlsmap; then try again", control.MaxClients)
+	case errors.Is(err, control.ErrNotAllowed):
+		return fmt.Sprintf("run this as root, with sudo for instance; to read, it is enough to be in the group of %s: usermod -aG %s USER",
+			a.cfg.Control.Address, control.Group)
+	}
+	return ""
+}
+
+// openFile opens the cache file to read it. No file is nil, and no error.
+func (a *app) openFile() (*cache.Store, error) {
+	store, err := cache.OpenReadOnly(a.cfg.Cache.Path)
+	var locked *cache.LockedError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.As(err, &locked) && a.mute():
+		return nil, hint(err, "that is the daemon: it runs, but %s", a.nextOf(a.peerErr))
+	case errors.As(err, &locked):
+		return nil, hint(err, "a daemon uses this cache, but does not listen at %s: name its configuration with -config FILE", a.cfg.Control)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, hint(err, "run this as root or the daemon's user, or start the daemon")
+	}
+	return store, err
+}
 
 // canonical returns the policy domain that an argument stands for, in the form
 // in which it is stored.
@@ -141,4 +230,86 @@ func (a *app) listFile(listing *explain.Listing) error {
 		}
 		after = next
 	}
+}
+
+// explain is -explain: live, with or without a daemon.
+func (a *app) explain(ctx context.Context) (int, error) {
+	out, err := newOutside(a.cfg, nil)
+	if err != nil {
+		return 0, err
+	}
+	table, maps, err := newMaps(a.cfg)
+	if err != nil {
+		return 0, err
+	}
+	report := explain.Gather(ctx, a.flags.args[0], explain.Sources{
+		Resolver: out.resolver,
+		Policies: out.client,
+		NextHops: out.checker,
+		Table:    table,
+		Running:  a.health.Maps, // of no daemon: none
+		Exempt:   func(domain string) []control.ExemptEntry { return control.ExemptEntries(maps.ExemptBy(domain)) },
+		Held:     a.held,
+		NotAsked: a.peerErr,
+		AskHint:  a.nextOf(a.peerErr),
+		Now:      time.Now,
+	})
+	if a.flags.json {
+		err = text.WriteJSON(a.stdout, report)
+	} else {
+		err = report.WriteText(a.stdout)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if !report.Found() {
+		return exitNotFound, nil
+	}
+	return exitDone, nil
+}
+
+// newMaps returns the maps of a configuration, and a server that knows which
+// domains are exempt. It answers no lookups.
+func newMaps(cfg *config.Config) (*tlsmap.Table, *tlsmap.Server, error) {
+	table, err := tlsmap.NewTable(cfg.Maps)
+	if err != nil {
+		return nil, nil, err
+	}
+	server := tlsmap.NewServer(table, tlsmap.Options{})
+	return table, server, server.SetExempt(cfg.Exempt.Domains)
+}
+
+// query is -query: it asks the running daemon at its first listener, as the MTA
+// would, and prints what postmap -q prints: the value, or nothing.
+func (a *app) query(ctx context.Context) (int, error) {
+	at, err := endpoint.Parse(a.listeners()[0])
+	if err != nil {
+		return 0, err
+	}
+	wait := a.cfg.Lookup.Timeout + a.askWait
+	if a.mute() {
+		wait = a.askWait // lookups may be answered all the same, but not for sure
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	reply, err := socketmap.Query(ctx, at, a.flags.mapName, a.flags.args[0])
+	if errors.Is(err, context.DeadlineExceeded) {
+		return 0, a.hintPeer(fmt.Errorf("%w at %s in %s", control.ErrNoAnswer, at, wait))
+	}
+	if err != nil {
+		return 0, err // it says what to do
+	}
+	word, rest, _ := strings.Cut(reply, " ")
+	switch word {
+	case "OK":
+		fmt.Fprintln(a.stdout, rest)
+		return exitDone, nil
+	case "NOTFOUND":
+		return exitNotFound, nil
+	case "PERM":
+		return 0, fmt.Errorf("the daemon replies PERM: %s", text.Printable(rest))
+	case "TEMP", "TIMEOUT":
+		return 0, hint(fmt.Errorf("the daemon replies %s: %s", word, text.Printable(rest)), "see why: sts-tlsmap -explain %s", a.flags.args[0])
+	}
+	return 0, fmt.Errorf("what answers at %s is not sts-tlsmap", at)
 }

@@ -36,7 +36,7 @@ type app struct {
 	stderr *os.File
 	cfg    *config.Config
 
-	// Of the modes that ask the daemon: see peer.go.
+	// Of the modes that ask the daemon: see look.go.
 	client  *control.Client
 	health  control.Health
 	peerErr error         // why the daemon cannot be asked; nil: it answers
@@ -53,10 +53,10 @@ func run(args []string, stdout io.Writer, stderr *os.File) int {
 		return exitDone
 	}
 	a := &app{flags: f, stdout: stdout, stderr: stderr, askWait: askWait}
-	code := exitFailed
-	if err == nil {
-		code, err = a.run(context.Background())
+	if err != nil {
+		return a.fail(err)
 	}
+	code, err := a.run(context.Background())
 	if err != nil {
 		return a.fail(err)
 	}
@@ -67,7 +67,8 @@ func run(args []string, stdout io.Writer, stderr *os.File) int {
 // it asks of the daemon ends with its connection.
 func (a *app) run(ctx context.Context) (int, error) {
 	if a.flags.is("version") {
-		return a.printVersion(ctx)
+		_, err := fmt.Fprintf(a.stdout, "sts-tlsmap %s, commit %s of %s\n", version, commit, date)
+		return exitDone, err
 	}
 	var err error
 	if a.cfg, err = config.Load(a.flags.config); err != nil {
@@ -81,11 +82,6 @@ func (a *app) run(ctx context.Context) (int, error) {
 	return a.flags.mode.run(a, ctx)
 }
 
-func (a *app) printVersion(context.Context) (int, error) {
-	_, err := fmt.Fprintf(a.stdout, "sts-tlsmap %s, commit %s of %s\n", version, commit, date)
-	return exitDone, err
-}
-
 // A hinted error comes with the next thing to try.
 type hinted struct {
 	error
@@ -94,7 +90,6 @@ type hinted struct {
 
 func (h *hinted) Unwrap() error { return h.error }
 
-// hint adds to err what to do next.
 func hint(err error, format string, args ...any) error {
 	return &hinted{err, fmt.Sprintf(format, args...)}
 }
@@ -107,13 +102,6 @@ func (a *app) say(format string, args ...any) {
 // fail prints an error, and the hint that comes with it.
 func (a *app) fail(err error) int {
 	lines := strings.Split(err.Error(), "\n")
-	var errs config.Errors
-	if errors.As(err, &errs) {
-		lines = lines[:0]
-		for _, e := range errs {
-			lines = append(lines, e.Error())
-		}
-	}
 	var h *hinted
 	if errors.As(err, &h) {
 		lines = append(lines, "hint: "+h.hint)
@@ -130,14 +118,13 @@ func (a *app) fail(err error) int {
 
 // configError adds the hint that fits an error of the configuration.
 func (a *app) configError(err error) error {
-	var mistakes config.Errors
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return hint(err, "run this as root, or name a file that you can read with -config FILE")
 	case errors.Is(err, os.ErrNotExist):
 		return hint(err, "name a file that is there with -config FILE, or none: the default, %s, may be absent", config.DefaultPath)
-	case a.flags.is("check") && errors.As(err, &mistakes):
-		return err // each names its place
+	case a.flags.is("check"):
+		return err // each mistake names its place
 	}
 	return hint(err, "correct the file, then check it with: sts-tlsmap -check -config FILE")
 }

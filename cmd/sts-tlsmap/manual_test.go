@@ -29,7 +29,7 @@ func programFlags() []string {
 	for _, m := range modes {
 		names = append(names, m.name)
 	}
-	for _, o := range new(flags).options() {
+	for _, o := range options {
 		names = append(names, o.name)
 	}
 	slices.Sort(names)

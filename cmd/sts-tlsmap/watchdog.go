@@ -15,12 +15,10 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 )
 
-// beatsPerPeriod is how often in its period the watchdog is told that all is
-// well: two beats may be lost.
-const beatsPerPeriod = 3
-
-// probeMap is the map that the watchdog asks in. It is always there.
-const probeMap = "postfix"
+const (
+	beatsPerPeriod = 3         // signs of life to the watchdog in its period: two may be lost
+	probeMap       = "postfix" // is always there
+)
 
 // watch tells systemd's watchdog that lookups are answered (WatchdogSec=,
 // sd_watchdog_enabled(3)), until ctx ends. Without one it returns at once.
@@ -40,8 +38,7 @@ func (s *service) watch(ctx context.Context) {
 }
 
 // beat probes once in every interval, and calls alive or failed. A probe has
-// half of the interval. While one hangs all the same, nothing is called: systemd
-// says then that the watchdog was not told.
+// half of the interval; one that hangs longer is a beat that is missing.
 func beat(ctx context.Context, interval time.Duration, probe func(context.Context) error, alive func(), failed func(error)) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()

@@ -42,7 +42,7 @@ type Health struct {
 	Listeners []string  `json:"listeners"` // the socketmap's, as "inet:127.0.0.1:8461"
 	Cache     string    `json:"cache"`
 	Metrics   string    `json:"metrics,omitempty"` // where else they are served, as "inet:127.0.0.1:9461"
-	Control   string    `json:"control"`           // the path of this socket
+	Control   string    `json:"control"`           // this socket, as "unix:/run/sts-tlsmap/control.sock"
 
 	Maps       []mta.Map `json:"maps"`                 // empty: an older version, which does not tell
 	Overridden []string  `json:"overridden,omitempty"` // keys without effect, since systemd passed sockets
