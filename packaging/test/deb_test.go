@@ -60,7 +60,7 @@ func (r *relay) install(t *testing.T) {
 	}
 	for _, page := range []string{"/usr/share/man/man8/sts-tlsmap.8.gz", "/usr/share/man/man5/sts-tlsmap.toml.5.gz"} {
 		if !r.has(page) {
-			t.Errorf("there is no %s", page)
+			t.Errorf("missing %s", page)
 		}
 	}
 	if out, _ := r.try(t, "journalctl", "--no-pager", "-q", "-u", "sts-tlsmap.service", "-p", "warning"); strings.TrimSpace(out) != "" {
@@ -112,7 +112,7 @@ func wantDashboard(t *testing.T, scraped string) {
 	}
 	for _, name := range names {
 		if !regexp.MustCompile(`(?m)^` + name + `[ {]`).MatchString(scraped) {
-			t.Errorf("the dashboard shows %s, which the packaged daemon does not have", name)
+			t.Errorf("the packaged daemon lacks the dashboard's metric %s", name)
 		}
 	}
 }
@@ -198,7 +198,7 @@ func (r *relay) awaitMail(t *testing.T, want ...string) (log string) {
 		return !slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(log, w) })
 	})
 	if err != nil {
-		t.Fatalf("Postfix's log has not all of %q:\n%s", want, log)
+		t.Fatalf("Postfix's log does not contain all of %q:\n%s", want, log)
 	}
 	return log
 }
@@ -209,24 +209,24 @@ func (r *relay) reload(t *testing.T) {
 		t.Errorf("the reload of a broken file succeeded: %s", out)
 	}
 	if out := r.run(t, "postmap", "-q", honest, inet); out != secured+"\n" {
-		t.Errorf("after it: %q", out)
+		t.Errorf("the lookup afterwards: %q", out)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := stage.Await(ctx, func() bool {
 		return strings.Contains(r.run(t, "journalctl", "--no-pager", "-u", "sts-tlsmap.service"), configFile+":8")
 	}); err != nil {
-		t.Error("the journal does not say where the mistake is")
+		t.Error("the journal does not name the line of the mistake")
 	}
 	r.root.Write(t, configFile, config+"\n[exempt]\ndomains = [\""+honest+"\"]\n")
 	r.run(t, "systemctl", "reload", "sts-tlsmap")
 	if err := stage.Await(ctx, func() bool { _, code := r.try(t, "sts-tlsmap", "-query", honest); return code == 1 }); err != nil {
-		t.Error("an exemption does not count after a reload")
+		t.Error("an exemption has no effect after a reload")
 	}
 	r.root.Write(t, configFile, config)
 	r.run(t, "systemctl", "reload", "sts-tlsmap")
 	if err := stage.Await(ctx, func() bool { _, code := r.try(t, "sts-tlsmap", "-query", honest); return code == 0 }); err != nil {
-		t.Error("the end of an exemption does not count after a reload")
+		t.Error("a removed exemption still has effect after a reload")
 	}
 }
 
@@ -244,7 +244,7 @@ func (r *relay) watchdog(t *testing.T) {
 		t.Error("systemd did not restart the daemon")
 	}
 	if out := r.run(t, "sts-tlsmap", "-query", honest); out != secured+"\n" {
-		t.Errorf("after it: %q", out)
+		t.Errorf("the lookup afterwards: %q", out)
 	}
 	r.run(t, "rm", "-r", "/etc/systemd/system/sts-tlsmap.service.d")
 	r.run(t, "systemctl", "daemon-reload")
@@ -341,7 +341,7 @@ func (r *relay) upgrade(t *testing.T) {
 	}
 	for _, domain := range []string{honest, forged} {
 		if !strings.Contains(policies, domain) || !strings.Contains(r.run(t, "sts-tlsmap", "-cache"), domain) {
-			t.Errorf("the policy of %s is not held before and after", domain)
+			t.Errorf("the policy of %s was not kept", domain)
 		}
 		if n := r.lab.DNS.Asked("mta-sts."+domain, "A"); n != 0 {
 			t.Errorf("the policy of %s was fetched %d times", domain, n)
@@ -363,7 +363,7 @@ func (r *relay) remove(t *testing.T) {
 		}
 	}
 	if _, err := (&keptConnection{endpoint: r.overTCP()}).ask(honest); err == nil {
-		t.Error("somebody still answers")
+		t.Error("a server still answers")
 	}
 }
 

@@ -101,7 +101,7 @@ func (l *load) await(t *testing.T, more int64) {
 	defer cancel()
 	enough := l.answered.Load() + more
 	if err := stage.Await(ctx, func() bool { return l.answered.Load() >= enough }); err != nil {
-		t.Errorf("the clients are not answered any more: %v", err)
+		t.Errorf("the clients get no more answers: %v", err)
 	}
 }
 
@@ -119,7 +119,7 @@ func (l *load) end(t *testing.T, what string) {
 		t.Error(w)
 	}
 	if l.answered.Load() < clients {
-		t.Errorf("%d lookups are no load", l.answered.Load())
+		t.Errorf("only %d lookups", l.answered.Load())
 	}
 }
 

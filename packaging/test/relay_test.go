@@ -34,7 +34,7 @@ const (
 )
 
 // config is the administrator's configuration file.
-const config = `# The administrator's own words.
+const config = `# A comment of the administrator.
 [fetch]
 ca_file = "` + labCA + `"
 allow_private = true
@@ -91,7 +91,7 @@ type step struct {
 func (r *relay) live(t *testing.T, steps []step) {
 	for _, s := range steps {
 		if !t.Run(s.name, func(t *testing.T) { s.do(r, t) }) {
-			t.Fatalf("what follows stands on it")
+			t.Fatalf("later steps depend on this one")
 		}
 	}
 }
@@ -100,7 +100,7 @@ func (r *relay) wantOwnUser(t *testing.T) {
 	t.Helper()
 	uid := strings.TrimSpace(r.run(t, "id", "-u", "sts-tlsmap"))
 	if got := strings.Fields(r.daemonStatus(t, "Uid")); uid == "0" || !slices.Equal(got, []string{uid, uid, uid, uid}) {
-		t.Errorf("the daemon runs as %q, its user is %s", got, uid)
+		t.Errorf("the daemon runs as user %q, want %s", got, uid)
 	}
 	if caps := r.daemonStatus(t, "CapPrm"); strings.Trim(caps, "0") != "" {
 		t.Errorf("the daemon has the capabilities %s", caps)

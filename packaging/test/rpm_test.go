@@ -33,7 +33,7 @@ func (r *relay) rpmRequires(t *testing.T) {
 	}
 	slices.Sort(got)
 	if got = slices.Compact(got); !slices.Equal(got, []string{"/bin/sh", "ca-certificates", "systemd"}) {
-		t.Errorf("it requires %q", got)
+		t.Errorf("the package requires %q", got)
 	}
 }
 
@@ -46,7 +46,7 @@ func (r *relay) rpm(t *testing.T, args ...string) {
 func (r *relay) rpmInstall(t *testing.T) {
 	r.rpm(t, "--install", r.bring(t, packageFile(t, older, ".rpm")))
 	if state := r.property(t, "sts-tlsmap.service", "ActiveState"); state != "inactive" {
-		t.Errorf("the service is %s before it was started", state)
+		t.Errorf("the service is %s before its start", state)
 	}
 	r.run(t, "systemctl", "enable", "--now", "sts-tlsmap")
 	for _, unit := range []string{"sts-tlsmap.service", "sts-tlsmap.socket", "sts-tlsmap-postfix.socket", "sts-tlsmap-control.socket"} {
@@ -90,7 +90,7 @@ func (r *relay) rpmRemove(t *testing.T) {
 		}
 	}
 	if _, err := (&keptConnection{endpoint: r.overTCP()}).ask(honest); err == nil {
-		t.Error("somebody still answers")
+		t.Error("a server still answers")
 	}
 	// Nothing else remains, neither directories nor systemd's links.
 	var left []string

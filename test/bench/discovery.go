@@ -69,7 +69,7 @@ func (b *bench) discoveries(d *daemon, l *load) measure {
 	}
 	check := func(body, reply []byte) error {
 		if want := replyFor(string(body[len(postfixMap):])); string(reply) != want {
-			return fmt.Errorf("reply %q to %q", reply, body)
+			return fmt.Errorf("reply %q for %q", reply, body)
 		}
 		return nil
 	}

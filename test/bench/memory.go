@@ -114,7 +114,7 @@ func (d *daemon) refreshed(ctx context.Context) error {
 		select {
 		case <-time.After(statsEvery):
 		case <-ctx.Done():
-			return fmt.Errorf("%d of %d policies were fetched in time", done, memoryOverdue)
+			return fmt.Errorf("only %d of %d policies fetched in time", done, memoryOverdue)
 		}
 	}
 }
@@ -132,7 +132,7 @@ func (p *process) anonymous() (float64, error) {
 			return kib * 1024, err
 		}
 	}
-	return 0, errors.New("the kernel does not say RssAnon")
+	return 0, errors.New("no RssAnon in /proc")
 }
 
 // A memoryWatch samples a process's memory many times a second.

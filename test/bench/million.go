@@ -128,7 +128,7 @@ func (m *million) look() error {
 	}
 	defer store.Close()
 	if n := store.Stats().Policies(); n != millionPolicies {
-		return fmt.Errorf("it holds %d policies", n)
+		return fmt.Errorf("wrong number of policies: %d", n)
 	}
 	got, err := store.Get(millionDomain(millionPolicies / 2))
 	if err != nil {
@@ -139,10 +139,10 @@ func (m *million) look() error {
 		return err
 	}
 	if fmt.Sprint(got) != fmt.Sprint(*want) {
-		return errors.New("its records are not as they would be today")
+		return errors.New("its records differ from today's")
 	}
 	if time.Since(got.Fetched) > millionGoodIn {
-		return errors.New("it is too old")
+		return errors.New("too old")
 	}
 	m.made = got.Fetched
 	return nil

@@ -103,7 +103,7 @@ func ready(address string) { fmt.Println(address) }
 func runSide(name string, args []string) error {
 	side := sides[name]
 	if side == nil {
-		return errors.New("there is no such side")
+		return errors.New("unknown side")
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- side(args) }()

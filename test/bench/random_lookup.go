@@ -68,7 +68,7 @@ func isReplyFor(body, reply []byte) error {
 	domain := body[len(postfixMap):]
 	begin, found := bytes.CutPrefix(reply, []byte("OK secure match=mx1."))
 	if !found || !bytes.HasPrefix(begin, domain) || len(reply) != millionReply {
-		return fmt.Errorf("reply %q to %q", reply, body)
+		return fmt.Errorf("reply %q for %q", reply, body)
 	}
 	return nil
 }

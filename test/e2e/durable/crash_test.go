@@ -65,7 +65,7 @@ func TestEveryPolicyThatWasAnsweredOutlivesKillMinus9(t *testing.T) {
 		lab.DNS.Break("*", "", testlab.ServFail)
 		d.Start(t)
 		if lost := missing(t, answered); len(lost) > 0 {
-			t.Fatalf("%d of %d policies that were answered are gone: %v", len(lost), len(answered), lost)
+			t.Fatalf("%d of %d answered policies are lost: %v", len(lost), len(answered), lost)
 		}
 		lab.DNS.Mend("*", "")
 	}

@@ -80,7 +80,7 @@ func TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered(t *testing.T) {
 	}
 	t.Logf("%d policies in %d commits", len(domains), len(commits))
 	if len(commits) == sharers {
-		t.Error("no commit has two policies: this shows nothing of those that have")
+		t.Error("no commit has two policies, so the test does not cover shared commits")
 	}
 	if t.Failed() {
 		t.Logf("the system calls:\n%s", strings.Join(calls, "\n"))
@@ -98,7 +98,7 @@ func readTrace(t *testing.T, path string) []string {
 		return strings.Contains(string(text), "+++ exited with 0 +++")
 	})
 	if err != nil {
-		t.Fatalf("the trace is not complete:\n%s", text)
+		t.Fatalf("incomplete trace:\n%s", text)
 	}
 	return strings.Split(string(text), "\n")
 }
@@ -154,7 +154,7 @@ func checkOrder(t *testing.T, calls []string, domain string) (commit int) {
 			}
 		case strings.HasPrefix(file, "TCP:") && strings.Contains(line, "OK secure match=mx."+domain+" "):
 			if !synced {
-				t.Errorf("%s is answered (line %d) before its commit is synced: page written at %d, meta page at %d", domain, i+1, page+1, meta+1)
+				t.Errorf("%s was answered (line %d) before its commit was synced (page line %d, meta page line %d)", domain, i+1, page+1, meta+1)
 			}
 			return meta
 		}

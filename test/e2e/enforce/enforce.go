@@ -78,7 +78,7 @@ func Test(t *testing.T, root, mapName string, matching Matching) {
 	t.Logf("Postfix %s, map %s", w.postfix.Version, mapName)
 	// With another Postfix or map, some expectations would be too weak.
 	if got := Matching(strings.HasSuffix(mapName, "-tlsrpt") && w.postfix.AtLeast("3.10.5")); got != matching {
-		t.Fatalf("Postfix %s with map %s matches MX hosts by the policy: %t, want %t", w.postfix.Version, mapName, got, matching)
+		t.Fatalf("Postfix %s with map %s matches by hosts: %t, want %t", w.postfix.Version, mapName, got, matching)
 	}
 
 	for _, r := range rows {

@@ -82,7 +82,7 @@ func brokenReplies(t *testing.T, w *world) {
 			t.Errorf("after the reply %q: %v", r, problems)
 		}
 		if n := other.asked.Load() - before; n != 1 { // mail may be deferred for other reasons
-			t.Errorf("the reply %q was given %d times", r, n)
+			t.Errorf("the reply %q was sent %d times, want 1", r, n)
 		}
 	}
 }

@@ -88,7 +88,7 @@ func sharesNoConnection(t *testing.T, w *world) {
 			kept = max(kept, s.Messages)
 		}
 		if kept < 2 {
-			t.Errorf("%s: no connection was used for more than one message: this shows nothing", c.name)
+			t.Errorf("%s: Exim reused no connection, so the test shows nothing", c.name)
 		}
 	}
 }

@@ -16,6 +16,6 @@ func printsRecipe(t *testing.T, w *world) {
 		}
 	}
 	if strings.Contains(text, "WARNING") {
-		t.Errorf("there is a warning:\n%s", text)
+		t.Errorf("unexpected warning:\n%s", text)
 	}
 }

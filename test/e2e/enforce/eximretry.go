@@ -95,7 +95,7 @@ func triesAgain(t *testing.T, w *world) {
 		waiting = slices.DeleteFunc(waiting, func(domain string) bool { return tries(domain) > 1 })
 		return len(waiting) == 0
 	}); err != nil {
-		t.Errorf("not tried again: %q", waiting)
+		t.Errorf("not retried: %q", waiting)
 	}
 	for _, domain := range []string{"off-enforced.test", "off-plain.test"} {
 		if n := tries(domain); n != 1 {

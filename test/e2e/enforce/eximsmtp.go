@@ -63,14 +63,14 @@ func callsOut(t *testing.T, w *world) {
 		}
 		seen := sessions(t, w, d.Mail[0])
 		if c.code != "451" && len(seen) == 0 {
-			t.Errorf("%s was not asked", d.Mail[0].Name)
+			t.Errorf("%s received no callout", d.Mail[0].Name)
 		}
 		for _, s := range seen {
 			if c.code != "451" && (!s.TLS || s.SNI != d.Mail[0].Name || len(s.Rcpt) != 1) {
-				t.Errorf("%s was asked for %q over TLS: %v, server name %q", d.Mail[0].Name, s.Rcpt, s.TLS, s.SNI)
+				t.Errorf("%s received RCPT %q over TLS: %v, server name %q", d.Mail[0].Name, s.Rcpt, s.TLS, s.SNI)
 			}
 			if c.code == "451" && len(s.Rcpt) > 0 {
-				t.Errorf("%s was asked for %q", d.Mail[0].Name, s.Rcpt)
+				t.Errorf("%s received RCPT %q", d.Mail[0].Name, s.Rcpt)
 			}
 		}
 	}

@@ -125,7 +125,7 @@ func internationalized(t *testing.T, w *world) {
 		answers := w.exim.Talk(t, nil, "EHLO client.test", "MAIL FROM:<> SMTPUTF8",
 			"RCPT TO:<"+recipient+">", "DATA", "Subject: test", "", "Hello.", ".", "QUIT")
 		if strings.Count(answers, "\n250 OK id=") != 1 {
-			t.Fatalf("the message was not taken:\n%s", answers)
+			t.Fatalf("Exim did not accept the message:\n%s", answers)
 		}
 		m := &stage.Message{Recipient: recipient, MTA: w.exim}
 		o := m.Outcome(t)
@@ -158,7 +158,7 @@ func ownOptions(t *testing.T, w *world) {
 	check(t, m, m.Outcome(t), verified(d.Mail[0]), d.Mail...)
 	for _, got := range d.Mail[0].Messages() {
 		if got.Helo != ownHelo {
-			t.Errorf("the host was greeted as %q, and not as the site's transport does", got.Helo)
+			t.Errorf("EHLO %q, want %q as in the site's transport", got.Helo, ownHelo)
 		}
 	}
 }

@@ -20,7 +20,7 @@ func recipeText(t *testing.T, e *stage.Exim) (intro string, parts map[string]str
 	for _, s := range sections[1:] {
 		where, text, ok := strings.Cut(s, "\n\n")
 		if !ok {
-			t.Fatalf("a part of the recipe has no text: %q", s)
+			t.Fatalf("an empty part of the recipe: %q", s)
 		}
 		parts[strings.TrimPrefix(where, "# ")] = text
 	}
@@ -43,7 +43,7 @@ func unsplit(t *testing.T, w *world) {
 			}
 		}
 		if text == "" || !strings.Contains(template, before+after) {
-			t.Fatalf("%q in the recipe has %q, or the template no %q", where, text, before+after)
+			t.Fatalf("part %q of the recipe is %q, or the template does not contain %q", where, text, before+after)
 		}
 		template = strings.Replace(template, before+after, before+text+after, 1)
 	}

@@ -87,13 +87,13 @@ func (w *world) lookAgain(t *testing.T, d *testlab.Domain, want meeting) {
 		t.Errorf("-refresh exits with %d, want %d and %q:\n%s", code, want.code, want.words, out)
 	}
 	if w.lab.DNS.Asked(record, "TXT") == looked {
-		t.Errorf("the daemon did not look at %s", record)
+		t.Errorf("the daemon did not ask for %s", record)
 	}
 	if rose := d.Policy.Handshakes() > begun; rose != want.handshakes {
-		t.Errorf("the policy host saw a client: %t, want %t", rose, want.handshakes)
+		t.Errorf("a client connected to the policy host: %t, want %t", rose, want.handshakes)
 	}
 	if rose := d.Policy.Asked() > asked; rose != want.requests {
-		t.Errorf("the policy host was asked for the policy: %t, want %t", rose, want.requests)
+		t.Errorf("the policy was requested: %t, want %t", rose, want.requests)
 	}
 }
 
@@ -140,7 +140,7 @@ func followsChange(t *testing.T, w *world) {
 	m = w.mta.Send(t, d.Name)
 	o := m.Outcome(t)
 	check(t, m, o, toNobodyUnlisted(w, d), hosts...)
-	awaitTrace(t, "the daemon looks for a new id, since a delivery failed", func() bool {
+	awaitTrace(t, "the daemon asks for the id after a failed delivery", func() bool {
 		return w.lab.DNS.Asked(record, "TXT") > looked
 	})
 	awaitTrace(t, "the daemon fetches the new policy", func() bool { return d.Policy.Asked() > fetched })

@@ -64,7 +64,7 @@ func movesResolver(t *testing.T, w *world) {
 			return w.keeps(t, failing, "is not believed")
 		})
 		if err != nil {
-			t.Fatalf("the daemon did not look again at %s", failing.Name)
+			t.Fatalf("the daemon did not check %s again", failing.Name)
 		}
 		m := w.mta.Send(t, held.Name)
 		check(t, m, m.Outcome(t), verified(held.Mail[0]), held.Mail...)
@@ -76,7 +76,7 @@ func movesResolver(t *testing.T, w *world) {
 		return strings.LastIndex(log, "the resolver validates") > strings.LastIndex(log, "is not believed")
 	}
 	if err := stage.Await(ctx, validates); err != nil {
-		t.Error("the daemon does not find that the resolver is the one of before")
+		t.Error("the daemon does not find that the resolver validates again")
 	}
 }
 
@@ -114,7 +114,7 @@ func stopsValidating(t *testing.T, w *world) {
 		return w.keeps(t, failing, "does not validate")
 	})
 	if err != nil {
-		t.Fatalf("the daemon did not look again at %s", failing.Name)
+		t.Fatalf("the daemon did not check %s again", failing.Name)
 	}
 	m = w.mta.Send(t, failing.Name)
 	check(t, m, m.Outcome(t), deferred(notSigned), failing.Mail...)

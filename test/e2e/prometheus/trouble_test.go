@@ -56,11 +56,11 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 			wanted := fmt.Sprintf(`ALERTS{alertname=%q,condition=%q}`, test.alert, test.condition)
 			await(t, wanted, func() bool { return len(query(t, wanted)) > 0 })
 			if alerts := query(t, notAtAll); len(alerts) != 1 {
-				t.Errorf("alerts: %v; want %s alone", alerts, test.alert)
+				t.Errorf("alerts: %v; want only %s", alerts, test.alert)
 			}
 			h, err := control.NewClient(stage.Path("control.sock")).Health(t.Context())
 			if err != nil || len(h.Troubles) != 1 || h.Troubles[0].Condition != test.condition {
-				t.Errorf("-check would say: %+v, %v", h.Troubles, err)
+				t.Errorf("conditions: %+v, %v", h.Troubles, err)
 			}
 			said := false
 			for line := range strings.Lines(d.Log()) {

@@ -89,7 +89,7 @@ func TryExim(t *testing.T, name string, o EximOptions) (*Exim, error) {
 	}
 	version := regexp.MustCompile(`(?m)^Exim version (\S+)`).FindSubmatch(out)
 	if version == nil {
-		t.Fatalf("exim -bV tells no version: %s", out)
+		t.Fatalf("exim -bV prints no version: %s", out)
 	}
 	e.Version = string(version[1])
 	t.Cleanup(func() { e.end(t) })

@@ -31,7 +31,7 @@ func TestOutcomesOfEximAreThoseOfTheMessage(t *testing.T) {
 		got := eximOutcomes(log, recipient)
 		for i := range got {
 			if i == 0 && recipient == "a@two.test" && !strings.Contains(got[0].Log, "did not offer TLS") {
-				t.Errorf("the log of the first try is %q", got[0].Log)
+				t.Errorf("the log of the first attempt is %q", got[0].Log)
 			}
 			got[i].Log, got[i].Reason = "", ""
 		}

@@ -75,7 +75,7 @@ func (m *Message) Outcome(t *testing.T) Outcome {
 func (m *Message) Retry(t *testing.T, last Outcome) Outcome {
 	t.Helper()
 	if last.Status != "deferred" {
-		t.Fatalf("the message to %s is not in the queue any more: %s", m.Recipient, last)
+		t.Fatalf("the message to %s is no longer in the queue: %s", m.Recipient, last)
 	}
 	m.MTA.retry(t, last.QueueID)
 	return m.Outcome(t)

@@ -203,7 +203,7 @@ func (p *Postfix) retry(t *testing.T, id string) {
 		return err == nil && len(files) > 0
 	})
 	if err != nil {
-		t.Fatalf("message %s does not come to the deferred queue", id)
+		t.Fatalf("message %s does not arrive in the deferred queue", id)
 	}
 	p.run(t, "postqueue", "-i", id)
 }

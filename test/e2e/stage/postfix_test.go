@@ -19,7 +19,7 @@ Nov 23 16:41:25 relay postfix/smtp[8]: A1: to=<a@two.test>, relay=none, delay=1,
 	got := outcomes(log, "a@two.test")
 	for i := range got {
 		if i == 0 && !strings.Contains(got[0].Log, "A1: Server certificate not verified") {
-			t.Errorf("the log of the first try is %q", got[0].Log)
+			t.Errorf("the log of the first attempt is %q", got[0].Log)
 		}
 		got[i].Log = ""
 	}

@@ -20,7 +20,7 @@ func mountRoot(t *testing.T, name string) Root {
 	lower := filepath.Join(cacheDir(t), name)
 	lockShared(t, lower+".lock")
 	if _, err := os.Stat(filepath.Join(lower, "etc/e2e-recipe")); err != nil {
-		t.Fatalf("there is no root %s: run test/e2e/setup %s first (%v)", name, name, err)
+		t.Fatalf("missing root %s: run test/e2e/setup %s first (%v)", name, name, err)
 	}
 	base, err := os.MkdirTemp(dir, name) // each test of a binary has its own layer
 	if err != nil {
@@ -61,7 +61,7 @@ func lockShared(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o644)
 	if err != nil {
-		t.Fatalf("no roots here: run test/e2e/setup first (%v)", err)
+		t.Fatalf("missing roots: run test/e2e/setup first (%v)", err)
 	}
 	t.Cleanup(func() { f.Close() })
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {

@@ -124,7 +124,7 @@ func browse(ctx context.Context, t *testing.T, flags ...string) string {
 	var out, log bytes.Buffer
 	c.Stdout, c.Stderr = &out, &log
 	if err := c.Run(); err != nil {
-		t.Fatalf("chromium (of Debian's package of that name): %v\n%s", err, &log)
+		t.Fatalf("chromium (Debian package chromium): %v\n%s", err, &log)
 	}
 	return out.String()
 }
@@ -161,7 +161,7 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 	}
 	for _, never := range []string{"<script", "<img", "\u202e", "<title>owned"} {
 		if strings.Contains(dom, never) {
-			t.Errorf("in the document: %s", never)
+			t.Errorf("the document must not contain: %s", never)
 		}
 	}
 	// The plots are drawn.
@@ -186,7 +186,7 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 		}
 	}
 	if n := lab.DNS.Total() - packets; n != 0 {
-		t.Errorf("the page had %d questions asked of the DNS: %v", n, lab.DNS.Questions()[packets:])
+		t.Errorf("the page caused %d DNS questions: %v", n, lab.DNS.Questions()[packets:])
 	}
 
 	shot := filepath.Join(t.TempDir(), "status.png")

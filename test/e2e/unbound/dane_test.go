@@ -158,7 +158,7 @@ func TestAnswersOfARealResolver(t *testing.T) {
 	_, err := r.Query(t.Context(), "badaddr.bogus.example", resolver.TypeA)
 	var e *resolver.Error
 	if !errors.As(err, &e) || e.Kind != resolver.KindServFail {
-		t.Errorf("an address tampered with: %v", err)
+		t.Errorf("a changed address: %v", err)
 	}
 }
 

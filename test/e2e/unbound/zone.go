@@ -52,7 +52,7 @@ func (z *Zone) Tamper(t *testing.T, oldnew ...string) {
 	before := z.read(t)
 	after := strings.NewReplacer(oldnew...).Replace(before)
 	if n, want := differing(before, after), len(oldnew)/2; n != want {
-		t.Fatalf("%d records of %s tampered with, want %d", n, z.Name, want)
+		t.Fatalf("%d records of %s changed, want %d", n, z.Name, want)
 	}
 	z.write(t, after)
 }
