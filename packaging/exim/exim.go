@@ -1,10 +1,10 @@
-// Package exim holds the files that an Exim includes, for those who print them.
-// What they say is in docs/exim.md.
+// Package exim embeds the files that Exim includes, for -recipe. docs/exim.md
+// explains them.
 package exim
 
 import _ "embed"
 
-// The four parts, in the order of a configuration.
+// In the order of Exim's configuration.
 var (
 	//go:embed macros
 	Macros string
