@@ -46,10 +46,8 @@ func testDeb(t *testing.T, root string) {
 
 func (r *relay) install(t *testing.T) {
 	r.run(t, "dpkg", "-i", r.bring(t, packageFile(t, older, ".deb")))
+	r.wantActive(t)
 	for _, unit := range []string{"sts-tlsmap.service", "sts-tlsmap.socket", "sts-tlsmap-postfix.socket", "sts-tlsmap-control.socket"} {
-		if state := r.property(t, unit, "ActiveState"); state != "active" {
-			t.Errorf("%s is %s", unit, state)
-		}
 		if state := r.property(t, unit, "UnitFileState"); state != "enabled" {
 			t.Errorf("%s is %s", unit, state)
 		}
@@ -329,16 +327,7 @@ func (r *relay) upgrade(t *testing.T) {
 	if again := r.property(t, "sts-tlsmap.socket", "ActiveEnterTimestampMonotonic"); again != started {
 		t.Error("the upgrade restarted the socket")
 	}
-	if out := r.run(t, "sts-tlsmap", "-version"); !strings.Contains(out, newer) {
-		t.Errorf("-version: %s", out)
-	}
-	exe := r.run(t, "readlink", "/proc/"+r.property(t, "sts-tlsmap.service", "MainPID")+"/exe")
-	if strings.TrimSpace(exe) != "/usr/sbin/sts-tlsmap" {
-		t.Errorf("the daemon that runs is %s", exe)
-	}
-	if text := r.run(t, "cat", configFile); text != config {
-		t.Errorf("the configuration is now:\n%s", text)
-	}
+	r.wantUpgraded(t)
 	for _, domain := range []string{honest, forged} {
 		if !strings.Contains(policies, domain) || !strings.Contains(r.run(t, "sts-tlsmap", "-cache"), domain) {
 			t.Errorf("the policy of %s was not kept", domain)
@@ -352,19 +341,7 @@ func (r *relay) upgrade(t *testing.T) {
 
 func (r *relay) remove(t *testing.T) {
 	r.run(t, "dpkg", "--remove", "sts-tlsmap")
-	for _, gone := range []string{socket, "/run/sts-tlsmap", "/usr/sbin/sts-tlsmap", queueDir + "/sts-tlsmap"} {
-		if r.has(gone) {
-			t.Errorf("%s is still there", gone)
-		}
-	}
-	for _, kept := range []string{configFile, cacheFile} {
-		if !r.has(kept) {
-			t.Errorf("%s is gone", kept)
-		}
-	}
-	if _, err := (&keptConnection{endpoint: r.overTCP()}).ask(honest); err == nil {
-		t.Error("a server still answers")
-	}
+	r.wantRemoved(t, []string{socket}, []string{configFile, cacheFile})
 }
 
 func (r *relay) reinstall(t *testing.T) {
@@ -379,15 +356,7 @@ func (r *relay) reinstall(t *testing.T) {
 
 func (r *relay) purge(t *testing.T) {
 	r.run(t, "dpkg", "--purge", "sts-tlsmap")
-	var left []string
-	for _, f := range r.files(t) {
-		if !slices.Contains(r.before, f) {
-			left = append(left, f)
-		}
-	}
-	if len(left) > 0 {
-		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
-	}
+	r.wantNothingLeft(t, func(string) bool { return false })
 	if out, _ := r.try(t, "systemctl", "list-units", "--all", "--no-legend", "sts-tlsmap*"); strings.TrimSpace(out) != "" {
 		t.Errorf("units: %s", out)
 	}

@@ -51,11 +51,7 @@ type load struct {
 func startLoad(questions []question, endpoints ...[2]string) *load {
 	l := new(load)
 	for i := range clients {
-		l.running.Add(1)
-		go func() {
-			defer l.running.Done()
-			l.client(endpoints[i%len(endpoints)], questions, i)
-		}()
+		l.running.Go(func() { l.client(endpoints[i%len(endpoints)], questions, i) })
 	}
 	for i := range oneShots {
 		l.running.Go(func() { l.oneShot(endpoints[i%len(endpoints)], questions, i) })
@@ -110,7 +106,7 @@ func (l *load) end(t *testing.T, what string) {
 	t.Helper()
 	l.stop.Store(true)
 	l.running.Wait()
-	t.Logf("%s: %d lookups by %d clients and %d that connect each time, %d connections made anew, the longest lookup took %v, %d lost or wrong",
+	t.Logf("%s: %d lookups by %d clients and %d that connect each time, %d reconnections, the longest lookup took %v, %d lost or wrong",
 		what, l.answered.Load(), clients, oneShots, l.again.Load(), time.Duration(l.longest.Load()).Round(time.Millisecond), len(l.wrong))
 	for i, w := range l.wrong {
 		if i == 10 {

@@ -4,7 +4,6 @@ package test
 
 import (
 	"fmt"
-	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -69,9 +68,7 @@ func (r *relay) report(t *testing.T) {
 // newRelay boots a root and starts an internet around it.
 func newRelay(t *testing.T, root string) *relay {
 	t.Helper()
-	lab := testlab.NewWith(t, testlab.Options{
-		DNS: stage.Resolver + ":53", Net: netip.MustParsePrefix("127.1.0.0/16"), PolicyPort: 443, MailPort: 25,
-	})
+	lab := stage.NewLab(t)
 	lab.Domain(honest, testlab.With{})
 	lab.Domain(plain, testlab.With{NoPolicy: true})
 	lab.Domain(forged, testlab.With{MailCert: testlab.CertSelfSigned})
@@ -93,6 +90,63 @@ func (r *relay) live(t *testing.T, steps []step) {
 		if !t.Run(s.name, func(t *testing.T) { s.do(r, t) }) {
 			t.Fatalf("later steps depend on this one")
 		}
+	}
+}
+
+func (r *relay) wantActive(t *testing.T) {
+	t.Helper()
+	for _, unit := range []string{"sts-tlsmap.service", "sts-tlsmap.socket", "sts-tlsmap-postfix.socket", "sts-tlsmap-control.socket"} {
+		if state := r.property(t, unit, "ActiveState"); state != "active" {
+			t.Errorf("%s is %s", unit, state)
+		}
+	}
+}
+
+// wantUpgraded checks that the newer program runs with the old configuration.
+func (r *relay) wantUpgraded(t *testing.T) {
+	t.Helper()
+	if out := r.run(t, "sts-tlsmap", "-version"); !strings.Contains(out, newer) {
+		t.Errorf("-version: %s", out)
+	}
+	exe := r.run(t, "readlink", "/proc/"+r.property(t, "sts-tlsmap.service", "MainPID")+"/exe")
+	if strings.TrimSpace(exe) != "/usr/sbin/sts-tlsmap" {
+		t.Errorf("the daemon that runs is %s", exe)
+	}
+	if text := r.run(t, "cat", configFile); text != config {
+		t.Errorf("the configuration is now:\n%s", text)
+	}
+}
+
+// wantRemoved checks that nothing answers, and which files remain.
+func (r *relay) wantRemoved(t *testing.T, gone, kept []string) {
+	t.Helper()
+	for _, path := range append(gone, "/run/sts-tlsmap", "/usr/sbin/sts-tlsmap", queueDir+"/sts-tlsmap") {
+		if r.has(path) {
+			t.Errorf("%s is still there", path)
+		}
+	}
+	for _, path := range kept {
+		if !r.has(path) {
+			t.Errorf("%s is gone", path)
+		}
+	}
+	if _, err := (&keptConnection{endpoint: r.overTCP()}).ask(honest); err == nil {
+		t.Error("a server still answers")
+	}
+}
+
+// wantNothingLeft checks for files that the package left, except those for which
+// expected returns true.
+func (r *relay) wantNothingLeft(t *testing.T, expected func(path string) bool) {
+	t.Helper()
+	var left []string
+	for _, f := range r.files(t) {
+		if !slices.Contains(r.before, f) && !expected(f) {
+			left = append(left, f)
+		}
+	}
+	if len(left) > 0 {
+		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 	}
 }
 

@@ -49,11 +49,7 @@ func (r *relay) rpmInstall(t *testing.T) {
 		t.Errorf("the service is %s before its start", state)
 	}
 	r.run(t, "systemctl", "enable", "--now", "sts-tlsmap")
-	for _, unit := range []string{"sts-tlsmap.service", "sts-tlsmap.socket", "sts-tlsmap-postfix.socket", "sts-tlsmap-control.socket"} {
-		if state := r.property(t, unit, "ActiveState"); state != "active" {
-			t.Errorf("%s is %s", unit, state)
-		}
-	}
+	r.wantActive(t)
 	r.wantOwnUser(t)
 }
 
@@ -62,16 +58,7 @@ func (r *relay) rpmUpgrade(t *testing.T) {
 	r.underLoad(t, "an upgrade with rpm", func(*load) {
 		r.rpm(t, "--upgrade", r.bring(t, packageFile(t, newer, ".rpm")))
 	})
-	if out := r.run(t, "sts-tlsmap", "-version"); !strings.Contains(out, newer) {
-		t.Errorf("-version: %s", out)
-	}
-	exe := r.run(t, "readlink", "/proc/"+r.property(t, "sts-tlsmap.service", "MainPID")+"/exe")
-	if strings.TrimSpace(exe) != "/usr/sbin/sts-tlsmap" {
-		t.Errorf("the daemon that runs is %s", exe)
-	}
-	if text := r.run(t, "cat", configFile); text != config {
-		t.Errorf("the configuration is now:\n%s", text)
-	}
+	r.wantUpgraded(t)
 	if n := r.lab.DNS.Asked("mta-sts."+honest, "A"); n != 0 {
 		t.Errorf("the policy was fetched %d times", n)
 	}
@@ -79,31 +66,11 @@ func (r *relay) rpmUpgrade(t *testing.T) {
 
 func (r *relay) rpmRemove(t *testing.T) {
 	r.rpm(t, "--erase", "sts-tlsmap")
-	for _, gone := range []string{"/run/sts-tlsmap", "/usr/sbin/sts-tlsmap", queueDir + "/sts-tlsmap"} {
-		if r.has(gone) {
-			t.Errorf("%s is still there", gone)
-		}
-	}
-	for _, kept := range []string{configFile + ".rpmsave", cacheFile} {
-		if !r.has(kept) {
-			t.Errorf("%s is gone", kept)
-		}
-	}
-	if _, err := (&keptConnection{endpoint: r.overTCP()}).ask(honest); err == nil {
-		t.Error("a server still answers")
-	}
-	// Nothing else remains, neither directories nor systemd's links.
-	var left []string
-	for _, f := range r.files(t) {
-		kept := strings.HasPrefix(f, filepath.Dir(configFile)) || strings.HasPrefix(f, filepath.Dir(cacheFile)) || strings.HasPrefix(f, "/var/lib/rpm")
-		if f == "/usr/share/licenses" {
-			continue // RPM distributions have it
-		}
-		if !kept && !slices.Contains(r.before, f) {
-			left = append(left, f)
-		}
-	}
-	if len(left) > 0 {
-		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
-	}
+	r.wantRemoved(t, nil, []string{configFile + ".rpmsave", cacheFile})
+	// Nothing else remains, neither directories nor systemd's links. RPM
+	// distributions have /usr/share/licenses.
+	r.wantNothingLeft(t, func(path string) bool {
+		return strings.HasPrefix(path, filepath.Dir(configFile)) || strings.HasPrefix(path, filepath.Dir(cacheFile)) ||
+			strings.HasPrefix(path, "/var/lib/rpm") || path == "/usr/share/licenses"
+	})
 }

@@ -37,7 +37,7 @@ const kills = "STS_TLSMAP_E2E_KILLS"
 // moments while it discovers domains. After each restart it cannot reach any
 // DNS, so its answers must come from disk.
 func TestEveryPolicyThatWasAnsweredOutlivesKillMinus9(t *testing.T) {
-	lab := newLab(t)
+	lab := stage.NewLab(t)
 	manyDomains(t, lab)
 	d := newDaemon(t, lab)
 	rounds := usualRounds

@@ -5,7 +5,6 @@
 package durable
 
 import (
-	"net/netip"
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
@@ -16,15 +15,6 @@ import (
 func TestMain(m *testing.M) { stage.Main(m) }
 
 var daemonAt = endpoint.Endpoint{Network: "tcp", Address: stage.Endpoint}
-
-// newLab starts a lab with the stage's resolver.
-func newLab(t *testing.T) *testlab.T {
-	return testlab.NewWith(t, testlab.Options{
-		DNS:        stage.Resolver + ":53",
-		Net:        netip.MustParsePrefix("127.1.0.0/16"),
-		PolicyPort: 443,
-	})
-}
 
 // newDaemon returns a daemon that trusts the lab's authority.
 func newDaemon(t *testing.T, lab *testlab.T) *stage.Daemon {

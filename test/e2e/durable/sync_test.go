@@ -33,7 +33,7 @@ const sharers = 16
 // calls. kill -9 cannot show a missing sync, since the kernel's page cache
 // survives it.
 func TestAPolicyIsSyncedToDiskBeforeItsLookupIsAnswered(t *testing.T) {
-	lab := newLab(t)
+	lab := stage.NewLab(t)
 	d := newDaemon(t, lab)
 	trace := stage.Path("trace")
 	// With -D the daemon is our child. Strings are long enough for the pages of

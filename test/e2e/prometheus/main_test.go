@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -39,14 +38,6 @@ const (
 	// patience limits the start of Prometheus, scrapes and evaluations.
 	patience = time.Minute
 )
-
-func newLab(t *testing.T) *testlab.T {
-	return testlab.NewWith(t, testlab.Options{
-		DNS:        stage.Resolver + ":53",
-		Net:        netip.MustParsePrefix("127.1.0.0/16"),
-		PolicyPort: 443,
-	})
-}
 
 // config returns the daemon's configuration with a listener for metrics.
 func config(t *testing.T, lab *testlab.T) testlab.DaemonConfig {

@@ -62,7 +62,7 @@ func panels(t *testing.T) []panel {
 var interpolated = strings.NewReplacer("$__rate_interval", "10s", "$instance", ".*", "$job", "sts-tlsmap")
 
 func TestEveryPanelOfTheDashboardShowsDataOfTheRealDaemon(t *testing.T) {
-	lab := newLab(t)
+	lab := stage.NewLab(t)
 	lab.Domain("enforced.test", testlab.With{})
 	lab.Domain("broken.test", testlab.With{PolicyCert: testlab.CertExpired})
 	d := stage.StartDaemon(t, config(t, lab))
@@ -110,7 +110,7 @@ func shows(samples []sample) bool {
 }
 
 func TestPromtoolHasNothingAgainstTheMetrics(t *testing.T) {
-	lab := newLab(t)
+	lab := stage.NewLab(t)
 	lab.Domain("enforced.test", testlab.With{})
 	stage.StartDaemon(t, config(t, lab))
 	ask(t)

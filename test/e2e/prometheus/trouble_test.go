@@ -36,7 +36,7 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 	} {
 		t.Run(test.condition, func(t *testing.T) {
 			smallDisk(t)
-			lab := newLab(t)
+			lab := stage.NewLab(t)
 			lab.Domain("enforced.test", testlab.With{})
 			lab.Domain("broken.test", testlab.With{PolicyCert: testlab.CertExpired})
 			d := stage.NewDaemon(t, config(t, lab))
@@ -58,7 +58,7 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 			if alerts := query(t, notAtAll); len(alerts) != 1 {
 				t.Errorf("alerts: %v; want only %s", alerts, test.alert)
 			}
-			h, err := control.NewClient(stage.Path("control.sock")).Health(t.Context())
+			h, err := control.NewClient(d.Control).Health(t.Context())
 			if err != nil || len(h.Troubles) != 1 || h.Troubles[0].Condition != test.condition {
 				t.Errorf("conditions: %+v, %v", h.Troubles, err)
 			}

@@ -1,8 +1,10 @@
 package stage
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
@@ -83,6 +85,22 @@ func (d *Daemon) Stop(t *testing.T) {
 	}
 }
 
+// Pause stops the daemon's process: its connections stay open and new ones are
+// queued, but nothing is answered until Resume.
+func (d *Daemon) Pause(t *testing.T) {
+	t.Helper()
+	if err := syscall.Kill(d.PID, syscall.SIGSTOP); err != nil {
+		t.Fatalf("pausing the daemon: %v", err)
+	}
+}
+
+func (d *Daemon) Resume(t *testing.T) {
+	t.Helper()
+	if err := syscall.Kill(d.PID, syscall.SIGCONT); err != nil {
+		t.Fatalf("resuming the daemon: %v", err)
+	}
+}
+
 // Run runs the program in one of its modes with the daemon's configuration, and
 // returns its output and exit code.
 func (d *Daemon) Run(t *testing.T, args ...string) (stdout string, code int) {
@@ -95,6 +113,17 @@ func (d *Daemon) Run(t *testing.T, args ...string) (stdout string, code int) {
 		t.Logf("%v: %s", args, stderr)
 	}
 	return stdout, code
+}
+
+// NewLab starts a lab on the real ports with its DNS server at Resolver.
+func NewLab(t *testing.T) *testlab.T {
+	t.Helper()
+	return testlab.NewWith(t, testlab.Options{
+		DNS:        Resolver + ":53",
+		Net:        netip.MustParsePrefix("127.1.0.0/16"),
+		PolicyPort: 443,
+		MailPort:   25,
+	})
 }
 
 // WriteCA writes the lab's root certificate to a file and returns its path.

@@ -65,7 +65,7 @@ func StartExim(t *testing.T, name string, o EximOptions) *Exim {
 // TryExim is StartExim, but returns an error if Exim rejects its configuration.
 func TryExim(t *testing.T, name string, o EximOptions) (*Exim, error) {
 	t.Helper()
-	e := &Exim{root: mountRoot(t, name)}
+	e := &Exim{root: MountRoot(t, name)}
 	e.tag = path.Base(path.Dir(string(e.root)))
 	for path, text := range map[string]string{
 		"/etc/resolv.conf": resolvConf,

@@ -34,7 +34,7 @@ type Postfix struct {
 // the root -> text).
 func StartPostfix(t *testing.T, name string, files map[string]string, settings ...string) *Postfix {
 	t.Helper()
-	p := &Postfix{root: mountRoot(t, name)}
+	p := &Postfix{root: MountRoot(t, name)}
 	p.Version = strings.TrimSpace(p.run(t, "postconf", "-h", "mail_version"))
 	for path, text := range files {
 		p.root.Write(t, path, text)

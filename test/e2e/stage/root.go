@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,8 +15,8 @@ import (
 // so that tests can change it and the original stays intact.
 type Root string
 
-// mountRoot mounts the root of setup with that name.
-func mountRoot(t *testing.T, name string) Root {
+// MountRoot mounts the root of setup with that name.
+func MountRoot(t *testing.T, name string) Root {
 	t.Helper()
 	lower := filepath.Join(cacheDir(t), name)
 	lockShared(t, lower+".lock")
@@ -67,6 +68,15 @@ func lockShared(t *testing.T, path string) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
 		t.Fatalf("locking %s: %v", path, err)
 	}
+}
+
+// command returns a command inside the root; path is inside the root, too.
+func (r Root) command(path string, args ...string) *exec.Cmd {
+	c := exec.Command(path, args...)
+	c.Dir = "/"
+	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	c.SysProcAttr = &syscall.SysProcAttr{Chroot: string(r)}
+	return c
 }
 
 // Path returns the path outside the root.
