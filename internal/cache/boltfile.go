@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"time"
@@ -30,17 +29,6 @@ var (
 	errCut      = errors.New("it is shorter than it was")
 	errFreelist = errors.New("its list of free pages cannot be read")
 )
-
-// A SchemaError is a file that a later version of this program has written.
-type SchemaError struct {
-	Path   string
-	Schema uint32
-}
-
-func (e *SchemaError) Error() string {
-	return fmt.Sprintf("cache %s: its schema is %d, this program knows up to %d: upgrade the program, or move the file away to start anew",
-		e.Path, e.Schema, schemaVersion)
-}
 
 // A boltFile is an open cache file. bbolt writes it; it is read through a
 // mapping of our own (see page.go), whose life does not depend on what a
@@ -162,47 +150,6 @@ func openRegular(path string) (*os.File, error) {
 		return nil, err
 	}
 	return os.Open(path)
-}
-
-// A NotAFileError says that something else than a file is at the path of the
-// cache: that is a slip in the configuration, and no damage to a cache.
-type NotAFileError struct {
-	Path string
-	Kind string // what it is, as "folder"
-}
-
-func (e *NotAFileError) Error() string {
-	if e.Kind == kind(fs.ModeDir) {
-		return fmt.Sprintf("%s is a folder; name a file in it", e.Path)
-	}
-	return fmt.Sprintf("%s is a %s, not a file", e.Path, e.Kind)
-}
-
-// kind names what is not a regular file.
-func kind(mode fs.FileMode) string {
-	switch mode.Type() {
-	case 0:
-		return ""
-	case fs.ModeDir:
-		return "folder"
-	case fs.ModeNamedPipe:
-		return "pipe"
-	case fs.ModeSocket:
-		return "socket"
-	}
-	return "device"
-}
-
-// CheckPath returns a *NotAFileError if something else than a file is at path.
-func CheckPath(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil // Open tells
-	}
-	if k := kind(info.Mode()); k != "" {
-		return &NotAFileError{path, k}
-	}
-	return nil
 }
 
 // create makes the buckets of a new file.

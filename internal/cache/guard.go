@@ -6,35 +6,7 @@ import (
 	"runtime/debug"
 )
 
-// Errors that a caller decides on.
-var (
-	// ErrNotFound: no policy is stored for the domain.
-	ErrNotFound = errors.New("no policy is stored")
-	// ErrUnreadable: a page that must be read cannot be. It counts as a miss.
-	ErrUnreadable = errors.New("the cache file cannot be read here")
-	// ErrBusy: the file is being rebuilt, or a commit hangs. Nothing was written.
-	ErrBusy = errors.New("the cache file is busy")
-	// ErrClosed: the store is closed.
-	ErrClosed = errors.New("the cache is closed")
-	// ErrReadOnly: the store was opened to read only.
-	ErrReadOnly = errors.New("the cache was opened for reading only")
-
-	errNoBucket = errors.New("it is missing")
-)
-
-// A DamagedError is a policy that we held and cannot read: the file has a value
-// for the domain, and its checksum is wrong.
-type DamagedError struct {
-	Domain string
-	Err    error // what is wrong with it
-}
-
-func (e *DamagedError) Error() string {
-	return "the stored policy of " + e.Domain + ": " + e.Err.Error()
-}
-
-// Unwrap returns the underlying error.
-func (e *DamagedError) Unwrap() error { return e.Err }
+var errBusy, errNoBucket = errors.New("the cache file is busy"), errors.New("it is missing")
 
 // A faultError is a panic, most often one by which the runtime reports that a
 // mapped page could not be read.

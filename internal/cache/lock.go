@@ -3,12 +3,9 @@ package cache
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,23 +18,6 @@ const (
 	lockWait   = 2 * time.Second // how long Open waits for one who only reads
 	lockPoll   = 20 * time.Millisecond
 )
-
-// A LockedError says that another process has the cache open.
-type LockedError struct {
-	Path    string // of the cache
-	PID     int    // who has it; 0: it is not known
-	Command string // the name of that process, if it is known
-}
-
-func (e *LockedError) Error() string {
-	switch {
-	case e.PID == 0:
-		return fmt.Sprintf("cache %s: another process has it open", e.Path)
-	case e.Command == "":
-		return fmt.Sprintf("cache %s: process %d has it open", e.Path, e.PID)
-	}
-	return fmt.Sprintf("cache %s: process %d (%s) has it open", e.Path, e.PID, e.Command)
-}
 
 // lockCache takes the lock of the cache at path until the file is closed. One
 // who writes excludes all others; readers share it. A reader gets nil when no
@@ -67,7 +47,7 @@ func lockCache(path string, write bool) (*os.File, error) {
 		locked := errors.Is(err, unix.EWOULDBLOCK)
 		var holder *LockedError
 		if locked {
-			holder = holderOf(path, f)
+			holder = &LockedError{Path: path}
 		}
 		f.Close()
 		if locked {
@@ -87,26 +67,4 @@ func writePID(f *os.File) error {
 		return err
 	}
 	return nil
-}
-
-// holderOf reads from the lock file who wrote it. If that process is gone, the
-// one that holds the lock is a reader, who does not write its name.
-func holderOf(path string, f *os.File) *LockedError {
-	e := &LockedError{Path: path}
-	b, err := io.ReadAll(io.NewSectionReader(f, 0, 32))
-	if err != nil {
-		return e
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || pid <= 0 {
-		return e
-	}
-	if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid))); err != nil {
-		return e
-	}
-	e.PID = pid
-	if name, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "comm")); err == nil {
-		e.Command = strings.TrimSpace(string(name))
-	}
-	return e
 }

@@ -3,20 +3,7 @@ package cache
 import (
 	"fmt"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
-
-// A Hit is what a lookup needs of a stored policy. Times are Unix seconds; 0 is
-// never. It may be used for one lookup after another.
-type Hit struct {
-	Mode    policy.Mode
-	Fetched int64
-	Expires int64
-	Checked int64
-	Ready   []byte // a copy of the ready bytes, in the Hit's own buffer
-
-	copied []byte // a copy of a value, of maxHinted bytes at most
-}
 
 // Lookup reads what is stored for domain into hit. It is ErrNotFound if that is
 // nothing, a *DamagedError if it is damaged, and ErrUnreadable, in which case
@@ -43,7 +30,7 @@ func (s *Store) lookup(sn *snapshot, domain []byte, hit *Hit, byHint bool) error
 	return guard(func() (err error) {
 		var v Value
 		if byHint {
-			v, hit.copied = s.recall(sn, domain, hit.copied)
+			v, _ = s.recall(sn, domain, nil)
 		}
 		if v == nil {
 			v, err = s.descend(sn, domain)
@@ -55,7 +42,9 @@ func (s *Store) lookup(sn *snapshot, domain []byte, hit *Hit, byHint bool) error
 		hit.Fetched = v.Fetched()
 		hit.Expires = v.Expires()
 		hit.Checked = v.Checked()
-		hit.Ready = append(hit.Ready[:0], v.Ready()...)
+		hit.Used = v.Used()
+		r := v.Record()
+		hit.Match, hit.Text = r.Match, r.Text
 		return nil
 	})
 }

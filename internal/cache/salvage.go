@@ -18,34 +18,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-// A Report says what became of a damaged file.
-type Report struct {
-	Why       error  `json:"-"` // what was wrong with the file
-	MovedTo   string // where the file is now
-	Recovered int    // policies carried over
-	Damaged   int    // policies carried over although their checksum is wrong: held, but not readable
-	Lost      int    // policies that were there and are not now, as far as can be told
-	Unopened  bool   // the file could not be opened at all: how many were lost is not known
-}
-
-// Advice is what may bring everything back of a file that could not be opened
-// for want of permission; empty for any other.
-func (r *Report) Advice() string {
-	switch {
-	case !r.Unopened || !errors.Is(r.Why, fs.ErrPermission):
-		return ""
-	case r.MovedTo == "":
-		return fmt.Sprintf("the file may be whole: stop the daemon, chown the file to its user (uid %d), and start it again", os.Geteuid())
-	}
-	return fmt.Sprintf("the file may be whole: stop the daemon, chown %s to its user (uid %d), move it back, and start the daemon again",
-		r.MovedTo, os.Geteuid())
-}
-
 // lost is the number of policies lost for the log.
 func (r *Report) lost() any {
-	if r.Unopened {
-		return "not known"
-	}
 	return r.Lost
 }
 
@@ -98,7 +72,7 @@ func (s *Store) salvage(why error) (*boltFile, *snapshot, Report, error) {
 			"path", s.path, "err", err)
 		file, next, report, err = s.toMemory(src)
 	}
-	report.Why, report.Unopened = why, from == nil
+	report.Why = why
 	if err != nil {
 		return nil, nil, report, fmt.Errorf("save what can be read of the damaged file: %w", err)
 	}
@@ -120,7 +94,7 @@ func (s *Store) logReport(r Report) {
 		return
 	}
 	what := "the damaged cache file was moved aside, and a new one was started"
-	if r.Unopened {
+	if r.Lost < 0 {
 		what = "the cache file could not be opened; it was moved aside, and a new one was started"
 	}
 	args := []any{"path", s.path, "moved_to", r.MovedTo, "recovered", r.Recovered, "damaged", r.Damaged, "lost", r.lost(), "err", r.Why}
@@ -447,7 +421,7 @@ func (c *carrier) putDamaged(b buckets, d put) error {
 	now := c.store.options.Now().Unix()
 	lane, expires := Lane(0), now+int64(policy.MaxMaxAge/time.Second)
 	if len(d.raw) >= headerSize {
-		if d.raw.lane() < MaxLanes {
+		if d.raw.lane() < maxLanes {
 			lane = d.raw.lane()
 		}
 		if at := d.raw.Expires(); at > 0 && at < expires {

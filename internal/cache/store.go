@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
 const (
@@ -20,10 +19,6 @@ const (
 
 	turnWait  = 2 * time.Second  // how long a write waits for another, or for a rebuild, before it is ErrBusy
 	closeWait = 10 * time.Second // how long Close waits for a rebuild, then for a write, then for readers
-
-	// MaxPage is the most records that List returns, and the most keys that
-	// any reading goes through in one state of the file.
-	MaxPage = 1000
 )
 
 // Options of a store.
@@ -32,10 +27,6 @@ type Options struct {
 	Log     *slog.Logger     // nil: none
 	Now     func() time.Time // the clock that eviction goes by; nil: time.Now
 
-	// InUse says whether a policy was used lately, as far as its record does not
-	// say so yet: such a one is not given up for another. It must not block. Nil:
-	// none was.
-	InUse func(domain []byte) bool
 }
 
 // A Store is an open cache file. All its methods are safe for concurrent use.
@@ -315,43 +306,18 @@ func (s *Store) closeOld() {
 	s.old = kept
 }
 
-// Stats are counts of what the store holds and has seen.
-type Stats struct {
-	ByMode     [policy.ModeEnforce + 1]int64 // policies by mode; those whose mode cannot be read at 0
-	Newest     time.Time                     // the latest time in any record that was written
-	UsedSize   int64                         // bytes of used pages
-	FileSize   int64                         // bytes of the file, free pages included
-	MaxSize    int64                         // what UsedSize is held below
-	Damaged    uint64                        // damaged values met since Open
-	Unreadable uint64                        // unreadable pages met since Open
-	Rebuilds   uint64                        // since Open
-	Salvage    *Report                       // what Open had to do, nil if nothing
-	Rebuild    *Report                       // what the last rebuild did, nil if there was none
-}
-
-// Policies returns the number of policies.
-func (s Stats) Policies() int64 {
-	var n int64
-	for _, m := range s.ByMode {
-		n += m
-	}
-	return n
-}
-
 // Stats returns the counts. It reads nothing from the file.
 func (s *Store) Stats() Stats {
 	st := Stats{
 		MaxSize:    s.options.MaxSize,
 		Damaged:    s.damaged.Load(),
 		Unreadable: s.unreadable.Load(),
-		Rebuilds:   s.rebuilds.done.Load(),
-		Rebuild:    s.rebuilds.last.Load(),
 		Salvage:    s.salvaged,
 	}
 	if sn := s.current(); sn != nil {
 		defer sn.release()
 		st.ByMode = sn.counts
-		st.Newest = timeOf(sn.newest)
+		st.Heartbeat = timeOf(sn.newest)
 		st.UsedSize, st.FileSize = sn.used, sn.fileSize
 	}
 	return st

@@ -12,7 +12,7 @@ import (
 )
 
 // A stored value is a header of fixed size and, behind it, the domain, the id,
-// the pending id, the last error, the text and the ready bytes. The fields
+// the pending id, the last error, the text and the match list. The fields
 // that a lookup needs stand at fixed offsets, so that it decodes nothing.
 // Integers are little-endian, times are Unix seconds, 0 is the zero time.
 //
@@ -42,22 +42,18 @@ const (
 	offFlags         = 105 // uint8
 	offErrorLen      = 106 // uint16
 	offTextLen       = 108 // uint32
-	offReadyLen      = 112 // uint32
+	offMatchLen      = 112 // uint32
 	headerSize       = 116
-)
-
-// Limits of what is stored.
-const (
-	MaxDomain    = 253     // bytes of a policy domain
-	MaxID        = 255     // bytes of an id; RFC 8461, 3.1, allows 32
-	MaxLastError = 512     // bytes of LastError; a longer one is cut
-	MaxValue     = 1 << 20 // bytes of a stored value: text, ready bytes and the rest
 )
 
 const valueVersion = 1
 
-// flagSlow is set where Record.Slow is. The other flags are 0.
-const flagSlow = 1
+// The flags. The upper four bits are Record.Unattended.
+const (
+	flagSlow        = 1 << 0
+	flagRegular     = 1 << 1
+	unattendedShift = 4
+)
 
 var (
 	mark       = []byte("\x00\x01\xffSTS\xfe")
@@ -83,14 +79,14 @@ func (v Value) Checked() int64 { return v.time(offChecked) }
 // Used returns the last known use, in Unix seconds; 0: never.
 func (v Value) Used() int64 { return v.time(offUsed) }
 
-// Ready returns the ready bytes, without copying them.
-func (v Value) Ready() []byte {
-	return v[len(v)-int(binary.LittleEndian.Uint32(v[offReadyLen:])):]
+// MatchList returns the match list, without copying them.
+func (v Value) matchList() []byte {
+	return v[len(v)-int(binary.LittleEndian.Uint32(v[offMatchLen:])):]
 }
 
 // policyLen returns the bytes of the text and of what is ready of it.
 func (v Value) policyLen() uint64 {
-	return uint64(binary.LittleEndian.Uint32(v[offTextLen:])) + uint64(binary.LittleEndian.Uint32(v[offReadyLen:]))
+	return uint64(binary.LittleEndian.Uint32(v[offTextLen:])) + uint64(binary.LittleEndian.Uint32(v[offMatchLen:]))
 }
 
 // Record decodes the value. Nothing in the record points into the value.
@@ -107,17 +103,18 @@ func (v Value) Record() Record {
 		PendingID:     string(take(int(v[offPendingLen]))),
 		LastError:     string(take(int(binary.LittleEndian.Uint16(v[offErrorLen:])))),
 		Text:          bytes.Clone(take(int(binary.LittleEndian.Uint32(v[offTextLen:])))),
-		Ready:         bytes.Clone(rest),
+		Match:         bytes.Clone(rest),
 		Mode:          v.Mode(),
 		Lane:          v.lane(),
 		Slow:          v[offFlags]&flagSlow != 0,
+		Regular:       v[offFlags]&flagRegular != 0,
+		Unattended:    v[offFlags] >> unattendedShift,
 		Failures:      binary.LittleEndian.Uint32(v[offFailures:]),
 		Fetched:       timeOf(v.Fetched()),
 		Expires:       timeOf(v.Expires()),
 		Checked:       timeOf(v.Checked()),
 		Used:          timeOf(v.Used()),
 		Due:           timeOf(v.due()),
-		CheckAt:       timeOf(v.time(offCheckAt)),
 		FetchAt:       timeOf(v.time(offFetchAt)),
 		FetchUnusedAt: timeOf(v.time(offFetchUnusedAt)),
 		FailedAt:      timeOf(v.time(offFailedAt)),
@@ -174,7 +171,7 @@ func parse(raw []byte) (Value, error) {
 		return nil, errChecksum
 	}
 	v := Value(raw)
-	if !validMode(v.Mode()) || v.lane() >= MaxLanes || len(v.domain()) == 0 || len(v.domain()) > MaxDomain {
+	if !validMode(v.Mode()) || v.lane() >= maxLanes || len(v.domain()) == 0 || len(v.domain()) > MaxDomain {
 		return nil, errField
 	}
 	return v, nil
@@ -197,7 +194,7 @@ func lengthOf(raw []byte) uint64 {
 	return headerSize + uint64(raw[offDomainLen]) + uint64(raw[offIDLen]) + uint64(raw[offPendingLen]) +
 		uint64(binary.LittleEndian.Uint16(raw[offErrorLen:])) +
 		uint64(binary.LittleEndian.Uint32(raw[offTextLen:])) +
-		uint64(binary.LittleEndian.Uint32(raw[offReadyLen:]))
+		uint64(binary.LittleEndian.Uint32(raw[offMatchLen:]))
 }
 
 // Storable returns an error if the store cannot take r, whatever room there is.
@@ -211,7 +208,7 @@ func (r *Record) Storable() error {
 // limit r breaks.
 func encode(r *Record, sequence uint64) (Value, error) {
 	lastError := r.LastError[:min(len(r.LastError), MaxLastError)]
-	length := headerSize + len(r.Domain) + len(r.ID) + len(r.PendingID) + len(lastError) + len(r.Text) + len(r.Ready)
+	length := headerSize + len(r.Domain) + len(r.ID) + len(r.PendingID) + len(lastError) + len(r.Text) + len(r.Match)
 	switch {
 	case len(r.Domain) == 0 || len(r.Domain) > MaxDomain:
 		return nil, fmt.Errorf("store a policy: a domain of %d bytes, not 1 to %d", len(r.Domain), MaxDomain)
@@ -219,8 +216,8 @@ func encode(r *Record, sequence uint64) (Value, error) {
 		return nil, fmt.Errorf("store the policy of %s: its id is longer than %d bytes", r.Domain, MaxID)
 	case !validMode(r.Mode):
 		return nil, fmt.Errorf("store the policy of %s: mode %d is none", r.Domain, r.Mode)
-	case r.Lane >= MaxLanes:
-		return nil, fmt.Errorf("store the policy of %s: lane %d of %d", r.Domain, r.Lane, MaxLanes)
+	case r.Lane >= maxLanes:
+		return nil, fmt.Errorf("store the policy of %s: lane %d of %d", r.Domain, r.Lane, maxLanes)
 	case length > MaxValue:
 		return nil, fmt.Errorf("store the policy of %s: %d bytes are more than %d", r.Domain, length, MaxValue)
 	}
@@ -234,7 +231,7 @@ func encode(r *Record, sequence uint64) (Value, error) {
 		time   time.Time
 	}{
 		{offFetched, r.Fetched}, {offExpires, r.Expires}, {offChecked, r.Checked}, {offUsed, r.Used},
-		{offDue, r.Due}, {offCheckAt, r.CheckAt}, {offFetchAt, r.FetchAt}, {offFetchUnusedAt, r.FetchUnusedAt},
+		{offDue, r.Due}, {offFetchAt, r.FetchAt}, {offFetchUnusedAt, r.FetchUnusedAt},
 		{offFailedAt, r.FailedAt},
 	} {
 		binary.LittleEndian.PutUint64(v[at.offset:], uint64(secondsOf(at.time)))
@@ -243,6 +240,10 @@ func encode(r *Record, sequence uint64) (Value, error) {
 	if r.Slow {
 		v[offFlags] |= flagSlow
 	}
+	if r.Regular {
+		v[offFlags] |= flagRegular
+	}
+	v[offFlags] |= min(r.Unattended, MaxUnattended) << unattendedShift
 	v[offMode] = byte(r.Mode)
 	v[offLane] = byte(r.Lane)
 	v[offDomainLen] = byte(len(r.Domain))
@@ -250,13 +251,13 @@ func encode(r *Record, sequence uint64) (Value, error) {
 	v[offPendingLen] = byte(len(r.PendingID))
 	binary.LittleEndian.PutUint16(v[offErrorLen:], uint16(len(lastError)))
 	binary.LittleEndian.PutUint32(v[offTextLen:], uint32(len(r.Text)))
-	binary.LittleEndian.PutUint32(v[offReadyLen:], uint32(len(r.Ready)))
+	binary.LittleEndian.PutUint32(v[offMatchLen:], uint32(len(r.Match)))
 	v = append(v, r.Domain...)
 	v = append(v, r.ID...)
 	v = append(v, r.PendingID...)
 	v = append(v, lastError...)
 	v = append(v, r.Text...)
-	v = append(v, r.Ready...)
+	v = append(v, r.Match...)
 	if bytes.Contains(v[headerSize:], mark) {
 		return nil, fmt.Errorf("store the policy of %s: it holds the mark of a stored value", r.Domain)
 	}

@@ -12,29 +12,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 )
 
-// An Op is one change: a record to put in its domain's place, or a domain to
-// delete.
-type Op struct {
-	Put    *Record
-	Delete string
-}
-
-func (op Op) domain() string {
-	if op.Put != nil {
-		return op.Put.Domain
-	}
-	return op.Delete
-}
-
-// A WriteResult says what became of the newcomers, and of others for their sake.
-type WriteResult struct {
-	Refused []string // domains for which there was no room: none of their policies is stored now
-	Evicted []string // domains that were given up for new ones
-}
-
 // Write carries out ops in one transaction, all of them or none but the refused
 // ones; of two for one domain the last counts. When it returns nil they are on
-// disk. ErrBusy and a full disk leave the store as it was, and usable.
+// disk. errBusy and a full disk leave the store as it was, and usable.
 //
 // A new domain needs room: where the used pages come near MaxSize, expired
 // policies are given up for it, then those of mode none and testing by the age
@@ -60,7 +40,7 @@ func (s *Store) change(planFor func(*snapshot) (*plan, error)) error {
 		return ErrReadOnly
 	}
 	if !s.takeTurn(turnWait) {
-		return ErrBusy
+		return errBusy
 	}
 	defer s.endTurn()
 	// No reference is taken: who has the turn keeps the state from being
@@ -131,7 +111,6 @@ func newPlan(sn *snapshot, o Options) *plan {
 		newest:   sn.newest,
 		room:     o.MaxSize - sn.used,
 		slack:    o.MaxSize / growSlack,
-		inUse:    o.InUse,
 	}
 	p.victims = &victims{plan: p}
 	return p
