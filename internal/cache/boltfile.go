@@ -4,8 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"os"
+	"runtime/debug"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -14,201 +18,286 @@ import (
 )
 
 const (
-	fileMode = 0o640
+	// The address space that is reserved for a file.
+	reserveLeast = 1 << 30
+	reserveMost  = 1 << (30 + strconv.IntSize/64*16)
 
-	// reserveMin is the least address space reserved for a file. What is
-	// reserved bounds the file: bbolt refuses to grow beyond it, rather than
-	// map the file anew, which would wait for its readers.
-	reserveMin = 1 << 30
-
-	boltLockWait = time.Second // for the lock that bbolt itself takes
+	lockWait = 2 * time.Second // how long Open waits for a process that only reads
 )
 
-var (
-	errNotWhole = errors.New("one of its two meta pages, or both, cannot be read")
-	errCut      = errors.New("it is shorter than it was")
-	errFreelist = errors.New("its list of free pages cannot be read")
-)
+// A faultError says that the file is damaged: a page could not be read, or bbolt
+// panicked on what it read.
+type faultError struct{ what any }
 
-// A boltFile is an open cache file. bbolt writes it; it is read through a
-// mapping of our own (see page.go), whose life does not depend on what a
-// damaged page does to bbolt.
-//
-// All of it but data is for the holder of the Store's turn only: bbolt is
-// entered by one goroutine at a time, so that no other can be caught in one of
-// its locks.
-type boltFile struct {
-	db   *bbolt.DB
-	data []byte // the whole reserved range
-	fd   *os.File
+func (e *faultError) Error() string { return fmt.Sprint(e.what) }
+func (e *faultError) Unwrap() error { return ErrUnreadable }
 
-	// broken is set after a panic in bbolt, whose locks may then be taken for
-	// ever. Nothing enters bbolt again; the file is still read.
-	broken  bool
-	retired []*snapshot // states that were replaced and may still be read
-}
-
-// reserveFor returns how much address space to reserve for a file of size bytes
-// in a cache of up to maxSize used bytes. A file does not shrink, and the pages
-// that are free need not be where they are wanted: twice as much is plenty.
-func reserveFor(maxSize, size int64) int {
-	n := max(2*max(maxSize, size), reserveMin)
-	if strconv.IntSize == 32 {
-		return int(min(n, 1<<30))
-	}
-	return int(min(n, 1<<46))
-}
-
-// openBoltFile opens or makes the file at path and checks what can be checked
-// without reading it through. It says with unreadable errors what is wrong with
-// a damaged file, and leaves it as it is.
-func openBoltFile(path string, maxSize int64, sync bool) (*boltFile, error) {
-	size, err := checkFile(path)
-	if err != nil {
-		return nil, err
-	}
-	reserve := reserveFor(maxSize, size)
-	b := &boltFile{}
-	err = guard(func() (err error) {
-		b.db, err = bbolt.Open(path, fileMode, &bbolt.Options{
-			Timeout: boltLockWait,
-			// The map type takes single pages from anywhere, and so cuts up
-			// the runs of pages that the list itself, written with every
-			// commit, needs: a file of a million policies grew by 1.4 GB a
-			// day. The array type takes them from the front.
-			FreelistType:    bbolt.FreelistArrayType,
-			InitialMmapSize: reserve,
-			MaxSize:         reserve,
-			NoSync:          !sync,
-			NoGrowSync:      !sync,
-			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
-				f, err := os.OpenFile(name, flag, mode)
-				b.fd = f
-				return f, err
-			},
-		})
-		return err
-	})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		err = &LockedError{Path: path}
-	}
-	if err == nil {
-		b.data, err = mapFile(b.fd, reserve)
-	}
-	if err == nil && size == 0 {
-		err = b.create()
-	}
-	if err != nil {
-		b.broken = b.broken || errors.Is(err, ErrUnreadable) || b.db == nil
-		return nil, errors.Join(err, b.close())
-	}
-	return b, nil
-}
-
-func mapFile(f *os.File, reserve int) ([]byte, error) {
-	data, err := unix.Mmap(int(f.Fd()), 0, reserve, unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map %d bytes: %w", reserve, err)
-	}
-	// Lookups jump about: reading ahead would only push useful pages out.
-	if err := unix.Madvise(data, unix.MADV_RANDOM); err != nil && !errors.Is(err, unix.ENOSYS) {
-		return nil, errors.Join(fmt.Errorf("advise on the mapping: %w", err), unix.Munmap(data))
-	}
-	return data, nil
-}
-
-// checkFile looks at the file before bbolt does, which would take a file that
-// was cut short, and would believe any list of free pages. It returns the
-// file's size, 0 if there is none.
-func checkFile(path string) (int64, error) {
-	f, err := openRegular(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
-		return 0, err
-	}
-	m, whole := readMetas(f)
-	switch {
-	case whole < 2:
-		return 0, errors.Join(ErrUnreadable, errNotWhole)
-	case m.limit > uint64(info.Size())/uint64(m.pageSize):
-		return 0, errors.Join(ErrUnreadable, errCut)
-	}
-	return info.Size(), readFreelist(f, m, func(uint64) {})
-}
-
-// openRegular opens the file at path for reading, if it is a regular one: a
-// pipe would wait, a directory be of no use.
-func openRegular(path string) (*os.File, error) {
-	if err := CheckPath(path); err != nil {
-		return nil, err
-	}
-	return os.Open(path)
-}
-
-// create makes the buckets of a new file.
-func (b *boltFile) create() error {
-	return b.update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketMeta, bucketPolicy, bucketDue, bucketExpiry, bucketEvict} {
-			if _, err := tx.CreateBucket(name); err != nil {
-				return fmt.Errorf("make bucket %s: %w", name, err)
-			}
-		}
-		m := tx.Bucket(bucketMeta)
-		if err := m.Put(keySchema, binary.LittleEndian.AppendUint32(nil, schemaVersion)); err != nil {
-			return err
-		}
-		return m.Put(keyCounts, counts{}.encode())
-	})
-}
-
-// update runs fn in a transaction that is on disk when update returns nil.
-func (b *boltFile) update(fn func(*bbolt.Tx) error) error {
-	if b.broken {
-		return fmt.Errorf("%w: bbolt gave it up", ErrUnreadable)
-	}
-	err := guard(func() error { return b.db.Update(fn) })
-	b.broken = isFault(err)
-	return err
-}
+func faultf(format string, args ...any) error { return &faultError{fmt.Errorf(format, args...)} }
 
 func isFault(err error) bool {
 	var fault *faultError
 	return errors.As(err, &fault)
 }
 
-// close gives back what can be. It must be called when nobody reads any more.
-func (b *boltFile) close() error {
-	if b.broken {
-		// bbolt's locks may be taken, so its mapping stays: address space,
-		// not memory. Closing the file also gives up the lock on it.
-		if b.fd != nil {
-			return errors.Join(b.unmap(), ignoreClosed(b.fd.Close()))
+var errBroken = faultf("it was given up after a fault")
+
+// guard is the only way into bbolt: bbolt panics on a damaged page, and the
+// kernel raises a fault where the file was cut or the disk fails. Both become a
+// *faultError. A page that leads back to itself cannot be caught: bbolt's
+// recursion ends the process (see starts).
+func guard(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = &faultError{p}
 		}
-		return b.unmap()
-	}
-	err := guard(b.db.Close)
-	return errors.Join(b.unmap(), err)
+	}()
+	return fn()
 }
 
-func ignoreClosed(err error) error {
-	if errors.Is(err, os.ErrClosed) {
-		return nil
+// A boltFile is an open bbolt file. Its first fault breaks it: nothing enters
+// bbolt after that, whose locks may be taken for ever.
+type boltFile struct {
+	db       *bbolt.DB
+	fd       *os.File
+	info     os.FileInfo // tells whether the path still leads to this file
+	maxSize  int64
+	inMemory bool
+
+	// mu is held while a reading transaction begins or ends. bbolt keeps its
+	// metalock when it panics there, and whoever came next would wait for ever. It
+	// cannot deadlock with a writer, since the map is never made anew (see open).
+	mu       sync.Mutex
+	shut     error // no transaction may begin any more
+	stuck    bool  // none may end: bbolt panicked with its locks taken
+	breaking sync.Once
+	broken   chan struct{} // closed by the first fault
+	onFault  func(*boltFile)
+
+	last  atomic.Int64 // the newest transaction: an older one means that a meta page was lost
+	state atomic.Pointer[state]
+}
+
+// A state is what is known of the whole file after a commit.
+type state struct {
+	counts     counts
+	heartbeat  int64
+	used, size int64 // bytes of used pages, and of all
+}
+
+// openBolt opens the file behind fd, which it closes after an error. Into an
+// empty file fill writes; without fill an empty file is damage.
+func openBolt(fd *os.File, maxSize int64, readOnly bool, fill func(*bbolt.Tx) error) (*boltFile, error) {
+	f := &boltFile{fd: fd, maxSize: maxSize, broken: make(chan struct{})}
+	err := guard(func() error { return f.open(readOnly, fill) })
+	if err == nil {
+		return f, nil
+	}
+	if f.db != nil {
+		_ = guard(f.db.Close)
+	}
+	fd.Close() // gives up the lock, should bbolt have panicked
+	for _, damage := range []error{bolterrors.ErrInvalid, bolterrors.ErrVersionMismatch, bolterrors.ErrChecksum, unix.EIO} {
+		if errors.Is(err, damage) {
+			return nil, &faultError{err}
+		}
+	}
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, &LockedError{Path: fd.Name()}
+	}
+	return nil, err
+}
+
+func (f *boltFile) open(readOnly bool, fill func(*bbolt.Tx) error) (err error) {
+	if f.info, err = f.fd.Stat(); err != nil {
+		return err
+	}
+	if f.info.Size() == 0 && fill == nil {
+		return faultf("it is empty")
+	}
+	// bbolt refuses to grow beyond what is reserved, rather than to map the file
+	// anew, for which it would wait for all readers. A file does not shrink, and
+	// free pages need not be where they are wanted: twice max_size is plenty.
+	reserve := int(min(max(2*max(f.maxSize, f.info.Size()), reserveLeast), reserveMost))
+	f.db, err = bbolt.Open(f.fd.Name(), 0, &bbolt.Options{
+		Timeout:  lockWait,
+		ReadOnly: readOnly,
+		// The map type takes single pages from anywhere, and so cuts up the runs of
+		// pages that the free list itself needs with each commit: a file of a
+		// million policies grew by 1.4 GB a day. The array type takes the first ones.
+		FreelistType:    bbolt.FreelistArrayType,
+		InitialMmapSize: reserve,
+		MaxSize:         reserve,
+		OpenFile:        func(string, int, os.FileMode) (*os.File, error) { return f.fd, nil },
+	})
+	if err != nil {
+		return err
+	}
+	if !f.wholeMeta(0) || !f.wholeMeta(int64(f.db.Info().PageSize)) {
+		// bbolt would go on with the other one, which is one commit older.
+		return faultf("one of its two meta pages cannot be read")
+	}
+	if f.info.Size() == 0 {
+		err = f.update(func(tx *bbolt.Tx) (*state, error) { return &state{}, errors.Join(makeBuckets(tx), fill(tx)) })
+	}
+	return errors.Join(err, f.view(f.check))
+}
+
+func makeBuckets(tx *bbolt.Tx) error {
+	for _, name := range buckets {
+		if _, err := tx.CreateBucket(name); err != nil {
+			return err
+		}
+	}
+	return tx.Bucket(bucketMeta).Put(keySchema, binary.LittleEndian.AppendUint32(nil, schemaVersion))
+}
+
+// wholeMeta reports whether the meta page at offset has its magic number and the
+// right checksum, an FNV-1a of its fields.
+func (f *boltFile) wholeMeta(offset int64) bool {
+	const fields, sum, end, magic = 16, 72, 80, 0xED0CDAED
+	var page [end]byte
+	if _, err := f.fd.ReadAt(page[:], offset); err != nil {
+		return false
+	}
+	h := fnv.New64a()
+	h.Write(page[fields:sum])
+	return binary.NativeEndian.Uint32(page[fields:]) == magic && binary.NativeEndian.Uint64(page[sum:]) == h.Sum64()
+}
+
+// check looks at what can be checked without reading the file through, and reads
+// the state.
+func (f *boltFile) check(tx *bbolt.Tx) error {
+	if info, err := f.fd.Stat(); err != nil || tx.Size() > info.Size() {
+		return faultf("it is shorter than it was (%v)", err)
+	}
+	for _, name := range buckets {
+		if tx.Bucket(name) == nil {
+			return faultf("it has no bucket %s", name)
+		}
+	}
+	meta := tx.Bucket(bucketMeta)
+	schema := meta.Get(keySchema)
+	if len(schema) != 4 {
+		return faultf("it has no schema number")
+	}
+	if n := binary.LittleEndian.Uint32(schema); n > schemaVersion {
+		return &SchemaError{Path: f.fd.Name(), Schema: n}
+	}
+	st := &state{counts: decodeCounts(meta.Get(keyCounts))}
+	if newest := meta.Get(keyNewest); len(newest) == 8 {
+		st.heartbeat = int64(binary.LittleEndian.Uint64(newest))
+	}
+	return f.publish(tx, st)
+}
+
+func (f *boltFile) publish(tx *bbolt.Tx, st *state) error {
+	stats := f.db.Stats()
+	st.size = tx.Size()
+	st.used = st.size - int64(stats.FreePageN+stats.PendingPageN)*int64(f.db.Info().PageSize)
+	f.state.Store(st)
+	return nil
+}
+
+// view runs fn in a reading transaction.
+func (f *boltFile) view(fn func(*bbolt.Tx) error) error {
+	return f.noted(guard(func() error {
+		tx, err := f.begin()
+		if err != nil {
+			return err
+		}
+		defer f.end(tx)
+		return fn(tx)
+	}))
+}
+
+func (f *boltFile) begin() (*bbolt.Tx, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.shut != nil {
+		return nil, f.shut
+	}
+	f.shut, f.stuck = errBroken, true // should bbolt panic
+	tx, err := f.db.Begin(false)
+	f.shut, f.stuck = nil, false
+	if err == nil && int64(tx.ID()) < f.last.Load() {
+		return nil, faultf("its newest meta page was lost")
+	}
+	return tx, err
+}
+
+func (f *boltFile) end(tx *bbolt.Tx) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.stuck {
+		f.stuck = true // should bbolt panic
+		_ = tx.Rollback()
+		f.stuck = false
+	}
+}
+
+// update runs fn in a writing transaction, and publishes the state that fn
+// returns when it is on disk. After a fault fn may still be running.
+func (f *boltFile) update(fn func(*bbolt.Tx) (*state, error)) error {
+	done := make(chan error, 1)
+	go func() {
+		var st *state
+		var id int64
+		err := guard(func() error {
+			select {
+			case <-f.broken:
+				return errBroken
+			default:
+			}
+			return f.db.Update(func(tx *bbolt.Tx) (err error) {
+				if id = int64(tx.ID()); id <= f.last.Load() {
+					return faultf("its newest meta page was lost")
+				}
+				st, err = fn(tx)
+				return err
+			})
+		})
+		if err == nil {
+			f.last.Store(id)
+			err = f.view(func(tx *bbolt.Tx) error { return f.publish(tx, st) })
+		}
+		done <- f.noted(err)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-f.broken: // the writer may wait for a lock that a reader's panic left taken
+		return errBroken
+	}
+}
+
+// noted breaks the file if err is a fault.
+func (f *boltFile) noted(err error) error {
+	if isFault(err) {
+		f.breaking.Do(func() {
+			f.mu.Lock()
+			f.shut = err
+			f.mu.Unlock()
+			f.fd.Close() // so that a writer under way writes no more
+			close(f.broken)
+			if f.onFault != nil {
+				f.onFault(f)
+			}
+		})
 	}
 	return err
 }
 
-func (b *boltFile) unmap() error {
-	if b.data == nil {
+// close waits for the transactions under way. A broken file stays mapped: that
+// is address space, not memory.
+func (f *boltFile) close() error {
+	select {
+	case <-f.broken:
 		return nil
+	default:
 	}
-	data := b.data
-	b.data = nil
-	return unix.Munmap(data)
+	f.mu.Lock()
+	f.shut = ErrClosed
+	f.mu.Unlock()
+	return guard(f.db.Close)
 }

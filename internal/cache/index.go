@@ -7,117 +7,108 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-// The buckets of the file.
+// The buckets of the file. Old versions also kept a bucket evict, which is ignored.
 var (
-	bucketMeta   = []byte("meta")   // schema, counts, newest
+	bucketMeta   = []byte("meta")   // the keys below
 	bucketPolicy = []byte("policy") // domain -> value
-	bucketDue    = []byte("due")    // lane, expiry slot, due, domain: what the refresher reads
-	bucketExpiry = []byte("expiry") // expires, domain: what Purge reads, and eviction first
-	bucketEvict  = []byte("evict")  // class, day of last use, domain: what eviction reads then
-	bucketExempt = []byte("exempt") // domain -> until, set at run time; made when there is one
+	bucketDue    = []byte("due")    // lane, expiry slot, due, domain: what Due reads
+	bucketExpiry = []byte("expiry") // expires, domain: what Purge reads, and a full store first
+	bucketExempt = []byte("exempt") // domain -> until; made with the first exemption
+
+	buckets = [][]byte{bucketMeta, bucketPolicy, bucketDue, bucketExpiry} // that each file has
 )
 
 // The keys of the meta bucket.
 var (
-	keySchema = []byte("schema") // uint32
-	keyCounts = []byte("counts") // numCounts times uint64
-	keyNewest = []byte("newest") // int64, Unix seconds: the latest time in what was written
+	keySchema  = []byte("schema")  // uint32
+	keyCounts  = []byte("counts")  // numCounts times uint64
+	keyNewest  = []byte("newest")  // int64, Unix seconds: the wall clock at the last commit
+	keySalvage = []byte("salvage") // names of the files that are still to be searched, a line each
 )
 
 // schemaVersion counts the layouts of the file, that of the values included.
 const schemaVersion = 1
 
 const (
-	// expirySlot is the width of the slots, in seconds, by which the due
-	// index is ordered first. It bounds how far what is due may come out of
-	// the order of life left; and the number of slots, a year's 1,461, bounds
-	// what Due has to look at when nothing is due.
-	expirySlot = 6 * 3600
-
+	// dueSlotWidth, in seconds, is how exactly the due index is ordered by the life
+	// that policies have left. Due jumps from slot to slot, of which a year has 1,461.
+	dueSlotWidth  = 6 * 3600
 	secondsPerDay = 24 * 3600
 )
 
-// The classes of the eviction order; lower ones are given up first.
+// entries are the keys of a stored value in the indexes; nil: there is none.
+type entries struct{ due, expiry []byte }
+
+// entriesOf returns the entries of raw, which is stored under domain. For a value
+// with a wrong checksum it returns what the header says, right or wrong.
+func entriesOf(domain, raw []byte) entries {
+	if len(raw) < headerSize {
+		return entries{}
+	}
+	v := value(raw)
+	e := entries{expiry: expiryKey(v.time(offExpires), domain)}
+	if due := v.time(offDue); due != 0 {
+		e.due = dueKey(v[offLane], v.urgency(), due, domain)
+	}
+	return e
+}
+
+// urgency is the time by which the due index is ordered. A policy with a short
+// max_age counts as one of a day, or it would always come before all others. Old
+// versions had a lane for such policies, and left their time as it was.
+func (v value) urgency() int64 {
+	if Lane(v[offLane]) < LaneNormal {
+		return v.time(offExpires)
+	}
+	return max(v.time(offExpires), v.time(offFetched)+secondsPerDay)
+}
+
+// maxLanes bounds the lanes that a file may have.
+const maxLanes = 16
+
+// laneOf returns the lane that the number in a file stands for.
+func laneOf(n byte) Lane {
+	switch {
+	case n == 7:
+		return LaneTroubled
+	case n > 0 && n < 7:
+		return LaneNormal
+	}
+	return Lane(n)
+}
+
+// Where the parts of the keys begin.
 const (
-	classOther    = 0 // none and testing
-	classEnforced = 1
+	dueSlot      = 1
+	dueTime      = dueSlot + 4
+	dueDomain    = dueTime + 8
+	expiryDomain = 8
 )
 
-// keys are a record's entries in the indexes.
-type keys struct {
-	due    []byte // nil: it waits for nothing
-	expiry []byte
-	evict  []byte
-}
-
-// keysOf returns the entries of v, which is stored under domain.
-func keysOf(domain []byte, v Value) keys {
-	k := keys{
-		expiry: expiryKey(v.Expires(), domain),
-		evict:  evictKey(classOf(v.Mode()), v.Used(), domain),
-	}
-	if v.due() != 0 {
-		k.due = dueKey(v.lane(), v.Expires(), v.due(), domain)
-	}
-	return k
-}
-
-func dueKey(lane Lane, expires, due int64, domain []byte) []byte {
-	k := append(make([]byte, 0, dueDomain+len(domain)), byte(lane))
-	k = binary.BigEndian.AppendUint32(k, slotOf(expires))
+func dueKey(lane byte, expires, due int64, domain []byte) []byte {
+	k := append(make([]byte, 0, dueDomain+len(domain)), lane)
+	k = binary.BigEndian.AppendUint32(k, uint32(min(positive(expires)/dueSlotWidth, math.MaxUint32)))
 	k = binary.BigEndian.AppendUint64(k, positive(due))
 	return append(k, domain...)
 }
-
-// Where the parts of a due key begin.
-const (
-	dueSlot   = 1
-	dueDue    = dueSlot + 4
-	dueDomain = dueDue + 8
-)
 
 func expiryKey(expires int64, domain []byte) []byte {
 	k := binary.BigEndian.AppendUint64(make([]byte, 0, expiryDomain+len(domain)), positive(expires))
 	return append(k, domain...)
 }
 
-const expiryDomain = 8
-
-func evictKey(class byte, used int64, domain []byte) []byte {
-	k := append(make([]byte, 0, evictDomain+len(domain)), class)
-	k = binary.BigEndian.AppendUint32(k, dayOf(used))
-	return append(k, domain...)
-}
-
-const (
-	evictDay    = 1
-	evictDomain = evictDay + 4
-)
-
-func classOf(m policy.Mode) byte {
-	if m == policy.ModeEnforce {
-		return classEnforced
-	}
-	return classOther
-}
-
 // positive keeps the byte order of a key that of its time: before 1970 is 1970.
 func positive(seconds int64) uint64 { return uint64(max(seconds, 0)) }
 
-func slotOf(expires int64) uint32 { return clamp32(positive(expires) / expirySlot) }
-func dayOf(used int64) uint32     { return clamp32(positive(used) / secondsPerDay) }
-
-func clamp32(n uint64) uint32 { return uint32(min(n, math.MaxUint32)) }
-
-// numCounts: one for each mode, and the first for values whose mode cannot be
-// read.
+// numCounts: one for each mode, and the first for values whose mode cannot be read.
 const numCounts = 4
 
-// counts are the numbers of policies by mode.
+const _ = uint(numCounts - 1 - policy.ModeEnforce) // there is a count for each mode
+
 type counts [numCounts]int64
 
-// countOf returns the index of raw's count. It is right for a damaged value
-// too, as long as it is the same when that is put and when it is taken away.
+// countOf returns the index of the count of raw. The answer is the same when a
+// damaged value is put and when it is taken away.
 func countOf(raw []byte) int {
 	if len(raw) > offMode && validMode(policy.Mode(raw[offMode])) {
 		return int(raw[offMode])
@@ -133,8 +124,7 @@ func (c counts) encode() []byte {
 	return b
 }
 
-func decodeCounts(b []byte) counts {
-	var c counts
+func decodeCounts(b []byte) (c counts) {
 	if len(b) == numCounts*8 {
 		for i := range c {
 			c[i] = int64(binary.LittleEndian.Uint64(b[i*8:]))

@@ -1,174 +1,172 @@
 package cache
 
 import (
-	"fmt"
+	"bytes"
+	"errors"
 
+	"go.etcd.io/bbolt"
 )
-
-// Lookup reads what is stored for domain into hit. It is ErrNotFound if that is
-// nothing, a *DamagedError if it is damaged, and ErrUnreadable, in which case
-// a rebuild of the file begins, if the page on which it would be cannot be read.
-// It allocates nothing when it succeeds, once hit's buffer has its size.
-func (s *Store) Lookup(domain []byte, hit *Hit) error {
-	sn := s.current()
-	if sn == nil {
-		return ErrClosed
-	}
-	defer sn.release()
-	err := s.lookup(sn, domain, hit, true)
-	if err != nil && isFault(err) { // of a page that is free, it may be: the one in use is elsewhere
-		err = s.lookup(sn, domain, hit, false)
-	}
-	if err == nil || err == ErrNotFound {
-		return err
-	}
-	return s.noticed(err)
-}
-
-// lookup is Lookup in one state.
-func (s *Store) lookup(sn *snapshot, domain []byte, hit *Hit, byHint bool) error {
-	return guard(func() (err error) {
-		var v Value
-		if byHint {
-			v, _ = s.recall(sn, domain, nil)
-		}
-		if v == nil {
-			v, err = s.descend(sn, domain)
-		}
-		if err != nil {
-			return err
-		}
-		hit.Mode = v.Mode()
-		hit.Fetched = v.Fetched()
-		hit.Expires = v.Expires()
-		hit.Checked = v.Checked()
-		hit.Used = v.Used()
-		r := v.Record()
-		hit.Match, hit.Text = r.Match, r.Text
-		return nil
-	})
-}
-
-// descend finds the value of domain through the pages of sn, and learns where it
-// is.
-func (s *Store) descend(sn *snapshot, domain []byte) (Value, error) {
-	leaf, i, err := sn.policy.locate(domain)
-	if err != nil {
-		return nil, err
-	}
-	if i < 0 {
-		return nil, sn.notFound(domain)
-	}
-	raw, bucket, err := leaf.value(i)
-	if bucket {
-		return nil, sn.notFound(domain)
-	}
-	if err != nil {
-		return nil, err
-	}
-	v, err := parseAt(domain, raw)
-	if err != nil {
-		return nil, &DamagedError{Domain: string(domain), Err: err}
-	}
-	if len(raw) <= maxHinted {
-		s.learn(sn, domain, sn.policy.place(leaf, i))
-	}
-	return v, nil
-}
-
-// notFound returns ErrNotFound, unless the pages are not such that one could
-// know.
-func (sn *snapshot) notFound(domain []byte) error {
-	if err := sn.policy.absent(domain, underOwnDomain); err != nil {
-		return err
-	}
-	return ErrNotFound
-}
-
-// noticed counts an error of reading, begins a rebuild if it takes one, and
-// returns the error that the caller is to see.
-func (s *Store) noticed(err error) error {
-	if _, ok := err.(*DamagedError); ok {
-		s.damaged.Add(1)
-		return err
-	}
-	if !unreadable(err) {
-		return err
-	}
-	s.unreadable.Add(1)
-	err = fmt.Errorf("%w: %w", ErrUnreadable, err)
-	s.trouble(err)
-	return err
-}
-
-// Get returns what is stored for domain. Errors are as with Lookup; with a
-// *DamagedError comes what can still be made out.
-func (s *Store) Get(domain string) (Record, error) {
-	sn := s.current()
-	if sn == nil {
-		return Record{}, ErrClosed
-	}
-	defer sn.release()
-	var r Record
-	err := guard(func() error {
-		raw, err := sn.policy.get([]byte(domain))
-		if err != nil {
-			return err
-		}
-		if raw == nil {
-			return sn.notFound([]byte(domain))
-		}
-		v, err := parseAt([]byte(domain), raw)
-		if err != nil {
-			r = readable(domain, raw, err)
-			return &DamagedError{Domain: domain, Err: err}
-		}
-		r = v.Record()
-		return nil
-	})
-	if err != nil {
-		err = s.noticed(err)
-	}
-	return r, err
-}
 
 // maxListBytes bounds the memory of what List returns.
 const maxListBytes = 4 << 20
 
-// List returns records in the order of their domains, the first one after the
-// domain after, at most max of them and at most MaxPage; fewer if they are
-// large. next is the domain to go on after, empty at the end of the list. A
-// damaged one is listed with what can be made out, and its LastError says that
-// it is damaged. What lies on unreadable pages is left out, and a rebuild begins.
-func (s *Store) List(after string, max int) (list []Record, next string, err error) {
-	sn := s.current()
-	if sn == nil {
-		return nil, "", ErrClosed
+// Lookup reads what is stored for domain into hit. Errors are ErrNotFound, a
+// *DamagedError, ErrUnreadable and ErrClosed.
+func (s *Store) Lookup(domain []byte, hit *Hit) error {
+	return s.find(domain, func(v value) {
+		hit.Mode = v.mode()
+		hit.Fetched, hit.Expires = v.time(offFetched), v.time(offExpires)
+		hit.Checked, hit.Used = v.time(offChecked), v.time(offUsed)
+		hit.Match = append(hit.Match[:0], v.match()...)
+		hit.Text = append(hit.Text[:0], v.text()...)
+	})
+}
+
+// Get returns what is stored for domain. Errors are those of Lookup.
+func (s *Store) Get(domain string) (r Record, err error) {
+	err = s.find([]byte(domain), func(v value) { r = v.record() })
+	return r, err
+}
+
+// find calls found with the value of domain.
+func (s *Store) find(domain []byte, found func(value)) error {
+	salvaging := s.salvaging.Load() // before it is looked for, or it may come in between
+	var damaged *DamagedError
+	err := s.view(func(tx *bbolt.Tx) error {
+		raw, err := locate(tx, domain)
+		if err != nil {
+			return err
+		}
+		v, err := parseAt(domain, raw)
+		if err == nil && v.has(flagTombstone) {
+			if v.time(offExpires) <= s.o.Now().Unix() {
+				return ErrNotFound
+			}
+			err = errTombstone
+		}
+		if err != nil {
+			damaged = &DamagedError{Domain: string(domain), Err: err}
+			return damaged
+		}
+		found(v)
+		return nil
+	})
+	switch {
+	case err == nil:
+	case err == ErrNotFound && salvaging:
+		return ErrUnreadable
+	case damaged != nil && err == damaged:
+		s.damaged.Add(1)
+		if damaged.Err != errTombstone {
+			select {
+			case s.unburied <- damaged.Domain:
+			default:
+			}
+		}
 	}
-	defer sn.release()
-	size := 0
-	from := append([]byte(after), 0) // the least domain after it
-	if after == "" {
-		from = nil
+	return err
+}
+
+// locate returns the raw value of domain, or ErrNotFound. A bit that flipped in a
+// key makes a policy hard to find: so nothing is said not to be there unless both
+// neighbours of its place are in order.
+func locate(tx *bbolt.Tx, domain []byte) ([]byte, error) {
+	b := tx.Bucket(bucketPolicy)
+	if b == nil {
+		return nil, faultf("the bucket of the policies is gone")
 	}
-	w := newWalk(&sn.policy, from)
-	for len(list) < min(max, MaxPage) && size < maxListBytes {
-		more, err := w.next(func(k, raw []byte) error {
+	c := b.Cursor()
+	k, raw := c.Seek(domain)
+	if bytes.Equal(k, domain) && k != nil {
+		if raw == nil {
+			return nil, faultf("a bucket is in the place of a policy")
+		}
+		return raw, nil
+	}
+	if k != nil && (bytes.Compare(k, domain) < 0 || !inPlace(k, raw)) {
+		return nil, faultf("the policies are out of order")
+	}
+	if k != nil {
+		k, raw = c.Prev()
+	} else {
+		k, raw = c.Last()
+	}
+	if k != nil && (bytes.Compare(k, domain) > 0 || !inPlace(k, raw)) {
+		return nil, faultf("the policies are out of order")
+	}
+	return nil, ErrNotFound
+}
+
+// inPlace reports whether a value may be stored under the key: it is of that
+// domain, or damaged, which is another matter.
+func inPlace(k, raw []byte) bool {
+	_, err := parseAt(k, raw)
+	return raw != nil && !errors.Is(err, errField)
+}
+
+// List returns records in the order of their domains, from the first one after
+// the domain after, limit and MaxPage of them at most, and fewer if they are
+// large. next is the domain to go on after, empty at the end. The LastError of a
+// damaged record says so.
+func (s *Store) List(after string, limit int) (list []Record, next string, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		list, next = nil, ""
+		size := 0
+		return ascend(tx, bucketPolicy, startAfter(after), func(k, raw []byte) ([]byte, error) {
+			if len(list) >= min(limit, MaxPage) || size >= maxListBytes {
+				next = list[len(list)-1].Domain
+				return nil, errStop
+			}
 			v, err := parseAt(k, raw)
 			if err != nil {
-				list = append(list, readable(string(k), raw, err))
-				return nil
+				list = append(list, Record{Domain: string(k), LastError: "the stored policy is damaged: " + err.Error()})
+				return nil, nil
 			}
-			list = append(list, v.Record())
+			list = append(list, v.record())
 			size += len(raw)
-			return nil
+			return nil, nil
 		})
-		if err != nil {
-			s.noticed(err)
+	})
+	return list, next, err
+}
+
+// startAfter returns the first key after a domain; empty: of all keys.
+func startAfter(domain string) []byte {
+	if domain == "" {
+		return nil
+	}
+	return append([]byte(domain), 0)
+}
+
+var errStop = errors.New("stop")
+
+// ascend calls fn with the keys of a bucket in their order, beginning at from,
+// until fn returns errStop. If fn returns a key, it goes on there. Keys out of
+// order are a fault: the pages may lead back to themselves.
+func ascend(tx *bbolt.Tx, bucket, from []byte, fn func(k, v []byte) (seek []byte, err error)) error {
+	b := tx.Bucket(bucket)
+	if b == nil {
+		return faultf("the bucket %s is gone", bucket)
+	}
+	c := b.Cursor()
+	k, v := c.Seek(from)
+	for k != nil {
+		seek, err := fn(k, v)
+		if err == errStop {
+			return nil
 		}
-		if !more {
-			return list, "", nil
+		if err != nil {
+			return err
+		}
+		last := k
+		if seek != nil {
+			k, v = c.Seek(seek)
+		} else {
+			k, v = c.Next()
+		}
+		if k != nil && bytes.Compare(k, last) <= 0 {
+			return faultf("the keys of bucket %s are out of order", bucket)
 		}
 	}
-	return list, string(w.last), nil
+	return nil
 }

@@ -45,8 +45,6 @@ type Record struct {
 // A Lane is a queue of records that wait for the refresher.
 type Lane uint8
 
-const maxLanes = 16
-
 // The lanes. Records written by versions before 1.0 have lanes 1 to 7: they are
 // read as LaneNormal and LaneTroubled.
 const (

@@ -1,9 +1,9 @@
 package cache
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,314 +11,233 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/bbolt"
 )
 
 const (
 	// DefaultMaxSize is the bytes of used pages when Options.MaxSize is 0.
 	DefaultMaxSize = 4 << 30
 
-	turnWait  = 2 * time.Second  // how long a write waits for another, or for a rebuild, before it is ErrBusy
-	closeWait = 10 * time.Second // how long Close waits for a rebuild, then for a write, then for readers
+	closeWait  = 10 * time.Second // how long Close waits for a commit
+	checkEvery = time.Minute      // how often the path is looked at
 )
 
 // Options of a store.
 type Options struct {
 	MaxSize int64            // bytes of used pages; 0: DefaultMaxSize
 	Log     *slog.Logger     // nil: none
-	Now     func() time.Time // the clock that eviction goes by; nil: time.Now
-
+	Now     func() time.Time // the clock; nil: time.Now
 }
 
-// A Store is an open cache file. All its methods are safe for concurrent use.
+// A Store is an open cache. Its methods are safe for concurrent use.
 type Store struct {
 	path     string
-	options  Options
-	readOnly bool
+	o        Options
 	log      *slog.Logger
-	lock     *os.File // of the cache; see lockCache
+	readOnly bool
+	file     atomic.Pointer[boltFile] // nil: closed
+	turn     chan struct{}            // holds a token while somebody writes or replaces the file
 
-	snap atomic.Pointer[snapshot] // the current state; nil: closed
-
-	// turn is held, by a token in it, by the one who writes, rebuilds or
-	// closes. It alone enters bbolt, and guards file
-	// and old.
-	turn chan struct{}
-	file *boltFile // the current one; its db is nil in a store that only reads
-	old  []*boltFile
-
-	closeOnce sync.Once
 	closing   chan struct{}
-	rebuilds  rebuilds
-	lines     lines
-	stale     stale
+	closeOnce sync.Once
+	ended     chan struct{}  // closed when run has returned
+	faults    chan *boltFile // a file that broke
+	unburied  chan string    // domains with a damaged value
+	stale     chan []byte    // entries of the due index that match no record; the next write deletes them
 
-	damaged    atomic.Uint64
-	unreadable atomic.Uint64
-	salvaged   *Report
+	// Only for the goroutine of run, and Open before it.
+	sources []source // damaged files that are to be searched
+	damage  error    // why the file at the path is damaged; nil: it may be whole
+	starts  starts
+
+	salvaging           atomic.Bool // there are sources
+	memoryOnly          atomic.Pointer[error]
+	report              atomic.Pointer[Report]
+	damaged, unreadable atomic.Uint64
 }
 
-// Open opens the cache at path, for this process alone, or makes it. Another
-// process that has it is a *LockedError, a file from a later version a
-// *SchemaError, and what is no file at all a *NotAFileError. A damaged file is moved aside, what can be read of it is carried
-// over into a new one, and Stats().Salvage says so; that takes the time to read
-// the file through. Any other error means that there can be no cache there: no
-// such directory, no space, no permission.
+// Open opens the cache at path, or makes it. Another process that has it open is
+// a *LockedError, and what is not a regular file a *NotAFileError. A damaged file
+// and one of a newer program are set aside; Stats().Salvage says so. Where path
+// cannot be written, the store is a file in memory; Stats().MemoryOnly says why.
+//
+// Open and Close count crashes: ten starts in a row that ended within a minute of
+// Open and without Close count as damage. So the caller opens the cache when
+// nothing else keeps it from starting, and closes it whatever happens.
 func Open(path string, o Options) (*Store, error) {
-	path = resolve(path)
-	if err := CheckPath(path); err != nil {
-		return nil, err
-	}
-	lock, err := lockCache(path, true)
-	if err != nil {
-		return nil, err
-	}
 	s := newStore(path, o)
-	s.lock = lock
-	if err := s.open(); err != nil {
-		lock.Close()
+	if err := CheckPath(s.path); err != nil {
 		return nil, err
 	}
+	s.starts.path = s.path + ".starts"
+	file, err := s.openDisk(s.starts.begin(s.o.Now()))
+	var locked *LockedError
+	if err != nil && !errors.As(err, &locked) {
+		file, err = s.openMemory(err)
+	}
+	if err != nil {
+		s.starts.end()
+		return nil, fmt.Errorf("open the cache: %w", err)
+	}
+	s.use(file)
+	go s.run()
 	return s, nil
-}
-
-// resolve follows a symbolic link, so that a new file comes to stand where the
-// old one is.
-func resolve(path string) string {
-	if p, err := filepath.EvalSymlinks(path); err == nil {
-		return p
-	}
-	return path
-}
-
-func newStore(path string, o Options) *Store {
-	if o.MaxSize <= 0 {
-		o.MaxSize = DefaultMaxSize
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	return &Store{
-		path:    path,
-		options: o,
-		log:     o.Log,
-		turn:    make(chan struct{}, 1),
-		closing: make(chan struct{}),
-	}
-}
-
-func (s *Store) open() error {
-	if err := s.settleRebuild(); err != nil {
-		return err
-	}
-	_, err := os.Lstat(s.path)
-	isNew := errors.Is(err, fs.ErrNotExist)
-	file, sn, err := openPinned(s.path, s.options.MaxSize, true)
-	if why := err; damage(why) {
-		var report Report
-		file, sn, report, err = s.salvage(why)
-		s.salvaged = &report
-	}
-	if err != nil {
-		var newer *SchemaError
-		var locked *LockedError
-		if errors.As(err, &newer) {
-			newer.Path = s.path
-			return newer
-		}
-		if errors.As(err, &locked) {
-			return locked
-		}
-		return fmt.Errorf("open cache %s: %w", s.path, err)
-	}
-	s.file = file
-	sn.hints = newHints(sn.policies())
-	s.snap.Store(sn)
-	if isNew {
-		return syncDir(s.path)
-	}
-	return nil
-}
-
-// openPinned opens the file at path and its newest state.
-func openPinned(path string, maxSize int64, sync bool) (*boltFile, *snapshot, error) {
-	file, err := openBoltFile(path, maxSize, sync)
-	if err != nil {
-		return nil, nil, err
-	}
-	sn, err := file.snapshot()
-	if err != nil {
-		return nil, nil, errors.Join(err, file.close())
-	}
-	return file, sn, nil
 }
 
 // OpenReadOnly opens the cache at path for reading, while no daemon has it. It
-// changes nothing, and salvages nothing: that is for the daemon.
+// changes nothing.
 func OpenReadOnly(path string) (*Store, error) {
-	path = resolve(path)
-	if err := CheckPath(path); err != nil {
-		return nil, err
-	}
-	lock, err := lockCache(path, false)
-	if err != nil {
-		return nil, err
-	}
 	s := newStore(path, Options{})
 	s.readOnly = true
-	s.lock = lock
-	file, sn, _, err := openMapped(path)
-	if err == nil && sn == nil {
-		err = fmt.Errorf("%w: it is damaged; the daemon saves what can be read when it starts", ErrUnreadable)
+	close(s.ended)
+	file, err := openToRead(s.path)
+	if isFault(err) {
+		err = fmt.Errorf("%w: the daemon saves what can be read when it starts", err)
 	}
 	if err != nil {
-		if file != nil {
-			err = errors.Join(err, file.close())
-		}
-		if lock != nil {
-			lock.Close()
-		}
-		return nil, fmt.Errorf("read cache %s: %w", path, err)
+		return nil, fmt.Errorf("read the cache %s: %w", s.path, err)
 	}
-	s.file = file
-	s.snap.Store(sn)
+	s.use(file)
 	return s, nil
 }
 
-// openMapped maps the file at path without bbolt. The state is nil if the file
-// does not show where one begins; whole is the number of whole meta pages.
-func openMapped(path string) (file *boltFile, sn *snapshot, whole int, err error) {
-	fd, err := openRegular(path)
+func openToRead(path string) (*boltFile, error) {
+	if err := CheckPath(path); err != nil {
+		return nil, err
+	}
+	fd, err := os.Open(path)
 	if err != nil {
-		return nil, nil, 0, err
+		return nil, err
 	}
-	file = &boltFile{fd: fd, broken: true} // there is no bbolt to enter
-	info, err := fd.Stat()
-	if err != nil || info.Size() == 0 {
-		return file, nil, 0, err
-	}
-	m, whole := readMetas(fd)
-	if whole == 0 {
-		return file, nil, 0, nil
-	}
-	if file.data, err = mapFile(fd, int(info.Size())); err != nil {
-		return file, nil, whole, err
-	}
-	sn = &snapshot{file: file, done: make(chan struct{}), fileSize: info.Size(), used: info.Size()}
-	sn.refs.Store(1)
-	err = guard(func() error { return sn.open(uint64(m.pageSize), m.limit, m.root) })
-	if unreadable(err) {
-		return file, nil, whole, nil
-	}
-	return file, sn, whole, err
+	return openBolt(fd, 0, true, nil)
 }
 
-// Close ends the store. Calls that are under way end first; those that come
-// later are ErrClosed.
+func newStore(path string, o Options) *Store {
+	// A new file comes to stand where a symbolic link leads.
+	if p, err := filepath.EvalSymlinks(path); err == nil {
+		path = p
+	}
+	o.MaxSize = cmp.Or(max(o.MaxSize, 0), DefaultMaxSize)
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Store{
+		path: path, o: o,
+		log:      cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		turn:     make(chan struct{}, 1),
+		closing:  make(chan struct{}),
+		ended:    make(chan struct{}),
+		faults:   make(chan *boltFile, 1),
+		unburied: make(chan string, 64),
+		stale:    make(chan []byte, MaxPage),
+	}
+}
+
+// Close ends the store. Calls under way end first; later ones are ErrClosed.
 func (s *Store) Close() error {
 	err := ErrClosed
-	s.closeOnce.Do(func() { err = s.close() })
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		closed := make(chan error, 1)
+		go func() {
+			<-s.ended
+			s.turn <- struct{}{} // and keep it
+			closed <- s.file.Swap(nil).close()
+		}()
+		select {
+		case err = <-closed:
+			s.starts.end()
+		case <-time.After(closeWait):
+			err = fmt.Errorf("close the cache %s: a commit does not end", s.path)
+		}
+	})
 	return err
 }
 
-func (s *Store) close() error {
-	close(s.closing)
-	if !s.rebuilds.stop(closeWait) {
-		return fmt.Errorf("close cache %s: a rebuild does not end", s.path)
+// run is the work in the background: it searches damaged files, replaces a file
+// after a fault, and looks at the path once a minute.
+func (s *Store) run() {
+	defer close(s.ended)
+	minute := time.NewTicker(checkEvery)
+	defer minute.Stop()
+	for {
+		s.search()
+		select {
+		case <-s.closing:
+			return
+		case file := <-s.faults:
+			s.replace(file)
+		case domain := <-s.unburied:
+			s.bury(domain)
+		case <-minute.C:
+			s.starts.end()
+			s.checkPath()
+		}
 	}
-	if !s.takeTurn(closeWait) {
-		return fmt.Errorf("close cache %s: a commit does not end", s.path)
+}
+
+// use makes file the current one. The caller closes the one that it replaces.
+func (s *Store) use(file *boltFile) {
+	s.salvaging.Store(len(s.sources) > 0) // before a policy can be missed in file
+	file.onFault = func(file *boltFile) {
+		s.unreadable.Add(1)
+		s.faults <- file
+	}
+	s.file.Store(file)
+}
+
+// view runs fn in a reading transaction; twice, if the file is replaced meanwhile.
+func (s *Store) view(fn func(*bbolt.Tx) error) error {
+	for {
+		file := s.file.Load()
+		if file == nil {
+			return ErrClosed
+		}
+		if err := file.view(fn); err != ErrClosed || s.file.Load() == file {
+			return err
+		}
+	}
+}
+
+// update runs fn in a writing transaction of the current file. Nobody else writes
+// or replaces the file meanwhile.
+func (s *Store) update(fn func(*writing) error) error {
+	if s.readOnly {
+		return ErrReadOnly
+	}
+	if !s.takeTurn() {
+		return ErrClosed
 	}
 	defer s.endTurn()
-	deadline := time.NewTimer(closeWait)
-	defer deadline.Stop()
-	sn := s.snap.Swap(nil)
-	s.file.retire(sn)
-	var err error
-	for _, file := range append(s.old, s.file) {
-		for _, sn := range file.retired {
-			select {
-			case <-sn.done:
-			case <-deadline.C:
-				return fmt.Errorf("close cache %s: a reader does not end", s.path)
-			}
-		}
-		file.retire(nil)
-		err = errors.Join(err, file.close())
-	}
-	if s.lock != nil {
-		err = errors.Join(err, s.lock.Close())
-	}
-	return err
+	return s.updateIn(s.file.Load(), fn)
 }
 
-// takeTurn waits until the turn is free, for so long.
-func (s *Store) takeTurn(wait time.Duration) bool {
-	t := time.NewTimer(wait)
-	defer t.Stop()
+func (s *Store) takeTurn() bool {
 	select {
+	case <-s.closing:
+		return false
 	case s.turn <- struct{}{}:
 		return true
-	case <-t.C:
-		return false
 	}
 }
 
 func (s *Store) endTurn() { <-s.turn }
 
-// current returns the current state and a reference to it, nil if the store is
-// closed.
-func (s *Store) current() *snapshot {
-	for {
-		sn := s.snap.Load()
-		if sn == nil || sn.hold() {
-			return sn
-		}
-	}
-}
-
-// renew replaces the current state by the newest one in the file, to which p
-// has led if it was committed. The caller has the turn.
-func (s *Store) renew(p *plan, committed bool) error {
-	sn, err := s.file.snapshot()
-	if err != nil {
-		return err
-	}
-	s.file.retire(s.publish(sn, p, committed))
-	s.closeOld()
-	return nil
-}
-
-// closeOld closes files that were replaced and that nobody reads any more.
-func (s *Store) closeOld() {
-	kept := s.old[:0]
-	for _, file := range s.old {
-		file.retire(nil)
-		if len(file.retired) > 0 {
-			kept = append(kept, file)
-		} else if err := file.close(); err != nil {
-			s.log.Warn("cannot close the old cache file", "path", s.path, "err", err)
-		}
-	}
-	clear(s.old[len(kept):])
-	s.old = kept
-}
-
 // Stats returns the counts. It reads nothing from the file.
 func (s *Store) Stats() Stats {
 	st := Stats{
-		MaxSize:    s.options.MaxSize,
 		Damaged:    s.damaged.Load(),
 		Unreadable: s.unreadable.Load(),
-		Salvage:    s.salvaged,
+		Salvage:    s.report.Load(),
+		Salvaging:  s.salvaging.Load(),
 	}
-	if sn := s.current(); sn != nil {
-		defer sn.release()
-		st.ByMode = sn.counts
-		st.Heartbeat = timeOf(sn.newest)
-		st.UsedSize, st.FileSize = sn.used, sn.fileSize
+	if why := s.memoryOnly.Load(); why != nil {
+		st.MemoryOnly = *why
+	}
+	if file := s.file.Load(); file != nil {
+		is := file.state.Load()
+		st.ByMode, st.Heartbeat = is.counts, timeOf(is.heartbeat)
+		st.UsedSize, st.FileSize, st.MaxSize = is.used, is.size, file.maxSize
 	}
 	return st
 }

@@ -12,13 +12,12 @@ import (
 )
 
 // A stored value is a header of fixed size and, behind it, the domain, the id,
-// the pending id, the last error, the text and the match list. The fields
-// that a lookup needs stand at fixed offsets, so that it decodes nothing.
-// Integers are little-endian, times are Unix seconds, 0 is the zero time.
+// the pending id, the last error, the text and the match list. Integers are
+// little-endian, times are Unix seconds, 0 is the zero time.
 //
-// The mark at the front holds bytes that no UTF-8 text has, so that salvage
-// finds values in a file whose pages it cannot read, and a policy's text can
-// never be taken for a value. The sequence tells the newer of two copies.
+// The mark at the front has bytes that no UTF-8 text has, so that a salvage finds
+// values in a file whose pages it cannot read, and the text of a policy is never
+// taken for a value. The sequence tells which of two copies is the newer one.
 const (
 	offVersion       = 7
 	offChecksum      = 8  // uint32: CRC-32C of all that follows it
@@ -29,7 +28,7 @@ const (
 	offChecked       = 40
 	offUsed          = 48
 	offDue           = 56
-	offCheckAt       = 64
+	offReserved      = 64 // uint64: old versions kept the next TXT lookup here
 	offFetchAt       = 72
 	offFetchUnusedAt = 80
 	offFailedAt      = 88
@@ -52,6 +51,7 @@ const valueVersion = 1
 const (
 	flagSlow        = 1 << 0
 	flagRegular     = 1 << 1
+	flagTombstone   = 1 << 2 // stands for a policy that cannot be read
 	unattendedShift = 4
 )
 
@@ -60,125 +60,98 @@ var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 )
 
-// A Value is a stored policy as it lies in the file. It is valid only as long
-// as the call that handed it out says.
-type Value []byte
+// A value is a stored policy whose header and lengths were checked by parse. It
+// may point into the file, and is then valid as long as the transaction.
+type value []byte
 
-// Mode returns the policy's mode.
-func (v Value) Mode() policy.Mode { return policy.Mode(v[offMode]) }
+func (v value) mode() policy.Mode       { return policy.Mode(v[offMode]) }
+func (v value) time(offset int) int64   { return int64(binary.LittleEndian.Uint64(v[offset:])) }
+func (v value) size32(offset int) int   { return int(binary.LittleEndian.Uint32(v[offset:])) }
+func (v value) sequence() uint64        { return binary.LittleEndian.Uint64(v[offSequence:]) }
+func (v value) domain() []byte          { return v[headerSize : headerSize+int(v[offDomainLen])] }
+func (v value) match() []byte           { return v[len(v)-v.size32(offMatchLen):] }
+func (v value) text() []byte            { return v[len(v)-v.policySize():][:v.size32(offTextLen)] }
+func (v value) policySize() int         { return v.size32(offTextLen) + v.size32(offMatchLen) }
+func (v value) has(flag byte) bool      { return v[offFlags]&flag != 0 }
+func (v value) put(offset int, n int64) { binary.LittleEndian.PutUint64(v[offset:], uint64(n)) }
 
-// Fetched returns when the policy was last fetched, in Unix seconds.
-func (v Value) Fetched() int64 { return v.time(offFetched) }
-
-// Expires returns when the policy runs out, in Unix seconds.
-func (v Value) Expires() int64 { return v.time(offExpires) }
-
-// Checked returns when the TXT record was last seen, in Unix seconds; 0: never.
-func (v Value) Checked() int64 { return v.time(offChecked) }
-
-// Used returns the last known use, in Unix seconds; 0: never.
-func (v Value) Used() int64 { return v.time(offUsed) }
-
-// MatchList returns the match list, without copying them.
-func (v Value) matchList() []byte {
-	return v[len(v)-int(binary.LittleEndian.Uint32(v[offMatchLen:])):]
+// seal sets the sequence and the checksum.
+func (v value) seal(sequence uint64) {
+	binary.LittleEndian.PutUint64(v[offSequence:], sequence)
+	binary.LittleEndian.PutUint32(v[offChecksum:], checksum(v))
 }
 
-// policyLen returns the bytes of the text and of what is ready of it.
-func (v Value) policyLen() uint64 {
-	return uint64(binary.LittleEndian.Uint32(v[offTextLen:])) + uint64(binary.LittleEndian.Uint32(v[offMatchLen:]))
-}
+func checksum(raw []byte) uint32 { return crc32.Checksum(raw[offLength:], castagnoli) }
 
-// Record decodes the value. Nothing in the record points into the value.
-func (v Value) Record() Record {
+// Record decodes the value. The record does not point into the value.
+func (v value) record() Record {
 	rest := v[headerSize:]
 	take := func(n int) []byte {
 		b := rest[:n]
 		rest = rest[n:]
 		return b
 	}
-	r := Record{
+	return Record{
 		Domain:        string(take(int(v[offDomainLen]))),
 		ID:            string(take(int(v[offIDLen]))),
 		PendingID:     string(take(int(v[offPendingLen]))),
 		LastError:     string(take(int(binary.LittleEndian.Uint16(v[offErrorLen:])))),
-		Text:          bytes.Clone(take(int(binary.LittleEndian.Uint32(v[offTextLen:])))),
-		Match:         bytes.Clone(rest),
-		Mode:          v.Mode(),
-		Lane:          v.lane(),
-		Slow:          v[offFlags]&flagSlow != 0,
-		Regular:       v[offFlags]&flagRegular != 0,
+		Text:          bytes.Clone(v.text()),
+		Match:         bytes.Clone(v.match()),
+		Mode:          v.mode(),
+		Lane:          laneOf(v[offLane]),
+		Slow:          v.has(flagSlow),
+		Regular:       v.has(flagRegular),
 		Unattended:    v[offFlags] >> unattendedShift,
-		Failures:      binary.LittleEndian.Uint32(v[offFailures:]),
-		Fetched:       timeOf(v.Fetched()),
-		Expires:       timeOf(v.Expires()),
-		Checked:       timeOf(v.Checked()),
-		Used:          timeOf(v.Used()),
-		Due:           timeOf(v.due()),
+		Failures:      uint32(v.size32(offFailures)),
+		Fetched:       timeOf(v.time(offFetched)),
+		Expires:       timeOf(v.time(offExpires)),
+		Checked:       timeOf(v.time(offChecked)),
+		Used:          timeOf(v.time(offUsed)),
+		Due:           timeOf(v.time(offDue)),
 		FetchAt:       timeOf(v.time(offFetchAt)),
 		FetchUnusedAt: timeOf(v.time(offFetchUnusedAt)),
 		FailedAt:      timeOf(v.time(offFailedAt)),
 	}
-	return r
 }
 
-func (v Value) time(offset int) int64 { return int64(binary.LittleEndian.Uint64(v[offset:])) }
-func (v Value) due() int64            { return v.time(offDue) }
-func (v Value) lane() Lane            { return Lane(v[offLane]) }
-func (v Value) sequence() uint64      { return binary.LittleEndian.Uint64(v[offSequence:]) }
-func (v Value) domain() []byte        { return v[headerSize : headerSize+int(v[offDomainLen])] }
-
-// dueAt returns a copy that is to be checked and fetched at now.
-func (v Value) dueAt(now time.Time) Value {
-	v = bytes.Clone(v)
-	for _, offset := range []int{offDue, offCheckAt, offFetchAt, offFetchUnusedAt} {
-		binary.LittleEndian.PutUint64(v[offset:], uint64(secondsOf(now)))
-	}
-	putChecksum(v)
-	return v
-}
-
-// newest returns the latest time at which something happened to the policy.
-func (v Value) newest() int64 {
-	return max(v.Fetched(), v.Checked(), v.time(offFailedAt))
-}
-
+// What may be wrong with a stored value.
 var (
-	errShort    = errors.New("it is shorter than its header")
-	errMark     = errors.New("it does not begin with the mark of a value")
-	errVersion  = errors.New("it is of a version that this program does not know")
-	errLength   = errors.New("its lengths do not add up")
-	errChecksum = errors.New("its checksum is wrong")
-	errField    = errors.New("it holds a mode, a lane or a domain that cannot be")
+	errShort     = errors.New("it is shorter than its header")
+	errMark      = errors.New("it does not begin with the mark of a value")
+	errVersion   = errors.New("its version is not known to this program")
+	errLength    = errors.New("its lengths do not add up")
+	errChecksum  = errors.New("its checksum is wrong")
+	errTombstone = errors.New("it was damaged, and could not be fetched again so far")
+	errField     = errors.New("it has an impossible mode, lane or domain")
 )
 
-// parse checks raw from front to back and returns it as a Value whose
-// accessors are safe to call.
-func parse(raw []byte) (Value, error) {
-	if len(raw) < headerSize {
+// parse checks raw from front to back and returns it as a value.
+func parse(raw []byte) (value, error) {
+	switch {
+	case len(raw) < headerSize:
 		return nil, errShort
-	}
-	if !bytes.HasPrefix(raw, mark) {
+	case !bytes.HasPrefix(raw, mark):
 		return nil, errMark
-	}
-	if raw[offVersion] != valueVersion {
+	case raw[offVersion] != valueVersion:
 		return nil, errVersion
 	}
-	if len(raw) > MaxValue || lengthOf(raw) != uint64(len(raw)) || lengthField(raw) != uint64(len(raw)) {
+	v := value(raw)
+	sum := headerSize + int(v[offDomainLen]) + int(v[offIDLen]) + int(v[offPendingLen]) +
+		int(binary.LittleEndian.Uint16(v[offErrorLen:])) + v.policySize()
+	switch {
+	case len(v) > MaxValue || sum != len(v) || v.size32(offLength) != len(v):
 		return nil, errLength
-	}
-	if checksum(raw) != binary.LittleEndian.Uint32(raw[offChecksum:]) {
+	case checksum(v) != binary.LittleEndian.Uint32(v[offChecksum:]):
 		return nil, errChecksum
-	}
-	v := Value(raw)
-	if !validMode(v.Mode()) || v.lane() >= maxLanes || len(v.domain()) == 0 || len(v.domain()) > MaxDomain {
+	case !validMode(v.mode()) || v[offLane] >= maxLanes || len(v.domain()) == 0 || len(v.domain()) > MaxDomain:
 		return nil, errField
 	}
 	return v, nil
 }
 
-// parseAt is parse for a value found under the key domain.
-func parseAt(domain, raw []byte) (Value, error) {
+// parseAt is parse for a value that is stored under domain.
+func parseAt(domain, raw []byte) (value, error) {
 	v, err := parse(raw)
 	if err == nil && !bytes.Equal(v.domain(), domain) {
 		return nil, errField
@@ -186,100 +159,82 @@ func parseAt(domain, raw []byte) (Value, error) {
 	return v, err
 }
 
-// lengthField returns the length of the whole value that the header has.
-func lengthField(raw []byte) uint64 { return uint64(binary.LittleEndian.Uint32(raw[offLength:])) }
-
-// lengthOf returns what the lengths in a header add up to.
-func lengthOf(raw []byte) uint64 {
-	return headerSize + uint64(raw[offDomainLen]) + uint64(raw[offIDLen]) + uint64(raw[offPendingLen]) +
-		uint64(binary.LittleEndian.Uint16(raw[offErrorLen:])) +
-		uint64(binary.LittleEndian.Uint32(raw[offTextLen:])) +
-		uint64(binary.LittleEndian.Uint32(raw[offMatchLen:]))
-}
-
-// Storable returns an error if the store cannot take r, whatever room there is.
-// One such record in a Write fails the rest of it, too.
+// Storable returns an error if no store can take r, full or empty. One such
+// record in a Write makes all of it fail.
 func (r *Record) Storable() error {
-	_, err := encode(r, 0)
+	_, err := encode(r)
 	return err
 }
 
-// encode returns the value that stands for r, or an error that says which
-// limit r breaks.
-func encode(r *Record, sequence uint64) (Value, error) {
+// encode returns the value for r, not sealed yet, or an error that names the
+// limit that r breaks.
+func encode(r *Record) (value, error) {
 	lastError := r.LastError[:min(len(r.LastError), MaxLastError)]
 	length := headerSize + len(r.Domain) + len(r.ID) + len(r.PendingID) + len(lastError) + len(r.Text) + len(r.Match)
 	switch {
 	case len(r.Domain) == 0 || len(r.Domain) > MaxDomain:
-		return nil, fmt.Errorf("store a policy: a domain of %d bytes, not 1 to %d", len(r.Domain), MaxDomain)
+		return nil, fmt.Errorf("store a policy: its domain has %d bytes, not 1 to %d", len(r.Domain), MaxDomain)
 	case len(r.ID) > MaxID || len(r.PendingID) > MaxID:
 		return nil, fmt.Errorf("store the policy of %s: its id is longer than %d bytes", r.Domain, MaxID)
 	case !validMode(r.Mode):
-		return nil, fmt.Errorf("store the policy of %s: mode %d is none", r.Domain, r.Mode)
-	case r.Lane >= maxLanes:
-		return nil, fmt.Errorf("store the policy of %s: lane %d of %d", r.Domain, r.Lane, maxLanes)
+		return nil, fmt.Errorf("store the policy of %s: there is no mode %d", r.Domain, r.Mode)
+	case r.Lane != LaneQuiet && r.Lane != LaneNormal && r.Lane != LaneTroubled:
+		return nil, fmt.Errorf("store the policy of %s: there is no lane %d", r.Domain, r.Lane)
 	case length > MaxValue:
 		return nil, fmt.Errorf("store the policy of %s: %d bytes are more than %d", r.Domain, length, MaxValue)
 	}
-	v := make(Value, headerSize, length)
+	v := make(value, headerSize, length)
 	copy(v, mark)
 	v[offVersion] = valueVersion
 	binary.LittleEndian.PutUint32(v[offLength:], uint32(length))
-	binary.LittleEndian.PutUint64(v[offSequence:], sequence)
-	for _, at := range []struct {
+	for _, f := range []struct {
 		offset int
 		time   time.Time
 	}{
-		{offFetched, r.Fetched}, {offExpires, r.Expires}, {offChecked, r.Checked}, {offUsed, r.Used},
-		{offDue, r.Due}, {offFetchAt, r.FetchAt}, {offFetchUnusedAt, r.FetchUnusedAt},
-		{offFailedAt, r.FailedAt},
+		{offFetched, r.Fetched}, {offExpires, r.Expires}, {offChecked, r.Checked}, {offUsed, r.Used}, {offDue, r.Due},
+		{offFetchAt, r.FetchAt}, {offFetchUnusedAt, r.FetchUnusedAt}, {offFailedAt, r.FailedAt},
 	} {
-		binary.LittleEndian.PutUint64(v[at.offset:], uint64(secondsOf(at.time)))
+		v.put(f.offset, secondsOf(f.time))
 	}
 	binary.LittleEndian.PutUint32(v[offFailures:], r.Failures)
+	v[offFlags] = min(r.Unattended, MaxUnattended) << unattendedShift
 	if r.Slow {
 		v[offFlags] |= flagSlow
 	}
 	if r.Regular {
 		v[offFlags] |= flagRegular
 	}
-	v[offFlags] |= min(r.Unattended, MaxUnattended) << unattendedShift
-	v[offMode] = byte(r.Mode)
-	v[offLane] = byte(r.Lane)
-	v[offDomainLen] = byte(len(r.Domain))
-	v[offIDLen] = byte(len(r.ID))
-	v[offPendingLen] = byte(len(r.PendingID))
+	v[offMode], v[offLane] = byte(r.Mode), byte(r.Lane)
+	v[offDomainLen], v[offIDLen], v[offPendingLen] = byte(len(r.Domain)), byte(len(r.ID)), byte(len(r.PendingID))
 	binary.LittleEndian.PutUint16(v[offErrorLen:], uint16(len(lastError)))
 	binary.LittleEndian.PutUint32(v[offTextLen:], uint32(len(r.Text)))
 	binary.LittleEndian.PutUint32(v[offMatchLen:], uint32(len(r.Match)))
-	v = append(v, r.Domain...)
-	v = append(v, r.ID...)
-	v = append(v, r.PendingID...)
-	v = append(v, lastError...)
-	v = append(v, r.Text...)
-	v = append(v, r.Match...)
+	for _, s := range []string{r.Domain, r.ID, r.PendingID, lastError} {
+		v = append(v, s...)
+	}
+	v = append(append(v, r.Text...), r.Match...)
+	// Nobody's text may be taken for a value by a salvage.
 	if bytes.Contains(v[headerSize:], mark) {
 		return nil, fmt.Errorf("store the policy of %s: it holds the mark of a stored value", r.Domain)
 	}
-	putChecksum(v)
 	return v, nil
 }
 
-func checksum(raw []byte) uint32 { return crc32.Checksum(raw[offLength:], castagnoli) }
-func putChecksum(raw []byte)     { binary.LittleEndian.PutUint32(raw[offChecksum:], checksum(raw)) }
+// tombstoneLife, in seconds, is how long mail may wait for a policy that is held
+// and cannot be read.
+const tombstoneLife = 7 * secondsPerDay
 
-// readable returns what a value with a wrong checksum still seems to say. None
-// of it may be trusted; it is for people to look at.
-func readable(domain string, raw []byte, why error) Record {
-	r := Record{Domain: domain, LastError: "the stored policy is damaged: " + why.Error()}
-	if len(raw) >= headerSize {
-		v := Value(raw)
-		if validMode(v.Mode()) {
-			r.Mode = v.Mode()
-		}
-		r.Fetched, r.Expires, r.Checked, r.Used = timeOf(v.Fetched()), timeOf(v.Expires()), timeOf(v.Checked()), timeOf(v.Used())
+// newTombstone returns what is stored in the place of a policy that cannot be
+// read because of why: a record that is damaged on purpose, and due at once.
+func newTombstone(domain []byte, why error, now int64) change {
+	v, err := encode(&Record{
+		Domain: string(domain), Mode: policy.ModeEnforce, LastError: "the stored policy was damaged: " + why.Error(),
+		Used: timeOf(now), Expires: timeOf(now + tombstoneLife), Lane: LaneNormal, Due: timeOf(now), FetchAt: timeOf(now), FetchUnusedAt: timeOf(now),
+	})
+	if err == nil {
+		v[offFlags] |= flagTombstone
 	}
-	return r
+	return change{domain, v}
 }
 
 func validMode(m policy.Mode) bool { return m >= policy.ModeNone && m <= policy.ModeEnforce }

@@ -1,0 +1,260 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	asideMark = ".damaged-" // and the date, in the name of a file that was set aside
+	asideDate = "20060102T150405"
+	asideMost = 5                  // files set aside; then the oldest one is deleted
+	asideLeft = 7 * 24 * time.Hour // but none so young
+
+	// memorySize is the max_size of a file in memory.
+	memorySize = 128 << 20
+)
+
+// openDisk opens the file at the path, or makes it. A damaged file is set aside,
+// and so is any file if why, the damage, is known already.
+func (s *Store) openDisk(why error) (*boltFile, error) {
+	s.damage = nil
+	if err := CheckPath(s.path); err != nil {
+		return nil, err
+	}
+	fd, err := os.OpenFile(s.path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.create(s.sources)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if why != nil {
+		fd.Close()
+		return s.setAside(why)
+	}
+	file, err := openBolt(fd, s.o.MaxSize, false, nil)
+	var newer *SchemaError
+	if isFault(err) || errors.As(err, &newer) {
+		return s.setAside(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Go on with a search that the last stop has broken off.
+	return file, file.view(func(tx *bbolt.Tx) error {
+		for name := range strings.FieldsSeq(string(tx.Bucket(bucketMeta).Get(keySalvage))) {
+			s.sources = append(s.sources, source{filepath.Join(filepath.Dir(s.path), name), errors.New("its search was broken off")})
+		}
+		return nil
+	})
+}
+
+// create makes a new file at the path. What is to be searched for it is in it from
+// its first moment on.
+func (s *Store) create(sources []source) (*boltFile, error) {
+	path := s.path + ".new"
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	fd, err := createOwned(path)
+	if err != nil {
+		return nil, err
+	}
+	file, err := openBolt(fd, s.o.MaxSize, false, func(tx *bbolt.Tx) error {
+		// What is written from now on is newer than what the search finds.
+		err := tx.Bucket(bucketPolicy).SetSequence(uint64(s.o.Now().Unix()) << 20)
+		return errors.Join(err, s.putSearches(tx, sources))
+	})
+	if err == nil {
+		if err = os.Rename(path, s.path); err != nil {
+			err = errors.Join(err, file.close())
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	if dir, err := os.Open(filepath.Dir(s.path)); err == nil {
+		_ = dir.Sync() // makes the names last
+		dir.Close()
+	}
+	return file, nil
+}
+
+// createOwned makes a file that belongs to the owner of its folder, so that a
+// start by root leaves none that the daemon's user cannot open.
+func createOwned(path string) (*os.File, error) {
+	fd, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o640)
+	if err != nil || os.Geteuid() != 0 {
+		return fd, err
+	}
+	info, err := os.Stat(filepath.Dir(path))
+	if err == nil {
+		owner := info.Sys().(*syscall.Stat_t)
+		err = fd.Chown(int(owner.Uid), int(owner.Gid))
+	}
+	if err != nil {
+		return nil, errors.Join(err, fd.Close(), os.Remove(path))
+	}
+	return fd, nil
+}
+
+// setAside gives the file at the path another name, puts a new one in its place
+// and has the old one searched. After an error nothing has changed.
+func (s *Store) setAside(why error) (*boltFile, error) {
+	s.damage = why
+	now := s.o.Now().UTC()
+	old, _ := filepath.Glob(s.path + asideMark + "*") // sorted
+	if len(old) >= asideMost {
+		date := strings.TrimPrefix(old[0], s.path+asideMark)
+		if at, err := time.Parse(asideDate, date[:min(len(date), len(asideDate))]); err == nil && now.Sub(at) < asideLeft {
+			return nil, fmt.Errorf("%w; %d damaged files were set aside within a week: the disk may be failing", why, len(old))
+		}
+	}
+	aside := s.path + asideMark + now.Format(asideDate)
+	for i := 'b'; exists(aside); i++ { // another one in this second
+		aside = s.path + asideMark + now.Format(asideDate) + string(i)
+	}
+	if err := os.Link(s.path, aside); err != nil {
+		return nil, fmt.Errorf("%w; it cannot be set aside: %w", why, err)
+	}
+	src := source{aside, why}
+	file, err := s.create(append(slices.Clone(s.sources), src))
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(aside))
+	}
+	s.log.Error("the cache file cannot be used; it was set aside, and its enforced policies are carried over",
+		"path", s.path, "moved_to", aside, "err", why)
+	s.addSource(src, file)
+	if len(old) >= asideMost {
+		_ = os.Remove(old[0])
+	}
+	return file, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// addSource has a damaged file searched, and carries its exemptions
+// over into file, as far as they can be read. It does not enter a file that may
+// end the process.
+func (s *Store) addSource(src source, file *boltFile) {
+	s.sources = append(s.sources, src)
+	s.report.Store(s.newReport(src))
+	if errors.Is(src.damage, errCrashed) {
+		return
+	}
+	old, err := openToRead(src.path)
+	if err == nil {
+		err = errors.Join(s.copyExemptions(old, file), old.close())
+	}
+	if err != nil {
+		s.log.Error("not all exemptions can be read; those that are lost are over", "path", src.path, "err", err)
+	}
+}
+
+// openMemory makes a file in memory, since the path cannot be used because of
+// why, and carries over what can be read at the path.
+func (s *Store) openMemory(why error) (*boltFile, error) {
+	fd, err := memoryFile()
+	if err != nil {
+		return nil, errors.Join(why, err)
+	}
+	file, err := openBolt(fd, min(s.o.MaxSize, memorySize), false, func(*bbolt.Tx) error { return nil })
+	if err != nil {
+		return nil, errors.Join(why, err)
+	}
+	file.inMemory = true
+	s.setMemoryOnly(why)
+	if s.damage != nil {
+		s.addSource(source{s.path, s.damage}, file)
+		return file, nil
+	}
+	old, err := openToRead(s.path)
+	if err == nil {
+		err = errors.Join(s.copyAll(old, file), old.close())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Error("not all policies of the cache file can be read", "path", s.path, "err", err)
+	}
+	return file, nil
+}
+
+// setMemoryOnly notes why the store is not on disk, and logs that once.
+func (s *Store) setMemoryOnly(why error) {
+	if was := s.memoryOnly.Swap(&why); was == nil || (*was).Error() != why.Error() {
+		s.log.Error("the cache file cannot be written; policies are kept in memory, and a restart loses them",
+			"path", s.path, "err", why, "next", "the path is tried again each minute")
+	}
+}
+
+// replace puts a new file in the place of a broken one.
+func (s *Store) replace(broken *boltFile) {
+	var why error
+	if s.isAtPath(broken) {
+		why = broken.shut
+	}
+	file, err := s.openDisk(why)
+	if err != nil {
+		file, err = s.openMemory(err)
+	}
+	if err != nil {
+		s.log.Error("the damaged cache file cannot be replaced", "path", s.path, "err", err, "next", "it is tried again in a minute")
+		return
+	}
+	s.use(file)
+}
+
+// isAtPath reports whether the path leads to the file.
+func (s *Store) isAtPath(file *boltFile) bool {
+	info, err := os.Lstat(s.path)
+	return err == nil && os.SameFile(info, file.info)
+}
+
+// checkPath brings a store to the path that is in memory, or whose file was
+// removed or replaced.
+func (s *Store) checkPath() {
+	file := s.file.Load()
+	select {
+	case <-file.broken:
+		s.replace(file)
+		return
+	default:
+	}
+	if s.isAtPath(file) {
+		return
+	}
+	there, err := s.openDisk(nil)
+	if err != nil {
+		s.setMemoryOnly(err)
+		return
+	}
+	if !s.takeTurn() {
+		_ = there.close()
+		return
+	}
+	defer s.endTurn()
+	if err := s.copyAll(file, there); err != nil {
+		s.setMemoryOnly(errors.Join(err, there.close()))
+		return
+	}
+	s.dropSource(s.path)
+	s.use(there)
+	s.memoryOnly.Store(nil)
+	s.log.Info("the cache is on disk again", "path", s.path)
+	if err := file.close(); err != nil {
+		s.log.Warn("the old cache file cannot be closed", "err", err)
+	}
+}
