@@ -29,15 +29,12 @@ const (
 // panicked on what it read.
 type faultError struct{ what any }
 
-func (e *faultError) Error() string { return fmt.Sprint(e.what) }
+func (e *faultError) Error() string { return fmt.Sprint("the cache file is damaged: ", e.what) }
 func (e *faultError) Unwrap() error { return ErrUnreadable }
 
 func faultf(format string, args ...any) error { return &faultError{fmt.Errorf(format, args...)} }
 
-func isFault(err error) bool {
-	var fault *faultError
-	return errors.As(err, &fault)
-}
+func isFault(err error) bool { return errors.As(err, new(*faultError)) }
 
 var errBroken = faultf("it was given up after a fault")
 
@@ -58,11 +55,10 @@ func guard(fn func() error) (err error) {
 // A boltFile is an open bbolt file. Its first fault breaks it: nothing enters
 // bbolt after that, whose locks may be taken for ever.
 type boltFile struct {
-	db       *bbolt.DB
-	fd       *os.File
-	info     os.FileInfo // tells whether the path still leads to this file
-	maxSize  int64
-	inMemory bool
+	db      *bbolt.DB
+	fd      *os.File
+	info    os.FileInfo // tells whether the path still leads to this file
+	maxSize int64
 
 	// mu is held while a reading transaction begins or ends. bbolt keeps its
 	// metalock when it panics there, and whoever came next would wait for ever. It
@@ -96,7 +92,7 @@ func openBolt(fd *os.File, maxSize int64, readOnly bool, fill func(*bbolt.Tx) er
 	if f.db != nil {
 		_ = guard(f.db.Close)
 	}
-	fd.Close() // gives up the lock, should bbolt have panicked
+	f.giveUp()
 	for _, damage := range []error{bolterrors.ErrInvalid, bolterrors.ErrVersionMismatch, bolterrors.ErrChecksum, unix.EIO} {
 		if errors.Is(err, damage) {
 			return nil, &faultError{err}
@@ -112,8 +108,8 @@ func (f *boltFile) open(readOnly bool, fill func(*bbolt.Tx) error) (err error) {
 	if f.info, err = f.fd.Stat(); err != nil {
 		return err
 	}
-	if f.info.Size() == 0 && fill == nil {
-		return faultf("it is empty")
+	if f.info.Size() < int64(2*os.Getpagesize()) && fill == nil {
+		return faultf("it has %d bytes, fewer than two pages", f.info.Size())
 	}
 	// bbolt refuses to grow beyond what is reserved, rather than to map the file
 	// anew, for which it would wait for all readers. A file does not shrink, and
@@ -138,18 +134,9 @@ func (f *boltFile) open(readOnly bool, fill func(*bbolt.Tx) error) (err error) {
 		return faultf("one of its two meta pages cannot be read")
 	}
 	if f.info.Size() == 0 {
-		err = f.update(func(tx *bbolt.Tx) (*state, error) { return &state{}, errors.Join(makeBuckets(tx), fill(tx)) })
+		err = f.update(func(tx *bbolt.Tx) (*state, error) { return &state{}, fill(tx) })
 	}
 	return errors.Join(err, f.view(f.check))
-}
-
-func makeBuckets(tx *bbolt.Tx) error {
-	for _, name := range buckets {
-		if _, err := tx.CreateBucket(name); err != nil {
-			return err
-		}
-	}
-	return tx.Bucket(bucketMeta).Put(keySchema, binary.LittleEndian.AppendUint32(nil, schemaVersion))
 }
 
 // wholeMeta reports whether the meta page at offset has its magic number and the
@@ -244,10 +231,8 @@ func (f *boltFile) update(fn func(*bbolt.Tx) (*state, error)) error {
 		var st *state
 		var id int64
 		err := guard(func() error {
-			select {
-			case <-f.broken:
+			if f.isBroken() {
 				return errBroken
-			default:
 			}
 			return f.db.Update(func(tx *bbolt.Tx) (err error) {
 				if id = int64(tx.ID()); id <= f.last.Load() {
@@ -278,7 +263,7 @@ func (f *boltFile) noted(err error) error {
 			f.mu.Lock()
 			f.shut = err
 			f.mu.Unlock()
-			f.fd.Close() // so that a writer under way writes no more
+			f.giveUp()
 			close(f.broken)
 			if f.onFault != nil {
 				f.onFault(f)
@@ -288,13 +273,27 @@ func (f *boltFile) noted(err error) error {
 	return err
 }
 
+// giveUp closes the file under bbolt, so that a writer under way writes no more.
+// The lock would last as long as the map.
+func (f *boltFile) giveUp() {
+	_ = unix.Flock(int(f.fd.Fd()), unix.LOCK_UN)
+	_ = f.fd.Close()
+}
+
+func (f *boltFile) isBroken() bool {
+	select {
+	case <-f.broken:
+		return true
+	default:
+		return false
+	}
+}
+
 // close waits for the transactions under way. A broken file stays mapped: that
 // is address space, not memory.
 func (f *boltFile) close() error {
-	select {
-	case <-f.broken:
+	if f.isBroken() {
 		return nil
-	default:
 	}
 	f.mu.Lock()
 	f.shut = ErrClosed

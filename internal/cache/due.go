@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"math"
 	"slices"
 	"time"
@@ -14,17 +15,6 @@ import (
 // maxCounted bounds the index entries that DueByHour reads.
 const maxCounted = 200_000
 
-// stored returns the numbers that a lane has in the file, old ones too.
-func (l Lane) stored() []byte {
-	switch l {
-	case LaneNormal:
-		return []byte{byte(LaneNormal), 1, 2, 3, 4, 5, 6}
-	case LaneTroubled:
-		return []byte{byte(LaneTroubled), 7}
-	}
-	return []byte{byte(l)}
-}
-
 // Due returns what is due in lane at now, limit and MaxPage records at most,
 // those with the least life left first. If fewer are due, next says when the next
 // one will be; zero: none will.
@@ -33,114 +23,116 @@ func (l Lane) stored() []byte {
 // been due for longest comes first. A record stays due until it is written with
 // another time. Due reads what it returns, and one entry for each slot.
 func (s *Store) Due(lane Lane, now time.Time, limit int) (due []Due, next time.Time, err error) {
-	type found struct {
+	type entry struct {
 		Due
 		slot uint32
 	}
-	var list []found
-	soonest := int64(math.MaxInt64)
+	var list []entry
 	limit = min(limit, MaxPage)
+	soonest := int64(math.MaxInt64)
 	err = s.view(func(tx *bbolt.Tx) error {
 		list, soonest = nil, math.MaxInt64
-		policies := tx.Bucket(bucketPolicy)
+		policies, found, last := tx.Bucket(bucketPolicy), 0, uint8(0)
 		if policies == nil {
-			return faultf("the bucket of the policies is gone")
+			return faultf("it has no policies")
 		}
-		for _, n := range lane.stored() {
-			count := 0
-			err := ascendLane(tx, n, func(k []byte, slot uint32, at int64) ([]byte, error) {
-				if at > now.Unix() {
-					soonest = min(soonest, at)
-					return nextSlot(n, slot)
-				}
-				if count == limit {
-					return nil, errStop
-				}
-				domain := k[dueDomain:]
-				raw := policies.Get(domain)
-				d := Due{Domain: string(domain), Due: timeOf(at), Expires: timeOf(int64(slot) * dueSlotWidth)}
-				v, err := parseAt(domain, raw)
-				switch {
-				case err == nil && bytes.Equal(entriesOf(domain, v).due, k):
-					d.Expires = timeOf(v.time(offExpires))
-				case err == nil || raw == nil:
-					select {
-					case s.stale <- bytes.Clone(k):
-					default:
-					}
-					return nil, nil
-				}
-				list = append(list, found{d, slot})
-				count++
-				return nil, nil
-			})
-			if err != nil {
-				return err
+		return ascendLane(tx, lane, func(k []byte, slot uint32, at int64) (seek bool, err error) {
+			if k[0] != last {
+				found, last = 0, k[0]
 			}
-		}
-		return nil
+			if found == limit {
+				return false, errStop
+			}
+			if at > now.Unix() {
+				soonest = min(soonest, at)
+				return true, nil
+			}
+			domain := k[dueAtDomain:]
+			raw := policies.Get(domain)
+			e := entry{Due{string(domain), timeOf(at), timeOf(int64(slot) * dueSlot)}, slot}
+			if v, err := parse(domain, raw); err == nil {
+				e.Expires = timeOf(v.Expires)
+				if own, _, _ := entriesOf(domain, raw); !bytes.Equal(own, k) {
+					raw = nil
+				}
+			}
+			if raw == nil { // the entry of a record that is gone, or of another time
+				select {
+				case s.stale <- bytes.Clone(k):
+				default:
+				}
+				return false, nil
+			}
+			list = append(list, e)
+			found++
+			return false, nil
+		})
 	})
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	slices.SortStableFunc(list, func(a, b found) int {
+	slices.SortStableFunc(list, func(a, b entry) int {
 		return cmp.Or(cmp.Compare(a.slot, b.slot), a.Due.Due.Compare(b.Due.Due))
 	})
-	for _, f := range list[:min(len(list), limit)] {
-		due = append(due, f.Due)
+	for _, e := range list[:min(len(list), limit)] {
+		due = append(due, e.Due)
 	}
 	if len(due) < limit && soonest != math.MaxInt64 {
 		next = timeOf(soonest)
 	}
-	return due, next, nil
+	return due, next, err
 }
 
-// ascendLane goes through the due index of one number of a lane.
-func ascendLane(tx *bbolt.Tx, lane byte, fn func(k []byte, slot uint32, at int64) (seek []byte, err error)) error {
-	return ascend(tx, bucketDue, []byte{lane}, func(k, _ []byte) ([]byte, error) {
-		if k[0] != lane {
-			return nil, errStop
+// ascendLane goes through the entries of a lane in the due index, under all
+// numbers that it has in the file. If fn returns seek, it goes on in the next slot.
+func ascendLane(tx *bbolt.Tx, lane Lane, fn func(k []byte, slot uint32, at int64) (seek bool, err error)) error {
+	for n := range uint8(maxLanes) {
+		if laneOf(n) != lane {
+			continue
 		}
-		if len(k) <= dueDomain {
-			return nil, nil
+		err := ascend(tx, bucketDue, []byte{n}, func(k, _ []byte) ([]byte, error) {
+			if k[0] != n {
+				return nil, errStop
+			}
+			if len(k) <= dueAtDomain {
+				return nil, nil
+			}
+			slot := binary.BigEndian.Uint32(k[dueAtSlot:])
+			seek, err := fn(k, slot, int64(binary.BigEndian.Uint64(k[dueAtTime:])))
+			switch {
+			case err != nil || !seek:
+				return nil, err
+			case slot == math.MaxUint32:
+				return nil, errStop
+			}
+			return binary.BigEndian.AppendUint32([]byte{n}, slot+1), nil
+		})
+		if err != nil {
+			return err
 		}
-		return fn(k, binary.BigEndian.Uint32(k[dueSlot:]), int64(binary.BigEndian.Uint64(k[dueTime:])))
-	})
-}
-
-// nextSlot returns the first key of the slot after slot.
-func nextSlot(lane byte, slot uint32) ([]byte, error) {
-	if slot == math.MaxUint32 {
-		return nil, errStop
 	}
-	return binary.BigEndian.AppendUint32([]byte{lane}, slot+1), nil
+	return nil
 }
 
 // DueByHour counts the records that fall due in each of the next hours, overdue
 // ones in the first. It reads maxCounted index entries at most; where there are
 // more, complete is false and the counts are too low.
 func (s *Store) DueByHour(now time.Time, hours int) (counts []int, complete bool, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) (err error) {
 		counts, complete = make([]int, hours), true
 		read := 0
-		for _, n := range append(LaneNormal.stored(), LaneTroubled.stored()...) {
-			err := ascendLane(tx, n, func(_ []byte, slot uint32, at int64) ([]byte, error) {
+		for _, lane := range []Lane{LaneNormal, LaneTroubled} {
+			err = errors.Join(err, ascendLane(tx, lane, func(_ []byte, _ uint32, at int64) (seek bool, err error) {
 				if read++; read > maxCounted {
 					complete = false
-					return nil, errStop
+					return false, errStop
 				}
 				hour := max(at-now.Unix(), 0) / 3600
 				if hour >= int64(hours) {
-					return nextSlot(n, slot)
+					return true, nil
 				}
 				counts[hour]++
-				return nil, nil
-			})
-			if err != nil {
-				return err
-			}
+				return false, nil
+			}))
 		}
-		return nil
+		return err
 	})
 	return counts, complete, err
 }

@@ -5,94 +5,90 @@ import (
 	"errors"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-// maxListBytes bounds the memory of what List returns.
-const maxListBytes = 4 << 20
+// maxPageBytes bounds the memory of what List returns.
+const maxPageBytes = 4 << 20
 
 // Lookup reads what is stored for domain into hit. Errors are ErrNotFound, a
 // *DamagedError, ErrUnreadable and ErrClosed.
 func (s *Store) Lookup(domain []byte, hit *Hit) error {
-	return s.find(domain, func(v value) {
-		hit.Mode = v.mode()
-		hit.Fetched, hit.Expires = v.time(offFetched), v.time(offExpires)
-		hit.Checked, hit.Used = v.time(offChecked), v.time(offUsed)
-		hit.Match = append(hit.Match[:0], v.match()...)
-		hit.Text = append(hit.Text[:0], v.text()...)
+	return s.find(domain, func(v *value) {
+		hit.Mode, hit.Fetched, hit.Expires, hit.Checked, hit.Used = policy.Mode(v.Mode), v.Fetched, v.Expires, v.Checked, v.Used
+		hit.Match = append(hit.Match[:0], v.match...)
+		hit.Text = append(hit.Text[:0], v.text...)
 	})
 }
 
 // Get returns what is stored for domain. Errors are those of Lookup.
 func (s *Store) Get(domain string) (r Record, err error) {
-	err = s.find([]byte(domain), func(v value) { r = v.record() })
+	err = s.find([]byte(domain), func(v *value) { r = v.record() })
 	return r, err
 }
 
 // find calls found with the value of domain.
-func (s *Store) find(domain []byte, found func(value)) error {
-	salvaging := s.salvaging.Load() // before it is looked for, or it may come in between
-	var damaged *DamagedError
+func (s *Store) find(domain []byte, found func(*value)) error {
+	salvaging := s.salvaging.Load() // first: it may be carried over and the salvage end meanwhile
+	var damage error
 	err := s.view(func(tx *bbolt.Tx) error {
 		raw, err := locate(tx, domain)
 		if err != nil {
 			return err
 		}
-		v, err := parseAt(domain, raw)
+		v, err := parse(domain, raw)
 		if err == nil && v.has(flagTombstone) {
-			if v.time(offExpires) <= s.o.Now().Unix() {
+			if v.Expires <= s.o.Now().Unix() {
 				return ErrNotFound
 			}
 			err = errTombstone
 		}
-		if err != nil {
-			damaged = &DamagedError{Domain: string(domain), Err: err}
-			return damaged
+		if damage = err; err == nil {
+			found(v)
 		}
-		found(v)
 		return nil
 	})
-	switch {
-	case err == nil:
-	case err == ErrNotFound && salvaging:
+	if err == ErrNotFound && salvaging {
 		return ErrUnreadable
-	case damaged != nil && err == damaged:
-		s.damaged.Add(1)
-		if damaged.Err != errTombstone {
-			select {
-			case s.unburied <- damaged.Domain:
-			default:
-			}
+	}
+	if err != nil || damage == nil {
+		return err
+	}
+	s.damaged.Add(1)
+	if damage != errTombstone {
+		select {
+		case s.unburied <- string(domain):
+		default:
 		}
 	}
-	return err
+	return &DamagedError{Domain: string(domain), Err: damage}
 }
 
 // locate returns the raw value of domain, or ErrNotFound. A bit that flipped in a
-// key makes a policy hard to find: so nothing is said not to be there unless both
+// key makes a policy hard to find: so a domain counts as missing only if both
 // neighbours of its place are in order.
 func locate(tx *bbolt.Tx, domain []byte) ([]byte, error) {
 	b := tx.Bucket(bucketPolicy)
 	if b == nil {
-		return nil, faultf("the bucket of the policies is gone")
+		return nil, faultf("it has no policies")
 	}
 	c := b.Cursor()
 	k, raw := c.Seek(domain)
-	if bytes.Equal(k, domain) && k != nil {
+	if k != nil && bytes.Equal(k, domain) {
 		if raw == nil {
 			return nil, faultf("a bucket is in the place of a policy")
 		}
 		return raw, nil
 	}
-	if k != nil && (bytes.Compare(k, domain) < 0 || !inPlace(k, raw)) {
-		return nil, faultf("the policies are out of order")
+	before := c.Prev
+	if k == nil {
+		before = c.Last
+	} else if bytes.Compare(k, domain) < 0 || !inPlace(k, raw) {
+		return nil, faultf("its policies are out of order")
 	}
-	if k != nil {
-		k, raw = c.Prev()
-	} else {
-		k, raw = c.Last()
-	}
-	if k != nil && (bytes.Compare(k, domain) > 0 || !inPlace(k, raw)) {
-		return nil, faultf("the policies are out of order")
+	if k, raw = before(); k != nil && (bytes.Compare(k, domain) > 0 || !inPlace(k, raw)) {
+		return nil, faultf("its policies are out of order")
 	}
 	return nil, ErrNotFound
 }
@@ -100,8 +96,8 @@ func locate(tx *bbolt.Tx, domain []byte) ([]byte, error) {
 // inPlace reports whether a value may be stored under the key: it is of that
 // domain, or damaged, which is another matter.
 func inPlace(k, raw []byte) bool {
-	_, err := parseAt(k, raw)
-	return raw != nil && !errors.Is(err, errField)
+	_, err := parse(k, raw)
+	return raw != nil && err != errMisplaced
 }
 
 // List returns records in the order of their domains, from the first one after
@@ -109,33 +105,50 @@ func inPlace(k, raw []byte) bool {
 // large. next is the domain to go on after, empty at the end. The LastError of a
 // damaged record says so.
 func (s *Store) List(after string, limit int) (list []Record, next string, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
-		list, next = nil, ""
-		size := 0
-		return ascend(tx, bucketPolicy, startAfter(after), func(k, raw []byte) ([]byte, error) {
-			if len(list) >= min(limit, MaxPage) || size >= maxListBytes {
-				next = list[len(list)-1].Domain
-				return nil, errStop
-			}
-			v, err := parseAt(k, raw)
-			if err != nil {
-				list = append(list, Record{Domain: string(k), LastError: "the stored policy is damaged: " + err.Error()})
-				return nil, nil
-			}
-			list = append(list, v.record())
-			size += len(raw)
-			return nil, nil
-		})
+	var page []stored
+	err = s.view(func(tx *bbolt.Tx) (err error) {
+		page, err = readPage(tx, after, min(limit, MaxPage))
+		return err
 	})
+	for _, p := range page {
+		if v, err := parse(p.domain, p.raw); err != nil {
+			list = append(list, Record{Domain: string(p.domain), LastError: "the stored policy is damaged: " + err.Error()})
+		} else {
+			list = append(list, v.record())
+		}
+		next = string(p.domain)
+	}
+	if len(list) < min(limit, MaxPage) && size(page) < maxPageBytes {
+		next = ""
+	}
 	return list, next, err
 }
 
-// startAfter returns the first key after a domain; empty: of all keys.
-func startAfter(domain string) []byte {
-	if domain == "" {
-		return nil
+// A stored is a domain and its raw value.
+type stored struct{ domain, raw []byte }
+
+func size(page []stored) (n int) {
+	for _, p := range page {
+		n += len(p.raw)
 	}
-	return append([]byte(domain), 0)
+	return n
+}
+
+// readPage returns copies of what is stored after a domain, in order: limit
+// domains at most, and no more when they have maxPageBytes.
+func readPage(tx *bbolt.Tx, after string, limit int) (page []stored, err error) {
+	from := append([]byte(after), 0)
+	if after == "" {
+		from = nil
+	}
+	err = ascend(tx, bucketPolicy, from, func(k, raw []byte) ([]byte, error) {
+		if len(page) >= limit || size(page) >= maxPageBytes {
+			return nil, errStop
+		}
+		page = append(page, stored{bytes.Clone(k), bytes.Clone(raw)})
+		return nil, nil
+	})
+	return page, err
 }
 
 var errStop = errors.New("stop")
@@ -146,11 +159,10 @@ var errStop = errors.New("stop")
 func ascend(tx *bbolt.Tx, bucket, from []byte, fn func(k, v []byte) (seek []byte, err error)) error {
 	b := tx.Bucket(bucket)
 	if b == nil {
-		return faultf("the bucket %s is gone", bucket)
+		return faultf("it has no bucket %s", bucket)
 	}
 	c := b.Cursor()
-	k, v := c.Seek(from)
-	for k != nil {
+	for k, v := c.Seek(from); k != nil; {
 		seek, err := fn(k, v)
 		if err == errStop {
 			return nil
@@ -165,7 +177,7 @@ func ascend(tx *bbolt.Tx, bucket, from []byte, fn func(k, v []byte) (seek []byte
 			k, v = c.Next()
 		}
 		if k != nil && bytes.Compare(k, last) <= 0 {
-			return faultf("the keys of bucket %s are out of order", bucket)
+			return faultf("the keys of its bucket %s are out of order", bucket)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,12 +41,11 @@ func (s *Store) openDisk(why error) (*boltFile, error) {
 		return nil, err
 	}
 	if why != nil {
-		fd.Close()
+		_ = fd.Close()
 		return s.setAside(why)
 	}
 	file, err := openBolt(fd, s.o.MaxSize, false, nil)
-	var newer *SchemaError
-	if isFault(err) || errors.As(err, &newer) {
+	if isFault(err) || errors.As(err, new(*SchemaError)) {
 		return s.setAside(err)
 	}
 	if err != nil {
@@ -54,7 +54,8 @@ func (s *Store) openDisk(why error) (*boltFile, error) {
 	// Go on with a search that the last stop has broken off.
 	return file, file.view(func(tx *bbolt.Tx) error {
 		for name := range strings.FieldsSeq(string(tx.Bucket(bucketMeta).Get(keySalvage))) {
-			s.sources = append(s.sources, source{filepath.Join(filepath.Dir(s.path), name), errors.New("its search was broken off")})
+			path := filepath.Join(filepath.Dir(s.path), name)
+			s.sources = append(s.sources, source{path, Report{Why: errors.New("its search was broken off"), MovedTo: path, Lost: -1}})
 		}
 		return nil
 	})
@@ -72,9 +73,8 @@ func (s *Store) create(sources []source) (*boltFile, error) {
 		return nil, err
 	}
 	file, err := openBolt(fd, s.o.MaxSize, false, func(tx *bbolt.Tx) error {
-		// What is written from now on is newer than what the search finds.
-		err := tx.Bucket(bucketPolicy).SetSequence(uint64(s.o.Now().Unix()) << 20)
-		return errors.Join(err, s.putSearches(tx, sources))
+		// What is written from now on is newer than what a search finds.
+		return errors.Join(makeBuckets(tx), tx.Bucket(bucketPolicy).SetSequence(uint64(s.o.Now().Unix())<<20), s.putSearches(tx, sources))
 	})
 	if err == nil {
 		if err = os.Rename(path, s.path); err != nil {
@@ -86,9 +86,18 @@ func (s *Store) create(sources []source) (*boltFile, error) {
 	}
 	if dir, err := os.Open(filepath.Dir(s.path)); err == nil {
 		_ = dir.Sync() // makes the names last
-		dir.Close()
+		_ = dir.Close()
 	}
 	return file, nil
+}
+
+func makeBuckets(tx *bbolt.Tx) error {
+	for _, name := range buckets {
+		if _, err := tx.CreateBucket(name); err != nil {
+			return err
+		}
+	}
+	return tx.Bucket(bucketMeta).Put(keySchema, binary.LittleEndian.AppendUint32(nil, schemaVersion))
 }
 
 // createOwned makes a file that belongs to the owner of its folder, so that a
@@ -122,16 +131,16 @@ func (s *Store) setAside(why error) (*boltFile, error) {
 		}
 	}
 	aside := s.path + asideMark + now.Format(asideDate)
-	for i := 'b'; exists(aside); i++ { // another one in this second
+	for i := 'b'; slices.Contains(old, aside); i++ { // another one in this second
 		aside = s.path + asideMark + now.Format(asideDate) + string(i)
 	}
 	if err := os.Link(s.path, aside); err != nil {
 		return nil, fmt.Errorf("%w; it cannot be set aside: %w", why, err)
 	}
-	src := source{aside, why}
+	src := source{aside, Report{Why: why, MovedTo: aside, Lost: -1}}
 	file, err := s.create(append(slices.Clone(s.sources), src))
 	if err != nil {
-		return nil, errors.Join(err, os.Remove(aside))
+		return nil, errors.Join(why, err, os.Remove(aside))
 	}
 	s.log.Error("the cache file cannot be used; it was set aside, and its enforced policies are carried over",
 		"path", s.path, "moved_to", aside, "err", why)
@@ -142,18 +151,13 @@ func (s *Store) setAside(why error) (*boltFile, error) {
 	return file, nil
 }
 
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
-}
-
-// addSource has a damaged file searched, and carries its exemptions
-// over into file, as far as they can be read. It does not enter a file that may
-// end the process.
+// addSource has a damaged file searched, and carries its exemptions over into
+// file, as far as they can be read. It does not enter a file that may end the
+// process.
 func (s *Store) addSource(src source, file *boltFile) {
 	s.sources = append(s.sources, src)
-	s.report.Store(s.newReport(src))
-	if errors.Is(src.damage, errCrashed) {
+	s.report.Store(&src.report)
+	if errors.Is(src.report.Why, errCrashed) {
 		return
 	}
 	old, err := openToRead(src.path)
@@ -172,14 +176,13 @@ func (s *Store) openMemory(why error) (*boltFile, error) {
 	if err != nil {
 		return nil, errors.Join(why, err)
 	}
-	file, err := openBolt(fd, min(s.o.MaxSize, memorySize), false, func(*bbolt.Tx) error { return nil })
+	file, err := openBolt(fd, min(s.o.MaxSize, memorySize), false, makeBuckets)
 	if err != nil {
 		return nil, errors.Join(why, err)
 	}
-	file.inMemory = true
 	s.setMemoryOnly(why)
 	if s.damage != nil {
-		s.addSource(source{s.path, s.damage}, file)
+		s.addSource(source{s.path, Report{Why: s.damage, Lost: -1}}, file)
 		return file, nil
 	}
 	old, err := openToRead(s.path)
@@ -227,34 +230,76 @@ func (s *Store) isAtPath(file *boltFile) bool {
 // removed or replaced.
 func (s *Store) checkPath() {
 	file := s.file.Load()
-	select {
-	case <-file.broken:
+	if file.isBroken() {
 		s.replace(file)
 		return
-	default:
 	}
-	if s.isAtPath(file) {
+	if s.isAtPath(file) || !s.takeTurn() {
 		return
 	}
+	defer s.endTurn()
 	there, err := s.openDisk(nil)
+	if err == nil {
+		if err = s.copyAll(file, there); err != nil {
+			err = errors.Join(err, there.close())
+		}
+	}
 	if err != nil {
 		s.setMemoryOnly(err)
 		return
 	}
-	if !s.takeTurn() {
-		_ = there.close()
-		return
-	}
-	defer s.endTurn()
-	if err := s.copyAll(file, there); err != nil {
-		s.setMemoryOnly(errors.Join(err, there.close()))
-		return
-	}
-	s.dropSource(s.path)
+	// The file at the path is searched under its new name, if it was damaged.
+	s.sources = slices.DeleteFunc(s.sources, func(src source) bool { return src.path == s.path })
 	s.use(there)
 	s.memoryOnly.Store(nil)
 	s.log.Info("the cache is on disk again", "path", s.path)
 	if err := file.close(); err != nil {
 		s.log.Warn("the old cache file cannot be closed", "err", err)
+	}
+}
+
+// crashes is how many starts in a row that ended within a minute, without a
+// clean stop, count as damage of the file.
+const crashes = 10
+
+var errCrashed = fmt.Errorf("%d starts in a row ended within a minute of opening it", crashes)
+
+// starts counts those starts in a file of its own beside the cache: damage that
+// ends the process would do so again before bbolt can be asked.
+type starts struct {
+	path  string
+	count int
+	acted int64 // when the count last had the file set aside, in Unix seconds; 0: never
+}
+
+// begin counts a start, and returns errCrashed if it is one too many; once, and
+// not again within a day. Where nothing can be written, nothing is counted.
+func (st *starts) begin(now time.Time) (err error) {
+	b, _ := os.ReadFile(st.path)
+	_, _ = fmt.Sscan(string(b), &st.count, &st.acted)
+	if st.count >= crashes && now.Unix()-st.acted >= secondsPerDay {
+		st.count, st.acted, err = 0, now.Unix(), errCrashed
+	}
+	st.write(st.count + 1)
+	return err
+}
+
+// write stores the count. It is 0 again when the start has lasted for a minute, or
+// ends cleanly.
+func (st *starts) write(count int) {
+	if st.count == count {
+		return
+	}
+	if st.count = count; count == 0 && st.acted == 0 {
+		_ = os.Remove(st.path)
+		return
+	}
+	fd, err := os.OpenFile(st.path, os.O_WRONLY|os.O_TRUNC|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		fd, err = createOwned(st.path)
+	}
+	if err == nil {
+		_, _ = fmt.Fprintln(fd, st.count, st.acted)
+		_ = fd.Close()
 	}
 }

@@ -2,11 +2,11 @@ package cache
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"go.etcd.io/bbolt"
@@ -22,7 +22,7 @@ const (
 // A source is a damaged file whose policies are to be carried over.
 type source struct {
 	path   string
-	damage error
+	report Report
 }
 
 // search carries over what the sources hold. What cannot be written now is tried
@@ -30,7 +30,7 @@ type source struct {
 func (s *Store) search() {
 	for len(s.sources) > 0 {
 		src := s.sources[0]
-		err := s.searchIn(src, s.sources[1:])
+		err := s.searchIn(&src)
 		if errors.Is(err, ErrClosed) {
 			return
 		}
@@ -38,9 +38,36 @@ func (s *Store) search() {
 			s.log.Error("policies cannot be carried over into the new cache file", "from", src.path, "err", err, "next", "it is tried again in a minute")
 			return
 		}
+		s.report.Store(&src.report)
+		s.log.Error("the policies of the damaged cache file were carried over", "path", s.path, "moved_to", src.report.MovedTo,
+			"recovered", src.report.Recovered, "damaged", src.report.Damaged, "lost", src.report.Lost, "err", src.report.Why)
 		s.sources = s.sources[1:]
 	}
 	s.salvaging.Store(false)
+}
+
+// searchIn reads a damaged file from front to back for enforced policies. Those of
+// other modes are left: they may be old ones, from free pages, and take away the
+// protection of an enforced policy that was lost. What is found is due at once.
+//
+// Then it goes once through the file by bbolt, for policies that are held and
+// cannot be read. That may end the process, so the file is off the list before.
+func (s *Store) searchIn(src *source) error {
+	fd, err := os.Open(src.path)
+	if err == nil {
+		err = s.scan(fd, &src.report)
+		_ = fd.Close()
+	}
+	if errors.As(err, new(*os.PathError)) { // there is nothing to be read
+		src.report.Why, err = errors.Join(src.report.Why, err), nil
+	}
+	if err == nil {
+		err = s.update(func(w *writing) error { return s.putSearches(w.tx, s.sources[1:]) })
+	}
+	if err == nil && !errors.Is(src.report.Why, errCrashed) {
+		err = s.findUnreadable(src)
+	}
+	return err
 }
 
 // putSearches stores the names of the files that are still to be searched.
@@ -54,42 +81,6 @@ func (s *Store) putSearches(tx *bbolt.Tx, sources []source) error {
 	return tx.Bucket(bucketMeta).Put(keySalvage, []byte(strings.Join(names, "\n")))
 }
 
-// searchIn reads a damaged file from front to back for enforced policies. Those of
-// other modes are left: they may be old ones, from free pages, and take away the
-// protection of an enforced policy that was lost. What is found is due at once.
-//
-// Then it goes once through the file by bbolt, for policies that are held and
-// cannot be read. That may end the process, so the file is off the list before.
-func (s *Store) searchIn(src source, rest []source) error {
-	report := s.newReport(src)
-	if fd, err := os.Open(src.path); err != nil {
-		report.Why = errors.Join(report.Why, err)
-	} else {
-		defer fd.Close()
-		if err := s.scan(fd, report); err != nil {
-			return err
-		}
-	}
-	if err := s.update(func(w *writing) error { return s.putSearches(w.tx, rest) }); err != nil {
-		return err
-	}
-	if err := s.findUnreadable(src, report); err != nil {
-		return err
-	}
-	s.report.Store(report)
-	s.log.Error("the policies of the damaged cache file were carried over", "path", s.path, "moved_to", report.MovedTo,
-		"recovered", report.Recovered, "damaged", report.Damaged, "lost", report.Lost, "err", report.Why)
-	return nil
-}
-
-func (s *Store) newReport(src source) *Report {
-	report := &Report{Why: src.damage, Lost: -1}
-	if src.path != s.path {
-		report.MovedTo = src.path
-	}
-	return report
-}
-
 // scan carries over the enforced policies in the bytes of a file, wherever they
 // are.
 func (s *Store) scan(fd *os.File, report *Report) error {
@@ -98,16 +89,18 @@ func (s *Store) scan(fd *os.File, report *Report) error {
 		window = readWindow(fd, window[:scanWindow], at)
 		last := len(window) < scanWindow
 		found, done := valuesIn(window, last)
-		n := 0
+		var recovered int
 		err := s.update(func(w *writing) (err error) {
-			n, err = w.recover(found)
+			recovered, err = w.recover(found)
 			return err
 		})
-		if err != nil || last {
-			report.Recovered += n
+		if err != nil {
 			return err
 		}
-		report.Recovered += n
+		report.Recovered += recovered
+		if last {
+			return nil
+		}
 		at += int64(done)
 	}
 }
@@ -121,19 +114,19 @@ func readWindow(r io.ReaderAt, window []byte, at int64) []byte {
 	for from := 0; from < len(window); from += scanStep {
 		part := window[from : from+scanStep]
 		n, err := r.ReadAt(part, at+int64(from))
-		clear(part[n:])
 		if errors.Is(err, io.EOF) {
 			return window[:from+n]
 		}
+		clear(part[n:])
 	}
 	return window
 }
 
-// valuesIn returns copies of the enforced policies in window, and how many of its
-// bytes are done with: not a value that may go on behind it, unless it is the last.
-func valuesIn(window []byte, last bool) (found []value, done int) {
-	for at := 0; ; {
-		i := bytes.Index(window[at:], mark)
+// valuesIn returns the enforced policies in window, and how many of its bytes are
+// done with: not a value that may go on behind it, unless it is the last.
+func valuesIn(window []byte, last bool) (found []*value, done int) {
+	for at := 0; ; at += len(mark) {
+		i := bytes.Index(window[at:], mark[:])
 		if i < 0 {
 			return found, max(at, len(window)-len(mark)+1)
 		}
@@ -142,32 +135,29 @@ func valuesIn(window []byte, last bool) (found []value, done int) {
 		if !last && len(rest) < MaxValue {
 			return found, at
 		}
-		at += len(mark)
-		if len(rest) < headerSize {
-			continue
-		}
-		v, err := parse(rest[:min(value(rest).size32(offLength), len(rest))])
-		if err == nil && v.mode() == policy.ModeEnforce {
-			found = append(found, bytes.Clone(v))
+		if len(rest) >= headerSize {
+			length := int(binary.LittleEndian.Uint32(rest[checksummed:]))
+			if v, err := parseAny(rest[:min(length, len(rest))]); err == nil && policy.Mode(v.Mode) == policy.ModeEnforce {
+				found = append(found, v)
+			}
 		}
 	}
 }
 
 // recover puts policies that were found, but none for a domain of which there is a
 // newer one, and returns how many domains came in.
-func (w *writing) recover(found []value) (n int, err error) {
+func (w *writing) recover(found []*value) (n int, err error) {
 	for _, v := range found {
-		domain := v.domain()
-		old := w.policy.Get(domain)
-		if known, err := parseAt(domain, old); err == nil && known.sequence() >= v.sequence() || footprint(domain, v) > w.room {
+		old := w.policy.Get(v.domain)
+		if known, err := parse(v.domain, old); err == nil && known.Sequence >= v.Sequence {
 			continue
 		}
-		v[offLane] = byte(LaneNormal)
-		for _, offset := range []int{offDue, offFetchAt, offFetchUnusedAt} {
-			v.put(offset, w.now)
+		v.Lane, v.Due, v.FetchAt, v.FetchUnused = uint8(LaneNormal), w.now, w.now, w.now
+		raw := v.bytes(v.Sequence)
+		if footprint(v.domain, raw) > w.room {
+			continue
 		}
-		v.seal(v.sequence())
-		if err := w.set(domain, v); err != nil {
+		if err := w.set(v.domain, raw); err != nil {
 			return n, err
 		}
 		if old == nil {
@@ -179,34 +169,30 @@ func (w *writing) recover(found []value) (n int, err error) {
 
 // findUnreadable puts a tombstone for each policy that a damaged file holds with a
 // wrong checksum, and counts what was lost.
-func (s *Store) findUnreadable(src source, report *Report) error {
-	if errors.Is(src.damage, errCrashed) {
-		return nil
-	}
+func (s *Store) findUnreadable(src *source) error {
 	file, err := openToRead(src.path)
 	if err != nil {
 		return nil
 	}
 	defer file.close()
-	_, err = file.batches(func(batch []change) error {
-		n := 0
+	_, err = file.pages(func(page []stored) error {
+		damaged := 0
 		err := s.update(func(w *writing) error {
-			for _, c := range batch {
-				_, err := parseAt(c.domain, c.raw)
-				if err == nil || len(c.domain) > MaxDomain || w.policy.Get(c.domain) != nil {
+			for _, p := range page {
+				if _, err := parse(p.domain, p.raw); err == nil || w.policy.Get(p.domain) != nil {
 					continue
 				}
-				if err := w.put(newTombstone(c.domain, err, w.now)); err != nil {
+				if err := w.put(p.domain, newTombstone(p.domain, w.now)); err != nil {
 					return err
 				}
-				n++
+				damaged++
 			}
 			return nil
 		})
-		report.Damaged += n
+		src.report.Damaged += damaged
 		return err
 	})
-	report.Lost = max(int(file.state.Load().counts[policy.ModeEnforce])-report.Recovered-report.Damaged, 0)
+	src.report.Lost = max(int(file.state.Load().counts[policy.ModeEnforce])-src.report.Recovered-src.report.Damaged, 0)
 	return err
 }
 
@@ -214,59 +200,52 @@ func (s *Store) findUnreadable(src source, report *Report) error {
 func (s *Store) bury(domain string) {
 	err := s.update(func(w *writing) error {
 		raw := w.policy.Get([]byte(domain))
-		_, err := parseAt([]byte(domain), raw)
-		if err == nil || raw == nil {
+		if _, err := parse([]byte(domain), raw); err == nil || raw == nil {
 			return nil
 		}
-		return w.put(newTombstone([]byte(domain), err, w.now))
+		return w.put([]byte(domain), newTombstone([]byte(domain), w.now))
 	})
 	if err != nil && !errors.Is(err, ErrClosed) {
-		s.log.Warn("a damaged policy cannot be replaced by a note", "domain", domain, "err", err)
+		s.log.Warn("a damaged policy cannot be marked as such", "domain", domain, "err", err)
 	}
 }
 
-// batches calls do with what the file holds, in the order of the domains and a
-// limited number at a time. unread is an error of reading; err is that of do.
-func (f *boltFile) batches(do func([]change) error) (unread, err error) {
+// pages calls do with what the file holds, in the order of the domains. unread is
+// an error of reading; err is that of do.
+func (f *boltFile) pages(do func([]stored) error) (unread, err error) {
 	for after := ""; ; {
-		var batch []change
-		size := 0
-		unread := f.view(func(tx *bbolt.Tx) error {
-			return ascend(tx, bucketPolicy, startAfter(after), func(k, raw []byte) ([]byte, error) {
-				if len(batch) == MaxPage || size >= maxListBytes {
-					return nil, errStop
-				}
-				batch = append(batch, change{domain: bytes.Clone(k), raw: bytes.Clone(raw)})
-				size += len(raw)
-				return nil, nil
-			})
+		var page []stored
+		unread = f.view(func(tx *bbolt.Tx) (err error) {
+			page, err = readPage(tx, after, MaxPage)
+			return err
 		})
-		if len(batch) > 0 {
-			if err := do(batch); err != nil {
+		if len(page) > 0 {
+			if err := do(page); err != nil {
 				return unread, err
 			}
-			after = string(batch[len(batch)-1].domain)
+			after = string(page[len(page)-1].domain)
 		}
-		if unread != nil || len(batch) == 0 {
+		if unread != nil || len(page) == 0 {
 			return unread, nil
 		}
 	}
 }
 
 // copyAll copies what one file holds into another. The caller has the turn, or the
-// file is not used yet. A file in memory takes enforced policies first.
+// file is not in use yet. Where not all may fit, only enforced policies are copied.
 func (s *Store) copyAll(from, to *boltFile) error {
 	enforcedOnly := from.info.Size() > to.maxSize
-	unread, err := from.batches(func(batch []change) error {
+	unread, err := from.pages(func(page []stored) error {
 		return s.updateIn(to, func(w *writing) error {
-			for _, c := range batch {
-				v, err := parseAt(c.domain, c.raw)
-				known, none := parseAt(c.domain, w.policy.Get(c.domain))
-				if err != nil || none == nil && known.time(offFetched) >= v.time(offFetched) ||
-					enforcedOnly && v.mode() != policy.ModeEnforce || footprint(c.domain, v) > w.room {
+			for _, p := range page {
+				v, err := parse(p.domain, p.raw)
+				if err != nil || enforcedOnly && policy.Mode(v.Mode) != policy.ModeEnforce || footprint(p.domain, p.raw) > w.room {
 					continue
 				}
-				if err := w.put(c); err != nil {
+				if known, err := parse(p.domain, w.policy.Get(p.domain)); err == nil && known.Fetched >= v.Fetched {
+					continue
+				}
+				if err := w.put(p.domain, v); err != nil {
 					return err
 				}
 			}
@@ -274,9 +253,4 @@ func (s *Store) copyAll(from, to *boltFile) error {
 		})
 	})
 	return errors.Join(unread, err, s.copyExemptions(from, to))
-}
-
-// dropSource forgets a source that the current file has taken over.
-func (s *Store) dropSource(path string) {
-	s.sources = slices.DeleteFunc(s.sources, func(src source) bool { return src.path == path })
 }

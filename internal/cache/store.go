@@ -76,7 +76,7 @@ func Open(path string, o Options) (*Store, error) {
 		file, err = s.openMemory(err)
 	}
 	if err != nil {
-		s.starts.end()
+		s.starts.write(0)
 		return nil, fmt.Errorf("open the cache: %w", err)
 	}
 	s.use(file)
@@ -146,7 +146,7 @@ func (s *Store) Close() error {
 		}()
 		select {
 		case err = <-closed:
-			s.starts.end()
+			s.starts.write(0)
 		case <-time.After(closeWait):
 			err = fmt.Errorf("close the cache %s: a commit does not end", s.path)
 		}
@@ -170,7 +170,7 @@ func (s *Store) run() {
 		case domain := <-s.unburied:
 			s.bury(domain)
 		case <-minute.C:
-			s.starts.end()
+			s.starts.write(0)
 			s.checkPath()
 		}
 	}
@@ -181,6 +181,7 @@ func (s *Store) use(file *boltFile) {
 	s.salvaging.Store(len(s.sources) > 0) // before a policy can be missed in file
 	file.onFault = func(file *boltFile) {
 		s.unreadable.Add(1)
+		s.salvaging.Store(true)
 		s.faults <- file
 	}
 	s.file.Store(file)

@@ -11,233 +11,198 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-// A stored value is a header of fixed size and, behind it, the domain, the id,
-// the pending id, the last error, the text and the match list. Integers are
-// little-endian, times are Unix seconds, 0 is the zero time.
-//
-// The mark at the front has bytes that no UTF-8 text has, so that a salvage finds
-// values in a file whose pages it cannot read, and the text of a policy is never
-// taken for a value. The sequence tells which of two copies is the newer one.
-const (
-	offVersion       = 7
-	offChecksum      = 8  // uint32: CRC-32C of all that follows it
-	offLength        = 12 // uint32: of the whole value
-	offSequence      = 16 // uint64
-	offFetched       = 24
-	offExpires       = 32
-	offChecked       = 40
-	offUsed          = 48
-	offDue           = 56
-	offReserved      = 64 // uint64: old versions kept the next TXT lookup here
-	offFetchAt       = 72
-	offFetchUnusedAt = 80
-	offFailedAt      = 88
-	offFailures      = 96  // uint32
-	offMode          = 100 // uint8
-	offLane          = 101 // uint8
-	offDomainLen     = 102 // uint8
-	offIDLen         = 103 // uint8
-	offPendingLen    = 104 // uint8
-	offFlags         = 105 // uint8
-	offErrorLen      = 106 // uint16
-	offTextLen       = 108 // uint32
-	offMatchLen      = 112 // uint32
-	headerSize       = 116
-)
+// A header is the front of a stored value: little-endian, with times in Unix
+// seconds; 0 is the zero time. The fields of a value stand behind it.
+type header struct {
+	Mark                 [7]byte // see mark
+	Version              uint8
+	Checksum             uint32 // CRC-32C of all that follows it
+	Length               uint32 // of the whole value
+	Sequence             uint64 // of the transaction that wrote it: tells the newer of two copies
+	Fetched, Expires     int64
+	Checked, Used, Due   int64
+	Reserved             int64 // old versions kept the next TXT lookup here
+	FetchAt, FetchUnused int64
+	FailedAt             int64
+	Failures             uint32
+	Mode, Lane           uint8
+	DomainLen            uint8
+	IDLen, PendingLen    uint8
+	Flags                uint8 // see below; the upper four bits are Record.Unattended
+	ErrorLen             uint16
+	TextLen, MatchLen    uint32
+}
 
-const valueVersion = 1
-
-// The flags. The upper four bits are Record.Unattended.
 const (
+	headerSize   = 116
+	checksummed  = 12 // where the checksum's bytes begin
+	valueVersion = 1
+
 	flagSlow        = 1 << 0
 	flagRegular     = 1 << 1
-	flagTombstone   = 1 << 2 // stands for a policy that cannot be read
+	flagTombstone   = 1 << 2 // stands for a policy that is held and cannot be read
 	unattendedShift = 4
 )
 
+// The mark has bytes that no UTF-8 text has, so that a salvage finds values in a
+// file whose pages it cannot read, and never takes a policy's text for a value.
 var (
-	mark       = []byte("\x00\x01\xffSTS\xfe")
+	mark       = [7]byte{0, 1, 0xff, 'S', 'T', 'S', 0xfe}
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 )
 
-// A value is a stored policy whose header and lengths were checked by parse. It
-// may point into the file, and is then valid as long as the transaction.
-type value []byte
-
-func (v value) mode() policy.Mode       { return policy.Mode(v[offMode]) }
-func (v value) time(offset int) int64   { return int64(binary.LittleEndian.Uint64(v[offset:])) }
-func (v value) size32(offset int) int   { return int(binary.LittleEndian.Uint32(v[offset:])) }
-func (v value) sequence() uint64        { return binary.LittleEndian.Uint64(v[offSequence:]) }
-func (v value) domain() []byte          { return v[headerSize : headerSize+int(v[offDomainLen])] }
-func (v value) match() []byte           { return v[len(v)-v.size32(offMatchLen):] }
-func (v value) text() []byte            { return v[len(v)-v.policySize():][:v.size32(offTextLen)] }
-func (v value) policySize() int         { return v.size32(offTextLen) + v.size32(offMatchLen) }
-func (v value) has(flag byte) bool      { return v[offFlags]&flag != 0 }
-func (v value) put(offset int, n int64) { binary.LittleEndian.PutUint64(v[offset:], uint64(n)) }
-
-// seal sets the sequence and the checksum.
-func (v value) seal(sequence uint64) {
-	binary.LittleEndian.PutUint64(v[offSequence:], sequence)
-	binary.LittleEndian.PutUint32(v[offChecksum:], checksum(v))
+// A value is a stored policy. Its fields may point into the file, and are then
+// valid as long as the transaction.
+type value struct {
+	header
+	domain, id, pending, lastError, text, match []byte
 }
 
-func checksum(raw []byte) uint32 { return crc32.Checksum(raw[offLength:], castagnoli) }
-
-// Record decodes the value. The record does not point into the value.
-func (v value) record() Record {
-	rest := v[headerSize:]
-	take := func(n int) []byte {
-		b := rest[:n]
-		rest = rest[n:]
-		return b
-	}
-	return Record{
-		Domain:        string(take(int(v[offDomainLen]))),
-		ID:            string(take(int(v[offIDLen]))),
-		PendingID:     string(take(int(v[offPendingLen]))),
-		LastError:     string(take(int(binary.LittleEndian.Uint16(v[offErrorLen:])))),
-		Text:          bytes.Clone(v.text()),
-		Match:         bytes.Clone(v.match()),
-		Mode:          v.mode(),
-		Lane:          laneOf(v[offLane]),
-		Slow:          v.has(flagSlow),
-		Regular:       v.has(flagRegular),
-		Unattended:    v[offFlags] >> unattendedShift,
-		Failures:      uint32(v.size32(offFailures)),
-		Fetched:       timeOf(v.time(offFetched)),
-		Expires:       timeOf(v.time(offExpires)),
-		Checked:       timeOf(v.time(offChecked)),
-		Used:          timeOf(v.time(offUsed)),
-		Due:           timeOf(v.time(offDue)),
-		FetchAt:       timeOf(v.time(offFetchAt)),
-		FetchUnusedAt: timeOf(v.time(offFetchUnusedAt)),
-		FailedAt:      timeOf(v.time(offFailedAt)),
-	}
+// fields returns the fields in the order in which they are stored.
+func (v *value) fields() [6]*[]byte {
+	return [...]*[]byte{&v.domain, &v.id, &v.pending, &v.lastError, &v.text, &v.match}
 }
 
-// What may be wrong with a stored value.
-var (
-	errShort     = errors.New("it is shorter than its header")
-	errMark      = errors.New("it does not begin with the mark of a value")
-	errVersion   = errors.New("its version is not known to this program")
-	errLength    = errors.New("its lengths do not add up")
-	errChecksum  = errors.New("its checksum is wrong")
-	errTombstone = errors.New("it was damaged, and could not be fetched again so far")
-	errField     = errors.New("it has an impossible mode, lane or domain")
-)
-
-// parse checks raw from front to back and returns it as a value.
-func parse(raw []byte) (value, error) {
-	switch {
-	case len(raw) < headerSize:
-		return nil, errShort
-	case !bytes.HasPrefix(raw, mark):
-		return nil, errMark
-	case raw[offVersion] != valueVersion:
-		return nil, errVersion
+func (v *value) size() int {
+	n := headerSize
+	for _, f := range v.fields() {
+		n += len(*f)
 	}
-	v := value(raw)
-	sum := headerSize + int(v[offDomainLen]) + int(v[offIDLen]) + int(v[offPendingLen]) +
-		int(binary.LittleEndian.Uint16(v[offErrorLen:])) + v.policySize()
-	switch {
-	case len(v) > MaxValue || sum != len(v) || v.size32(offLength) != len(v):
-		return nil, errLength
-	case checksum(v) != binary.LittleEndian.Uint32(v[offChecksum:]):
-		return nil, errChecksum
-	case !validMode(v.mode()) || v[offLane] >= maxLanes || len(v.domain()) == 0 || len(v.domain()) > MaxDomain:
-		return nil, errField
+	return n
+}
+
+func (v *value) has(flag uint8) bool { return v.Flags&flag != 0 }
+
+var errMisplaced = errors.New("it has an impossible mode, lane or domain")
+
+// parse checks raw, which is stored under domain, from front to back.
+func parse(domain, raw []byte) (*value, error) {
+	v, err := parseAny(raw)
+	if err == nil && !bytes.Equal(v.domain, domain) {
+		err = errMisplaced
+	}
+	return v, err
+}
+
+func parseAny(raw []byte) (*value, error) {
+	v := new(value)
+	if _, err := binary.Decode(raw, binary.LittleEndian, &v.header); err != nil {
+		return nil, errors.New("it is shorter than its header")
+	}
+	if v.Mark != mark || v.Version != valueVersion {
+		return nil, errors.New("it does not begin with the mark and version of a value")
+	}
+	rest := raw[headerSize:]
+	for i, n := range [...]int{int(v.DomainLen), int(v.IDLen), int(v.PendingLen), int(v.ErrorLen), int(v.TextLen), int(v.MatchLen)} {
+		if n > len(rest) {
+			return nil, errors.New("its lengths do not add up")
+		}
+		*v.fields()[i], rest = rest[:n], rest[n:]
+	}
+	if len(rest) > 0 || len(raw) > MaxValue || int(v.Length) != len(raw) || crc32.Checksum(raw[checksummed:], castagnoli) != v.Checksum {
+		return nil, errors.New("its checksum is wrong")
+	}
+	if !validMode(v.Mode) || v.Lane >= maxLanes || v.DomainLen == 0 || v.DomainLen > MaxDomain {
+		return nil, errMisplaced
 	}
 	return v, nil
 }
 
-// parseAt is parse for a value that is stored under domain.
-func parseAt(domain, raw []byte) (value, error) {
-	v, err := parse(raw)
-	if err == nil && !bytes.Equal(v.domain(), domain) {
-		return nil, errField
+// bytes returns the value as it is stored.
+func (v *value) bytes(sequence uint64) []byte {
+	v.Sequence, v.Length = sequence, uint32(v.size())
+	raw, err := binary.Append(make([]byte, 0, v.size()), binary.LittleEndian, &v.header)
+	if err != nil {
+		panic(err) // the header has a fixed size
 	}
-	return v, err
+	for _, f := range v.fields() {
+		raw = append(raw, *f...)
+	}
+	binary.LittleEndian.PutUint32(raw[8:], crc32.Checksum(raw[checksummed:], castagnoli))
+	return raw
+}
+
+// record returns the record, which does not point into the value.
+func (v *value) record() Record {
+	return Record{
+		Domain: string(v.domain), ID: string(v.id), PendingID: string(v.pending), Mode: policy.Mode(v.Mode),
+		Text: bytes.Clone(v.text), Match: bytes.Clone(v.match),
+		Fetched: timeOf(v.Fetched), Expires: timeOf(v.Expires), Checked: timeOf(v.Checked), Used: timeOf(v.Used),
+		Regular: v.has(flagRegular), Slow: v.has(flagSlow), Unattended: v.Flags >> unattendedShift,
+		FetchAt: timeOf(v.FetchAt), FetchUnusedAt: timeOf(v.FetchUnused),
+		Failures: v.Failures, FailedAt: timeOf(v.FailedAt), LastError: string(v.lastError),
+		Lane: laneOf(v.Lane), Due: timeOf(v.Due),
+	}
 }
 
 // Storable returns an error if no store can take r, full or empty. One such
 // record in a Write makes all of it fail.
 func (r *Record) Storable() error {
-	_, err := encode(r)
+	_, err := valueOf(r)
 	return err
 }
 
-// encode returns the value for r, not sealed yet, or an error that names the
-// limit that r breaks.
-func encode(r *Record) (value, error) {
-	lastError := r.LastError[:min(len(r.LastError), MaxLastError)]
-	length := headerSize + len(r.Domain) + len(r.ID) + len(r.PendingID) + len(lastError) + len(r.Text) + len(r.Match)
-	switch {
-	case len(r.Domain) == 0 || len(r.Domain) > MaxDomain:
-		return nil, fmt.Errorf("store a policy: its domain has %d bytes, not 1 to %d", len(r.Domain), MaxDomain)
-	case len(r.ID) > MaxID || len(r.PendingID) > MaxID:
-		return nil, fmt.Errorf("store the policy of %s: its id is longer than %d bytes", r.Domain, MaxID)
-	case !validMode(r.Mode):
-		return nil, fmt.Errorf("store the policy of %s: there is no mode %d", r.Domain, r.Mode)
-	case r.Lane != LaneQuiet && r.Lane != LaneNormal && r.Lane != LaneTroubled:
-		return nil, fmt.Errorf("store the policy of %s: there is no lane %d", r.Domain, r.Lane)
-	case length > MaxValue:
-		return nil, fmt.Errorf("store the policy of %s: %d bytes are more than %d", r.Domain, length, MaxValue)
+// valueOf returns the value for r, or an error that names the limit that r breaks.
+func valueOf(r *Record) (*value, error) {
+	v := &value{
+		domain: []byte(r.Domain), id: []byte(r.ID), pending: []byte(r.PendingID),
+		lastError: []byte(r.LastError[:min(len(r.LastError), MaxLastError)]), text: r.Text, match: r.Match,
 	}
-	v := make(value, headerSize, length)
-	copy(v, mark)
-	v[offVersion] = valueVersion
-	binary.LittleEndian.PutUint32(v[offLength:], uint32(length))
-	for _, f := range []struct {
-		offset int
-		time   time.Time
-	}{
-		{offFetched, r.Fetched}, {offExpires, r.Expires}, {offChecked, r.Checked}, {offUsed, r.Used}, {offDue, r.Due},
-		{offFetchAt, r.FetchAt}, {offFetchUnusedAt, r.FetchUnusedAt}, {offFailedAt, r.FailedAt},
-	} {
-		v.put(f.offset, secondsOf(f.time))
+	v.header = header{
+		Mark: mark, Version: valueVersion,
+		Fetched: secondsOf(r.Fetched), Expires: secondsOf(r.Expires), Checked: secondsOf(r.Checked), Used: secondsOf(r.Used),
+		Due: secondsOf(r.Due), FetchAt: secondsOf(r.FetchAt), FetchUnused: secondsOf(r.FetchUnusedAt),
+		FailedAt: secondsOf(r.FailedAt), Failures: r.Failures, Mode: uint8(r.Mode), Lane: uint8(r.Lane),
+		DomainLen: uint8(len(v.domain)), IDLen: uint8(len(v.id)), PendingLen: uint8(len(v.pending)),
+		ErrorLen: uint16(len(v.lastError)), TextLen: uint32(len(v.text)), MatchLen: uint32(len(v.match)),
+		Flags: min(r.Unattended, MaxUnattended) << unattendedShift,
 	}
-	binary.LittleEndian.PutUint32(v[offFailures:], r.Failures)
-	v[offFlags] = min(r.Unattended, MaxUnattended) << unattendedShift
 	if r.Slow {
-		v[offFlags] |= flagSlow
+		v.Flags |= flagSlow
 	}
 	if r.Regular {
-		v[offFlags] |= flagRegular
+		v.Flags |= flagRegular
 	}
-	v[offMode], v[offLane] = byte(r.Mode), byte(r.Lane)
-	v[offDomainLen], v[offIDLen], v[offPendingLen] = byte(len(r.Domain)), byte(len(r.ID)), byte(len(r.PendingID))
-	binary.LittleEndian.PutUint16(v[offErrorLen:], uint16(len(lastError)))
-	binary.LittleEndian.PutUint32(v[offTextLen:], uint32(len(r.Text)))
-	binary.LittleEndian.PutUint32(v[offMatchLen:], uint32(len(r.Match)))
-	for _, s := range []string{r.Domain, r.ID, r.PendingID, lastError} {
-		v = append(v, s...)
+	var wrong string
+	switch size := v.size(); {
+	case len(r.Domain) == 0 || len(r.Domain) > MaxDomain:
+		wrong = fmt.Sprintf("its domain has %d bytes, not 1 to %d", len(r.Domain), MaxDomain)
+	case len(r.ID) > MaxID || len(r.PendingID) > MaxID:
+		wrong = fmt.Sprintf("its id is longer than %d bytes", MaxID)
+	case !validMode(v.Mode):
+		wrong = fmt.Sprintf("there is no mode %d", r.Mode)
+	case r.Lane != LaneQuiet && r.Lane != LaneNormal && r.Lane != LaneTroubled:
+		wrong = fmt.Sprintf("there is no lane %d", r.Lane)
+	case size > MaxValue:
+		wrong = fmt.Sprintf("%d bytes are more than %d", size, MaxValue)
+	case bytes.Contains(v.bytes(0)[headerSize:], mark[:]):
+		wrong = "it holds the mark of a stored value"
+	default:
+		return v, nil
 	}
-	v = append(append(v, r.Text...), r.Match...)
-	// Nobody's text may be taken for a value by a salvage.
-	if bytes.Contains(v[headerSize:], mark) {
-		return nil, fmt.Errorf("store the policy of %s: it holds the mark of a stored value", r.Domain)
-	}
-	return v, nil
+	return nil, fmt.Errorf("store the policy of %.*q: %s", MaxDomain, r.Domain, wrong)
 }
 
-// tombstoneLife, in seconds, is how long mail may wait for a policy that is held
-// and cannot be read.
-const tombstoneLife = 7 * secondsPerDay
-
-// newTombstone returns what is stored in the place of a policy that cannot be
-// read because of why: a record that is damaged on purpose, and due at once.
-func newTombstone(domain []byte, why error, now int64) change {
-	v, err := encode(&Record{
-		Domain: string(domain), Mode: policy.ModeEnforce, LastError: "the stored policy was damaged: " + why.Error(),
-		Used: timeOf(now), Expires: timeOf(now + tombstoneLife), Lane: LaneNormal, Due: timeOf(now), FetchAt: timeOf(now), FetchUnusedAt: timeOf(now),
+// newTombstone returns what stands in the place of a policy that is held and
+// cannot be read: due at once, and forgotten after a week, since mail waits for it.
+func newTombstone(domain []byte, now int64) *value {
+	t := timeOf(now)
+	v, err := valueOf(&Record{
+		Domain: string(domain), Mode: policy.ModeEnforce, LastError: errTombstone.Error(),
+		Used: t, Expires: t.Add(7 * 24 * time.Hour), Lane: LaneNormal, Due: t, FetchAt: t, FetchUnusedAt: t,
 	})
-	if err == nil {
-		v[offFlags] |= flagTombstone
+	if err != nil {
+		return nil
 	}
-	return change{domain, v}
+	v.Flags |= flagTombstone
+	return v
 }
 
-func validMode(m policy.Mode) bool { return m >= policy.ModeNone && m <= policy.ModeEnforce }
+var errTombstone = errors.New("the stored policy was damaged, and could not be fetched again so far")
+
+func validMode(m uint8) bool {
+	return policy.Mode(m) >= policy.ModeNone && policy.Mode(m) <= policy.ModeEnforce
+}
 
 func secondsOf(t time.Time) int64 {
 	if t.IsZero() {

@@ -6,11 +6,24 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+const (
+	// maxEvicted bounds what one transaction gives up, and so how long it takes.
+	maxEvicted = 4096
+	// draws is how many policies are drawn, of which one is given up.
+	draws = 16
+	// recentUse, in seconds: a policy that was used on two days or more, and within
+	// recentUse, is not given up.
+	recentUse = 30 * secondsPerDay
 )
 
 // Write carries out ops in one transaction: all of them or none, but for refused
@@ -20,40 +33,38 @@ import (
 // Where the used pages reach MaxSize, a new domain needs room: see makeRoom.
 func (s *Store) Write(ops []Op) (WriteResult, error) {
 	changes, err := changesOf(ops)
-	if err != nil {
-		return WriteResult{}, fmt.Errorf("write to the cache: %w", err)
-	}
 	var w *writing
-	err = s.update(func(begun *writing) error {
-		w = begun
-		return w.apply(changes)
-	})
+	if err == nil {
+		err = s.update(func(begun *writing) error {
+			w = begun
+			return w.apply(changes)
+		})
+	}
 	if err != nil {
 		return WriteResult{}, fmt.Errorf("write to the cache: %w", err)
 	}
 	return w.result, nil
 }
 
-// A change replaces what is stored for a domain by raw; nil deletes it.
+// A change stores v for a domain, or deletes what is stored if v is nil.
 type change struct {
 	domain []byte
-	raw    value
+	v      *value
+	need   int64 // bytes for which room must be made
 }
 
-func changesOf(ops []Op) ([]change, error) {
+func changesOf(ops []Op) (changes []change, err error) {
 	last := make(map[string]int, len(ops))
 	for i, op := range ops {
 		last[op.domain()] = i
 	}
-	changes := make([]change, 0, len(last))
 	for i, op := range ops {
 		if last[op.domain()] != i {
 			continue
 		}
 		c := change{domain: []byte(op.domain())}
 		if op.Put != nil {
-			var err error
-			if c.raw, err = encode(op.Put); err != nil {
+			if c.v, err = valueOf(op.Put); err != nil {
 				return nil, err
 			}
 		}
@@ -65,50 +76,50 @@ func changesOf(ops []Op) ([]change, error) {
 // Purge deletes policies that ran out before the time before, limit and MaxPage
 // of them at most, and returns their domains.
 func (s *Store) Purge(before time.Time, limit int) ([]string, error) {
-	var purged []string
-	err := s.update(func(w *writing) error {
-		for len(purged) < min(limit, MaxPage) {
-			domain, err := w.expired(before.Unix())
-			if err != nil || domain == nil {
+	var w *writing
+	err := s.update(func(begun *writing) error {
+		for w = begun; len(w.result.Evicted) < min(limit, MaxPage); {
+			if domain, err := w.expired(before.Unix()); err != nil || domain == nil {
+				return err
+			} else if err := w.evict(domain); err != nil {
 				return err
 			}
-			if err := w.set(domain, nil); err != nil {
-				return err
-			}
-			purged = append(purged, string(domain))
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("purge the cache: %w", err)
 	}
-	return purged, nil
+	return w.result.Evicted, nil
 }
 
 // A writing is a writing transaction.
 type writing struct {
-	tx                        *bbolt.Tx
-	meta, policy, due, expiry *bbolt.Bucket
-	now                       int64
-	sequence                  uint64
-	state                     state
-	room                      int64 // bytes that may be added before something has to go
-	changed                   map[string]bool
-	result                    WriteResult
+	tx       *bbolt.Tx
+	policy   *bbolt.Bucket
+	due      *bbolt.Bucket
+	expiry   *bbolt.Bucket
+	now      int64
+	sequence uint64
+	state    state
+	room     int64           // bytes that may be added before something has to go
+	changed  map[string]bool // domains that must not be evicted
+	result   WriteResult
 }
 
-// updateIn runs fn in a writing transaction of file. The caller has the turn.
+// updateIn runs fn in a writing transaction of file. The caller has the turn, or
+// file is not in use yet.
 func (s *Store) updateIn(file *boltFile, fn func(*writing) error) error {
-	now, before := s.o.Now().Unix(), *file.state.Load()
+	before := file.state.Load()
+	w := &writing{
+		now: s.o.Now().Unix(), state: state{counts: before.counts}, room: file.maxSize - before.used,
+		changed: make(map[string]bool),
+	}
+	w.state.heartbeat = w.now
 	return file.update(func(tx *bbolt.Tx) (*state, error) {
-		w := &writing{
-			tx: tx, meta: tx.Bucket(bucketMeta), policy: tx.Bucket(bucketPolicy),
-			due: tx.Bucket(bucketDue), expiry: tx.Bucket(bucketExpiry),
-			now: now, state: state{counts: before.counts, heartbeat: now},
-			room:    file.maxSize - before.used,
-			changed: make(map[string]bool),
-		}
-		if w.meta == nil || w.policy == nil || w.due == nil || w.expiry == nil {
+		meta := tx.Bucket(bucketMeta)
+		w.tx, w.policy, w.due, w.expiry = tx, tx.Bucket(bucketPolicy), tx.Bucket(bucketDue), tx.Bucket(bucketExpiry)
+		if meta == nil || w.policy == nil || w.due == nil || w.expiry == nil {
 			return nil, faultf("a bucket is gone")
 		}
 		w.sequence = w.policy.Sequence() + 1
@@ -119,16 +130,11 @@ func (s *Store) updateIn(file *boltFile, fn func(*writing) error) error {
 		if errors.Is(err, bolterrors.ErrIncompatibleValue) {
 			err = faultf("a bucket is in the place of a value")
 		}
-		return &w.state, errors.Join(err, w.finish())
+		return &w.state, errors.Join(err,
+			meta.Put(keyCounts, w.state.counts.encode()),
+			meta.Put(keyNewest, binary.LittleEndian.AppendUint64(nil, uint64(w.now))),
+			w.policy.SetSequence(w.sequence))
 	})
-}
-
-// finish writes what is kept of the whole file.
-func (w *writing) finish() error {
-	return errors.Join(
-		w.meta.Put(keyCounts, w.state.counts.encode()),
-		w.meta.Put(keyNewest, binary.LittleEndian.AppendUint64(nil, uint64(w.now))),
-		w.policy.SetSequence(w.sequence))
 }
 
 // dropStale deletes entries of the due index that no record stood behind, unless
@@ -137,12 +143,11 @@ func (w *writing) dropStale(stale chan []byte) error {
 	for {
 		select {
 		case k := <-stale:
-			domain := k[dueDomain:]
-			if bytes.Equal(entriesOf(domain, w.policy.Get(domain)).due, k) {
-				continue
-			}
-			if err := w.due.Delete(k); err != nil {
-				return err
+			domain := k[dueAtDomain:]
+			if own, _, _ := entriesOf(domain, w.policy.Get(domain)); !bytes.Equal(own, k) {
+				if err := w.due.Delete(k); err != nil {
+					return err
+				}
 			}
 		default:
 			return nil
@@ -150,34 +155,42 @@ func (w *writing) dropStale(stale chan []byte) error {
 	}
 }
 
-// set stores raw for domain, or deletes what is stored if raw is nil.
+// put stores v with the sequence of this transaction, or deletes what is stored
+// for domain if v is nil.
+func (w *writing) put(domain []byte, v *value) error {
+	if v == nil {
+		return w.set(domain, nil)
+	}
+	return w.set(domain, v.bytes(w.sequence))
+}
+
 func (w *writing) set(domain, raw []byte) error {
 	old := w.policy.Get(domain)
-	was, is := entriesOf(domain, old), entriesOf(domain, raw)
+	oldDue, oldExpiry, oldCount := entriesOf(domain, old)
+	due, expiry, count := entriesOf(domain, raw)
 	w.room += footprint(domain, old) - footprint(domain, raw)
-	var err error
 	if old != nil {
-		w.state.counts[countOf(old)]--
+		w.state.counts[oldCount]--
 	}
+	var err error
 	if raw != nil {
-		w.state.counts[countOf(raw)]++
+		w.state.counts[count]++
 		err = w.policy.Put(domain, raw)
 	} else {
 		err = w.policy.Delete(domain)
 	}
-	return errors.Join(err, moveEntry(w.due, was.due, is.due), moveEntry(w.expiry, was.expiry, is.expiry))
+	return errors.Join(err, move(w.due, oldDue, due), move(w.expiry, oldExpiry, expiry))
 }
 
-func moveEntry(b *bbolt.Bucket, was, is []byte) error {
-	if bytes.Equal(was, is) {
+func move(index *bbolt.Bucket, from, to []byte) (err error) {
+	if bytes.Equal(from, to) {
 		return nil
 	}
-	var err error
-	if was != nil {
-		err = b.Delete(was)
+	if from != nil {
+		err = index.Delete(from)
 	}
-	if is != nil {
-		err = errors.Join(err, b.Put(is, nil))
+	if to != nil {
+		err = errors.Join(err, index.Put(to, nil))
 	}
 	return err
 }
@@ -186,47 +199,108 @@ func moveEntry(b *bbolt.Bucket, was, is []byte) error {
 // refused one is deleted: it would be answered again after a restart, although a
 // newer one was answered before. Without it the domain is discovered anew.
 func (w *writing) apply(changes []change) error {
-	need := make(map[string]int64, len(changes))
-	for _, c := range changes {
+	for i, c := range changes {
 		w.changed[string(c.domain)] = true
-		need[string(c.domain)] = w.need(c)
-	}
-	slices.SortStableFunc(changes, func(a, b change) int {
-		return cmp.Compare(min(need[string(a.domain)], 1), min(need[string(b.domain)], 1))
-	})
-	for _, c := range changes {
-		if n := need[string(c.domain)]; n > 0 {
-			ok, err := w.makeRoom(n, c.raw)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				w.result.Refused = append(w.result.Refused, string(c.domain))
-				c.raw = nil
-			}
+		if c.v == nil {
+			continue
 		}
-		if err := w.put(c); err != nil {
+		// Nobody loses a policy to what is noted about it, or to a damaged one.
+		old := w.policy.Get(c.domain)
+		if held, err := parse(c.domain, old); old == nil || err == nil && len(c.v.text)+len(c.v.match) > len(held.text)+len(held.match) {
+			changes[i].need = max(footprint(c.domain, c.v.bytes(0))-footprint(c.domain, old), 0)
+		}
+	}
+	slices.SortStableFunc(changes, func(a, b change) int { return cmp.Compare(min(a.need, 1), min(b.need, 1)) })
+	for _, c := range changes {
+		ok, err := w.makeRoom(c)
+		if err == nil && !ok {
+			w.result.Refused = append(w.result.Refused, string(c.domain))
+			c.v = nil
+		}
+		if err = errors.Join(err, w.put(c.domain, c.v)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// need returns the bytes for which room must be made: none where the policy has
-// not grown, since nobody loses a policy to what is noted about it.
-func (w *writing) need(c change) int64 {
-	old := w.policy.Get(c.domain)
-	held, err := parseAt(c.domain, old)
-	if c.raw == nil || old != nil && (err != nil || c.raw.policySize() <= held.policySize()) {
+// footprint estimates the bytes of pages that a value takes with its two index
+// entries. Pages are two thirds full on average.
+func footprint(domain, raw []byte) int64 {
+	if raw == nil {
 		return 0
 	}
-	return footprint(c.domain, c.raw) - footprint(c.domain, old)
+	const element = 16 // bbolt's, for each key
+	return int64(element+len(domain)+len(raw)+2*(element+dueAtDomain+len(domain))) * 3 / 2
 }
 
-func (w *writing) put(c change) error {
-	if c.raw == nil {
-		return w.set(c.domain, nil)
+// makeRoom gives up policies until there is room for a change, and reports whether
+// there is. Expired ones go first. After that only an enforced policy displaces
+// others: of a few drawn at random the one that was not used for longest, and none
+// that is live, enforced and in regular use.
+func (w *writing) makeRoom(c change) (bool, error) {
+	for c.need > 0 && w.room < c.need {
+		domain, err := w.expired(w.now)
+		if err == nil && domain == nil && policy.Mode(c.v.Mode) == policy.ModeEnforce {
+			domain = w.draw()
+		}
+		if err != nil || domain == nil || len(w.result.Evicted) >= maxEvicted {
+			return false, err
+		}
+		if err := w.evict(domain); err != nil {
+			return false, err
+		}
 	}
-	c.raw.seal(w.sequence)
-	return w.set(c.domain, c.raw)
+	return true, nil
+}
+
+func (w *writing) evict(domain []byte) error {
+	w.result.Evicted = append(w.result.Evicted, string(domain))
+	return w.put(domain, nil)
+}
+
+// expired returns the domain that ran out first, if that was before the time
+// before, and deletes entries that no record stands behind on the way. It skips
+// the domains that are written in this transaction.
+func (w *writing) expired(before int64) ([]byte, error) {
+	c := w.expiry.Cursor()
+	for k, _ := c.First(); len(k) >= expiryAtDomain && binary.BigEndian.Uint64(k) < positive(before); {
+		domain := bytes.Clone(k[expiryAtDomain:])
+		if _, own, _ := entriesOf(domain, w.policy.Get(domain)); !bytes.Equal(own, k) {
+			if err := w.expiry.Delete(bytes.Clone(k)); err != nil {
+				return nil, err
+			}
+			k, _ = c.First()
+		} else if !w.changed[string(domain)] {
+			return domain, nil
+		} else {
+			k, _ = c.Next()
+		}
+	}
+	return nil, nil
+}
+
+// draw returns a domain to give up, nil if none of those drawn may go.
+func (w *writing) draw() (domain []byte) {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	bestProtects, bestUsed := true, w.now+1
+	c := w.policy.Cursor()
+	for range draws {
+		k, raw := c.Seek([]byte{letters[rand.IntN(len(letters))], letters[rand.IntN(len(letters))], letters[rand.IntN(len(letters))]})
+		if k == nil {
+			k, raw = c.First()
+		}
+		v, err := parse(k, raw)
+		if err != nil || w.changed[string(k)] {
+			continue
+		}
+		protects := policy.Mode(v.Mode) == policy.ModeEnforce && v.Expires > w.now
+		if protects && v.has(flagRegular) && w.now-v.Used < recentUse {
+			continue
+		}
+		if bestProtects && !protects || bestProtects == protects && v.Used < bestUsed {
+			bestProtects, bestUsed, domain = protects, v.Used, bytes.Clone(k)
+		}
+	}
+	return domain
 }
