@@ -8,7 +8,6 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,8 +35,6 @@ func faultf(format string, args ...any) error { return &faultError{fmt.Errorf(fo
 
 func isFault(err error) bool { return errors.As(err, new(*faultError)) }
 
-var errBroken = faultf("it was given up after a fault")
-
 // guard is the only way into bbolt: bbolt panics on a damaged page, and the
 // kernel raises a fault where the file was cut or the disk fails. Both become a
 // *faultError. A page that leads back to itself cannot be caught: bbolt's
@@ -53,25 +50,18 @@ func guard(fn func() error) (err error) {
 }
 
 // A boltFile is an open bbolt file. Its first fault breaks it: nothing enters
-// bbolt after that, whose locks may be taken for ever.
+// bbolt after that, whose locks a writer's panic may have left taken.
 type boltFile struct {
-	db      *bbolt.DB
-	fd      *os.File
-	info    os.FileInfo // tells whether the path still leads to this file
-	maxSize int64
+	db       *bbolt.DB
+	fd       *os.File
+	info     os.FileInfo // tells whether the path still leads to this file
+	maxSize  int64
+	pageSize int64
 
-	// mu is held while a reading transaction begins or ends. bbolt keeps its
-	// metalock when it panics there, and whoever came next would wait for ever. It
-	// cannot deadlock with a writer, since the map is never made anew (see open).
-	mu       sync.Mutex
-	shut     error // no transaction may begin any more
-	stuck    bool  // none may end: bbolt panicked with its locks taken
-	breaking sync.Once
-	broken   chan struct{} // closed by the first fault
-	onFault  func(*boltFile)
-
-	last  atomic.Int64 // the newest transaction: an older one means that a meta page was lost
-	state atomic.Pointer[state]
+	broken  atomic.Pointer[error] // the first fault
+	onFault func(*boltFile)
+	last    atomic.Int64 // the newest transaction: an older one means that a meta page was lost
+	state   atomic.Pointer[state]
 }
 
 // A state is what is known of the whole file after a commit.
@@ -84,7 +74,7 @@ type state struct {
 // openBolt opens the file behind fd, which it closes after an error. Into an
 // empty file fill writes; without fill an empty file is damage.
 func openBolt(fd *os.File, maxSize int64, readOnly bool, fill func(*bbolt.Tx) error) (*boltFile, error) {
-	f := &boltFile{fd: fd, maxSize: maxSize, broken: make(chan struct{})}
+	f := &boltFile{fd: fd, maxSize: maxSize}
 	err := guard(func() error { return f.open(readOnly, fill) })
 	if err == nil {
 		return f, nil
@@ -129,7 +119,8 @@ func (f *boltFile) open(readOnly bool, fill func(*bbolt.Tx) error) (err error) {
 	if err != nil {
 		return err
 	}
-	if !f.wholeMeta(0) || !f.wholeMeta(int64(f.db.Info().PageSize)) {
+	f.pageSize = int64(f.db.Info().PageSize)
+	if !f.wholeMeta(0) || !f.wholeMeta(f.pageSize) {
 		// bbolt would go on with the other one, which is one commit older.
 		return faultf("one of its two meta pages cannot be read")
 	}
@@ -158,145 +149,106 @@ func (f *boltFile) check(tx *bbolt.Tx) error {
 	if info, err := f.fd.Stat(); err != nil || tx.Size() > info.Size() {
 		return faultf("it is shorter than it was (%v)", err)
 	}
-	for _, name := range buckets {
-		if tx.Bucket(name) == nil {
-			return faultf("it has no bucket %s", name)
-		}
-	}
 	meta := tx.Bucket(bucketMeta)
-	schema := meta.Get(keySchema)
-	if len(schema) != 4 {
+	if meta == nil || len(meta.Get(keySchema)) != 4 {
 		return faultf("it has no schema number")
 	}
-	if n := binary.LittleEndian.Uint32(schema); n > schemaVersion {
+	if n := binary.LittleEndian.Uint32(meta.Get(keySchema)); n > schemaVersion {
 		return &SchemaError{Path: f.fd.Name(), Schema: n}
 	}
 	st := &state{counts: decodeCounts(meta.Get(keyCounts))}
 	if newest := meta.Get(keyNewest); len(newest) == 8 {
 		st.heartbeat = int64(binary.LittleEndian.Uint64(newest))
 	}
+	f.last.Store(int64(tx.ID()))
 	return f.publish(tx, st)
 }
 
 func (f *boltFile) publish(tx *bbolt.Tx, st *state) error {
 	stats := f.db.Stats()
 	st.size = tx.Size()
-	st.used = st.size - int64(stats.FreePageN+stats.PendingPageN)*int64(f.db.Info().PageSize)
+	st.used = st.size - int64(stats.FreePageN+stats.PendingPageN)*f.pageSize
 	f.state.Store(st)
 	return nil
 }
 
 // view runs fn in a reading transaction.
 func (f *boltFile) view(fn func(*bbolt.Tx) error) error {
-	return f.noted(guard(func() error {
-		tx, err := f.begin()
-		if err != nil {
-			return err
-		}
-		defer f.end(tx)
-		return fn(tx)
-	}))
-}
-
-func (f *boltFile) begin() (*bbolt.Tx, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.shut != nil {
-		return nil, f.shut
-	}
-	f.shut, f.stuck = errBroken, true // should bbolt panic
-	tx, err := f.db.Begin(false)
-	f.shut, f.stuck = nil, false
-	if err == nil && int64(tx.ID()) < f.last.Load() {
-		return nil, faultf("its newest meta page was lost")
-	}
-	return tx, err
-}
-
-func (f *boltFile) end(tx *bbolt.Tx) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.stuck {
-		f.stuck = true // should bbolt panic
-		_ = tx.Rollback()
-		f.stuck = false
-	}
+	return f.enter(func() error {
+		last := f.last.Load() // before the transaction begins: a commit may end meanwhile
+		return f.db.View(func(tx *bbolt.Tx) error {
+			if int64(tx.ID()) < last {
+				return faultf("its newest meta page was lost")
+			}
+			return fn(tx)
+		})
+	})
 }
 
 // update runs fn in a writing transaction, and publishes the state that fn
-// returns when it is on disk. After a fault fn may still be running.
+// returns when it is on disk.
 func (f *boltFile) update(fn func(*bbolt.Tx) (*state, error)) error {
-	done := make(chan error, 1)
-	go func() {
-		var st *state
-		var id int64
-		err := guard(func() error {
-			if f.isBroken() {
-				return errBroken
+	var st *state
+	var id int64
+	err := f.enter(func() error {
+		return f.db.Update(func(tx *bbolt.Tx) (err error) {
+			if id = int64(tx.ID()); id <= f.last.Load() {
+				return faultf("its newest meta page was lost")
 			}
-			return f.db.Update(func(tx *bbolt.Tx) (err error) {
-				if id = int64(tx.ID()); id <= f.last.Load() {
-					return faultf("its newest meta page was lost")
-				}
-				st, err = fn(tx)
-				return err
-			})
+			st, err = fn(tx)
+			return err
 		})
-		if err == nil {
-			f.last.Store(id)
-			err = f.view(func(tx *bbolt.Tx) error { return f.publish(tx, st) })
-		}
-		done <- f.noted(err)
-	}()
-	select {
-	case err := <-done:
+	})
+	if err != nil {
 		return err
-	case <-f.broken: // the writer may wait for a lock that a reader's panic left taken
-		return errBroken
 	}
+	f.last.Store(id)
+	return f.view(func(tx *bbolt.Tx) error { return f.publish(tx, st) })
 }
 
-// noted breaks the file if err is a fault.
-func (f *boltFile) noted(err error) error {
-	if isFault(err) {
-		f.breaking.Do(func() {
-			f.mu.Lock()
-			f.shut = err
-			f.mu.Unlock()
-			f.giveUp()
-			close(f.broken)
-			if f.onFault != nil {
-				f.onFault(f)
+// enter runs fn, which enters bbolt, and breaks the file if that is a fault. With
+// both meta pages damaged bbolt would panic at the begin of a transaction, and
+// keep a lock for which all others would wait for ever. So they are looked at
+// before; at least one is whole, also while the other one is written.
+func (f *boltFile) enter(fn func() error) error {
+	err := guard(func() error {
+		if fault := f.broken.Load(); fault != nil {
+			return *fault
+		}
+		if !f.wholeMeta(0) && !f.wholeMeta(f.pageSize) {
+			if fault := f.broken.Load(); fault != nil {
+				return *fault
 			}
-		})
+			if _, err := f.fd.Stat(); errors.Is(err, os.ErrClosed) {
+				return ErrClosed
+			}
+			return faultf("both its meta pages cannot be read")
+		}
+		return fn()
+	})
+	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
+		return ErrClosed
+	}
+	if isFault(err) && f.broken.CompareAndSwap(nil, &err) {
+		f.giveUp() // so that a writer under way writes no more
+		if f.onFault != nil {
+			f.onFault(f)
+		}
 	}
 	return err
 }
 
-// giveUp closes the file under bbolt, so that a writer under way writes no more.
-// The lock would last as long as the map.
+// giveUp closes the file under bbolt. The lock would last as long as the map.
 func (f *boltFile) giveUp() {
 	_ = unix.Flock(int(f.fd.Fd()), unix.LOCK_UN)
 	_ = f.fd.Close()
 }
 
-func (f *boltFile) isBroken() bool {
-	select {
-	case <-f.broken:
-		return true
-	default:
-		return false
-	}
-}
-
 // close waits for the transactions under way. A broken file stays mapped: that
 // is address space, not memory.
 func (f *boltFile) close() error {
-	if f.isBroken() {
+	if f.broken.Load() != nil {
 		return nil
 	}
-	f.mu.Lock()
-	f.shut = ErrClosed
-	f.mu.Unlock()
 	return guard(f.db.Close)
 }

@@ -11,10 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
 // victims is how many enforced policies the files hold that are damaged here:
@@ -47,7 +45,9 @@ func wholeFile(t testing.TB) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return bytes.TrimRight(b, "\x00")
+	// bbolt makes the file longer than its pages; the metas say how many there are.
+	used := max(binary.LittleEndian.Uint64(b[56:]), binary.LittleEndian.Uint64(b[4096+56:]))
+	return b[:used*4096]
 }
 
 var valueMark = []byte("\x00\x01\xffSTS\xfe")
@@ -77,6 +77,9 @@ func surviving(b []byte) map[string]bool {
 type harm struct {
 	name string
 	do   func(b []byte) []byte
+	// A bit that flips in the number of a page's elements hides some of them, and
+	// bbolt has no checksum of it: a few policies may be missed and then lost.
+	mayHide bool
 }
 
 func harms(b []byte, every bool) (list []harm) {
@@ -86,7 +89,7 @@ func harms(b []byte, every bool) (list []harm) {
 		}
 		return n * 10
 	}
-	add := func(name string, do func(b []byte) []byte) { list = append(list, harm{name, do}) }
+	add := func(name string, do func(b []byte) []byte) { list = append(list, harm{name, do, strings.HasPrefix(name, "bits")}) }
 	over := func(from, to int, with func([]byte)) func([]byte) []byte {
 		return func(b []byte) []byte {
 			with(b[from:min(to, len(b))])
@@ -152,7 +155,7 @@ func harms(b []byte, every bool) (list []harm) {
 
 // answers looks all victims up. None may be other than it was, and none that
 // survives may be said not to be there. It returns how many are whole.
-func answers(t testing.TB, s *cache.Store, survives map[string]bool) (whole int) {
+func answers(t testing.TB, s *cache.Store, survives map[string]bool, mayHide bool) (whole int) {
 	t.Helper()
 	var hit cache.Hit
 	for i := range victims {
@@ -164,7 +167,7 @@ func answers(t testing.TB, s *cache.Store, survives map[string]bool) (whole int)
 			if !bytes.Equal(hit.Match, want.Match) || hit.Expires != want.Expires.Unix() {
 				t.Errorf("%s: %+v", want.Domain, hit)
 			}
-		case err == cache.ErrNotFound && survives[want.Domain]:
+		case err == cache.ErrNotFound && survives[want.Domain] && !mayHide:
 			t.Errorf("%s: %v", want.Domain, err)
 		case err != cache.ErrNotFound && !errors.Is(err, cache.ErrUnreadable) && !errors.As(err, new(*cache.DamagedError)):
 			t.Errorf("%s: %v", want.Domain, err)
@@ -187,23 +190,31 @@ func writeAtLast(t testing.TB, s *cache.Store, r *cache.Record) {
 }
 
 // survived checks a store whose file was damaged, now and after a restart.
-func survived(t *testing.T, s *cache.Store, path string, harmed []byte) {
+func survived(t *testing.T, s *cache.Store, path string, harmed []byte, mayHide bool) {
 	t.Helper()
 	survives := surviving(harmed)
-	answers(t, s, survives)
-	writeAtLast(t, s, record("fresh.example"))
-	answers(t, s, survives)
-	await(t, "the end of the salvage", func() bool { return !s.Stats().Salvaging })
+	round := func() int {
+		if _, err := s.Purge(at(-day), 10); err != nil && !errors.Is(err, cache.ErrUnreadable) {
+			t.Error(err)
+		}
+		if _, _, err := s.Due(cache.LaneNormal, at(2*day), cache.MaxPage); err != nil && !errors.Is(err, cache.ErrUnreadable) {
+			t.Error(err)
+		}
+		return answers(t, s, survives, mayHide)
+	}
+	for met := uint64(1); met != s.Stats().Unreadable; { // until nothing is met that was not known
+		met = s.Stats().Unreadable
+		round()
+		writeAtLast(t, s, record("fresh.example"))
+		await(t, "the end of the salvage", func() bool { return !s.Stats().Salvaging })
+	}
+	delete(survives, "fresh.example")
+	least := len(survives)
+	if mayHide {
+		least = least * 9 / 10
+	}
 	for range 2 {
-		if _, err := s.Purge(at(-day), 10); err != nil {
-			t.Error(err)
-		}
-		if _, _, err := s.Due(cache.LaneNormal, at(2*day), cache.MaxPage); err != nil {
-			t.Error(err)
-		}
-		whole := answers(t, s, survives)
-		delete(survives, "fresh.example")
-		if s.Stats().Salvage != nil && whole < len(survives) {
+		if whole := round(); s.Stats().Salvage != nil && whole < least {
 			t.Errorf("%d policies are left; %d survived", whole, len(survives))
 		}
 		if err := s.Lookup([]byte("fresh.example"), new(cache.Hit)); err != nil {
@@ -223,7 +234,7 @@ func damageMatrix(t *testing.T, every bool) {
 			if err := os.WriteFile(path, harmed, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			survived(t, open(t, path, options()), path, harmed)
+			survived(t, open(t, path, options()), path, harmed, h.mayHide)
 		})
 		t.Run("open, "+h.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "cache.db")
@@ -232,12 +243,9 @@ func damageMatrix(t *testing.T, every bool) {
 			}
 			s := open(t, path, options())
 			overwrite(t, path, harmed)
-			survived(t, s, path, harmed)
+			survived(t, s, path, harmed, h.mayHide)
 		})
 	}
 }
 
 func TestADamagedFileKeepsWhatCanBeReadOfIt(t *testing.T) { damageMatrix(t, false) }
-
-var _ = policy.ModeNone
-var _ = time.Now

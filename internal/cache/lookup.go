@@ -28,76 +28,58 @@ func (s *Store) Get(domain string) (r Record, err error) {
 	return r, err
 }
 
-// find calls found with the value of domain.
+// find calls found with the value of domain. A value with a wrong checksum is
+// damage of the file: the salvage leaves a tombstone of it.
 func (s *Store) find(domain []byte, found func(*value)) error {
 	salvaging := s.salvaging.Load() // first: it may be carried over and the salvage end meanwhile
-	var damage error
 	err := s.view(func(tx *bbolt.Tx) error {
-		raw, err := locate(tx, domain)
-		if err != nil {
+		v, err := locate(tx, domain)
+		switch {
+		case err != nil:
 			return err
-		}
-		v, err := parse(domain, raw)
-		if err == nil && v.has(flagTombstone) {
-			if v.Expires <= s.o.Now().Unix() {
-				return ErrNotFound
-			}
-			err = errTombstone
-		}
-		if damage = err; err == nil {
+		case !v.has(flagTombstone):
 			found(v)
+			return nil
+		case v.Expires <= s.o.Now().Unix():
+			return ErrNotFound
 		}
-		return nil
+		s.damaged.Add(1)
+		return &DamagedError{Domain: string(domain), Err: errTombstone}
 	})
 	if err == ErrNotFound && salvaging {
 		return ErrUnreadable
 	}
-	if err != nil || damage == nil {
-		return err
-	}
-	s.damaged.Add(1)
-	if damage != errTombstone {
-		select {
-		case s.unburied <- string(domain):
-		default:
-		}
-	}
-	return &DamagedError{Domain: string(domain), Err: damage}
+	return err
 }
 
-// locate returns the raw value of domain, or ErrNotFound. A bit that flipped in a
-// key makes a policy hard to find: so a domain counts as missing only if both
+// locate returns the value of domain, or ErrNotFound. A bit that flipped in a key
+// makes a policy hard to find: so a domain counts as missing only if both
 // neighbours of its place are in order.
-func locate(tx *bbolt.Tx, domain []byte) ([]byte, error) {
+func locate(tx *bbolt.Tx, domain []byte) (*value, error) {
 	b := tx.Bucket(bucketPolicy)
 	if b == nil {
 		return nil, faultf("it has no policies")
 	}
 	c := b.Cursor()
 	k, raw := c.Seek(domain)
-	if k != nil && bytes.Equal(k, domain) {
-		if raw == nil {
-			return nil, faultf("a bucket is in the place of a policy")
-		}
-		return raw, nil
+	v, err := parse(k, raw)
+	order := bytes.Compare(k, domain)
+	if k != nil && order == 0 && err == nil {
+		return v, nil
 	}
 	before := c.Prev
 	if k == nil {
 		before = c.Last
-	} else if bytes.Compare(k, domain) < 0 || !inPlace(k, raw) {
-		return nil, faultf("its policies are out of order")
+	} else if order <= 0 || err != nil {
+		return nil, faultf("the policy of %q: %v", k, err)
 	}
-	if k, raw = before(); k != nil && (bytes.Compare(k, domain) > 0 || !inPlace(k, raw)) {
-		return nil, faultf("its policies are out of order")
+	if k, raw = before(); k == nil {
+		return nil, ErrNotFound
+	}
+	if _, err := parse(k, raw); err != nil || bytes.Compare(k, domain) > 0 {
+		return nil, faultf("the policy of %q: %v", k, err)
 	}
 	return nil, ErrNotFound
-}
-
-// inPlace reports whether a value may be stored under the key: it is of that
-// domain, or damaged, which is another matter.
-func inPlace(k, raw []byte) bool {
-	_, err := parse(k, raw)
-	return raw != nil && err != errMisplaced
 }
 
 // List returns records in the order of their domains, from the first one after
@@ -111,10 +93,10 @@ func (s *Store) List(after string, limit int) (list []Record, next string, err e
 		return err
 	})
 	for _, p := range page {
-		if v, err := parse(p.domain, p.raw); err != nil {
-			list = append(list, Record{Domain: string(p.domain), LastError: "the stored policy is damaged: " + err.Error()})
-		} else {
+		if v, err := parse(p.domain, p.raw); err == nil {
 			list = append(list, v.record())
+		} else {
+			list = append(list, Record{Domain: string(p.domain), LastError: "the stored policy is damaged: " + err.Error()})
 		}
 		next = string(p.domain)
 	}

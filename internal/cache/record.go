@@ -200,28 +200,16 @@ type NotAFileError struct {
 	Kind string // what it is, as "folder"
 }
 
-func (e *NotAFileError) Error() string {
-	if e.Kind == "folder" {
-		return fmt.Sprintf("%s is a folder; name a file in it", e.Path)
-	}
-	return fmt.Sprintf("%s is a %s, not a file", e.Path, e.Kind)
-}
+func (e *NotAFileError) Error() string { return fmt.Sprintf("%s is a %s; name a file", e.Path, e.Kind) }
 
-// CheckPath returns a *NotAFileError if there is something at path that is not a
-// regular file.
+// CheckPath returns a *NotAFileError if path is something else than a regular file.
 func CheckPath(path string) error {
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().IsRegular() {
 		return nil // Open reports an error
 	}
-	kind := "device"
-	switch mode := info.Mode(); {
-	case mode.IsDir():
-		kind = "folder"
-	case mode&os.ModeNamedPipe != 0:
-		kind = "pipe"
-	case mode&os.ModeSocket != 0:
-		kind = "socket"
+	if info.IsDir() {
+		return &NotAFileError{path, "folder"}
 	}
-	return &NotAFileError{path, kind}
+	return &NotAFileError{path, "device, pipe or socket"}
 }

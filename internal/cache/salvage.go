@@ -196,20 +196,6 @@ func (s *Store) findUnreadable(src *source) error {
 	return err
 }
 
-// bury replaces a damaged value by a tombstone.
-func (s *Store) bury(domain string) {
-	err := s.update(func(w *writing) error {
-		raw := w.policy.Get([]byte(domain))
-		if _, err := parse([]byte(domain), raw); err == nil || raw == nil {
-			return nil
-		}
-		return w.put([]byte(domain), newTombstone([]byte(domain), w.now))
-	})
-	if err != nil && !errors.Is(err, ErrClosed) {
-		s.log.Warn("a damaged policy cannot be marked as such", "domain", domain, "err", err)
-	}
-}
-
 // pages calls do with what the file holds, in the order of the domains. unread is
 // an error of reading; err is that of do.
 func (f *boltFile) pages(do func([]stored) error) (unread, err error) {

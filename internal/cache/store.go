@@ -42,7 +42,6 @@ type Store struct {
 	closeOnce sync.Once
 	ended     chan struct{}  // closed when run has returned
 	faults    chan *boltFile // a file that broke
-	unburied  chan string    // domains with a damaged value
 	stale     chan []byte    // entries of the due index that match no record; the next write deletes them
 
 	// Only for the goroutine of run, and Open before it.
@@ -123,13 +122,12 @@ func newStore(path string, o Options) *Store {
 	}
 	return &Store{
 		path: path, o: o,
-		log:      cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
-		turn:     make(chan struct{}, 1),
-		closing:  make(chan struct{}),
-		ended:    make(chan struct{}),
-		faults:   make(chan *boltFile, 1),
-		unburied: make(chan string, 64),
-		stale:    make(chan []byte, MaxPage),
+		log:     cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		turn:    make(chan struct{}, 1),
+		closing: make(chan struct{}),
+		ended:   make(chan struct{}),
+		faults:  make(chan *boltFile, 1),
+		stale:   make(chan []byte, MaxPage),
 	}
 }
 
@@ -167,8 +165,6 @@ func (s *Store) run() {
 			return
 		case file := <-s.faults:
 			s.replace(file)
-		case domain := <-s.unburied:
-			s.bury(domain)
 		case <-minute.C:
 			s.starts.write(0)
 			s.checkPath()

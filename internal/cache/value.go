@@ -73,13 +73,11 @@ func (v *value) size() int {
 
 func (v *value) has(flag uint8) bool { return v.Flags&flag != 0 }
 
-var errMisplaced = errors.New("it has an impossible mode, lane or domain")
-
 // parse checks raw, which is stored under domain, from front to back.
 func parse(domain, raw []byte) (*value, error) {
 	v, err := parseAny(raw)
 	if err == nil && !bytes.Equal(v.domain, domain) {
-		err = errMisplaced
+		err = errors.New("it is the policy of another domain")
 	}
 	return v, err
 }
@@ -103,7 +101,7 @@ func parseAny(raw []byte) (*value, error) {
 		return nil, errors.New("its checksum is wrong")
 	}
 	if !validMode(v.Mode) || v.Lane >= maxLanes || v.DomainLen == 0 || v.DomainLen > MaxDomain {
-		return nil, errMisplaced
+		return nil, errors.New("it has an impossible mode, lane or domain")
 	}
 	return v, nil
 }

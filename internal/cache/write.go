@@ -2,12 +2,10 @@ package cache
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -32,45 +30,29 @@ const (
 //
 // Where the used pages reach MaxSize, a new domain needs room: see makeRoom.
 func (s *Store) Write(ops []Op) (WriteResult, error) {
-	changes, err := changesOf(ops)
+	values := make([]*value, len(ops))
 	var w *writing
-	if err == nil {
-		err = s.update(func(begun *writing) error {
-			w = begun
-			return w.apply(changes)
-		})
-	}
+	err := s.update(func(begun *writing) (err error) {
+		w = begun
+		for i, op := range ops {
+			w.kept[op.domain()] = true
+			if op.Put != nil {
+				if values[i], err = valueOf(op.Put); err != nil {
+					return err
+				}
+			}
+		}
+		for i, op := range ops {
+			if err := w.apply([]byte(op.domain()), values[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return WriteResult{}, fmt.Errorf("write to the cache: %w", err)
 	}
 	return w.result, nil
-}
-
-// A change stores v for a domain, or deletes what is stored if v is nil.
-type change struct {
-	domain []byte
-	v      *value
-	need   int64 // bytes for which room must be made
-}
-
-func changesOf(ops []Op) (changes []change, err error) {
-	last := make(map[string]int, len(ops))
-	for i, op := range ops {
-		last[op.domain()] = i
-	}
-	for i, op := range ops {
-		if last[op.domain()] != i {
-			continue
-		}
-		c := change{domain: []byte(op.domain())}
-		if op.Put != nil {
-			if c.v, err = valueOf(op.Put); err != nil {
-				return nil, err
-			}
-		}
-		changes = append(changes, c)
-	}
-	return changes, nil
 }
 
 // Purge deletes policies that ran out before the time before, limit and MaxPage
@@ -103,7 +85,7 @@ type writing struct {
 	sequence uint64
 	state    state
 	room     int64           // bytes that may be added before something has to go
-	changed  map[string]bool // domains that must not be evicted
+	kept     map[string]bool // domains that must not be evicted
 	result   WriteResult
 }
 
@@ -113,7 +95,7 @@ func (s *Store) updateIn(file *boltFile, fn func(*writing) error) error {
 	before := file.state.Load()
 	w := &writing{
 		now: s.o.Now().Unix(), state: state{counts: before.counts}, room: file.maxSize - before.used,
-		changed: make(map[string]bool),
+		kept: make(map[string]bool),
 	}
 	w.state.heartbeat = w.now
 	return file.update(func(tx *bbolt.Tx) (*state, error) {
@@ -195,33 +177,27 @@ func move(index *bbolt.Bucket, from, to []byte) (err error) {
 	return err
 }
 
-// apply carries out changes, those first that need no room. The old policy of a
-// refused one is deleted: it would be answered again after a restart, although a
-// newer one was answered before. Without it the domain is discovered anew.
-func (w *writing) apply(changes []change) error {
-	for i, c := range changes {
-		w.changed[string(c.domain)] = true
-		if c.v == nil {
-			continue
-		}
-		// Nobody loses a policy to what is noted about it, or to a damaged one.
-		old := w.policy.Get(c.domain)
-		if held, err := parse(c.domain, old); old == nil || err == nil && len(c.v.text)+len(c.v.match) > len(held.text)+len(held.match) {
-			changes[i].need = max(footprint(c.domain, c.v.bytes(0))-footprint(c.domain, old), 0)
-		}
-	}
-	slices.SortStableFunc(changes, func(a, b change) int { return cmp.Compare(min(a.need, 1), min(b.need, 1)) })
-	for _, c := range changes {
-		ok, err := w.makeRoom(c)
-		if err == nil && !ok {
-			w.result.Refused = append(w.result.Refused, string(c.domain))
-			c.v = nil
-		}
-		if err = errors.Join(err, w.put(c.domain, c.v)); err != nil {
-			return err
+// apply stores v for a domain, or deletes what is stored if v is nil. Room is made
+// for a new domain, and for a policy that has grown: nobody loses a policy to what
+// is noted about it. The old policy of a refused one is deleted: it would be
+// answered again after a restart, although a newer one was answered before.
+func (w *writing) apply(domain []byte, v *value) error {
+	if v != nil {
+		old := w.policy.Get(domain)
+		held, err := parse(domain, old)
+		need := footprint(domain, v.bytes(0)) - footprint(domain, old)
+		if old == nil || err == nil && len(v.text)+len(v.match) > len(held.text)+len(held.match) {
+			ok, err := w.makeRoom(need, policy.Mode(v.Mode) == policy.ModeEnforce)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				w.result.Refused = append(w.result.Refused, string(domain))
+				v = nil
+			}
 		}
 	}
-	return nil
+	return w.put(domain, v)
 }
 
 // footprint estimates the bytes of pages that a value takes with its two index
@@ -234,14 +210,14 @@ func footprint(domain, raw []byte) int64 {
 	return int64(element+len(domain)+len(raw)+2*(element+dueAtDomain+len(domain))) * 3 / 2
 }
 
-// makeRoom gives up policies until there is room for a change, and reports whether
-// there is. Expired ones go first. After that only an enforced policy displaces
-// others: of a few drawn at random the one that was not used for longest, and none
-// that is live, enforced and in regular use.
-func (w *writing) makeRoom(c change) (bool, error) {
-	for c.need > 0 && w.room < c.need {
+// makeRoom gives up policies until there is room for need bytes, and reports
+// whether there is. Expired ones go first. After that only an enforced policy
+// displaces others: of a few drawn at random the one that was not used for
+// longest, and none that is live, enforced and in regular use.
+func (w *writing) makeRoom(need int64, enforced bool) (bool, error) {
+	for w.room < need {
 		domain, err := w.expired(w.now)
-		if err == nil && domain == nil && policy.Mode(c.v.Mode) == policy.ModeEnforce {
+		if err == nil && domain == nil && enforced {
 			domain = w.draw()
 		}
 		if err != nil || domain == nil || len(w.result.Evicted) >= maxEvicted {
@@ -271,7 +247,7 @@ func (w *writing) expired(before int64) ([]byte, error) {
 				return nil, err
 			}
 			k, _ = c.First()
-		} else if !w.changed[string(domain)] {
+		} else if !w.kept[string(domain)] {
 			return domain, nil
 		} else {
 			k, _ = c.Next()
@@ -291,7 +267,7 @@ func (w *writing) draw() (domain []byte) {
 			k, raw = c.First()
 		}
 		v, err := parse(k, raw)
-		if err != nil || w.changed[string(k)] {
+		if err != nil || w.kept[string(k)] {
 			continue
 		}
 		protects := policy.Mode(v.Mode) == policy.ModeEnforce && v.Expires > w.now
