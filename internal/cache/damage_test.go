@@ -194,13 +194,14 @@ func survived(t *testing.T, s *cache.Store, path string, harmed []byte, mayHide 
 	t.Helper()
 	survives := surviving(harmed)
 	round := func() int {
+		whole := answers(t, s, survives, mayHide) // first: a write may take the free pages where something survives
 		if _, err := s.Purge(at(-day), 10); err != nil && !errors.Is(err, cache.ErrUnreadable) {
 			t.Error(err)
 		}
 		if _, _, err := s.Due(cache.LaneNormal, at(2*day), cache.MaxPage); err != nil && !errors.Is(err, cache.ErrUnreadable) {
 			t.Error(err)
 		}
-		return answers(t, s, survives, mayHide)
+		return whole
 	}
 	for met := uint64(1); met != s.Stats().Unreadable; { // until nothing is met that was not known
 		met = s.Stats().Unreadable
@@ -249,3 +250,7 @@ func damageMatrix(t *testing.T, every bool) {
 }
 
 func TestADamagedFileKeepsWhatCanBeReadOfIt(t *testing.T) { damageMatrix(t, false) }
+
+func sealOld(v []byte) {
+	binary.LittleEndian.PutUint32(v[8:], crc32.Checksum(v[12:], crc32.MakeTable(crc32.Castagnoli)))
+}
