@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,18 +52,22 @@ func guard(fn func() error) (err error) {
 }
 
 // A boltFile is an open bbolt file. Its first fault breaks it: nothing enters
-// bbolt after that, whose locks a writer's panic may have left taken.
+// bbolt after that, whose locks may be taken for ever.
 type boltFile struct {
-	db       *bbolt.DB
-	fd       *os.File
-	info     os.FileInfo // tells whether the path still leads to this file
-	maxSize  int64
-	pageSize int64
+	db      *bbolt.DB
+	fd      *os.File
+	info    os.FileInfo // tells whether the path still leads to this file
+	maxSize int64
 
-	broken  atomic.Pointer[error] // the first fault
+	mu      sync.Mutex // see begin
+	shut    error      // why no transaction may begin any more
+	fault   error      // the first one
+	once    sync.Once  // for it
+	broken  chan struct{}
 	onFault func(*boltFile)
-	last    atomic.Int64 // the newest transaction: an older one means that a meta page was lost
-	state   atomic.Pointer[state]
+
+	last  atomic.Int64 // the newest transaction: an older one means that a meta page was lost
+	state atomic.Pointer[state]
 }
 
 // A state is what is known of the whole file after a commit.
@@ -74,7 +80,7 @@ type state struct {
 // openBolt opens the file behind fd, which it closes after an error. Into an
 // empty file fill writes; without fill an empty file is damage.
 func openBolt(fd *os.File, maxSize int64, readOnly bool, fill func(*bbolt.Tx) error) (*boltFile, error) {
-	f := &boltFile{fd: fd, maxSize: maxSize}
+	f := &boltFile{fd: fd, maxSize: maxSize, broken: make(chan struct{})}
 	err := guard(func() error { return f.open(readOnly, fill) })
 	if err == nil {
 		return f, nil
@@ -119,8 +125,7 @@ func (f *boltFile) open(readOnly bool, fill func(*bbolt.Tx) error) (err error) {
 	if err != nil {
 		return err
 	}
-	f.pageSize = int64(f.db.Info().PageSize)
-	if !f.wholeMeta(0) || !f.wholeMeta(f.pageSize) {
+	if !f.wholeMeta(0) || !f.wholeMeta(int64(f.db.Info().PageSize)) {
 		// bbolt would go on with the other one, which is one commit older.
 		return faultf("one of its two meta pages cannot be read")
 	}
@@ -167,75 +172,111 @@ func (f *boltFile) check(tx *bbolt.Tx) error {
 func (f *boltFile) publish(tx *bbolt.Tx, st *state) error {
 	stats := f.db.Stats()
 	st.size = tx.Size()
-	st.used = st.size - int64(stats.FreePageN+stats.PendingPageN)*f.pageSize
+	st.used = st.size - int64(stats.FreePageN+stats.PendingPageN)*int64(f.db.Info().PageSize)
 	f.state.Store(st)
 	return nil
 }
 
 // view runs fn in a reading transaction.
 func (f *boltFile) view(fn func(*bbolt.Tx) error) error {
-	return f.enter(func() error {
-		last := f.last.Load() // before the transaction begins: a commit may end meanwhile
-		return f.db.View(func(tx *bbolt.Tx) error {
-			if int64(tx.ID()) < last {
-				return faultf("its newest meta page was lost")
-			}
-			return fn(tx)
-		})
-	})
+	return f.noted(guard(func() error {
+		tx, err := f.begin()
+		if err != nil {
+			return err
+		}
+		defer f.end(tx)
+		return fn(tx)
+	}))
+}
+
+var errStuck = faultf("bbolt panicked with its locks taken")
+
+// begin begins a reading transaction. Where both meta pages are damaged, bbolt
+// panics and keeps a lock for which all others would wait for ever. So one at a
+// time begins or ends a transaction, and nobody does after that. This cannot
+// deadlock with a writer, since the map is never made anew (see open).
+func (f *boltFile) begin() (*bbolt.Tx, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.shut != nil {
+		return nil, f.shut
+	}
+	f.shut = errStuck
+	tx, err := f.db.Begin(false)
+	f.shut = nil
+	if err == nil && int64(tx.ID()) < f.last.Load() {
+		return nil, faultf("its newest meta page was lost")
+	}
+	return tx, err
+}
+
+func (f *boltFile) end(tx *bbolt.Tx) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.shut != errStuck {
+		_ = tx.Rollback()
+	}
 }
 
 // update runs fn in a writing transaction, and publishes the state that fn
-// returns when it is on disk.
+// returns when it is on disk. After a fault fn may still be running: the writer
+// then waits for a lock of bbolt's.
 func (f *boltFile) update(fn func(*bbolt.Tx) (*state, error)) error {
-	var st *state
-	var id int64
-	err := f.enter(func() error {
-		return f.db.Update(func(tx *bbolt.Tx) (err error) {
-			if id = int64(tx.ID()); id <= f.last.Load() {
-				return faultf("its newest meta page was lost")
-			}
-			st, err = fn(tx)
-			return err
-		})
-	})
-	if err != nil {
-		return err
+	if f.isBroken() {
+		return f.fault
 	}
-	f.last.Store(id)
-	return f.view(func(tx *bbolt.Tx) error { return f.publish(tx, st) })
+	done := make(chan error, 1)
+	go func() {
+		var st *state
+		var id int64
+		err := f.noted(guard(func() error {
+			return f.db.Update(func(tx *bbolt.Tx) (err error) {
+				if id = int64(tx.ID()); id <= f.last.Load() {
+					return faultf("its newest meta page was lost")
+				}
+				st, err = fn(tx)
+				return err
+			})
+		}))
+		if err == nil {
+			f.last.Store(id)
+			err = f.view(func(tx *bbolt.Tx) error { return f.publish(tx, st) })
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-f.broken:
+		return f.fault
+	}
 }
 
-// enter runs fn, which enters bbolt, and breaks the file if that is a fault. With
-// both meta pages damaged bbolt would panic at the begin of a transaction, and
-// keep a lock for which all others would wait for ever. So they are looked at
-// before; at least one is whole, also while the other one is written.
-func (f *boltFile) enter(fn func() error) error {
-	err := guard(func() error {
-		if fault := f.broken.Load(); fault != nil {
-			return *fault
-		}
-		if !f.wholeMeta(0) && !f.wholeMeta(f.pageSize) {
-			if fault := f.broken.Load(); fault != nil {
-				return *fault
+// noted breaks the file if err is a fault.
+func (f *boltFile) noted(err error) error {
+	if isFault(err) {
+		f.once.Do(func() {
+			f.mu.Lock()
+			f.shut = cmp.Or(f.shut, err)
+			f.mu.Unlock()
+			f.fault = err
+			f.giveUp() // so that a writer under way writes no more
+			close(f.broken)
+			if f.onFault != nil {
+				f.onFault(f)
 			}
-			if _, err := f.fd.Stat(); errors.Is(err, os.ErrClosed) {
-				return ErrClosed
-			}
-			return faultf("both its meta pages cannot be read")
-		}
-		return fn()
-	})
-	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
-		return ErrClosed
-	}
-	if isFault(err) && f.broken.CompareAndSwap(nil, &err) {
-		f.giveUp() // so that a writer under way writes no more
-		if f.onFault != nil {
-			f.onFault(f)
-		}
+		})
 	}
 	return err
+}
+
+func (f *boltFile) isBroken() bool {
+	select {
+	case <-f.broken:
+		return true
+	default:
+		return false
+	}
 }
 
 // giveUp closes the file under bbolt. The lock would last as long as the map.
@@ -247,8 +288,11 @@ func (f *boltFile) giveUp() {
 // close waits for the transactions under way. A broken file stays mapped: that
 // is address space, not memory.
 func (f *boltFile) close() error {
-	if f.broken.Load() != nil {
+	if f.isBroken() {
 		return nil
 	}
+	f.mu.Lock()
+	f.shut = ErrClosed
+	f.mu.Unlock()
 	return guard(f.db.Close)
 }

@@ -89,7 +89,9 @@ func harms(b []byte, every bool) (list []harm) {
 		}
 		return n * 10
 	}
-	add := func(name string, do func(b []byte) []byte) { list = append(list, harm{name, do, strings.HasPrefix(name, "bits")}) }
+	add := func(name string, do func(b []byte) []byte) {
+		list = append(list, harm{name, do, strings.HasPrefix(name, "bits")})
+	}
 	over := func(from, to int, with func([]byte)) func([]byte) []byte {
 		return func(b []byte) []byte {
 			with(b[from:min(to, len(b))])

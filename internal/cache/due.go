@@ -2,7 +2,6 @@ package cache
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"math"
@@ -23,58 +22,43 @@ const maxCounted = 200_000
 // been due for longest comes first. A record stays due until it is written with
 // another time. Due reads what it returns, and one entry for each slot.
 func (s *Store) Due(lane Lane, now time.Time, limit int) (due []Due, next time.Time, err error) {
-	type entry struct {
-		Due
-		slot uint32
-	}
-	var list []entry
+	var keys [][]byte
+	var soonest int64
 	limit = min(limit, MaxPage)
-	soonest := int64(math.MaxInt64)
 	err = s.view(func(tx *bbolt.Tx) error {
-		list, soonest = nil, math.MaxInt64
-		policies, found, last := tx.Bucket(bucketPolicy), 0, uint8(0)
-		if policies == nil {
-			return faultf("it has no policies")
-		}
-		return ascendLane(tx, lane, func(k []byte, slot uint32, at int64) (seek bool, err error) {
-			if k[0] != last {
-				found, last = 0, k[0]
-			}
-			if found == limit {
-				return false, errStop
-			}
+		keys, due, soonest = nil, nil, 0
+		err := ascendLane(tx, lane, func(k []byte, at int64) (seek bool, err error) {
 			if at > now.Unix() {
-				soonest = min(soonest, at)
+				if soonest == 0 || at < soonest {
+					soonest = at
+				}
 				return true, nil
 			}
-			domain := k[dueAtDomain:]
-			raw := policies.Get(domain)
-			e := entry{Due{string(domain), timeOf(at), timeOf(int64(slot) * dueSlot)}, slot}
-			if v, err := parse(domain, raw); err == nil {
-				e.Expires = timeOf(v.Expires)
-				if own, _, _ := entriesOf(domain, raw); !bytes.Equal(own, k) {
-					raw = nil
-				}
+			keys = append(keys, bytes.Clone(k))
+			if len(keys)%MaxPage == 0 {
+				err = errStop
 			}
-			if raw == nil { // the entry of a record that is gone, or of another time
+			return false, err
+		})
+		// The numbers of a lane do not tell what comes first.
+		slices.SortStableFunc(keys, func(a, b []byte) int { return bytes.Compare(a[dueAtSlot:], b[dueAtSlot:]) })
+		for i := 0; i < len(keys) && len(due) < limit && err == nil; i++ {
+			domain := keys[i][dueAtDomain:]
+			raw := tx.Bucket(bucketPolicy).Get(domain)
+			if own, _, _ := entriesOf(domain, raw); !bytes.Equal(own, keys[i]) {
 				select {
-				case s.stale <- bytes.Clone(k):
+				case s.stale <- keys[i]:
 				default:
 				}
-				return false, nil
+			} else if v, damage := parse(domain, raw); damage != nil {
+				err = faultf("the policy of %q: %v", domain, damage)
+			} else {
+				due = append(due, Due{string(domain), timeOf(v.Due), timeOf(v.Expires)})
 			}
-			list = append(list, e)
-			found++
-			return false, nil
-		})
+		}
+		return err
 	})
-	slices.SortStableFunc(list, func(a, b entry) int {
-		return cmp.Or(cmp.Compare(a.slot, b.slot), a.Due.Due.Compare(b.Due.Due))
-	})
-	for _, e := range list[:min(len(list), limit)] {
-		due = append(due, e.Due)
-	}
-	if len(due) < limit && soonest != math.MaxInt64 {
+	if len(due) < limit {
 		next = timeOf(soonest)
 	}
 	return due, next, err
@@ -82,7 +66,7 @@ func (s *Store) Due(lane Lane, now time.Time, limit int) (due []Due, next time.T
 
 // ascendLane goes through the entries of a lane in the due index, under all
 // numbers that it has in the file. If fn returns seek, it goes on in the next slot.
-func ascendLane(tx *bbolt.Tx, lane Lane, fn func(k []byte, slot uint32, at int64) (seek bool, err error)) error {
+func ascendLane(tx *bbolt.Tx, lane Lane, fn func(k []byte, at int64) (seek bool, err error)) error {
 	for n := range uint8(maxLanes) {
 		if laneOf(n) != lane {
 			continue
@@ -95,7 +79,7 @@ func ascendLane(tx *bbolt.Tx, lane Lane, fn func(k []byte, slot uint32, at int64
 				return nil, nil
 			}
 			slot := binary.BigEndian.Uint32(k[dueAtSlot:])
-			seek, err := fn(k, slot, int64(binary.BigEndian.Uint64(k[dueAtTime:])))
+			seek, err := fn(k, int64(binary.BigEndian.Uint64(k[dueAtTime:])))
 			switch {
 			case err != nil || !seek:
 				return nil, err
@@ -119,7 +103,7 @@ func (s *Store) DueByHour(now time.Time, hours int) (counts []int, complete bool
 		counts, complete = make([]int, hours), true
 		read := 0
 		for _, lane := range []Lane{LaneNormal, LaneTroubled} {
-			err = errors.Join(err, ascendLane(tx, lane, func(_ []byte, _ uint32, at int64) (seek bool, err error) {
+			err = errors.Join(err, ascendLane(tx, lane, func(_ []byte, at int64) (seek bool, err error) {
 				if read++; read > maxCounted {
 					complete = false
 					return false, errStop

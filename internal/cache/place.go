@@ -207,7 +207,7 @@ func (s *Store) setMemoryOnly(why error) {
 func (s *Store) replace(broken *boltFile) {
 	var why error
 	if s.isAtPath(broken) {
-		why = *broken.broken.Load()
+		why = broken.fault
 	}
 	file, err := s.openDisk(why)
 	if err != nil {
@@ -230,7 +230,7 @@ func (s *Store) isAtPath(file *boltFile) bool {
 // removed or replaced.
 func (s *Store) checkPath() {
 	file := s.file.Load()
-	if file.broken.Load() != nil {
+	if file.isBroken() {
 		s.replace(file)
 		return
 	}
