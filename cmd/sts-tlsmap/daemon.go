@@ -93,18 +93,18 @@ func (s *service) open() error {
 	if err != nil {
 		return err
 	}
-	s.store, err = cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, InUse: s.inUse, Log: s.log})
+	s.store, err = cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: s.log})
 	if err != nil {
 		return cacheError(err, cfg)
 	}
 	s.observer = observe.New(s.observed(table))
 	s.keeper = keeper.New(keeper.Options{
-		Store:   s.store,
-		Network: s.out.client,
-		Prepare: tlsmap.Prepare,
-		Current: tlsmap.MatchListCurrent,
-		Observe: s.observer.Observe,
-		Log:     s.log,
+		Store:            s.store,
+		Network:          s.out.client,
+		MatchList:        tlsmap.MatchList,
+		MatchListCurrent: tlsmap.MatchListCurrent,
+		Observe:          s.observer.Observe,
+		Log:              s.log,
 
 		LookupTimeout: cfg.Lookup.Timeout, LookupConcurrency: cfg.Lookup.Concurrency, FetchTimeout: cfg.Fetch.Timeout,
 		Recheck: cfg.Refresh.Recheck, UnusedAfter: cfg.Refresh.UnusedAfter,
@@ -124,10 +124,6 @@ func (s *service) open() error {
 	})
 	return nil
 }
-
-// inUse asks the keeper whether a policy may be in use. The cache is opened
-// before there is one, and gives nothing up until it runs.
-func (s *service) inUse(domain []byte) bool { return s.keeper == nil || s.keeper.InUse(domain) }
 
 // cacheError adds the hint that fits an error of opening the cache.
 func cacheError(err error, cfg *config.Config) error {

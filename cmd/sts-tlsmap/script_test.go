@@ -280,9 +280,9 @@ func aheadCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: ahead FILE")
 	}
-	store, err := cache.Open(ts.MkAbs(args[0]), cache.Options{})
-	ts.Check(err)
 	tomorrow := time.Now().Add(24 * time.Hour)
+	store, err := cache.Open(ts.MkAbs(args[0]), cache.Options{Now: func() time.Time { return tomorrow }})
+	ts.Check(err)
 	_, err = store.Write([]cache.Op{{Put: &cache.Record{
 		Domain: "ahead.test", Mode: policy.ModeEnforce, ID: "1", Text: []byte(testlab.PolicyText("enforce", 7*24*time.Hour, "mx.ahead.test")),
 		Fetched: tomorrow, Checked: tomorrow, Used: tomorrow, Expires: tomorrow.Add(7 * 24 * time.Hour), Due: tomorrow.Add(time.Hour),

@@ -6,13 +6,12 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-// What the administrator sees and does.
+// This file: what the administrator sees and does.
 
 // Refreshed is what came of a refresh.
 type Refreshed struct {
@@ -25,102 +24,67 @@ type Refreshed struct {
 }
 
 // Get returns the record of a domain, cache.ErrNotFound if none is held. An
-// expired one is returned too.
+// expired one is returned too, and so is one that is in memory only.
 func (k *Keeper) Get(domain string) (cache.Record, error) {
-	if r, found := k.writer.record(domain); found {
-		if r == nil {
+	if c := k.flights.changeOf(domain); c != nil {
+		if c.record == nil {
 			return cache.Record{}, cache.ErrNotFound
 		}
-		return *r, nil
+		return *c.record, nil
 	}
-	return k.o.Store.Get(domain)
+	r, err := k.o.Store.Get(domain)
+	if errors.Is(err, cache.ErrNotFound) {
+		if e := k.memory.get(k.hash(domain), []byte(domain)); e != nil {
+			return e.record(), nil
+		}
+	}
+	return r, err
 }
 
 // List returns up to limit records in the order of their domains, beginning
-// after the domain given. What waits for the disk is included. next is the
-// domain to go on after, empty at the end of the list; a page may be empty before.
+// after the domain given. What waits for the disk is included; what is in memory
+// only is not. next is the domain to go on after, empty at the end of the list; a
+// page may be empty before.
 func (k *Keeper) List(after string, limit int) (page []cache.Record, next string, err error) {
 	limit = min(max(limit, 1), cache.MaxPage)
 	page, next, err = k.o.Store.List(after, limit)
-	if err != nil || k.writer.lates.Load() == 0 {
+	pending := k.flights.pending(after, next)
+	if err != nil || len(pending) == 0 {
 		return page, next, err
 	}
 	byDomain := make(map[string]cache.Record, len(page))
 	for _, r := range page {
 		byDomain[r.Domain] = r
 	}
-	for _, p := range k.writer.lateBetween(after, next) {
-		if p.record == nil {
-			delete(byDomain, p.domain)
-		} else {
-			byDomain[p.domain] = *p.record
+	for _, c := range pending {
+		if delete(byDomain, c.domain); c.record != nil {
+			byDomain[c.domain] = *c.record
 		}
 	}
 	page = slices.SortedFunc(maps.Values(byDomain), func(a, b cache.Record) int { return strings.Compare(a.Domain, b.Domain) })
 	if len(page) > limit {
-		page = page[:limit]
-		next = page[limit-1].Domain
+		page, next = page[:limit], page[limit-1].Domain
 	}
 	return page, next, nil
-}
-
-// lateBetween returns the late changes after a domain and up to another; an
-// empty upTo is no bound.
-func (w *writer) lateBetween(after, upTo string) []*pending {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var found []*pending
-	for _, p := range w.byName {
-		if p.late && p.domain > after && (upTo == "" || p.domain <= upTo) {
-			found = append(found, p)
-		}
-	}
-	return found
 }
 
 // Refresh checks and fetches a domain's policy now, or discovers it if none
 // is held. It waits until that is done or ctx ends.
 func (k *Keeper) Refresh(ctx context.Context, domain string) (Refreshed, error) {
-	return k.fly(ctx, domain, k.refreshNow)
-}
-
-// fly has do done for a domain, or joins what is under way for it. It waits for
-// the outcome, or until ctx ends; do goes on after that, and ends its flight.
-func (k *Keeper) fly(ctx context.Context, domain string, do func(string, *flight)) (Refreshed, error) {
-	for {
-		fl, mine := k.flights.join(domain)
-		if mine {
-			k.wg.Go(func() { do(domain, fl) })
+	fl, err := k.runOrJoin(ctx, domain, func(fl *flight) {
+		r, _ := k.look(domain)
+		if r == nil {
+			k.discover(fl)
+			return
 		}
-		select {
-		case <-fl.done:
-		case <-ctx.Done():
-			return Refreshed{}, ctx.Err()
-		case <-k.life.Done():
-			return Refreshed{}, context.Canceled
-		}
-		if mine || fl.outcome.Domain != "" {
-			return fl.outcome, nil
-		}
+		defer k.flights.end(fl)
+		defer k.recoverPanic("refresh", domain)
+		k.fetchHeld(r, k.o.LookupTimeout, fl, true)
+	})
+	if err != nil {
+		return Refreshed{}, err
 	}
-}
-
-func (k *Keeper) refreshNow(domain string, fl *flight) {
-	now := time.Now()
-	r, err := k.held(domain, now)
-	if err != nil || !isLive(r, now) {
-		k.discover(domain, fl)
-		return
-	}
-	defer k.flights.end(domain, fl)
-	defer k.survive("refresh", domain)
-	// "-refresh all" of a large cache must not ask faster than allowed.
-	if k.fetch.limit.Wait(k.life) != nil {
-		return
-	}
-	if _, ok := k.refetch(k.life, k.lookupGate, r, fl); ok {
-		k.store(r)
-	}
+	return fl.outcome, nil
 }
 
 // Forget drops a domain from the cache, and what is remembered of failures.
@@ -128,29 +92,24 @@ func (k *Keeper) refreshNow(domain string, fl *flight) {
 // come after. It returns once that is on disk, and says whether a policy was
 // held, and whether a failure to find one was remembered.
 func (k *Keeper) Forget(ctx context.Context, domain string) (held, failure bool, err error) {
-	fl := k.flights.alone(ctx, domain)
+	ctx, cancel := context.WithTimeout(ctx, k.o.LookupTimeout)
+	defer cancel()
+	fl := k.flights.beginExclusive(ctx, domain)
 	if fl == nil {
-		return false, false, ctx.Err()
+		return false, false, errors.New("not forgotten: a fetch of it does not end, or the disk is slow or full")
 	}
-	defer k.flights.end(domain, fl)
+	defer k.flights.end(fl)
 	_, failure = k.Negative(domain)
 	_, err = k.Get(domain)
-	inMemory := k.unkept(domain) != nil // where the store had no room, it is nowhere else
-	held = err == nil || isDamaged(err) || inMemory
-	if err != nil && !held && !errors.Is(err, cache.ErrNotFound) {
-		return false, false, err
-	}
-	p := &pending{domain: domain}
-	if err := k.writer.write(p); err != nil {
+	held = !errors.Is(err, cache.ErrNotFound) // one that cannot be read is held
+	onDisk, err := k.write(fl, nil, false)
+	if err != nil {
 		return held, failure, err
 	}
-	k.publish(p)
-	if isClosed(p.done) {
-		return held, failure, nil
+	k.negative.drop(k.hash(domain))
+	k.memory.forget(k.hash(domain))
+	if !onDisk {
+		err = errors.New("forgotten in memory, but not on disk yet: it is slow or full")
 	}
-	return held, failure, errors.New("forgotten in memory, but not on disk yet: it is slow or full")
+	return held, failure, err
 }
-
-// ForgetFailures drops what is remembered of domains without a policy, and
-// returns how many they were. A discovery under way may still leave one.
-func (k *Keeper) ForgetFailures() int { return k.negative.clear(time.Now()) }

@@ -10,194 +10,162 @@ import (
 )
 
 // await has a domain's policy discovered and waits for it, for the lookup
-// time-out at most. The discovery goes on after that. damaged says that a
-// policy was held that cannot be read: until one is fetched, mail waits.
-func (k *Keeper) await(ctx context.Context, domain string, damaged bool, h *Held) error {
-	none, brokenOff := ErrNoPolicy, ErrBrokenOff
-	if damaged {
-		none, brokenOff = ErrUnreadable, ErrUnreadable
+// time-out at most. The discovery goes on after that. unreadable says that a
+// policy may be stored that cannot be read: until one is fetched, mail waits.
+func (k *Keeper) await(ctx context.Context, domain string, unreadable bool, h *Held) error {
+	waiting, cancel := context.WithTimeout(ctx, k.o.LookupTimeout)
+	defer cancel()
+	fl, err := k.runOrJoin(waiting, domain, k.discover)
+	switch {
+	case err == nil && fl.entry != nil:
+		h.set(&fl.entry.hit, fl.entry)
+		return nil
+	case err == nil:
+		err = fl.err
+	case errors.Is(err, ErrBrokenOff), ctx.Err() != nil:
+		err = ErrBrokenOff
+	default:
+		k.counters.add(&k.counters.DiscoveryTimeouts, 1)
+		err = ErrNoPolicy // DNS or policy host are slow (RFC 8461, 3.3)
+		if fl.waited.Load() {
+			err = ErrOurFault
+		}
 	}
-	timer := time.NewTimer(k.o.LookupTimeout)
-	defer timer.Stop()
-	for k.life.Err() == nil {
-		fl, mine := k.flights.begin(domain, maxFlights*k.o.LookupConcurrency)
-		switch {
-		case fl == nil:
-			k.turnAway(domain, damaged)
-			return none
-		case mine:
-			k.wg.Go(func() { k.discover(domain, fl) })
-		}
-		select {
-		case <-fl.done:
-		case <-timer.C:
-			k.counters.discoveryTimeouts.Add(1)
-			return none
-		case <-ctx.Done():
-			return brokenOff
-		case <-k.life.Done():
-			return brokenOff
-		}
-		switch {
-		case fl.entry != nil:
-			h.fromEntry(fl.entry)
-			return nil
-		case !mine && !fl.tried:
-			continue // the refresher looked and left it alone
-		case damaged:
-			return ErrUnreadable // whatever the flight we joined was for
-		}
-		return fl.err
+	if unreadable {
+		return ErrUnreadable
 	}
-	return brokenOff
+	return err
 }
 
-// A hold is what the store has of a domain when its discovery begins.
-type hold uint8
-
-const (
-	holdNothing hold = iota // no policy that lives
-	holdLive                // one that does
-	holdDamaged             // one that cannot be read: mail waits until it is fetched again
-	holdUnknown             // it cannot be told: that counts as nothing, but not for long
-)
-
-// look says what is held of a domain now. The record is also returned if it has
-// expired.
-func (k *Keeper) look(domain string, now time.Time) (*cache.Record, hold) {
-	r, err := k.held(domain, now)
-	switch {
-	case isDamaged(err):
-		return nil, holdDamaged
-	case errors.Is(err, cache.ErrNotFound):
-		return nil, holdNothing
-	case err != nil:
-		return nil, holdUnknown
-	case !isLive(r, now):
-		return r, holdNothing
+// current reads the newest record of a domain, with a match list of today's rule.
+// A text that this version does not understand counts as damaged.
+func (k *Keeper) current(domain string) (*cache.Record, error) {
+	r, err := k.Get(domain)
+	if err == nil && !k.o.MatchListCurrent(r.Match) {
+		var p *policy.Policy
+		if p, err = policy.Parse(r.Text); err == nil {
+			r.Match = k.o.MatchList(p)
+		}
 	}
-	return r, holdLive
+	if err != nil {
+		return nil, err
+	}
+	return &r, nil
+}
+
+// look returns the live policy that is held of a domain, nil if there is none,
+// and whether one may be held that cannot be read.
+func (k *Keeper) look(domain string) (r *cache.Record, unreadable bool) {
+	r, err := k.current(domain)
+	if err != nil {
+		return nil, !errors.Is(err, cache.ErrNotFound)
+	}
+	if k.o.Now().Unix() >= liveUntil(r.Fetched.Unix(), r.Expires.Unix()) {
+		return nil, false
+	}
+	return r, false
 }
 
 // discover is a discovery from its first packet to the disk (RFC 8461, 3.3).
-func (k *Keeper) discover(domain string, fl *flight) {
-	begun := time.Now()
-	ctx, cancel := context.WithTimeout(k.life, k.o.FetchTimeout+k.o.LookupTimeout+discoverySteps)
-	defer cancel()
-	defer k.flights.end(domain, fl)
-	defer k.survive("discovery", domain)
-
+func (k *Keeper) discover(fl *flight) {
+	domain := fl.domain
+	defer k.flights.end(fl)
+	defer k.recoverPanic("discovery", domain)
 	fl.tried = true
 	// Another discovery may have ended since the lookup looked. A failure of
 	// this one must not hide what that one has found.
-	known, held := k.look(domain, begun)
-	switch held {
-	case holdLive:
-		fl.entry = k.entryOf(known)
-		fl.outcome = Refreshed{Domain: domain, Result: policy.ResultOK, Mode: known.Mode.String(), ID: known.ID}
+	held, unreadable := k.look(domain)
+	if held != nil {
+		fl.found(k.entryOf(held), held, false)
 		return
-	case holdDamaged:
-		fl.err = ErrUnreadable
 	}
-	k.counters.discoveries.Add(1)
-	record, found, err := k.find(ctx, domain)
-	if ctx.Err() != nil && k.life.Err() != nil {
-		if held != holdDamaged {
-			fl.err = ErrBrokenOff
-		}
+	begun := time.Now()
+	id, found, err := k.ask(fl)
+	if err != nil && k.life.Err() != nil {
+		fl.err = ErrBrokenOff
 		return // the daemon ends; nothing was learned
 	}
-	result := policy.ResultOf(err)
-	if result == policy.ResultBusy {
-		k.counters.overloads.Add(1)
-	}
-	k.health.note(domain, err, time.Now())
-	event := Event{Step: StepDiscovery, Domain: domain, Result: result, Err: err, Took: time.Since(begun)}
+	k.health.noteRecord(domain, err)
+	k.health.noteFetch(domain, err)
+	event := Event{Step: StepDiscovery, Domain: domain, Result: policy.ResultOf(err), Err: err, Took: time.Since(begun)}
 	if err != nil {
-		k.remember(domain, known, held, err)
-		k.o.Observe(event)
-		fl.outcome = Refreshed{Domain: domain, Result: result, Err: policy.Reason(err)}
-		return
-	}
-	event.Mode, event.Changed = found.Policy.Mode, true
-	now := time.Now()
-	r := k.newRecord(domain, record, found, now)
-	k.store(r)
-	fl.entry = k.entryOf(r)
-	fl.outcome = Refreshed{Domain: domain, Result: policy.ResultOK, Mode: r.Mode.String(), ID: r.ID, Changed: true}
-	k.o.Observe(event)
-	if !k.mayLog(k.strangersLines) {
-		return
-	}
-	k.o.Log.Info("MTA-STS policy found", "domain", domain, "mode", r.Mode.String(), "id", r.ID,
-		"max_age", found.Policy.MaxAge, "mx", len(found.Policy.MX))
-}
-
-// remember keeps the news that no policy was found: for as long as the DNS
-// says, or, after a failure, five minutes and longer with repetition. One that
-// was not tried for want of a turn has not failed. known is a policy that has
-// expired; nil if there is none.
-func (k *Keeper) remember(domain string, known *cache.Record, held hold, err error) {
-	now := time.Now()
-	hash := k.hash(domain)
-	damaged := held == holdDamaged
-	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: policy.Reason(err), damaged: damaged}
-	if known != nil {
-		n.heldUntil = liveUntil(known.Fetched.Unix(), known.Expires.Unix())
-	}
-	n.failures = k.negative.failures(hash, domain)
-	keep := min(max(ttlOf(err), minNegative), maxNegativeTTL)
-	switch n.Result {
-	case policy.ResultNoRecord:
-		n.failures = 0
-		if damaged {
-			keep = max(keep, firstBackoff)
+		switch {
+		case unreadable:
+			fl.err = ErrUnreadable
+		case !policy.OurFault(err):
+			fl.err = ErrNoPolicy
 		}
-	case policy.ResultBusy:
-		keep = minNegative
-	default:
-		n.failures++
-		keep = max(keep, k.timing().backoff(n.failures))
+		fl.outcome = Refreshed{Domain: domain, Result: event.Result, Err: policy.Reason(err)}
+		k.remember(domain, unreadable, err)
+		k.o.Observe(event)
+		return
 	}
-	if held == holdUnknown {
-		keep = minNegative // the store repairs itself, and may have a policy yet
-	}
-	n.Until = now.Add(keep)
-	if n.Result != policy.ResultNoRecord {
-		k.logFailure(n)
-	}
-	k.negative.put(hash, n)
-}
-
-func ttlOf(err error) time.Duration {
-	var pe *policy.Error
-	if errors.As(err, &pe) {
-		return pe.TTL
-	}
-	return 0
-}
-
-// newRecord makes the record of a policy found for the first time.
-func (k *Keeper) newRecord(domain string, record policy.Record, found *policy.Fetched, now time.Time) *cache.Record {
-	r := &cache.Record{Domain: domain, ID: record.ID, Checked: now, Used: now}
+	now := k.o.Now()
+	r := &cache.Record{Domain: domain, ID: id, Checked: now, Used: now}
 	k.take(r, found, now)
-	t := k.timing()
-	t.drawFetch(r)
-	t.drawCheck(r, now)
-	t.schedule(r, now, false)
-	return r
+	draw(r)
+	schedule(r, now, k.o.UnusedAfter)
+	k.store(fl, r, false)
+	fl.found(k.entryOf(r), r, true)
+	event.Mode, event.Changed = r.Mode, true
+	k.o.Observe(event)
+	if k.mayLog(k.strangerLines) {
+		k.o.Log.Info("MTA-STS policy found", "domain", domain, "mode", r.Mode.String(), "id", r.ID,
+			"max_age", found.Policy.MaxAge, "mx", len(found.Policy.MX))
+	}
+}
+
+// found notes the live policy with which a flight ends.
+func (fl *flight) found(e *Entry, r *cache.Record, changed bool) {
+	fl.entry = e
+	fl.outcome = Refreshed{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), ID: r.ID, Changed: changed}
+}
+
+// ask asks for the record and then for the policy. Until it knows the policy
+// host's addresses it counts as a question, and after that as a fetch.
+func (k *Keeper) ask(fl *flight) (id string, found *policy.Fetched, err error) {
+	ctx, evict, cancel := k.attempt()
+	defer cancel()
+	done, err := k.questions.ask(ctx, fl.domain, evict, &fl.waited)
+	if err != nil {
+		return "", nil, k.blame(ctx, fl, err)
+	}
+	defer done()
+	record, _, err := k.o.Network.Record(ctx, fl.domain)
+	if err == nil {
+		g := &gate{limiter: k.lookups, within: k.o.LookupTimeout, arrive: done, evict: evict, waited: &fl.waited}
+		found, err = k.o.Network.Fetch(ctx, fl.domain, g)
+	}
+	return record.ID, found, k.blame(ctx, fl, err)
+}
+
+// attempt returns the context of a discovery or a refresh, and what ends it to
+// make room for another.
+func (k *Keeper) attempt() (ctx context.Context, evict, cancel func()) {
+	ctx, cancel = context.WithTimeout(k.life, k.o.FetchTimeout+k.o.LookupTimeout+discoverySteps)
+	ctx, end := context.WithCancelCause(ctx)
+	return ctx, func() { end(errEvicted) }, cancel
+}
+
+// blame returns err as our own fault if its attempt was ended to make room, or
+// was out of time after it had waited for a place.
+func (k *Keeper) blame(ctx context.Context, fl *flight, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(context.Cause(ctx), errEvicted) || fl.waited.Load() && errors.Is(err, policy.ErrTimeout) {
+		err = &policy.Error{Domain: fl.domain, Result: policy.ResultBusy, Err: errEvicted}
+	}
+	if policy.ResultOf(err) == policy.ResultBusy {
+		k.counters.add(&k.counters.Overloads, 1)
+	}
+	return err
 }
 
 // take puts a fetched policy into a record.
 func (k *Keeper) take(r *cache.Record, found *policy.Fetched, now time.Time) {
-	r.Mode = found.Policy.Mode
-	r.Text = found.Text
-	r.Ready = k.o.Prepare(found.Policy)
+	r.Mode, r.Text, r.Match = found.Policy.Mode, found.Text, k.o.MatchList(found.Policy)
 	r.Fetched, r.Expires = now, now.Add(found.Policy.MaxAge)
 	r.Failures, r.FailedAt, r.LastError = 0, time.Time{}, ""
 	r.Slow = found.Duration > slowFetch
-}
-
-func (k *Keeper) timing() timing {
-	return timing{interval: k.o.Interval, unusedAfter: k.o.UnusedAfter, watching: k.begun, random: k.random}
 }

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"bytes"
 	"sync/atomic"
 	"time"
 
@@ -8,27 +9,51 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-// An Entry is a policy in memory. It never changes but for the replies kept
-// on it: a newer policy is a new Entry, so that replacing the entry is all the
-// invalidation there is.
+// An Entry is a policy in memory. A newer policy is a new Entry, so that the
+// rendered replies kept on it need no other invalidation.
 type Entry struct {
-	Domain  string
-	Mode    policy.Mode
-	Fetched int64  // Unix seconds
-	Expires int64  // Unix seconds
-	Checked int64  // Unix seconds; when the TXT record was last seen, as far as the store knows
-	Ready   []byte // what Options.Prepare made of the policy
+	domain        string
+	hash          uint64
+	home          *memory
+	id            string       // of the TXT record; empty in an entry made from the store
+	hit           cache.Hit    // but for Used and Checked
+	used, checked atomic.Int64 // Unix seconds, as far as known
 
-	// For a policy that is in memory only; an entry made by a lookup has neither.
-	id      string // the TXT record's
-	fetchAt int64  // Unix seconds; when it is to be fetched again
-
-	hash    uint64
-	touched atomic.Bool  // asked for since the table last passed it over
-	size    atomic.Int64 // bytes, kept replies included; above zero while it is in a table
-	home    *shard       // where it counts
+	size    int64 // bytes, kept replies included; guarded by home.mu
 	replies [MaxSlots]atomic.Pointer[[]byte]
 }
+
+// newEntry makes an entry, which takes over the bytes of h.
+func (k *Keeper) newEntry(domain string, h cache.Hit) *Entry {
+	e := &Entry{domain: domain, hash: k.hash(domain), home: &k.memory, hit: h,
+		size: overheadBytes + int64(len(domain)+len(h.Match)+len(h.Text))}
+	e.used.Store(h.Used)
+	e.checked.Store(h.Checked)
+	return e
+}
+
+func (k *Keeper) entryOf(r *cache.Record) *Entry {
+	e := k.newEntry(r.Domain, cache.Hit{Mode: r.Mode, Fetched: r.Fetched.Unix(), Expires: r.Expires.Unix(),
+		Used: r.Used.Unix(), Checked: r.Checked.Unix(), Match: r.Match, Text: r.Text})
+	e.id = r.ID
+	return e
+}
+
+// record returns what is known of a policy that only memory has.
+func (e *Entry) record() cache.Record {
+	return cache.Record{Domain: e.domain, ID: e.id, Mode: e.hit.Mode, Text: e.hit.Text, Match: e.hit.Match,
+		Fetched: time.Unix(e.hit.Fetched, 0), Expires: time.Unix(e.hit.Expires, 0),
+		Used: time.Unix(e.hit.Used, 0), Checked: time.Unix(e.hit.Checked, 0)}
+}
+
+// entryOfHit makes an entry of what was read from the store.
+func (k *Keeper) entryOfHit(domain []byte, h cache.Hit) *Entry {
+	h.Match, h.Text = bytes.Clone(h.Match), bytes.Clone(h.Text)
+	return k.newEntry(string(domain), h)
+}
+
+func (e *Entry) name() string  { return e.domain }
+func (e *Entry) weight() int64 { return e.size }
 
 // Reply returns the reply kept in a slot, nil if there is none. It must not
 // be changed.
@@ -42,38 +67,17 @@ func (e *Entry) Reply(slot int) []byte {
 // KeepReply keeps a rendered reply in a slot for as long as the entry lives.
 // The caller must not change it afterwards.
 func (e *Entry) KeepReply(slot int, reply []byte) {
-	if !e.replies[slot].CompareAndSwap(nil, &reply) {
-		return
-	}
-	n := int64(len(reply)) + replyOverhead
-	for {
-		size := e.size.Load()
-		if size <= 0 {
-			return // in no table, or not any more: it counts nowhere
-		}
-		if e.size.CompareAndSwap(size, size+n) {
-			if e.home.bytes.Add(n) > e.home.limit {
-				e.home.trim()
-			}
-			return
-		}
+	if e.replies[slot].CompareAndSwap(nil, &reply) && e.home != nil {
+		e.home.grow(e, int64(len(reply)))
 	}
 }
 
-// sizeGone is the size of an entry that has left its table.
-const sizeGone = -1
+// liveUntil is when a policy stops to count, in Unix seconds: when it expires,
+// but not in the first minute after its fetch, so that max_age 0 costs one fetch
+// a minute and not one a message.
+func liveUntil(fetched, expires int64) int64 { return max(expires, fetched+int64(minLife/time.Second)) }
 
-// liveUntil is when the policy stops to count: when it expires, but not in the
-// first minute after its fetch, so that max_age 0 costs one fetch a minute and
-// not one a message.
-func liveUntil(fetched, expires int64) int64 {
-	return max(expires, fetched+int64(minLife.Seconds()))
-}
-
-// isLive says whether a record's policy counts at now.
-func isLive(r *cache.Record, now time.Time) bool {
-	return now.Unix() < liveUntil(r.Fetched.Unix(), r.Expires.Unix())
-}
+func isLive(h *cache.Hit, now int64) bool { return now < liveUntil(h.Fetched, h.Expires) }
 
 // A Held is a lookup's view of a policy. It may be used again, by one lookup
 // at a time.
@@ -81,8 +85,9 @@ type Held struct {
 	Mode    policy.Mode
 	Fetched int64  // Unix seconds
 	Expires int64  // Unix seconds
-	Ready   []byte // valid until the Held is used again
-	Entry   *Entry // where replies may be kept; nil if the policy is not in memory
+	Match   []byte // the stored match list, as Options.MatchList made it; valid until the Held is used again
+	Text    []byte // the policy as served; likewise
+	Entry   *Entry // where rendered replies may be kept; nil: the policy is not in memory
 
 	// Since is when the lookup began, if it was not answered from memory;
 	// otherwise it is left as it is, since the clock costs time.
@@ -91,10 +96,7 @@ type Held struct {
 	hit cache.Hit
 }
 
-func (h *Held) fromEntry(e *Entry) {
-	h.Mode, h.Fetched, h.Expires, h.Ready, h.Entry = e.Mode, e.Fetched, e.Expires, e.Ready, e
-}
-
-func (h *Held) fromHit() {
-	h.Mode, h.Fetched, h.Expires, h.Ready, h.Entry = h.hit.Mode, h.hit.Fetched, h.hit.Expires, h.hit.Ready, nil
+// set fills in what a lookup has found. e may be nil.
+func (h *Held) set(hit *cache.Hit, e *Entry) {
+	h.Mode, h.Fetched, h.Expires, h.Match, h.Text, h.Entry = hit.Mode, hit.Fetched, hit.Expires, hit.Match, hit.Text, e
 }

@@ -1,7 +1,7 @@
 package keeper
 
 import (
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -29,66 +29,68 @@ type Event struct {
 	Changed bool        // the text is another than before
 }
 
-type counters struct {
-	negativeHits, storeErrors, discoveries, discoveryTimeouts, overloads atomic.Int64
-	rechecks, rechecksDropped, urgentDropped, notKept, refused           atomic.Int64
-	checks, fetches, checkFailures, fetchFailures, panics, linesDropped  atomic.Int64
-}
-
-// Stats are the keeper's numbers, counted since it was made where they are
-// not states.
+// Stats are the keeper's numbers.
 type Stats struct {
-	TableEntries int   `json:"table_entries"`
+	TableEntries int   `json:"table_entries"` // policies in memory
 	TableBytes   int64 `json:"table_bytes"`
 	Negatives    int   `json:"negatives"`
-	Discovering  int   `json:"discovering"`      // discoveries and refreshes under way
-	Pending      int   `json:"pending_writes"`   // changes that wait for the disk
-	Late         int64 `json:"late_writes"`      // those answered from memory meanwhile
-	RecheckQueue int   `json:"recheck_queue"`    // rechecks that wait
-	Failing      bool  `json:"writes_failing"`   // the last commit failed
-	WritesFailed int64 `json:"failed_writes"`    // failed commits
-	Trouble      bool  `json:"nothing_succeeds"` // nothing has succeeded for some minutes although it was tried
-	DNSDead      bool  `json:"dns_dead"`         // no TXT lookup has
-	FetchDead    bool  `json:"fetch_dead"`       // no fetch of a policy has
-	Untrusted    bool  `json:"untrusted"`        // and the last one met a certificate that is not trusted
-	LateSeconds  int64 `json:"late_seconds"`     // how far behind the refresher is
+	Discovering  int   `json:"discovering"`    // discoveries and refreshes under way
+	Pending      int   `json:"pending_writes"` // changes that wait for the disk
+	Late         int64 `json:"late_writes"`    // those answered from memory meanwhile
+	RecheckQueue int   `json:"recheck_queue"`  // rechecks and writes of uses that wait
+	Failing      bool  `json:"writes_failing"` // the last commit failed, or one is under way for 10 s
+	WritesFailed int64 `json:"failed_writes"`  // failed commits
+	CommitTakes  int64 `json:"commit_seconds"` // for how long the commit under way has lasted
+	DNSDead      bool  `json:"dns_dead"`       // no TXT lookup has succeeded for some minutes
+	FetchDead    bool  `json:"fetch_dead"`     // no fetch of a policy has
+	Untrusted    bool  `json:"untrusted"`      // and most domains' certificates were not trusted
+	LateSeconds  int64 `json:"late_seconds"`   // how far behind the refresher is
+	Counts
+}
 
+// Counts are what has happened since the keeper was made.
+type Counts struct {
 	NegativeHits      int64 `json:"negative_hits"`
 	StoreErrors       int64 `json:"store_errors"`
-	Discoveries       int64 `json:"discoveries"`
 	DiscoveryTimeouts int64 `json:"discovery_timeouts"` // lookups answered before their discovery ended
-	Overloads         int64 `json:"overloads"`          // discoveries that got no turn in time, or would have been too many
+	Overloads         int64 `json:"overloads"`          // discoveries and fetches that got no place, or lost it
 	Rechecks          int64 `json:"rechecks"`
 	RechecksDropped   int64 `json:"rechecks_dropped"`
-	UrgentDropped     int64 `json:"urgent_fetches_dropped"`
 	NotKept           int64 `json:"not_kept"` // policies answered and not written
 	Refused           int64 `json:"refused"`  // policies for which the cache had no room
-	Checks            int64 `json:"checks"`
-	CheckFailures     int64 `json:"check_failures"`
 	Fetches           int64 `json:"fetches"`
-	FetchFailures     int64 `json:"fetch_failures"`
 	Panics            int64 `json:"panics"`
 	LogLinesDropped   int64 `json:"log_lines_dropped"` // about single domains, for their number
 }
 
+type counters struct {
+	mu sync.Mutex
+	Counts
+}
+
+// add adds n to one of the counts.
+func (c *counters) add(count *int64, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	*count += int64(n)
+}
+
 // Stats returns the keeper's numbers.
 func (k *Keeper) Stats() Stats {
-	c := &k.counters
 	s := Stats{
-		Negatives:   k.negative.byHash.Len(),
-		Discovering: k.flights.length(), Pending: k.writer.length(), Late: k.writer.lates.Load(),
-		RecheckQueue: len(k.check.urgent), Failing: k.writer.failing.Load(), WritesFailed: k.writer.failed.Load(),
-		LateSeconds:  max(k.check.late.Load(), k.fetch.late.Load()),
-		NegativeHits: c.negativeHits.Load(), StoreErrors: c.storeErrors.Load(),
-		Discoveries: c.discoveries.Load(), DiscoveryTimeouts: c.discoveryTimeouts.Load(), Overloads: c.overloads.Load(),
-		Rechecks: c.rechecks.Load(), RechecksDropped: c.rechecksDropped.Load(), UrgentDropped: c.urgentDropped.Load(),
-		NotKept: c.notKept.Load(), Refused: c.refused.Load(),
-		Checks: c.checks.Load(), CheckFailures: c.checkFailures.Load(),
-		Fetches: c.fetches.Load(), FetchFailures: c.fetchFailures.Load(), Panics: c.panics.Load(),
-		LogLinesDropped: c.linesDropped.Load(),
+		Discovering: k.flights.length(), Pending: len(k.flights.pending("", "")), RecheckQueue: len(k.attention),
+		Failing:      k.writer.failing.Load() || k.writer.commitTakes() >= commitStuck,
+		WritesFailed: k.writer.failed.Load(), CommitTakes: int64(k.writer.commitTakes() / time.Second),
+		LateSeconds: k.late.Load(),
 	}
-	s.DNSDead, s.FetchDead, s.Untrusted = k.health.troubles()
-	s.Trouble = s.DNSDead || s.FetchDead
-	s.TableEntries, s.TableBytes = k.table.size()
+	if s.Failing {
+		s.Late = int64(s.Pending)
+	}
+	s.DNSDead, s.FetchDead, s.Untrusted = k.health.failing()
+	s.TableEntries, s.TableBytes = k.memory.size()
+	s.Negatives, _ = k.negative.size()
+	k.counters.mu.Lock()
+	defer k.counters.mu.Unlock()
+	s.Counts = k.counters.Counts
 	return s
 }

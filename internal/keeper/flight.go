@@ -3,91 +3,138 @@ package keeper
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 )
 
-// flights are the discoveries and refreshes under way: one a domain at a time.
+// flights are the discoveries, refreshes and changes under way: one a domain at a
+// time. A flight ends when its record is on disk, so that nobody changes an older
+// one. Its results count before: where the disk is slow or full, flights are what
+// lookups are answered from.
 type flights struct {
 	mu       sync.Mutex
 	byDomain map[string]*flight
-	counted  int // of them, those that begin bounds
 }
 
 // A flight is one of them. Its results are set before done is closed.
 type flight struct {
-	done    chan struct{}
-	counted bool   // by begin
-	tried   bool   // something was asked of the network; otherwise the flight says nothing
-	entry   *Entry // the live policy; nil if there is none
-	err     error  // ErrNoPolicy, ErrUnreadable or ErrBrokenOff, where entry is nil
+	domain string
+	done   chan struct{} // closed when the results are there
+	gone   chan struct{} // closed when another may begin
+	tried  bool          // the network was asked; otherwise the flight says nothing
+	waited atomic.Bool   // for a place of ours
+	entry  *Entry        // the live policy; nil: there is none
+	err    error         // of a lookup, where entry is nil
+	change *change       // what is written; nil: nothing
 
 	outcome Refreshed // for the administrator
 }
 
-// join returns the flight of a domain, and whether it was begun by this call:
-// then the caller must end it.
-func (f *flights) join(domain string) (*flight, bool) {
+// join returns the flight of a domain, and whether this call began it: then the
+// caller must end it.
+func (f *flights) join(domain string) (fl *flight, mine bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.joinLocked(domain)
-}
-
-// begin is join for what anybody may cause: it returns nil where it would begin
-// one more than most. Joining one that is under way costs nothing and is not
-// bounded; what join begins is bounded by the slots of those who call it.
-func (f *flights) begin(domain string, most int) (fl *flight, mine bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.counted >= most && f.byDomain[domain] == nil {
-		return nil, false
-	}
-	fl, mine = f.joinLocked(domain)
-	if mine {
-		fl.counted = true
-		f.counted++
-	}
-	return fl, mine
-}
-
-func (f *flights) joinLocked(domain string) (*flight, bool) {
 	if fl := f.byDomain[domain]; fl != nil {
 		return fl, false
 	}
-	if f.byDomain == nil {
-		f.byDomain = make(map[string]*flight)
-	}
-	fl := &flight{done: make(chan struct{}), err: ErrNoPolicy}
+	fl = &flight{domain: domain, done: make(chan struct{}), gone: make(chan struct{}), err: ErrOurFault}
 	f.byDomain[domain] = fl
 	return fl, true
 }
 
-// alone begins a flight of a domain once none is under way. It returns nil if
-// ctx ends before.
-func (f *flights) alone(ctx context.Context, domain string) *flight {
+// beginExclusive begins a flight of a domain once none is under way. It returns
+// nil if ctx ends before.
+func (f *flights) beginExclusive(ctx context.Context, domain string) *flight {
 	for {
 		fl, mine := f.join(domain)
 		if mine {
 			return fl
 		}
 		select {
-		case <-fl.done:
+		case <-fl.gone:
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-func (f *flights) end(domain string, fl *flight) {
+// end makes the results of a flight known, and ends it unless its change is still
+// to be written.
+func (f *flights) end(fl *flight) {
 	f.mu.Lock()
-	delete(f.byDomain, domain)
-	if fl.counted {
-		f.counted--
-	}
-	f.mu.Unlock()
+	defer f.mu.Unlock()
 	close(fl.done)
+	f.remove(fl)
+}
+
+// written says that the change of a flight is on disk.
+func (f *flights) written(fl *flight) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(fl.change.onDisk)
+	f.remove(fl)
+}
+
+func (f *flights) remove(fl *flight) {
+	if isClosed(fl.done) && (fl.change == nil || isClosed(fl.change.onDisk)) {
+		delete(f.byDomain, fl.domain)
+		close(fl.gone)
+	}
+}
+
+// pending returns what is being written of the domains after one and up to
+// another; an empty upTo is no bound.
+func (f *flights) pending(after, upTo string) (found []*change) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for domain, fl := range f.byDomain {
+		if domain > after && (upTo == "" || domain <= upTo) && isClosed(fl.done) && fl.change != nil {
+			found = append(found, fl.change)
+		}
+	}
+	return found
+}
+
+// changeOf returns what is being written of a domain, nil if nothing is.
+func (f *flights) changeOf(domain string) *change {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl := f.byDomain[domain]; fl != nil && isClosed(fl.done) {
+		return fl.change
+	}
+	return nil
 }
 
 func (f *flights) length() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.byDomain)
+}
+
+// runOrJoin starts do for a domain, or waits for the flight under way if that
+// asks the network. It waits until ctx ends; do goes on after that, and ends its
+// flight.
+func (k *Keeper) runOrJoin(ctx context.Context, domain string, do func(*flight)) (*flight, error) {
+	for k.life.Err() == nil {
+		fl, mine := k.flights.join(domain)
+		if mine {
+			k.wg.Go(func() { do(fl) })
+		}
+		select {
+		case <-fl.done:
+		case <-ctx.Done():
+			return fl, ctx.Err()
+		case <-k.life.Done():
+			return fl, ErrBrokenOff
+		}
+		if mine || fl.tried {
+			return fl, nil
+		}
+		select {
+		case <-fl.gone:
+		case <-ctx.Done():
+			return fl, ctx.Err()
+		}
+	}
+	return nil, ErrBrokenOff
 }

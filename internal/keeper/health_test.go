@@ -34,7 +34,7 @@ func TestWhatAnAttemptSaysOfTheDNSAndOfTheWayToPolicyHosts(t *testing.T) {
 		{"an unknown authority", fetch(policy.ResultWebPKI, policy.ErrCertUntrusted), signGood, signUntrusted},
 		{"no address", fetch(policy.ResultFetch, policy.ErrHostAbsent), signGood, signNone},
 		{"a private address", fetch(policy.ResultFetch, policy.ErrAddressRefused), signGood, signNone},
-		{"no turn", fetch(policy.ResultBusy, policy.ErrBusy), signGood, signNone},
+		{"no turn", fetch(policy.ResultBusy, policy.ErrBusy), signNone, signNone},
 		{"no connection", fetch(policy.ResultFetch, policy.ErrConnect), signGood, signBad},
 		{"no handshake", fetch(policy.ResultFetch, policy.ErrTLS), signGood, signBad},
 		{"silence", fetch(policy.ResultFetch, policy.ErrTimeout), signGood, signBad},
@@ -105,7 +105,7 @@ func TestWhenFailuresAreTrouble(t *testing.T) {
 			now := start.Add(time.Duration(minute) * time.Minute)
 			for _, e := range test.events {
 				if e.minute == minute {
-					h.noteFetch(e.domain, e.err, now)
+					h.https.note(fetchSign(e.err), e.domain, policy.ResultOf(e.err), now)
 				}
 			}
 			trouble, _ = h.https.look(now)
@@ -114,7 +114,7 @@ func TestWhenFailuresAreTrouble(t *testing.T) {
 		if trouble != test.trouble || between != test.troubleInBetween {
 			t.Errorf("%s: trouble %v at the end, %v at all", test.name, trouble, between)
 		}
-		if _, https, got := h.troubles(); https != test.trouble || got != test.mostlyUntrusted {
+		if _, https, got := h.failing(); https != test.trouble || got != test.mostlyUntrusted {
 			t.Errorf("%s: https %v, untrusted %v", test.name, https, got)
 		}
 	}
@@ -125,7 +125,7 @@ func TestADNSThatFailedForThreeDomainsBeforeAQuietHourIsNoTrouble(t *testing.T) 
 	start := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 	var h health
 	for _, domain := range []string{"a", "b", "c"} {
-		h.note(domain, lame, start)
+		h.dns.note(recordSign(lame), domain, policy.ResultDNS, start)
 	}
 	for minute := range 60 {
 		if trouble, _ := h.dns.look(start.Add(time.Duration(minute) * time.Minute)); trouble {

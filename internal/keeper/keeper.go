@@ -1,8 +1,8 @@
-// Package keeper keeps policies: it is the only one that fetches and writes
-// them. A lookup is answered from a bounded table, then from the store, and by
-// a discovery when neither holds anything (RFC 8461, 3.3); a refresher fetches
-// what is held again long before it expires (RFC 8461, 10.2). What a reply
-// looks like, and what a mode means for it, is for the callers to say.
+// Package keeper keeps MTA-STS policies (RFC 8461): it alone fetches and stores
+// them. A lookup is answered from memory, then from the store, and by a discovery
+// when neither holds a live policy (RFC 8461, 3.3). A refresher fetches held
+// policies again long before they expire (RFC 8461, 10.2). Left out: how a reply
+// looks, and what a mode means for it.
 package keeper
 
 import (
@@ -11,39 +11,42 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"golang.org/x/time/rate"
 )
 
 // ProbeDomain is what the daemon's own watchdog asks for. It cannot exist
-// (RFC 6761, 6.4). A lookup of it goes the whole way of a lookup up to the
-// store and is answered there: no packet is sent, nothing is remembered, and it
-// is none of those that mail causes.
+// (RFC 6761, 6.4). Its lookup goes through memory and store like any other and
+// ends there: no packet is sent, nothing is remembered, and it is excluded from
+// lookup metrics.
 const ProbeDomain = "watchdog.invalid"
 
-// Errors of Lookup.
+// Errors of Lookup. All but ErrNoPolicy mean that mail must wait.
 var (
-	// ErrNoPolicy: no live policy is held, and none was discovered: the
-	// domain has none, or it could not be found out in time (RFC 8461, 3.3).
+	// ErrNoPolicy: no live policy is held, and none was found: the domain has
+	// none, or its DNS or policy host failed (RFC 8461, 3.3).
 	ErrNoPolicy = errors.New("no MTA-STS policy")
-	// ErrUnreadable: a policy was held and cannot be read, and could not be
-	// fetched again so far. Mail must wait.
-	ErrUnreadable = errors.New("the stored MTA-STS policy is damaged and could not be fetched again")
-	// ErrBrokenOff: the daemon ends, or the caller gave up, before anything
-	// was found out. Mail must wait: a restart is no reason to send it without
-	// the protection that its domain may ask for.
+	// ErrUnreadable: a policy may be stored, cannot be read, and could not be
+	// fetched again.
+	ErrUnreadable = errors.New("the stored MTA-STS policy cannot be read and could not be fetched again")
+	// ErrBrokenOff: the daemon ends, or the caller gave up.
 	ErrBrokenOff = errors.New("the lookup was broken off")
+	// ErrOurFault: whether there is a policy could not be found out for a reason
+	// on this machine. It is not remembered.
+	ErrOurFault = errors.New("this relay could not look for an MTA-STS policy")
 )
 
 // A Discoverer finds policies; *policy.Client is one.
 type Discoverer interface {
 	// Record asks for the TXT record. The duration is its TTL.
 	Record(ctx context.Context, domain string) (policy.Record, time.Duration, error)
-	// Fetch gets the policy over HTTPS. It passes the gate before each
-	// connection to the policy host.
+	// Fetch gets the policy over HTTPS. It passes the gate before each connection
+	// to the policy host.
 	Fetch(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error)
 }
 
@@ -58,65 +61,28 @@ type Store interface {
 	Stats() cache.Stats
 }
 
-// Options are what a Keeper is made of. Durations and rates that are zero get
-// the defaults of the configuration file.
+// Options are what a Keeper is made of. All but Now are required; the defaults
+// are in the configuration.
 type Options struct {
 	Store   Store
 	Network Discoverer
-	// Prepare makes what a reply needs from a policy.
-	Prepare func(p *policy.Policy) []byte
-	// Current says whether prepared bytes from the store are of the format
-	// that Prepare makes today. If not, they are made again from the text.
-	// Nil: they always are.
-	Current func(ready []byte) bool
-	// Observe is told of everything that was tried. It must not block.
-	Observe func(Event)
-	Log     *slog.Logger
+	// MatchList renders the match list of a policy, which is stored beside it.
+	MatchList func(p *policy.Policy) []byte
+	// MatchListCurrent says whether a stored match list follows today's rule. If
+	// not, it is rendered again from the text.
+	MatchListCurrent func(list []byte) bool
+	Observe          func(Event) // is told of every question and fetch; must not block
+	Log              *slog.Logger
+	Now              func() time.Time // the clock by which policies live; nil: time.Now
 
 	LookupTimeout     time.Duration // how long a lookup waits for a discovery
 	FetchTimeout      time.Duration // how long a fetch takes at most
-	LookupConcurrency int           // discoveries at once, in their DNS part and in their HTTPS part each
+	LookupConcurrency int           // fetches for lookups at once
 
-	Interval           time.Duration // between two looks at a TXT record
 	Recheck            time.Duration // how old a check may be when a lookup comes
 	UnusedAfter        time.Duration // after which a policy is left to expire
-	CheckRate          float64       // TXT records a second
 	FetchRate          float64       // policies a second
-	RefreshConcurrency int           // of each
-}
-
-func (o *Options) setDefaults() {
-	def := func(d *time.Duration, v time.Duration) {
-		if *d <= 0 {
-			*d = v
-		}
-	}
-	def(&o.LookupTimeout, 20*time.Second)
-	def(&o.FetchTimeout, 30*time.Second)
-	def(&o.Interval, 24*time.Hour)
-	def(&o.Recheck, 5*time.Minute)
-	def(&o.UnusedAfter, 90*24*time.Hour)
-	if o.LookupConcurrency <= 0 {
-		o.LookupConcurrency = 256
-	}
-	if o.RefreshConcurrency <= 0 {
-		o.RefreshConcurrency = 32
-	}
-	if o.CheckRate <= 0 {
-		o.CheckRate = 50
-	}
-	if o.FetchRate <= 0 {
-		o.FetchRate = 20
-	}
-	if o.Current == nil {
-		o.Current = func([]byte) bool { return true }
-	}
-	if o.Observe == nil {
-		o.Observe = func(Event) {}
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
+	RefreshConcurrency int
 }
 
 // A Keeper keeps policies. Lookups may come from many goroutines.
@@ -124,40 +90,30 @@ type Keeper struct {
 	o    Options
 	seed maphash.Seed
 
-	table    *table
-	used     *usedMap
-	busiest  busiest
-	rechecks *recency
-	negative *negatives
-	writer   *writer
-	skipped  *lately // records that are due and cannot be read
-
+	memory   memory
+	negative bounded[*Negative]
+	writer   writer
 	flights  flights
-	dnsSlots chan struct{} // discoveries in their DNS part
-	// At the lookups' gate to policy hosts one waits, and there are so many
-	// places for all of them; the refresher has slots of its own, and comes again
-	// where no place is free. They share no places: strangers whose policy hosts
-	// are beside one that is held, and never answer, must not be able to keep the
-	// refresher from it until the policy runs out.
-	lookupGate, refreshGate policy.Gate
 
-	check    *line
-	fetch    *line
-	learning *rate.Limiter // discoveries that no mail waits for
+	// When the TXT record was last asked for by a lookup, and when the refresher
+	// last turned to a domain.
+	rechecked, fetched *lru.Cache[uint64, time.Time]
 
-	begun    time.Time
-	gap      time.Duration // from the newest record in the store to begun
+	questions, lookups, refreshes *limiter
+	attention                     chan string // domains to attend to
+	attentionRate, learnRate      *rate.Limiter
+	fetchRate                     *rate.Limiter // of the refresher and the administrator
+	wakeRefresher                 chan struct{}
+	late                          atomic.Int64 // seconds by which what the refresher takes is overdue
+
 	counters counters
 	health   health
+	// Warnings about held policies and news about strangers have bounds of their
+	// own: strangers must not crowd out what the administrator needs
+	// (RFC 8461, 3.3).
+	heldLines, strangerLines *rate.Limiter
 
-	// What comes of policies that are held is logged apart from the news about
-	// strangers, of whom there may be as many as somebody likes: they must not
-	// crowd out the warnings that the administrator needs (RFC 8461, 3.3).
-	ownLines, strangersLines *rate.Limiter
-	outageLines              *rate.Limiter // in place of both while nothing succeeds
-
-	// life ends every discovery that outlives its lookup. It is made by New
-	// and ended when Run returns, so that lookups need no context of their own.
+	// life ends every discovery that outlives its lookup. Run ends it.
 	life context.Context
 	end  context.CancelFunc
 	wg   sync.WaitGroup
@@ -166,35 +122,32 @@ type Keeper struct {
 // New makes a Keeper. It answers from the store at once; it writes and
 // refreshes while Run runs.
 func New(o Options) *Keeper {
-	o.setDefaults()
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	k := &Keeper{
-		o:        o,
-		begun:    time.Now(),
-		seed:     maphash.MakeSeed(),
-		table:    newTable(tableBytes),
-		used:     newUsedMap(),
-		rechecks: newRecency(),
-		negative: newNegatives(),
-		writer:   newWriter(o.Store, o.Log),
-		skipped:  newLately(),
-		dnsSlots: make(chan struct{}, o.LookupConcurrency),
+		o:       o,
+		seed:    maphash.MakeSeed(),
+		flights: flights{byDomain: make(map[string]*flight)},
 
-		ownLines:       rate.NewLimiter(logsPerSecond, logBurst),
-		strangersLines: rate.NewLimiter(logsPerSecond, logBurst),
-		outageLines:    rate.NewLimiter(rate.Every(outageLogEvery), outageLogBurst),
+		writer: writer{urgent: make(chan *change, maxPending), lazy: make(chan *change, maxPending)},
 
-		learning: rate.NewLimiter(rate.Limit(o.CheckRate), 1),
+		rechecked: newRecent(), fetched: newRecent(),
+		questions: newLimiter(maxQuestions),
+		lookups:   newLimiter(o.LookupConcurrency),
+		refreshes: newLimiter(o.RefreshConcurrency + 2*attendants), // due, rechecked, and the administrator's
+		attention: make(chan string, maxAttention),
+
+		attentionRate: rate.NewLimiter(attentionPerSecond, attentionPerSecond),
+		learnRate:     rate.NewLimiter(learnsPerSecond, 1),
+		fetchRate:     rate.NewLimiter(rate.Limit(o.FetchRate), 1),
+		wakeRefresher: make(chan struct{}, 1),
+		heldLines:     rate.NewLimiter(linesPerSecond, lineBurst),
+		strangerLines: rate.NewLimiter(linesPerSecond, lineBurst),
 	}
-	k.lookupGate = policy.NewAddressLimiter(hostFetches).Waiting(o.LookupConcurrency)
-	k.refreshGate = policy.NewAddressLimiter(hostFetches).NonWaiting()
-	if newest := o.Store.Stats().Newest; !newest.IsZero() {
-		k.gap = k.begun.Sub(newest)
-	}
+	k.memory.init(memoryBytes)
+	k.negative.init(negativeBytes)
 	k.life, k.end = context.WithCancel(context.Background())
-	k.writer.committed = k.published
-	k.writer.becameLate = k.publish
-	k.check = newCheckLine(k)
-	k.fetch = newFetchLine(k)
 	return k
 }
 
@@ -204,159 +157,83 @@ func (k *Keeper) Run(ctx context.Context) error {
 	defer k.end()
 	writing, stopWriting := context.WithCancel(context.Background())
 	defer stopWriting()
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		k.writer.run(writing)
-	}()
+	written := make(chan error, 1)
+	go func() { written <- k.runWriter(writing) }()
 
 	var loops sync.WaitGroup
-	for _, loop := range []func(context.Context){k.check.run, k.fetch.run, k.upkeep} {
-		loops.Go(func() { loop(ctx) })
+	loops.Go(func() { k.refresh(ctx) })
+	loops.Go(func() { k.upkeep(ctx) })
+	for range attendants {
+		loops.Go(func() { k.attendAll(ctx) })
 	}
 	<-ctx.Done()
 	k.end()
 	loops.Wait()
 	k.wg.Wait()
 	stopWriting()
-	<-written
-	return k.writer.flush()
+	select {
+	case err := <-written:
+		return err
+	case <-time.After(2 * finalCommits):
+		return errors.New("a commit of the cache does not end")
+	}
 }
 
-// Lookup finds the live policy of a domain: nil and h filled in, ErrNoPolicy,
-// ErrUnreadable or ErrBrokenOff. The domain is in A-labels, lower case, without
-// a trailing dot. It waits for a discovery for the lookup time-out at most, or
-// until ctx ends.
+// Lookup finds the live policy of a domain: nil and h filled in, or one of the
+// errors above. The domain is in A-labels, lower case, without a trailing dot. A
+// lookup waits for a discovery for the lookup time-out at most, or until ctx ends.
 func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
-	clock := time.Now()
+	clock := k.o.Now()
 	now := clock.Unix()
 	hash := maphash.Bytes(k.seed, domain)
-	if string(domain) != ProbeDomain {
-		k.busiest.see(domain, clock)
-	}
-
-	// The generation is read before it is seen that nothing is late: what
-	// becomes late after that is in the store not yet, and must not be hidden by
-	// what is.
-	e, generation := k.table.get(hash, domain)
-	if e != nil && now < liveUntil(e.Fetched, e.Expires) {
-		k.use(hash, domain, e.Checked, now)
-		h.fromEntry(e)
+	if e := k.memory.get(hash, domain); e != nil && isLive(&e.hit, now) {
+		k.noteLookup(e, now)
+		h.set(&e.hit, e)
 		return nil
 	}
-	if known, damaged := k.negative.get(hash, domain, clock); known {
-		k.counters.negativeHits.Add(1)
-		if damaged {
+	if n := k.negative.get(hash, domain); n != nil && clock.Before(n.Until) {
+		k.counters.add(&k.counters.NegativeHits, 1)
+		if n.unreadable {
 			return ErrUnreadable
 		}
 		return ErrNoPolicy
 	}
 	h.Since = clock
-	if e, late := k.writer.late(domain); late {
-		if e != nil && now < liveUntil(e.Fetched, e.Expires) {
-			k.use(hash, domain, e.Checked, now)
-			h.fromEntry(e)
-			return nil
-		}
-		return k.await(ctx, string(domain), false, h)
-	}
-	return k.lookupStored(ctx, hash, domain, now, generation, h)
-}
-
-// lookupStored answers from the store, and begins a discovery where it holds
-// nothing that lives. The generation is the table's, from before.
-func (k *Keeper) lookupStored(ctx context.Context, hash uint64, domain []byte, now int64, generation uint64, h *Held) error {
+	changes := k.memory.changes.Load() // before the store is read
 	err := k.o.Store.Lookup(domain, &h.hit)
-	if string(domain) == ProbeDomain {
-		return ErrNoPolicy // an error of the store is dealt with elsewhere; that it returns is the point
-	}
 	switch {
-	case err == nil && now < liveUntil(h.hit.Fetched, h.hit.Expires):
-		if !k.o.Current(h.hit.Ready) {
-			if !k.prepareAgain(string(domain), &h.hit) {
-				return k.await(ctx, string(domain), true, h)
-			}
-		}
-		k.use(hash, domain, h.hit.Checked, now)
-		if k.table.secondUse(hash) {
-			e := entryOfHit(hash, string(domain), &h.hit)
-			k.table.put(e, generation)
-			h.fromEntry(e)
-			return nil
-		}
-		h.fromHit()
-		return nil
+	case string(domain) == ProbeDomain:
+		return ErrNoPolicy // the store has answered, which is what the watchdog asks
+	case err == nil && isLive(&h.hit, now):
+		return k.answerStored(ctx, hash, domain, changes, now, h)
 	case err == nil, errors.Is(err, cache.ErrNotFound):
 		return k.await(ctx, string(domain), false, h)
-	case isDamaged(err):
-		// What we held and cannot read may have been an enforced policy.
-		return k.await(ctx, string(domain), true, h)
-	default:
-		// An unreadable page counts as a miss; the store repairs itself.
-		k.counters.storeErrors.Add(1)
-		return k.await(ctx, string(domain), false, h)
 	}
+	k.counters.add(&k.counters.StoreErrors, 1)
+	return k.await(ctx, string(domain), true, h) // it may be an enforced policy
 }
 
-// prepareAgain replaces what another version of the program has prepared. It
-// is false if that cannot be done.
-func (k *Keeper) prepareAgain(domain string, hit *cache.Hit) bool {
-	r, err := k.o.Store.Get(domain)
-	if err != nil || k.makeReady(&r) != nil {
-		return false
+// answerStored answers from a live policy in the store.
+func (k *Keeper) answerStored(ctx context.Context, hash uint64, domain []byte, changes uint64, now int64, h *Held) error {
+	if !k.o.MatchListCurrent(h.hit.Match) {
+		r, err := k.current(string(domain))
+		if err != nil {
+			return k.await(ctx, string(domain), true, h)
+		}
+		h.hit.Match = append(h.hit.Match[:0], r.Match...)
 	}
-	hit.Ready = append(hit.Ready[:0], r.Ready...)
-	return true
-}
-
-// makeReady brings what a record has prepared to today's format. A text that
-// this version does not understand is as good as a damaged one.
-func (k *Keeper) makeReady(r *cache.Record) error {
-	if k.o.Current(r.Ready) {
+	if k.memory.secondUse(hash) {
+		e := k.entryOfHit(domain, h.hit)
+		k.noteLookup(e, now)
+		k.memory.putStored(e, changes)
+		h.set(&e.hit, e)
 		return nil
 	}
-	p, err := policy.Parse(r.Text)
-	if err != nil {
-		return &cache.DamagedError{Domain: r.Domain, Err: err}
+	if k.isUnchecked(h.hit.Checked, now) || isUnused(h.hit.Used, h.hit.Fetched, now) {
+		k.enqueueAttention(string(domain))
 	}
-	r.Ready = k.o.Prepare(p)
+	h.set(&h.hit, nil)
 	return nil
 }
 
-// use notes that a policy was asked for, and has its TXT record looked at if
-// that was not done lately, or by a clock that was ahead.
-func (k *Keeper) use(hash uint64, domain []byte, checked, now int64) {
-	k.used.mark(hash)
-	if recheck := int64(k.o.Recheck / time.Second); now-checked >= recheck || checked > now {
-		k.wantRecheck(hash, domain, now, recheck)
-	}
-}
-
-func isDamaged(err error) bool {
-	var d *cache.DamagedError
-	return errors.As(err, &d)
-}
-
-func entryOfHit(hash uint64, domain string, hit *cache.Hit) *Entry {
-	return &Entry{
-		Domain: domain, Mode: hit.Mode, Fetched: hit.Fetched, Expires: hit.Expires, Checked: hit.Checked,
-		Ready: append([]byte(nil), hit.Ready...), hash: hash,
-	}
-}
-
-func (k *Keeper) entryOf(r *cache.Record) *Entry {
-	return &Entry{
-		Domain: r.Domain, Mode: r.Mode, Fetched: r.Fetched.Unix(), Expires: r.Expires.Unix(), Checked: unix(r.Checked),
-		Ready: r.Ready, id: r.ID, fetchAt: unix(r.FetchAt), hash: k.hash(r.Domain),
-	}
-}
-
 func (k *Keeper) hash(domain string) uint64 { return maphash.String(k.seed, domain) }
-
-// unix returns t in Unix seconds, zero for the zero time.
-func unix(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.Unix()
-}

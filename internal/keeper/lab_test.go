@@ -1,4 +1,4 @@
-package keeper
+package keeper_test
 
 import (
 	"bytes"
@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -26,6 +28,8 @@ type fakeNet struct {
 	hosts   map[string]*fakeHost
 	records map[string]int // TXT lookups by domain
 	fetches map[string]int // HTTPS fetches by domain
+
+	open, mostOpen int // connections to policy hosts
 }
 
 // fakeHost is a domain: what it publishes, and how it fails.
@@ -39,6 +43,7 @@ type fakeHost struct {
 	gate       <-chan struct{} // a fetch waits until it is closed
 	tarpit     bool            // a fetch never ends
 	recordGate <-chan struct{} // a TXT lookup waits until it is closed
+	addr       string          // of the policy host; "" is one in a network of its own
 }
 
 func newFakeNet() *fakeNet {
@@ -116,13 +121,26 @@ func addrOf(domain string) netip.Addr {
 }
 
 func (n *fakeNet) Fetch(ctx context.Context, domain string, gate policy.Gate) (*policy.Fetched, error) {
-	release, err := gate.Acquire(ctx, addrOf(domain))
+	n.mu.Lock()
+	addr := addrOf(domain)
+	if h := n.hosts[domain]; h != nil && h.addr != "" {
+		addr = netip.MustParseAddr(h.addr)
+	}
+	n.mu.Unlock()
+	release, err := gate.Acquire(ctx, addr)
 	if err != nil {
 		return nil, &policy.Error{Domain: domain, Result: policy.ResultBusy, Err: err}
 	}
 	defer release()
 	n.mu.Lock()
 	n.fetches[domain]++
+	n.open++
+	n.mostOpen = max(n.mostOpen, n.open)
+	defer func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.open--
+	}()
 	h := n.hosts[domain]
 	n.mu.Unlock()
 	fail := func(result policy.Result, err error) (*policy.Fetched, error) {
@@ -170,8 +188,8 @@ func (n *fakeNet) Fetch(ctx context.Context, domain string, gate policy.Gate) (*
 	return &policy.Fetched{Text: []byte(h.text), Policy: p, Duration: h.takes}, nil
 }
 
-// prepare is a Prepare that tests can read.
-func prepare(p *policy.Policy) []byte {
+// matchList is a MatchList that tests can read.
+func matchList(p *policy.Policy) []byte {
 	return []byte(fmt.Sprintf("%s %v", p.Mode, p.MX))
 }
 
@@ -219,7 +237,7 @@ func (s *faultyStore) fault(domain string) error {
 	defer s.mu.Unlock()
 	switch {
 	case s.unreadable:
-		return errUnreadablePage
+		return cache.ErrUnreadable
 	case s.damaged[domain]:
 		return &cache.DamagedError{Domain: domain, Err: errors.New("as the test wants it")}
 	}
@@ -248,7 +266,7 @@ func (s *faultyStore) set(change func(*faultyStore)) {
 
 // A site is a keeper with its network, store and log, running.
 type site struct {
-	*Keeper
+	*keeper.Keeper
 	net  *fakeNet
 	disk *faultyStore
 	log  *syncBuffer
@@ -274,7 +292,7 @@ func (b *syncBuffer) String() string {
 
 // inSite runs a test in a bubble of its own time, with a running keeper over
 // a real store.
-func inSite(t *testing.T, bend func(*Options), test func(*testing.T, *site)) {
+func inSite(t *testing.T, bend func(*keeper.Options), test func(*testing.T, *site)) {
 	t.Helper()
 	path := filepath.Join(memoryDir(t), "cache.db")
 	synctest.Test(t, func(t *testing.T) {
@@ -286,31 +304,29 @@ func inSite(t *testing.T, bend func(*Options), test func(*testing.T, *site)) {
 	})
 }
 
-func openSite(t *testing.T, path string, net *fakeNet, bend func(*Options)) *site {
+func openSite(t *testing.T, path string, net *fakeNet, bend func(*keeper.Options)) *site {
 	t.Helper()
 	return openSiteOf(t, path, 1<<30, net, bend)
 }
 
 // openSiteOf is openSite with a cache of another size.
-func openSiteOf(t *testing.T, path string, maxSize int64, net *fakeNet, bend func(*Options)) *site {
+func openSiteOf(t *testing.T, path string, maxSize int64, net *fakeNet, bend func(*keeper.Options)) *site {
 	t.Helper()
-	var s *site
-	store, err := cache.Open(path, cache.Options{
-		MaxSize: maxSize,
-		InUse:   func(domain []byte) bool { return s.InUse(domain) },
-	})
+	store, err := cache.Open(path, cache.Options{MaxSize: maxSize})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s = &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: new(syncBuffer)}
-	o := Options{
-		Store: s.disk, Network: net, Prepare: prepare,
-		Log: slog.New(slog.NewTextHandler(s.log, nil)),
+	s := &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: new(syncBuffer)}
+	o := keeper.Options{
+		Store: s.disk, Network: net, MatchList: matchList, MatchListCurrent: func([]byte) bool { return true },
+		Observe: func(keeper.Event) {}, Log: slog.New(slog.NewTextHandler(s.log, nil)),
+		LookupTimeout: 20 * time.Second, FetchTimeout: 30 * time.Second, LookupConcurrency: 256,
+		Recheck: 5 * time.Minute, UnusedAfter: 90 * day, FetchRate: 20, RefreshConcurrency: 32,
 	}
 	if bend != nil {
 		bend(&o)
 	}
-	s.Keeper = New(o)
+	s.Keeper = keeper.New(o)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -322,20 +338,47 @@ func openSiteOf(t *testing.T, path string, maxSize int64, net *fakeNet, bend fun
 	return s
 }
 
-// lookup returns the Ready bytes of the policy found, and the error.
+// lookup returns the match list of the policy found, and the error.
 func (s *site) lookup(t *testing.T, domain string) (string, error) {
 	t.Helper()
-	var h Held
+	var h keeper.Held
 	err := s.Lookup(t.Context(), []byte(domain), &h)
-	return string(h.Ready), err
+	return string(h.Match), err
 }
 
 // mustHold looks a domain up and fails the test if no policy is held.
 func (s *site) mustHold(t *testing.T, domain string) string {
 	t.Helper()
-	ready, err := s.lookup(t, domain)
+	match, err := s.lookup(t, domain)
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", domain, err, s.log)
 	}
-	return ready
+	return match
+}
+
+const day = 24 * time.Hour
+
+// settle lets what is under way end, within the bubble's time.
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func mustGet(t *testing.T, s *site, domain string) cache.Record {
+	t.Helper()
+	r, err := s.Get(domain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// memoryDir is a folder whose fsync costs nothing, where there is one.
+func memoryDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "sts-tlsmap-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-// What fills the cache before the mail does.
+// This file: what fills the cache before the mail does.
 
 // Learned is what came of learning a domain.
 type Learned struct {
@@ -34,73 +35,93 @@ type Foreign struct {
 // errProbeDomain keeps a policy from the name that must have none.
 var errProbeDomain = errors.New(ProbeDomain + " is the daemon's own name and has no policy")
 
-// takenSettles is when the refresher is to fetch a policy that was taken over.
-// The taking over has ended by then: until it has, the refresher would leave
-// the domain alone for a minute.
-const takenSettles = time.Second
-
 // Learn discovers a domain's policy, at a pace of its own, unless one is held
 // or it is known that there is none. It waits until that is done or ctx ends.
 func (k *Keeper) Learn(ctx context.Context, domain string) (Learned, error) {
 	if domain == ProbeDomain {
 		return Learned{}, errProbeDomain
 	}
-	if r, held := k.look(domain, time.Now()); held == holdLive {
+	if r, _ := k.look(domain); r != nil {
 		return Learned{Domain: domain, Result: policy.ResultOK, Mode: r.Mode.String(), Held: true}, nil
 	}
 	if n, ok := k.Negative(domain); ok {
 		return Learned{Domain: domain, Result: n.Result, Err: n.Err}, nil
 	}
-	if err := k.learning.Wait(ctx); err != nil {
+	if err := k.learnRate.Wait(ctx); err != nil {
 		return Learned{}, err
 	}
-	done, err := k.fly(ctx, domain, k.discover)
+	fl, err := k.runOrJoin(ctx, domain, k.discover)
 	if err != nil {
 		return Learned{}, err
 	}
-	return Learned{Domain: domain, Result: done.Result, Mode: done.Mode, Err: done.Err}, nil
+	return Learned{Domain: domain, Result: fl.outcome.Result, Mode: fl.outcome.Mode, Err: fl.outcome.Err}, nil
 }
 
-// Take takes over a policy that another node has fetched. It counts until the
-// end that its own fetch gave it, and no longer: only a fetch of ours extends
-// it (RFC 8461, 3.3), which is due at once. It is taken only where it is newer
-// than what is held, and where what is held can be read.
+// Take takes over a policy that another node has fetched, until the end that its
+// fetch gave it; a fetch of our own is due at once (RFC 8461, 3.3). What another
+// node says may add or keep protection, never remove it: a policy that is not
+// enforced is not taken, and a live one is renewed only by one that allows no
+// other mx. Other news makes a fetch of our own due. Where nothing is held, our
+// own TXT record has to have the same id, or a discovery to fail.
 func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
-	p, err := f.check(time.Now())
+	p, err := f.check(k.o.Now())
 	if err != nil {
 		return Learned{}, err
 	}
-	fl := k.flights.alone(ctx, f.Domain)
+	held, unreadable := k.look(f.Domain)
+	switch {
+	case unreadable:
+		return Learned{}, fmt.Errorf("the stored policy of %s cannot be read, and is to be fetched", f.Domain)
+	case held == nil && p.Mode != policy.ModeEnforce:
+		return k.Learn(ctx, f.Domain)
+	case held == nil:
+		if err := k.learnRate.Wait(ctx); err != nil {
+			return Learned{}, err
+		}
+		record, _, err := k.o.Network.Record(ctx, f.Domain)
+		if err == nil && record.ID == f.ID || policy.ResultOf(err) == policy.ResultDNS {
+			break
+		}
+		if fl, err := k.runOrJoin(ctx, f.Domain, k.discover); err != nil || fl.entry != nil {
+			return Learned{Domain: f.Domain, Result: policy.ResultOK, Mode: fl.outcome.Mode}, err
+		}
+	}
+	fl := k.flights.beginExclusive(ctx, f.Domain)
 	if fl == nil {
 		return Learned{}, ctx.Err()
 	}
-	defer k.flights.end(f.Domain, fl)
-	now := time.Now()
-	old, err := k.held(f.Domain, now)
-	switch {
-	case err == nil && isLive(old, now) && !old.Fetched.Before(f.Fetched.Truncate(time.Second)):
-		return Learned{Domain: f.Domain, Result: policy.ResultOK, Mode: old.Mode.String(), Held: true}, nil
-	case err != nil && !errors.Is(err, cache.ErrNotFound):
-		return Learned{}, fmt.Errorf("what is held of %s cannot be read, and is to be fetched: %w", f.Domain, err)
+	defer k.flights.end(fl)
+	r := &cache.Record{Domain: f.Domain, ID: f.ID}
+	if held, _ = k.look(f.Domain); held != nil {
+		newer := held.Fetched.Before(f.Fetched.Truncate(time.Second))
+		if !newer || !renews(held, p) {
+			if newer {
+				k.wg.Go(func() { k.fetchNow(f.Domain, "") })
+			}
+			return Learned{Domain: f.Domain, Result: policy.ResultOK, Mode: held.Mode.String(), Held: true}, nil
+		}
+		r.Regular = held.Regular
 	}
 	if rec, err := policy.ParseRecord("v=STSv1; id=" + f.ID); err != nil || rec.ID != f.ID {
-		f.ID = "" // as for a policy whose record was not seen
+		r.ID = "" // as for a policy whose record was not seen
 	}
-	soon := now.Add(takenSettles)
-	r := &cache.Record{
-		Domain: f.Domain, ID: f.ID, Mode: p.Mode, Text: f.Text, Ready: k.o.Prepare(p),
-		Fetched: f.Fetched, Expires: f.Expires,
-		// It counts as used, since it was learned for the mail that will come.
-		Used: now, CheckAt: soon, FetchAt: soon, FetchUnusedAt: soon,
-	}
-	k.timing().schedule(r, now, false)
-	done := &pending{domain: r.Domain, record: r, entry: k.entryOf(r)}
-	if err := k.writer.write(done); err != nil {
-		return Learned{}, err
-	}
-	fl.tried, fl.entry = true, done.entry
-	fl.outcome = Refreshed{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), ID: r.ID, Changed: true}
+	now := k.o.Now()
+	r.Mode, r.Text, r.Match = p.Mode, f.Text, k.o.MatchList(p)
+	r.Fetched, r.Expires = f.Fetched, f.Expires
+	r.Used = now // it was learned for the mail that will come
+	fetchAt(r, now)
+	schedule(r, now, k.o.UnusedAfter)
+	k.store(fl, r, false)
+	fl.tried = true
+	fl.found(k.entryOf(r), r, true)
 	return Learned{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), Taken: true}, nil
+}
+
+// renews says whether a policy is at least as strict as the enforced one that is held.
+func renews(held *cache.Record, p *policy.Policy) bool {
+	old, err := policy.Parse(held.Text)
+	return err == nil && held.Mode == policy.ModeEnforce && p.Mode == policy.ModeEnforce &&
+		!slices.ContainsFunc(p.MX, func(mx string) bool { return !slices.Contains(old.MX, mx) })
 }
 
 // check says whether the policy can be taken over at now, and parses it.
@@ -110,9 +131,9 @@ func (f *Foreign) check(now time.Time) (*policy.Policy, error) {
 	case f.Domain == ProbeDomain:
 		return nil, errProbeDomain
 	case err != nil:
-		return nil, fmt.Errorf("the policy of %s is no policy: %w", f.Domain, err)
+		return nil, fmt.Errorf("the policy of %s does not parse: %w", f.Domain, err)
 	case f.Fetched.After(now.Add(ClockSlack)):
-		return nil, fmt.Errorf("the policy of %s was fetched in the future (%s): see to the clocks", f.Domain, f.Fetched.Format(time.RFC3339))
+		return nil, fmt.Errorf("the policy of %s was fetched in the future (%s): check the clocks", f.Domain, f.Fetched.Format(time.RFC3339))
 	case f.Expires.After(f.Fetched.Add(p.MaxAge)):
 		return nil, fmt.Errorf("the policy of %s would last longer than its max_age", f.Domain)
 	case !f.Expires.After(now):

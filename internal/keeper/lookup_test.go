@@ -1,6 +1,7 @@
-package keeper
+package keeper_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -72,7 +74,7 @@ func TestRFC8461_3_3_ALookupThatCannotWaitIsNotFoundAndTheDiscoveryGoesOn(t *tes
 		s.net.enforced("slow.example", 30*day)
 		s.net.change("slow.example", func(h *fakeHost) { h.takes = 25 * time.Second })
 		begun := time.Now()
-		if _, err := s.lookup(t, "slow.example"); !errors.Is(err, ErrNoPolicy) {
+		if _, err := s.lookup(t, "slow.example"); !errors.Is(err, keeper.ErrNoPolicy) {
 			t.Errorf("lookup: %v", err)
 		}
 		if took := time.Since(begun); took != 20*time.Second {
@@ -89,14 +91,14 @@ func TestRFC8461_3_3_ALookupThatCannotWaitIsNotFoundAndTheDiscoveryGoesOn(t *tes
 }
 
 func TestATarpitDelaysNobodyElse(t *testing.T) {
-	inSite(t, func(o *Options) { o.LookupConcurrency = 4 }, func(t *testing.T, s *site) {
+	inSite(t, func(o *keeper.Options) { o.LookupConcurrency = 4 }, func(t *testing.T, s *site) {
 		for _, d := range []string{"t1.example", "t2.example", "t3.example", "t4.example", "t5.example"} {
 			s.net.set(d, fakeHost{id: "1", tarpit: true})
 			go func() { _, _ = s.lookup(t, d) }()
 		}
 		synctest.Wait()
 		begun := time.Now()
-		if _, err := s.lookup(t, "none.example"); !errors.Is(err, ErrNoPolicy) {
+		if _, err := s.lookup(t, "none.example"); !errors.Is(err, keeper.ErrNoPolicy) {
 			t.Errorf("lookup: %v", err)
 		}
 		if took := time.Since(begun); took != 0 {
@@ -114,7 +116,7 @@ func TestTheDenialIsKeptForItsTTLAMinuteAtLeastAndAnHourAtMost(t *testing.T) {
 			s.net.set("example.com", fakeHost{recordErr: policy.ResultNoRecord, ttl: tt.ttl})
 			_, _ = s.lookup(t, "example.com")
 			time.Sleep(tt.want - time.Second)
-			if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+			if _, err := s.lookup(t, "example.com"); !errors.Is(err, keeper.ErrNoPolicy) {
 				t.Error(err)
 			}
 			if n, _ := s.net.asked("example.com"); n != 1 {
@@ -134,7 +136,7 @@ func TestRFC8461_3_3_AFailedDiscoveryIsNotTriedAgainForFiveMinutesAndThenForLong
 		s.net.set("example.com", fakeHost{id: "1", fetchErr: policy.ResultFetch})
 		asked := func() int { _, n := s.net.asked("example.com"); return n }
 		for second := range 2 * 60 * 60 {
-			if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+			if _, err := s.lookup(t, "example.com"); !errors.Is(err, keeper.ErrNoPolicy) {
 				t.Fatalf("after %d s: %v", second, err)
 			}
 			if second == 299 && asked() != 1 {
@@ -173,7 +175,7 @@ func TestRFC8461_3_3_APolicyIsHeldUntilItsMaxAgeRunsOutWhateverTheRecordSays(t *
 			s.mustHold(t, "example.com")
 		}
 		time.Sleep(time.Hour)
-		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, keeper.ErrNoPolicy) {
 			t.Errorf("after max_age: %v", err)
 		}
 	})
@@ -189,51 +191,6 @@ func TestMaxAgeZeroCountsForAMinute(t *testing.T) {
 		if _, n := s.net.asked("example.com"); n != 3 {
 			t.Errorf("%d fetches in three minutes", n)
 		}
-	})
-}
-
-func TestADamagedPolicyMakesMailWaitUntilItIsFetchedAgain(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", 30*day)
-		s.mustHold(t, "example.com")
-		s.disk.set(func(d *faultyStore) { d.damaged["example.com"] = true })
-		s.net.change("example.com", func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
-		for range 3 {
-			if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrUnreadable) {
-				t.Fatalf("lookup: %v", err)
-			}
-			time.Sleep(4 * time.Minute)
-		}
-		s.net.enforced("example.com", 30*day)
-		time.Sleep(time.Hour)
-		s.mustHold(t, "example.com")
-	})
-}
-
-func TestASlowDiskHoldsUpAFindForTwoSecondsAndThenItIsAnsweredFromMemory(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		gate := make(chan struct{})
-		s.disk.set(func(d *faultyStore) { d.gate = gate })
-		s.net.enforced("example.com", 30*day)
-		begun := time.Now()
-		s.mustHold(t, "example.com")
-		if took := time.Since(begun); took != commitWait {
-			t.Errorf("answered after %s", took)
-		}
-		begun = time.Now()
-		s.mustHold(t, "example.com")
-		if took := time.Since(begun); took != 0 {
-			t.Errorf("answered from memory after %s", took)
-		}
-		if _, n := s.net.asked("example.com"); n != 1 {
-			t.Errorf("%d fetches", n)
-		}
-		close(gate)
-		synctest.Wait()
-		if late := s.writer.lates.Load(); late != 0 {
-			t.Errorf("%d policies are still late", late)
-		}
-		s.mustHold(t, "example.com")
 	})
 }
 
@@ -253,7 +210,7 @@ func TestAFullDiskLosesNoPolicyAndIsTriedAgain(t *testing.T) {
 			t.Errorf("the log does not say so:\n%s", s.log)
 		}
 		s.disk.set(func(d *faultyStore) { d.full = false })
-		time.Sleep(commitRetryMax)
+		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		for _, d := range []string{"a.example", "b.example", "c.example"} {
 			if _, err := s.disk.Store.Get(d); err != nil {
@@ -309,33 +266,14 @@ func TestAListingIsWholeWhereWhatWaitsForTheDiskIsPartOfIt(t *testing.T) {
 			}
 		}
 		// Pages on which everything was forgotten do not end it.
-		for _, d := range want[:5] {
+		for _, d := range want[1:5] {
 			_, _, _ = s.Forget(t.Context(), d) // on a full disk
 		}
-		if got := s.listed(t, 2); !slices.Equal(got, want[5:]) {
-			t.Errorf("after some were forgotten: %d domains, not %d", len(got), len(want)-5)
+		if got := s.listed(t, 2); !slices.Equal(got[1:], want[5:]) {
+			t.Errorf("after some were forgotten: %d domains, not %d", len(got), len(want)-4)
 		}
 		s.disk.set(func(d *faultyStore) { d.full = false })
 		settle(time.Minute)
-	})
-}
-
-func TestWhenTooMuchWaitsForTheDiskNewPoliciesAreAnsweredAndNotKept(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		s.disk.set(func(d *faultyStore) { d.full = true })
-		synctest.Wait()
-		for i := range maxPending {
-			r := &cache.Record{Domain: fmt.Sprintf("x%d.example", i), Mode: policy.ModeNone}
-			if err := s.writer.enqueue(&pending{domain: r.Domain, record: r, entry: s.entryOf(r)}); err != nil {
-				t.Fatalf("after %d: %v", i, err)
-			}
-		}
-		s.net.enforced("example.com", 30*day)
-		s.mustHold(t, "example.com")
-		s.mustHold(t, "example.com")
-		if _, n := s.net.asked("example.com"); n != 1 || s.Stats().NotKept != 1 {
-			t.Errorf("%d fetches, %d not kept", n, s.Stats().NotKept)
-		}
 	})
 }
 
@@ -350,43 +288,12 @@ func TestForgetDropsThePolicyFromMemoryAndDisk(t *testing.T) {
 			t.Fatalf("forget: %v, %v", found, err)
 		}
 		s.net.change("example.com", func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
-		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, keeper.ErrNoPolicy) {
 			t.Errorf("after forget: %v", err)
 		}
 		if found, _, _ := s.Forget(t.Context(), "example.com"); found {
 			t.Error("found once more")
 		}
-	})
-}
-
-func TestForgetDropsRememberedFailuresAndSaysSo(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		fails := func(domain string) {
-			t.Helper()
-			s.net.enforced(domain, 30*day)
-			s.net.change(domain, func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
-			if _, err := s.lookup(t, domain); !errors.Is(err, ErrNoPolicy) {
-				t.Fatal(err)
-			}
-		}
-		fails("a.example")
-		for _, want := range []bool{true, false} {
-			if held, failure, err := s.Forget(t.Context(), "a.example"); err != nil || held || failure != want {
-				t.Errorf("held %v, a failure %v, %v", held, failure, err)
-			}
-		}
-		fails("a.example")
-		fails("b.example")
-		for _, want := range []int{2, 0} {
-			if n := s.ForgetFailures(); n != want {
-				t.Errorf("%d failures forgotten, not %d", n, want)
-			}
-		}
-		if s.negative.bytes != 0 {
-			t.Errorf("%d bytes are left", s.negative.bytes)
-		}
-		s.net.change("b.example", func(h *fakeHost) { h.recordErr = "" })
-		s.mustHold(t, "b.example")
 	})
 }
 
@@ -409,11 +316,115 @@ func TestWhatWasFoundSurvivesARestart(t *testing.T) {
 	})
 }
 
+func TestADamagedOrUnreadablePolicyMakesMailWaitUntilItIsFetchedAgain(t *testing.T) {
+	for name, fault := range map[string]func(*faultyStore){
+		"damaged":    func(d *faultyStore) { d.damaged["example.com"] = true },
+		"unreadable": func(d *faultyStore) { d.unreadable = true },
+	} {
+		inSite(t, nil, func(t *testing.T, s *site) {
+			s.net.enforced("example.com", 30*day)
+			s.mustHold(t, "example.com")
+			s.disk.set(fault)
+			s.net.change("example.com", func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
+			for range 3 {
+				if _, err := s.lookup(t, "example.com"); !errors.Is(err, keeper.ErrUnreadable) {
+					t.Fatalf("%s: %v", name, err)
+				}
+				time.Sleep(4 * time.Minute)
+			}
+			s.net.enforced("example.com", 30*day)
+			time.Sleep(time.Hour)
+			s.mustHold(t, "example.com")
+		})
+	}
+}
+
+func TestASlowDiskHoldsUpAFindForTwoSecondsAndThenItIsAnsweredFromMemory(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		gate := make(chan struct{})
+		s.disk.set(func(d *faultyStore) { d.gate = gate })
+		s.net.enforced("example.com", 30*day)
+		for _, want := range []time.Duration{2 * time.Second, 0} {
+			begun := time.Now()
+			s.mustHold(t, "example.com")
+			if took := time.Since(begun); took != want {
+				t.Errorf("answered after %s", took)
+			}
+		}
+		if _, n := s.net.asked("example.com"); n != 1 || s.Stats().Pending != 1 {
+			t.Errorf("%d fetches, %d pending", n, s.Stats().Pending)
+		}
+		time.Sleep(9 * time.Second)
+		synctest.Wait()
+		if !s.Stats().Failing || strings.Count(s.log.String(), "a commit of the cache does not end") != 1 {
+			t.Errorf("a commit under way for 11 s is not told: %s", s.log)
+		}
+		close(gate)
+		synctest.Wait()
+		if got := s.Stats(); got.Failing || got.Pending != 0 {
+			t.Errorf("once it has ended: %+v", got)
+		}
+		s.mustHold(t, "example.com")
+	})
+}
+
+func TestWhenTooMuchWaitsForTheDiskNewPoliciesAreAnsweredAndNotKept(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.disk.set(func(d *faultyStore) { d.full = true })
+		long := strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 550)
+		const domains = 400
+		for i := range domains {
+			d := fmt.Sprintf("d%d.example", i)
+			s.net.set(d, fakeHost{id: "1", text: policyText("enforce", 30*day, "mx."+d) + long})
+			go func() { _, _ = s.lookup(t, d) }()
+		}
+		settle(10 * time.Second)
+		notKept := s.Stats().NotKept
+		if notKept == 0 || notKept == domains {
+			t.Errorf("%d are not kept", notKept)
+		}
+		s.mustHold(t, fmt.Sprintf("d%d.example", domains-1))
+		s.disk.set(func(d *faultyStore) { d.full = false })
+		settle(10 * time.Second)
+		if page, _, err := s.disk.Store.List("", 1000); err != nil || int64(len(page)) > domains-notKept || len(page) == 0 {
+			t.Errorf("%d are on disk, %v", len(page), err)
+		}
+	})
+}
+
+func TestForgetDropsRememberedFailuresAndSaysSo(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		fails := func(domain string) {
+			t.Helper()
+			s.net.enforced(domain, 30*day)
+			s.net.change(domain, func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
+			if _, err := s.lookup(t, domain); !errors.Is(err, keeper.ErrNoPolicy) {
+				t.Fatal(err)
+			}
+		}
+		fails("a.example")
+		for _, want := range []bool{true, false} {
+			if held, failure, err := s.Forget(t.Context(), "a.example"); err != nil || held || failure != want {
+				t.Errorf("held %v, a failure %v, %v", held, failure, err)
+			}
+		}
+		fails("a.example")
+		fails("b.example")
+		for _, want := range []int{2, 0} {
+			if n := s.ForgetFailures(); n != want {
+				t.Errorf("%d failures forgotten, not %d", n, want)
+			}
+		}
+		s.net.change("b.example", func(h *fakeHost) { h.recordErr = "" })
+		s.mustHold(t, "b.example")
+	})
+}
+
 func TestARepeatedLookupAllocatesNothing(t *testing.T) {
 	net := newFakeNet()
 	net.enforced("example.com", 30*day)
 	s := openSite(t, t.TempDir()+"/cache.db", net, nil)
-	var h Held
+	var h keeper.Held
 	domain := []byte("example.com")
 	look := func() {
 		if err := s.Lookup(t.Context(), domain, &h); err != nil {
@@ -424,7 +435,7 @@ func TestARepeatedLookupAllocatesNothing(t *testing.T) {
 	look()
 	look()
 	if h.Entry == nil {
-		t.Fatal("not in the table after three uses")
+		t.Fatal("not in memory after three uses")
 	}
 	if n := testing.AllocsPerRun(100, look); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -434,37 +445,142 @@ func TestARepeatedLookupAllocatesNothing(t *testing.T) {
 	}
 }
 
-// afterUpgrade runs a test in a site whose store holds the policy of
-// example.com, prepared by a version with another format.
-func afterUpgrade(t *testing.T, test func(*testing.T, *site)) {
-	t.Helper()
+func TestAMatchListOfAnotherRuleIsRenderedAgain(t *testing.T) {
 	path := t.TempDir() + "/cache.db"
 	synctest.Test(t, func(t *testing.T) {
 		net := newFakeNet()
-		s := openSite(t, path, net, func(o *Options) {
-			o.Prepare = func(*policy.Policy) []byte { return []byte("older format") }
+		s := openSite(t, path, net, func(o *keeper.Options) {
+			o.MatchList = func(*policy.Policy) []byte { return []byte("older rule") }
 		})
 		net.enforced("example.com", 30*day)
+		net.enforced("odd.example", 30*day)
 		s.mustHold(t, "example.com")
+		s.mustHold(t, "odd.example")
+		r := mustGet(t, s, "odd.example")
+		r.Text = []byte("of a grammar that is no more")
+		if _, err := s.disk.Store.Write([]cache.Op{{Put: &r}}); err != nil {
+			t.Fatal(err)
+		}
 		if err := s.stop(); err != nil {
 			t.Fatal(err)
 		}
-		s = openSite(t, path, net, func(o *Options) {
-			o.Current = func(ready []byte) bool { return string(ready) != "older format" }
+		for _, domain := range []string{"example.com", "odd.example"} {
+			net.change(domain, func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
+		}
+		s = openSite(t, path, net, func(o *keeper.Options) {
+			o.MatchListCurrent = func(list []byte) bool { return string(list) != "older rule" }
 		})
-		test(t, s)
+		for range 48 { // through memory, and through failed fetches
+			if got := s.mustHold(t, "example.com"); got != "enforce [mx.example.com]" {
+				t.Fatalf("held %q", got)
+			}
+			settle(time.Hour)
+		}
+		if _, err := s.lookup(t, "odd.example"); !errors.Is(err, keeper.ErrUnreadable) {
+			t.Errorf("a text that this version does not understand: %v", err)
+		}
+		net.enforced("odd.example", 30*day)
+		settle(2 * time.Hour)
+		s.mustHold(t, "odd.example")
 		if err := s.stop(); err != nil {
 			t.Fatal(err)
 		}
 	})
 }
 
-func TestWhatAnotherVersionHasPreparedIsPreparedAgain(t *testing.T) {
-	afterUpgrade(t, func(t *testing.T, s *site) {
+func TestALookupThatIsBrokenOffIsNotTakenForNoPolicy(t *testing.T) {
+	path := t.TempDir() + "/cache.db"
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		s := openSite(t, path, net, nil)
+		net.enforced("slow.example", 30*day)
+		net.change("slow.example", func(h *fakeHost) { h.takes = 15 * time.Second })
+		ctx, cancel := context.WithCancel(t.Context())
+		errs := make(chan error, 2)
+		go func() {
+			var h keeper.Held
+			errs <- s.Lookup(ctx, []byte("slow.example"), &h)
+		}()
+		synctest.Wait()
+		cancel()
+		if err := <-errs; !errors.Is(err, keeper.ErrBrokenOff) {
+			t.Errorf("the caller gives up: %v", err)
+		}
+		go func() { _, err := s.lookup(t, "slow.example"); errs <- err }()
+		synctest.Wait()
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+		if err := <-errs; !errors.Is(err, keeper.ErrBrokenOff) {
+			t.Errorf("the daemon ends: %v", err)
+		}
+	})
+}
+
+// What this machine is to blame for is neither remembered nor taken for "no
+// policy".
+func TestWhatIsOurOwnFaultMakesMailWait(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.set("example.com", fakeHost{id: "1", fetchErr: policy.ResultFetch, cause: policy.ErrProxy})
 		for range 3 {
-			if got := s.mustHold(t, "example.com"); got != "enforce [mx.example.com]" {
-				t.Errorf("held %q", got)
+			if _, err := s.lookup(t, "example.com"); !errors.Is(err, keeper.ErrOurFault) {
+				t.Errorf("lookup: %v", err)
 			}
+		}
+		if _, fetches := s.net.asked("example.com"); fetches != 3 {
+			t.Errorf("%d fetches", fetches)
+		}
+		if n, ok := s.Negative("example.com"); ok {
+			t.Errorf("remembered: %+v", n)
+		}
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+	})
+}
+
+func TestALookupSaysWhenItBeganUnlessMemoryHasTheAnswer(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		timed := 0
+		for range 10 {
+			var h keeper.Held
+			if err := s.Lookup(t.Context(), []byte("example.com"), &h); err != nil {
+				t.Fatal(err)
+			}
+			if !h.Since.IsZero() {
+				timed++
+			}
+		}
+		if timed == 0 || timed > 3 { // the discovery, and until it is in memory
+			t.Errorf("%d of 10 lookups were timed", timed)
+		}
+	})
+}
+
+func TestAPolicyThatTheStoreRefusesIsAnsweredFromMemoryAndFollowed(t *testing.T) {
+	path := memoryDir(t) + "/cache.db"
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		s := openSiteOf(t, path, 1<<20, net, nil)
+		refused := ""
+		for i := 0; s.Stats().Refused == 0; i++ {
+			refused = fmt.Sprintf("d%d.example", i)
+			net.set(refused, fakeHost{id: "1", text: policyText("testing", 30*day, "mx.example.net") + strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 100)})
+			s.mustHold(t, refused)
+		}
+		before := s.Stats().Fetches
+		if r := mustGet(t, s, refused); r.ID != "1" {
+			t.Errorf("record %+v", r)
+		}
+		net.set(refused, fakeHost{id: "2", text: policyText("testing", 30*day, "new.example.net")})
+		settle(6 * time.Minute)
+		s.mustHold(t, refused)
+		settle(time.Minute)
+		if got := s.mustHold(t, refused); !strings.Contains(got, "new.example.net") || s.Stats().Fetches == before {
+			t.Errorf("held %q", got)
+		}
+		if err := s.stop(); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -1,8 +1,9 @@
-package keeper
+package keeper_test
 
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -10,14 +11,9 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
-
-// settle lets what is under way end, within the bubble's time.
-func settle(d time.Duration) {
-	time.Sleep(d)
-	synctest.Wait()
-}
 
 func TestRFC8461_3_3_APolicyInUseIsFetchedDaily(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
@@ -28,47 +24,6 @@ func TestRFC8461_3_3_APolicyInUseIsFetchedDaily(t *testing.T) {
 		}
 		if _, n := s.net.asked("example.com"); n < 10 || n > 16 {
 			t.Errorf("%d fetches in ten days of use", n)
-		}
-	})
-}
-
-func TestAPolicyNotInUseIsFetchedRarelyAndAfter90DaysLeftToExpire(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", 30*day)
-		s.mustHold(t, "example.com")
-		settle(60 * day)
-		if _, n := s.net.asked("example.com"); n < 3 || n > 7 {
-			t.Errorf("%d fetches in 60 days without use", n)
-		}
-		settle(35 * day)
-		_, before := s.net.asked("example.com")
-		settle(60 * day)
-		if _, after := s.net.asked("example.com"); after != before {
-			t.Errorf("fetched %d times after 95 days without use", after-before)
-		}
-		if _, err := s.disk.Store.Get("example.com"); err == nil {
-			t.Error("a week after it has expired it is still there")
-		}
-	})
-}
-
-func TestAUseIsNotForgottenWhereChecksAreRarerThanTheBitmapsAreRotated(t *testing.T) {
-	inSite(t, func(o *Options) { o.Interval = 10 * day }, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", 60*day)
-		s.mustHold(t, "example.com")
-		settle(2 * day)
-		checks, fetches := s.net.asked("example.com")
-		s.mustHold(t, "example.com")
-		used := time.Now()
-		settle(2 * day)
-		if r := mustGet(t, s, "example.com"); r.Used.Before(used.Add(-time.Second)) {
-			t.Errorf("used %v before the last use", used.Sub(r.Used))
-		}
-		if _, n := s.net.asked("example.com"); n == fetches {
-			t.Error("a policy in use was not fetched within two days")
-		}
-		if n, _ := s.net.asked("example.com"); n > checks+4 { // the recheck, and with each fetch
-			t.Errorf("%d TXT lookups in two days", n-checks)
 		}
 	})
 }
@@ -152,97 +107,6 @@ func TestALookupAsksForTheRecordOnceInRecheck(t *testing.T) {
 	})
 }
 
-func TestARecheckNeedsNoSecondSlot(t *testing.T) {
-	inSite(t, func(o *Options) { o.RefreshConcurrency = 1 }, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", 30*day)
-		s.mustHold(t, "example.com")
-		s.net.change("example.com", func(h *fakeHost) { h.id, h.text = "2", policyText("enforce", 30*day, "new.example.com") })
-		settle(6 * time.Minute)
-		s.mustHold(t, "example.com")
-		settle(10 * time.Second)
-		if got := s.mustHold(t, "example.com"); !strings.Contains(got, "new.example.com") {
-			t.Errorf("held %q", got)
-		}
-	})
-}
-
-func TestAllSlotsCanBeHeldAtOnce(t *testing.T) {
-	const slots = 3
-	inSite(t, func(o *Options) { o.RefreshConcurrency = slots }, func(t *testing.T, s *site) {
-		gate := make(chan struct{})
-		for i := range 2 * slots {
-			d := fmt.Sprintf("d%d.example", i)
-			s.net.enforced(d, 30*day)
-			s.mustHold(t, d)
-			s.net.change(d, func(h *fakeHost) { h.recordGate = gate })
-		}
-		settle(day + idlePoll) // checks are due, and wait
-		if n := len(s.check.slots); n != slots {
-			t.Errorf("%d of %d slots are held", n, slots)
-		}
-		close(gate)
-	})
-}
-
-// However many rechecks lookups want, what is due for a check is checked.
-func TestRechecksDoNotKeepTheCheckLineFromWhatIsDue(t *testing.T) {
-	inSite(t, func(o *Options) { o.CheckRate = 0.1 }, func(t *testing.T, s *site) {
-		const n = 60 // more than twice what can be checked in recheck
-		for i := range n {
-			s.net.enforced(fmt.Sprintf("d%d.example", i), 30*day)
-			s.mustHold(t, fmt.Sprintf("d%d.example", i))
-		}
-		s.net.enforced("quiet.example", 30*day)
-		s.mustHold(t, "quiet.example")
-		for range 26 * 12 { // a day and two hours
-			for i := range n {
-				s.mustHold(t, fmt.Sprintf("d%d.example", i))
-			}
-			settle(5 * time.Minute)
-		}
-		if got, _ := s.net.asked("quiet.example"); got < 2 {
-			t.Error("in a day it was not checked")
-		}
-	})
-}
-
-// A store whose index has lost a policy never says that it is due.
-type forgetfulStore struct{ Store }
-
-func (forgetfulStore) Due(cache.Lane, time.Time, int) ([]cache.Due, time.Time, error) {
-	return nil, time.Time{}, nil
-}
-
-func TestAPolicyThatTheIndexHasLostIsFetchedWhenItIsAskedFor(t *testing.T) {
-	inSite(t, func(o *Options) { o.Store = forgetfulStore{o.Store} }, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", 3*day)
-		for range 10 * 24 {
-			s.mustHold(t, "example.com")
-			settle(time.Hour)
-		}
-		if n := s.Stats().Discoveries; n != 1 {
-			t.Errorf("it has expired and was found anew %d times", n-1)
-		}
-	})
-}
-
-func TestAFloodOfRechecksIsDroppedAndCounted(t *testing.T) {
-	s := openSite(t, t.TempDir()+"/cache.db", newFakeNet(), nil)
-	if err := s.stop(); err != nil { // nothing drains the queue now
-		t.Fatal(err)
-	}
-	for i := range 3 * recheckQueue {
-		d := fmt.Sprintf("x%d.example", i)
-		s.wantRecheck(uint64(i)<<8|uint64(i)<<32, []byte(d), 1e9, 300)
-	}
-	if len(s.check.urgent) != recheckQueue {
-		t.Errorf("%d wait", len(s.check.urgent))
-	}
-	if got := s.Stats().RechecksDropped; got != 2*recheckQueue {
-		t.Errorf("%d dropped", got)
-	}
-}
-
 func TestRFC8461_8_1_ANewIDWithTheOldTextIsSeenOnlyWhenASecondFetchAgrees(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
@@ -281,47 +145,8 @@ func TestRFC8461_8_1_ASecondFetchThatAgreesSettlesTheNewID(t *testing.T) {
 	})
 }
 
-func TestRFC8461_8_1_FetchesByTheAdministratorDoNotSettleANewIDTooSoon(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", 30*day)
-		s.mustHold(t, "example.com")
-		s.net.change("example.com", func(h *fakeHost) { h.id = "2" })
-		seen := time.Now()
-		for range 9 {
-			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
-				t.Fatal(err)
-			}
-			if r := mustGet(t, s, "example.com"); r.ID != "1" || r.PendingID != "2" {
-				t.Fatalf("%v after the first sight: id %q, pending %q", time.Since(seen), r.ID, r.PendingID)
-			}
-			settle(time.Minute)
-		}
-		settle(confirmWithin)
-		if r := mustGet(t, s, "example.com"); r.ID != "2" || r.PendingID != "" {
-			t.Errorf("%v after the first sight: id %q, pending %q", time.Since(seen), r.ID, r.PendingID)
-		}
-	})
-}
-
-func TestALookupThatJoinsARefreshIsAnsweredFromWhatIsOnDisk(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", time.Hour)
-		s.mustHold(t, "example.com")
-		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
-		settle(time.Until(mustGet(t, s, "example.com").Expires) - 20*time.Second)
-		s.net.enforced("example.com", time.Hour)
-		s.net.change("example.com", func(h *fakeHost) { h.takes = 25 * time.Second })
-		s.fetch.hurry("example.com") // under way when the policy expires
-		settle(21 * time.Second)
-		s.mustHold(t, "example.com")
-		if r, err := s.disk.Store.Get("example.com"); err != nil || !r.Expires.After(time.Now()) {
-			t.Errorf("on disk it expires %v, %v", r.Expires, err)
-		}
-	})
-}
-
 func TestRFC8461_3_3_AfterAFailedFetchTheSameIDWaitsFiveMinutes(t *testing.T) {
-	inSite(t, func(o *Options) { o.Recheck = time.Second }, func(t *testing.T, s *site) {
+	inSite(t, func(o *keeper.Options) { o.Recheck = time.Second }, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
 		s.mustHold(t, "example.com")
 		s.net.change("example.com", func(h *fakeHost) { h.id, h.fetchErr = "2", policy.ResultFetch })
@@ -334,51 +159,6 @@ func TestRFC8461_3_3_AfterAFailedFetchTheSameIDWaitsFiveMinutes(t *testing.T) {
 			t.Errorf("%d fetches in five minutes, the first one included", n)
 		}
 	})
-}
-
-func TestAFailedFetchIsTriedAgainWhenTheLogSaysSo(t *testing.T) {
-	for _, result := range []policy.Result{policy.ResultFetch, policy.ResultBusy} {
-		inSite(t, nil, func(t *testing.T, s *site) {
-			s.net.enforced("example.com", 30*day)
-			for range 2 {
-				s.mustHold(t, "example.com")
-			}
-			// First a fetch that succeeds, so that the host was asked of late.
-			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
-				t.Fatal(err)
-			}
-			s.net.change("example.com", func(h *fakeHost) { h.fetchErr = result })
-			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
-				t.Fatal(err)
-			}
-			failed := time.Now()
-			_, before := s.net.asked("example.com")
-			next := mustGet(t, s, "example.com").FetchAt
-			if wait := next.Sub(failed); wait < firstBackoff-time.Second || wait > firstBackoff*5/4 {
-				t.Errorf("%s: the next try is to be %v after the failure", result, wait)
-			}
-			if told := "next=" + next.Format(time.RFC3339); result == policy.ResultFetch && !strings.Contains(s.log.String(), told) {
-				t.Errorf("no %s in the log:\n%s", told, s.log)
-			}
-			settle(time.Until(next) - time.Second)
-			if _, n := s.net.asked("example.com"); n != before {
-				t.Errorf("%s: tried %d times before", result, n-before)
-			}
-			settle(10 * time.Second)
-			if _, n := s.net.asked("example.com"); n != before+1 {
-				t.Errorf("%s: tried %d times at the moment that was drawn", result, n-before)
-			}
-		})
-	}
-}
-
-func mustGet(t *testing.T, s *site, domain string) cache.Record {
-	t.Helper()
-	r, err := s.Get(domain)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
 }
 
 func TestAPolicyThatIsRefreshedIsAnsweredFromMemoryAtOnce(t *testing.T) {
@@ -410,25 +190,6 @@ func TestRefreshOfADomainNotHeldDiscoversIt(t *testing.T) {
 	})
 }
 
-func TestARefreshThatFindsThePolicyExpiredDoesNotSwallowALookup(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", time.Hour)
-		s.mustHold(t, "example.com")
-		settle(61 * time.Minute)
-		fl, mine := s.flights.join("example.com")
-		if !mine {
-			t.Fatal("a flight is under way")
-		}
-		done := make(chan error, 1)
-		go func() { _, err := s.lookup(t, "example.com"); done <- err }()
-		synctest.Wait()
-		s.flights.end("example.com", fl) // the refresher saw nothing to do
-		if err := <-done; err != nil {
-			t.Errorf("lookup: %v", err)
-		}
-	})
-}
-
 func TestTheRefresherDoesNotSpinOnADamagedRecord(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 4*day)
@@ -437,50 +198,16 @@ func TestTheRefresherDoesNotSpinOnADamagedRecord(t *testing.T) {
 		s.mustHold(t, "good.example")
 		s.disk.set(func(d *faultyStore) { d.damaged["example.com"] = true })
 		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
-		for range 3 * 24 {
+		for range 4*24 - 8 {
 			s.mustHold(t, "good.example")
 			settle(time.Hour)
 		}
-		if _, n := s.net.asked("example.com"); n < 2 || n > 3*24*7 {
-			t.Errorf("%d fetches of the damaged one in three days", n)
+		if _, n := s.net.asked("example.com"); n < 2 || n > 4*24*7 {
+			t.Errorf("%d fetches of the damaged one in four days", n)
 		}
 		s.net.enforced("example.com", 4*day)
 		settle(2 * time.Hour)
 		s.mustHold(t, "example.com")
-	})
-}
-
-func TestOneErrorSaysThatNothingSucceedsAnyMore(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		for i := range 10 {
-			d := strings.Repeat("x", i+1) + ".example"
-			s.net.set(d, fakeHost{id: "1", fetchErr: policy.ResultFetch})
-			_, _ = s.lookup(t, d)
-			settle(time.Minute)
-		}
-		if n := strings.Count(s.log.String(), "no policy fetch has succeeded"); n != 1 || !s.Stats().Trouble {
-			t.Errorf("said %d times, trouble %v\n%s", n, s.Stats().Trouble, s.log)
-		}
-		s.net.enforced("good.example", day)
-		s.mustHold(t, "good.example")
-		settle(2 * time.Minute)
-		if s.Stats().Trouble || !strings.Contains(s.log.String(), "it works again") {
-			t.Error("still in trouble")
-		}
-	})
-}
-
-func TestAPanicInADiscoveryIsSurvivedAndNotFound(t *testing.T) {
-	inSite(t, func(o *Options) {
-		o.Prepare = func(*policy.Policy) []byte { panic("on purpose") }
-	}, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", day)
-		if _, err := s.lookup(t, "example.com"); !errors.Is(err, ErrNoPolicy) {
-			t.Error(err)
-		}
-		if s.Stats().Panics != 1 {
-			t.Errorf("%d panics counted", s.Stats().Panics)
-		}
 	})
 }
 
@@ -506,4 +233,149 @@ func TestRefreshesByTheAdministratorKeepToTheRateOfFetches(t *testing.T) {
 			t.Errorf("%d fetches in %s, want %s at 20 a second", n, took, least)
 		}
 	})
+}
+
+func TestAPanicInADiscoveryIsSurvivedAndOurFault(t *testing.T) {
+	inSite(t, func(o *keeper.Options) {
+		o.MatchList = func(*policy.Policy) []byte { panic("on purpose") }
+	}, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", day)
+		if _, err := s.lookup(t, "example.com"); !errors.Is(err, keeper.ErrOurFault) {
+			t.Error(err)
+		}
+		if s.Stats().Panics != 1 {
+			t.Errorf("%d panics counted", s.Stats().Panics)
+		}
+	})
+}
+
+func TestNothingIsDeletedForADayAfterAStartWithAClockThatMayBeAhead(t *testing.T) {
+	path := filepath.Join(memoryDir(t), "cache.db")
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		s := openSite(t, path, net, nil)
+		net.enforced("example.com", day)
+		s.mustHold(t, "example.com")
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+		settle(9 * day) // switched off, or so the clock says
+		s = openSite(t, path, net, nil)
+		settle(day - time.Minute)
+		if _, err := s.disk.Store.Get("example.com"); err != nil {
+			t.Errorf("before a day has passed: %v", err)
+		}
+		settle(20 * time.Minute)
+		if _, err := s.disk.Store.Get("example.com"); !errors.Is(err, cache.ErrNotFound) {
+			t.Errorf("after it: %v\n%s", err, s.log)
+		}
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRFC8461_8_1_FetchesByTheAdministratorDoNotSettleANewIDTooSoon(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.id = "2" })
+		for range 9 {
+			if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+				t.Fatal(err)
+			}
+			if r := mustGet(t, s, "example.com"); r.ID != "1" || r.PendingID != "2" {
+				t.Fatalf("id %q, pending %q", r.ID, r.PendingID)
+			}
+			settle(time.Minute)
+		}
+		settle(time.Hour)
+		if r := mustGet(t, s, "example.com"); r.ID != "2" || r.PendingID != "" {
+			t.Errorf("id %q, pending %q", r.ID, r.PendingID)
+		}
+	})
+}
+
+// The id changes all the time, and the domain is asked for all the time.
+func TestOneDomainIsFetchedNoMoreThanOnceInTenMinutes(t *testing.T) {
+	inSite(t, func(o *keeper.Options) { o.Recheck = time.Minute }, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		for i := range 10 * 60 {
+			s.net.change("example.com", func(h *fakeHost) {
+				h.id, h.text = fmt.Sprint(i), policyText("enforce", 30*day, fmt.Sprintf("mx%d.example.com", i))
+			})
+			s.mustHold(t, "example.com")
+			settle(time.Minute)
+		}
+		if _, n := s.net.asked("example.com"); n < 20 || n > 62 {
+			t.Errorf("%d fetches in ten hours", n)
+		}
+	})
+}
+
+func TestAFailedFetchIsTriedAgainWhenTheLogSaysSo(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultFetch })
+		if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+			t.Fatal(err)
+		}
+		next := mustGet(t, s, "example.com").FetchAt
+		if wait := time.Until(next); wait < 5*time.Minute-time.Second || wait > 5*time.Minute*5/4 {
+			t.Errorf("the next try is %v after the failure", wait)
+		}
+		if told := "next=" + next.Format(time.RFC3339); !strings.Contains(s.log.String(), told) {
+			t.Errorf("no %s in the log:\n%s", told, s.log)
+		}
+		settle(time.Until(next) - time.Second)
+		if _, n := s.net.asked("example.com"); n != 2 {
+			t.Errorf("tried %d times before", n-2)
+		}
+		settle(90 * time.Second)
+		if _, n := s.net.asked("example.com"); n != 3 {
+			t.Errorf("tried %d times at the moment that was drawn", n-2)
+		}
+	})
+}
+
+func TestTheRefresherDoesNotSpinWhenNothingCanBeWritten(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		for i := range 20 {
+			s.net.enforced(fmt.Sprintf("d%d.example", i), 2*day)
+			s.mustHold(t, fmt.Sprintf("d%d.example", i))
+		}
+		s.disk.set(func(d *faultyStore) { d.full = true })
+		settle(day)
+		if n := s.net.total("d"); n > 20*3 {
+			t.Errorf("%d fetches of 20 policies", n)
+		}
+		s.disk.set(func(d *faultyStore) { d.full = false })
+		settle(time.Hour)
+	})
+}
+
+func TestADomainAskedForEachMinuteNeverExpires(t *testing.T) {
+	neverExpires(t, 15*time.Minute, 6*time.Hour)
+}
+
+func neverExpires(t *testing.T, maxAges ...time.Duration) {
+	t.Helper()
+	for _, maxAge := range maxAges {
+		inSite(t, nil, func(t *testing.T, s *site) {
+			s.net.enforced("example.com", maxAge)
+			s.mustHold(t, "example.com")
+			for range 8 * max(maxAge, 3*time.Hour) / time.Minute {
+				settle(time.Minute)
+				s.mustHold(t, "example.com")
+				if r := mustGet(t, s, "example.com"); !time.Now().Before(r.Expires) {
+					t.Fatalf("max_age %v: it has expired", maxAge)
+				}
+			}
+			records, fetches := s.net.asked("example.com")
+			if most := int(8*max(maxAge, 3*time.Hour)/(10*time.Minute)) + 1; fetches > most {
+				t.Errorf("max_age %v: %d fetches, %d TXT questions", maxAge, fetches, records)
+			}
+		})
+	}
 }

@@ -1,10 +1,12 @@
-package keeper
+package keeper_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -30,18 +32,6 @@ func TestAFailureToRefreshIsAnErrorOnceTheEndIsNear(t *testing.T) {
 	})
 }
 
-func TestARecordThatIsGoneIsTold(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		s.net.enforced("example.com", 30*day)
-		s.mustHold(t, "example.com")
-		s.net.change("example.com", func(h *fakeHost) { h.recordErr = policy.ResultNoRecord })
-		settle(5 * day)
-		if !strings.Contains(s.log.String(), "MTA-STS record is gone") {
-			t.Errorf("%s", s.log)
-		}
-	})
-}
-
 func TestADeadResolverIsToldApartFromCertificatesThatNobodyTrusts(t *testing.T) {
 	for _, test := range []struct {
 		name                     string
@@ -61,7 +51,7 @@ func TestADeadResolverIsToldApartFromCertificatesThatNobodyTrusts(t *testing.T) 
 				settle(time.Minute)
 			}
 			got := s.Stats()
-			if got.DNSDead != test.dns || got.FetchDead != test.fetch || got.Untrusted != test.untrustedToo || !got.Trouble {
+			if got.DNSDead != test.dns || got.FetchDead != test.fetch || got.Untrusted != test.untrustedToo {
 				t.Errorf("%s: %+v", test.name, got)
 			}
 			if n := strings.Count(s.log.String(), "level=ERROR"); n != 1 || !strings.Contains(s.log.String(), test.line) {
@@ -69,22 +59,6 @@ func TestADeadResolverIsToldApartFromCertificatesThatNobodyTrusts(t *testing.T) 
 			}
 		})
 	}
-}
-
-func TestALateRefresherIsOneError(t *testing.T) {
-	inSite(t, nil, func(t *testing.T, s *site) {
-		late := false
-		for _, by := range []time.Duration{time.Minute, 2 * time.Hour, 3 * time.Hour} {
-			s.fetch.late.Store(int64(by / time.Second))
-			if got := s.Stats().LateSeconds; got != int64(by/time.Second) {
-				t.Errorf("%d s", got)
-			}
-			late = s.reportLateness(late)
-		}
-		if n := strings.Count(s.log.String(), `level=ERROR msg="the refresher is late"`); n != 1 || !late {
-			t.Errorf("%d lines\n%s", n, s.log)
-		}
-	})
 }
 
 func TestADiskThatCannotBeWrittenToIsOneError(t *testing.T) {
@@ -97,28 +71,72 @@ func TestADiskThatCannotBeWrittenToIsOneError(t *testing.T) {
 			t.Errorf("%d lines\n%s", n, s.log)
 		}
 		s.disk.set(func(d *faultyStore) { d.full = false })
-		settle(2 * commitRetryMax)
+		settle(time.Minute)
 		if s.Stats().Failing {
 			t.Error("it does not recover")
 		}
 	})
 }
 
-func TestALookupSaysWhenItBeganUnlessMemoryHasTheAnswer(t *testing.T) {
+func TestALateRefresherIsOneError(t *testing.T) {
+	inSite(t, func(o *keeper.Options) { o.FetchRate = 0.01 }, func(t *testing.T, s *site) {
+		for i := range 1000 {
+			s.net.enforced(fmt.Sprintf("d%d.example", i), 2*day)
+			s.mustHold(t, fmt.Sprintf("d%d.example", i))
+		}
+		settle(2 * day)
+		if n := strings.Count(s.log.String(), `level=ERROR msg="policies are refreshed late"`); n != 1 || s.Stats().LateSeconds < 3600 {
+			t.Errorf("%d lines, %d s", n, s.Stats().LateSeconds)
+		}
+	})
+}
+
+func TestStrangersDoNotCrowdOutTheWarningsAboutPoliciesHeld(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
-		timed := 0
-		for range 10 {
-			var h Held
-			if err := s.Lookup(t.Context(), []byte("example.com"), &h); err != nil {
-				t.Fatal(err)
-			}
-			if !h.Since.IsZero() {
-				timed++
-			}
+		s.mustHold(t, "example.com")
+		s.net.change("example.com", func(h *fakeHost) { h.fetchErr = policy.ResultWebPKI })
+		for i := range 500 {
+			d := fmt.Sprintf("s%d.example", i)
+			s.net.set(d, fakeHost{id: "1", fetchErr: policy.ResultFetch})
+			_, _ = s.lookup(t, d)
 		}
-		if timed == 0 || timed > 3 { // the discovery, and until it is in the table
-			t.Errorf("%d of 10 lookups were timed", timed)
+		if _, err := s.Refresh(t.Context(), "example.com"); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(s.log.String(), "discovery failed"); n == 0 || n > 50 {
+			t.Errorf("%d lines about strangers", n)
+		}
+		if !strings.Contains(s.log.String(), "could not be refreshed") || s.Stats().LogLinesDropped < 400 {
+			t.Error("the warning is missing, or dropped lines are not counted")
+		}
+	})
+}
+
+func TestWhileNothingSucceedsNoDomainIsNamed(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		look := func(i int) {
+			d := fmt.Sprintf("s%d.example", i)
+			s.net.set(d, fakeHost{id: "1", fetchErr: policy.ResultFetch})
+			_, _ = s.lookup(t, d)
+			settle(time.Minute)
+		}
+		for i := range 10 {
+			look(i)
+		}
+		before := s.log.String()
+		for i := range 100 {
+			look(10 + i)
+		}
+		if s.log.String() != before {
+			t.Errorf("lines in an outage: %s", s.log.String()[len(before):])
+		}
+		s.net.enforced("good.example", day)
+		s.mustHold(t, "good.example")
+		settle(2 * time.Minute)
+		look(2000)
+		if !strings.Contains(s.log.String(), "s2000.example") || !strings.Contains(s.log.String(), "a policy fetch has succeeded again") {
+			t.Error("still silent after the outage")
 		}
 	})
 }

@@ -4,197 +4,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"sync"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 )
 
-// errNotKept: too much waits for the disk already.
-var errNotKept = errors.New("too many policies wait for the disk")
-
-// A writer brings records to the disk. Those that come at the same time share
-// a commit. One that has to wait too long, since the disk is slow or full, is
-// answered from here until it is written: it is late.
+// A writer brings changes to the disk. Those that come at the same time share a
+// commit. What the disk does not take is tried again.
 type writer struct {
-	store Store
-	log   *slog.Logger
-	// committed is told of each batch that is on disk.
-	committed func([]*pending, cache.WriteResult)
-	// becameLate is told of a record that is from now on answered from here.
-	becameLate func(*pending)
-
-	mu     sync.Mutex
-	queue  []*pending          // in the order in which they came
-	byName map[string]*pending // the newest of each domain
-	bytes  int
-	wake   chan struct{} // somebody waits
-	linger chan struct{} // there is something, which may wait for company
-
-	lates   atomic.Int64 // late ones; spares lookups the lock
-	failing atomic.Bool  // the last commit failed
-	failed  atomic.Int64 // failed commits so far
+	urgent, lazy chan *change
+	bytes        atomic.Int64 // of what waits
+	begun        atomic.Int64 // when the commit under way began, Unix nanoseconds; 0: there is none
+	failing      atomic.Bool  // the last commit failed
+	failed       atomic.Int64 // failed commits so far
 }
 
-// A pending is a record to be put, or a domain to be deleted.
-type pending struct {
+// A change is a record to be stored, or a domain to be deleted.
+type change struct {
+	flight *flight
 	domain string
 	record *cache.Record // nil: delete
-	entry  *Entry        // of the record
-	lazy   bool          // nobody waits for it: it may share a later commit
-	size   int
-	done   chan struct{} // closed when it is on disk
-	late   bool          // answered from here
-	passed bool          // memory has a newer one, which found no room in the queue
+	size   int64
+	onDisk chan struct{} // closed when it is
 }
 
-func newWriter(store Store, log *slog.Logger) *writer {
-	return &writer{
-		store: store, log: log,
-		committed:  func([]*pending, cache.WriteResult) {},
-		becameLate: func(*pending) {},
-		byName:     make(map[string]*pending),
-		wake:       make(chan struct{}, 1),
-		linger:     make(chan struct{}, 1),
-	}
-}
-
-// write brings p to the disk, and returns when it is there or is answered
-// from memory. errNotKept says that it is neither.
-func (w *writer) write(p *pending) error {
-	if err := w.enqueue(p); err != nil {
-		return err
-	}
-	timer := time.NewTimer(commitWait)
-	defer timer.Stop()
-	select {
-	case <-p.done:
-	case <-timer.C:
-		w.markLate(p)
-	}
-	return nil
-}
-
-// enqueue has p written, and does not wait for it.
-func (w *writer) enqueue(p *pending) error {
-	p.done = make(chan struct{})
-	p.size = entryOverhead + len(p.domain)
-	if p.record != nil {
-		// One record that the store cannot take would keep all others from
-		// the disk, at every try.
-		if err := p.record.Storable(); err != nil {
-			w.pass(p.domain)
-			return err
-		}
-		p.size += len(p.record.Text) + len(p.record.Ready)
-	}
-	late, err := w.push(p)
-	if late {
-		w.becameLate(p)
-	}
-	return err
-}
-
-// push appends p to the queue. What is already answered from here must stay
-// the newest: then p is late from the beginning.
-func (w *writer) push(p *pending) (late bool, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	old := w.byName[p.domain]
-	if len(w.queue) >= maxPending || w.bytes+p.size > maxPendingBytes {
-		if old != nil {
-			old.passed = true
-		}
-		return false, errNotKept
-	}
-	if old != nil && old.late {
-		p.late = true
-		w.lates.Add(1)
-	}
-	w.queue = append(w.queue, p)
-	w.byName[p.domain] = p
-	w.bytes += p.size
-	c := w.wake
-	if p.lazy && len(w.queue) < commitPolicies {
-		c = w.linger
-	}
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-	return p.late, nil
-}
-
-// pass notes that memory is about to have a newer version of a domain than
-// the one that waits here.
-func (w *writer) pass(domain string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if p := w.byName[domain]; p != nil {
-		p.passed = true
-	}
-}
-
-// whileNewest calls publish, which brings the callers' memory to p, unless
-// that is at a newer version of the domain already: one that is late, or one
-// for which the queue had no room. The lock is held meanwhile, so that no newer
-// one becomes late between the look and the publishing. A p that is on disk
-// was published then.
-func (w *writer) whileNewest(p *pending, publish func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	newest := w.byName[p.domain]
-	if p.passed || isClosed(p.done) || newest != nil && newest != p && (newest.late || newest.passed) {
-		return
-	}
-	publish()
-}
-
-// late returns what is answered from here of a domain: an entry, or nil for
-// one that is being deleted.
-func (w *writer) late(domain []byte) (*Entry, bool) {
-	if w.lates.Load() == 0 {
-		return nil, false
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if p := w.byName[string(domain)]; p != nil && p.late {
-		return p.entry, true
-	}
-	return nil, false
-}
-
-// record returns the newest version of a domain that is not on disk yet.
-func (w *writer) record(domain string) (r *cache.Record, found bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if p := w.byName[domain]; p != nil {
-		return p.record, true
-	}
-	return nil, false
-}
-
-// markLate makes p late, unless it is on disk, and with it what came after it
-// of the same domain: lookups are answered from the newest.
-func (w *writer) markLate(p *pending) {
-	var became []*pending
-	w.mu.Lock()
-	if !isClosed(p.done) {
-		for _, q := range []*pending{p, w.byName[p.domain]} {
-			if q != nil && !q.late {
-				q.late = true
-				w.lates.Add(1)
-				became = append(became, q)
-			}
-		}
-	}
-	w.mu.Unlock()
-	for _, q := range became {
-		w.becameLate(q)
-	}
-}
+// errNotKept: too much waits for the disk already.
+var errNotKept = errors.New("too many changes wait for the disk")
 
 func isClosed(c chan struct{}) bool {
 	select {
@@ -205,135 +42,175 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-// run writes until ctx ends.
-func (w *writer) run(ctx context.Context) {
-	pause := commitRetryFirst
-	for w.awaken(ctx) {
-		for {
-			err := w.commit()
-			if errors.Is(err, errNothing) {
-				break
-			}
-			if err == nil {
-				pause = commitRetryFirst
-				continue
-			}
-			if pause == commitRetryFirst { // one line, not one for each time
-				w.log.Error("cannot write to the cache; new policies are kept in memory, and writing is tried again",
-					"err", err, "pending", w.length(), "next", "see whether the disk is full, and who owns the cache's folder")
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(pause):
-			}
-			pause = min(2*pause, commitRetryMax)
+// write has a flight's change written, and waits for the disk, but not for long.
+// onDisk says whether it is there. A lazy change shares a later commit, and nobody
+// waits for it.
+func (k *Keeper) write(fl *flight, r *cache.Record, lazy bool) (onDisk bool, err error) {
+	c := &change{flight: fl, domain: fl.domain, record: r, size: overheadBytes, onDisk: make(chan struct{})}
+	if r != nil {
+		// A record that the store cannot take would keep all others from the disk.
+		if err := r.Storable(); err != nil {
+			return false, err
 		}
+		c.size += int64(len(r.Text) + len(r.Match))
+	}
+	queue := k.writer.urgent
+	if lazy {
+		queue = k.writer.lazy
+	}
+	if k.writer.bytes.Add(c.size) > maxPendingBytes {
+		k.writer.bytes.Add(-c.size)
+		return false, errNotKept
+	}
+	fl.change = c
+	select {
+	case queue <- c:
+	default:
+		fl.change = nil
+		k.writer.bytes.Add(-c.size)
+		return false, errNotKept
+	}
+	if lazy {
+		return false, nil
+	}
+	timer := time.NewTimer(commitWait)
+	defer timer.Stop()
+	select {
+	case <-c.onDisk:
+		return true, nil
+	case <-timer.C:
+		return false, nil
 	}
 }
 
-// awaken waits until there is something to write. It is false when ctx ends.
-func (w *writer) awaken(ctx context.Context) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-w.wake:
-		return true
-	case <-w.linger:
+// store brings a record to the disk, or as near as it can.
+func (k *Keeper) store(fl *flight, r *cache.Record, lazy bool) {
+	onDisk, err := k.write(fl, r, lazy)
+	if onDisk || lazy && err == nil {
+		return
 	}
-	select {
-	case <-ctx.Done():
-		return false
-	case <-w.wake:
-	case <-time.After(commitLinger):
+	k.remembered(r, true)
+	if err == nil {
+		return
 	}
-	return true
+	k.counters.add(&k.counters.NotKept, 1)
+	if k.mayLog(k.heldLines) {
+		k.o.Log.Error("an MTA-STS policy could not be written; it is answered from memory", "domain", r.Domain, "err", err,
+			"next", "it is discovered again after a restart")
+	}
 }
 
-// flush writes what is pending, for a few seconds at most.
-func (w *writer) flush() error {
-	deadline := time.Now().Add(finalCommits)
+// remembered puts a record in the place of what memory has of its domain; always
+// says whether also where that is nothing.
+func (k *Keeper) remembered(r *cache.Record, always bool) {
+	e := k.entryOf(r)
+	k.negative.drop(e.hash)
+	k.memory.replace(e, always)
+}
+
+// runWriter writes until ctx ends, and then for a few seconds what is left. Lazy
+// changes wait for commitEvery, unless there are many.
+func (k *Keeper) runWriter(ctx context.Context) error {
+	tick := time.NewTicker(commitEvery)
+	defer tick.Stop()
+	var batch []*change
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case c := <-k.writer.urgent:
+			batch = append(batch, c)
+		case <-tick.C:
+		}
+		batch, _ = k.commitAll(ctx, batch)
+	}
+	last, cancel := context.WithTimeout(context.Background(), finalCommits)
+	defer cancel()
+	_, err := k.commitAll(last, batch)
+	return err
+}
+
+// commitAll writes a batch and what else waits. What cannot be written is tried
+// again until ctx ends; rest is what could not.
+func (k *Keeper) commitAll(ctx context.Context, batch []*change) (rest []*change, err error) {
+	w := &k.writer
 	for {
-		err := w.commit()
-		switch {
-		case errors.Is(err, errNothing):
-			return nil
-		case err != nil:
-			return fmt.Errorf("%d changes of the cache could not be written: %w", w.length(), err)
-		case time.Now().After(deadline):
-			return fmt.Errorf("%d changes of the cache were not written: no time left", w.length())
+		for more := true; more && len(batch) < commitPolicies; {
+			select {
+			case c := <-w.urgent:
+				batch = append(batch, c)
+			case c := <-w.lazy:
+				batch = append(batch, c)
+			default:
+				more = false
+			}
 		}
+		if len(batch) == 0 {
+			return nil, nil
+		}
+		for err := k.commit(batch); err != nil; err = k.commit(batch) {
+			if !w.failing.Swap(true) { // one line, not one for each time
+				k.o.Log.Error("cannot write to the cache; new policies are kept in memory, and writing is tried again",
+					"err", err, "next", "check whether the disk is full, and who owns the folder of the cache")
+			}
+			w.failed.Add(1)
+			select {
+			case <-time.After(commitEvery):
+			case <-ctx.Done():
+				return batch, fmt.Errorf("%d changes of the cache could not be written: %w", len(batch)+len(w.urgent)+len(w.lazy), err)
+			}
+		}
+		w.failing.Store(false)
+		batch = nil
 	}
 }
 
-// length returns how many changes wait for the disk.
-func (w *writer) length() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.queue)
-}
-
-var errNothing = errors.New("nothing to write")
-
-// commit writes one batch from the head of the queue.
-func (w *writer) commit() error {
-	batch := w.batch()
-	if len(batch) == 0 {
-		return errNothing
-	}
+// commit writes a batch, and brings memory up to date with it.
+func (k *Keeper) commit(batch []*change) error {
 	ops := make([]cache.Op, len(batch))
-	for i, p := range batch {
-		if p.record != nil {
-			ops[i].Put = p.record
-		} else {
-			ops[i].Delete = p.domain
+	for i, c := range batch {
+		if ops[i].Put = c.record; c.record == nil {
+			ops[i].Delete = c.domain
 		}
 	}
-	result, err := w.store.Write(ops)
-	w.failing.Store(err != nil)
+	k.writer.begun.Store(time.Now().UnixNano())
+	stuck := time.AfterFunc(commitStuck, func() {
+		k.o.Log.Error("a commit of the cache does not end; new policies are kept in memory",
+			"after", commitStuck, "next", "check the disk and the file system of the cache")
+	})
+	result, err := k.o.Store.Write(ops)
+	stuck.Stop()
+	k.writer.begun.Store(0)
 	if err != nil {
-		w.failed.Add(1)
-		for _, p := range batch {
-			w.markLate(p)
-		}
 		return err
 	}
-	// The callers' memory is brought up to date before the late ones are let
-	// go, so that no lookup sees an older policy in between.
-	w.committed(batch, result)
-	w.settle(batch)
+	for _, domain := range result.Evicted {
+		k.memory.forget(k.hash(domain))
+	}
+	for _, c := range batch {
+		if c.record == nil {
+			k.memory.forget(k.hash(c.domain))
+		} else {
+			k.remembered(c.record, slices.Contains(result.Refused, c.domain))
+			if !c.record.Due.IsZero() && c.record.Due.Before(k.o.Now().Add(idlePoll)) {
+				k.nudge()
+			}
+		}
+		k.writer.bytes.Add(-c.size)
+		k.flights.written(c.flight)
+	}
+	if n := len(result.Refused); n > 0 {
+		k.counters.add(&k.counters.Refused, n)
+		if k.mayLog(k.heldLines) {
+			k.o.Log.Warn("the cache is full of policies in use; new ones are kept in memory only", "refused", n, "next", "raise [cache] max_size")
+		}
+	}
 	return nil
 }
 
-// batch returns the head of the queue, without removing it.
-func (w *writer) batch() []*pending {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	bytes := 0
-	for i, p := range w.queue {
-		bytes += p.size
-		if i == commitPolicies || i > 0 && bytes > commitBytes {
-			return append([]*pending(nil), w.queue[:i]...)
-		}
+// commitTakes is for how long the commit under way has lasted; 0: there is none.
+func (w *writer) commitTakes() time.Duration {
+	if begun := w.begun.Load(); begun != 0 {
+		return time.Duration(time.Now().UnixNano() - begun)
 	}
-	return append([]*pending(nil), w.queue...)
-}
-
-// settle removes a batch that is on disk from the head of the queue.
-func (w *writer) settle(batch []*pending) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, p := range batch {
-		w.bytes -= p.size
-		if p.late {
-			w.lates.Add(-1)
-		}
-		if w.byName[p.domain] == p {
-			delete(w.byName, p.domain)
-		}
-		close(p.done)
-	}
-	n := copy(w.queue, w.queue[len(batch):])
-	clear(w.queue[n:])
-	w.queue = w.queue[:n]
+	return 0
 }

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
@@ -22,6 +21,7 @@ const (
 	Clock      = "clock"
 	Refresher  = "refresher"
 	Writes     = "writes"
+	MemoryOnly = "memory-only"
 	Salvage    = "salvage"
 	Validation = "validation"
 )
@@ -72,10 +72,10 @@ var conditions = []condition{
 	{Resolver, Page, true, func(s *signs) bool { return s.Keeper.DNSDead },
 		words("no TXT lookup has succeeded for some minutes, although several domains were tried"),
 		words("see whether the resolver answers: servers in [dns], or /etc/resolv.conf")},
-	{Clock, Page, false, func(s *signs) bool { return s.Cache.Newest.Sub(s.now) > keeper.ClockSlack },
+	{Clock, Page, false, func(s *signs) bool { return s.Cache.Heartbeat.Sub(s.now) > keeper.ClockSlack },
 		func(s *signs) string {
-			return fmt.Sprintf("the clock says %s, which is before the newest record of the cache, %s",
-				s.now.UTC().Format(time.RFC3339), s.Cache.Newest.UTC().Format(time.RFC3339))
+			return fmt.Sprintf("the clock says %s, which is before the last write to the cache, %s",
+				s.now.UTC().Format(time.RFC3339), s.Cache.Heartbeat.UTC().Format(time.RFC3339))
 		},
 		words("set the clock: with a wrong one policies expire too early or live too long; " +
 			"if it is right, it was ahead before, and this ends when it gets there again")},
@@ -83,9 +83,19 @@ var conditions = []condition{
 		func(s *signs) string { return fmt.Sprintf("the refresher is %s late", text.Span(s.late())) },
 		words("if it stays so, raise fetch_rate or concurrency in [refresh]")},
 	{Writes, Page, true, func(s *signs) bool { return s.Keeper.Failing },
-		words("the cache cannot be written to; new policies are kept in memory"),
+		func(s *signs) string {
+			if s.Keeper.CommitTakes > 0 {
+				return fmt.Sprintf("a write to the cache has not ended for %d s; new policies are kept in memory", s.Keeper.CommitTakes)
+			}
+			return "the cache cannot be written to; new policies are kept in memory"
+		},
 		words("see whether the disk is full, and who owns the folder of the cache; writes are tried again until they succeed")},
-	{Salvage, Ticket, true, func(s *signs) bool { return lastSalvage(&s.Stats) != nil }, (*signs).salvaged, (*signs).afterSalvage},
+	{MemoryOnly, Page, true, func(s *signs) bool { return s.Cache.MemoryOnly != nil },
+		func(s *signs) string {
+			return fmt.Sprintf("the cache is in memory only (%s), and lost with a restart", oneLine(s.Cache.MemoryOnly))
+		},
+		words("see that the folder of the cache is there, has room, and belongs to the daemon's user; it is tried again every minute")},
+	{Salvage, Ticket, true, func(s *signs) bool { return s.Cache.Salvage != nil }, (*signs).salvaged, (*signs).afterSalvage},
 	{Validation, Page, true, func(s *signs) bool { return s.DANE.Kept > 0 && s.DANE.Verdict != dane.Validates },
 		func(s *signs) string {
 			return fmt.Sprintf("%d next-hops keep the DANE that they had, since nothing confirms what the DNS says of them now: %s", s.DANE.Kept, s.DANE.Verdict)
@@ -96,31 +106,33 @@ var conditions = []condition{
 
 func (s *signs) late() time.Duration { return time.Duration(s.Keeper.LateSeconds) * time.Second }
 
-// lastSalvage returns what the last salvage since the start did; nil if there
-// was none.
-func lastSalvage(s *Stats) *cache.Report { return cmp.Or(s.Cache.Rebuild, s.Cache.Salvage) }
+// oneLine is an error of several lines in one.
+func oneLine(err error) string {
+	if err == nil {
+		return "the cause is not known"
+	}
+	return strings.ReplaceAll(err.Error(), "\n", ": ")
+}
 
 func (s *signs) salvaged() string {
-	r := lastSalvage(&s.Stats)
-	why, aside := "the cause is not known", ""
-	if r.Why != nil {
-		why = strings.ReplaceAll(r.Why.Error(), "\n", ": ")
+	r := s.Cache.Salvage
+	lost := "how many were lost is not known"
+	if r.Lost >= 0 {
+		lost = fmt.Sprintf("%d lost", r.Lost)
+	}
+	what := fmt.Sprintf("the cache file was set aside (%s): %d policies were carried over, %d were damaged, %s", oneLine(r.Why), r.Recovered, r.Damaged, lost)
+	if s.Cache.Salvaging {
+		what += "; this goes on"
 	}
 	if r.MovedTo != "" {
-		aside = "; the old file is " + r.MovedTo
+		what += "; the old file is " + r.MovedTo
 	}
-	if r.Unopened {
-		return fmt.Sprintf("the cache file could not be opened (%s), and a new one was started: how many policies were lost is not known%s", why, aside)
-	}
-	return fmt.Sprintf("the cache was damaged (%s): %d policies were saved, %d were damaged, %d lost%s", why, r.Recovered, r.Damaged, r.Lost, aside)
+	return what
 }
 
 func (s *signs) afterSalvage() string {
-	next := "look at the disk and the memory of this machine"
-	if r := lastSalvage(&s.Stats); r.Unopened {
-		next = cmp.Or(r.Advice(), "look at the disk of this machine")
-	}
-	return next + "; lost policies are found anew by the next lookup; this ends with a restart"
+	return cmp.Or(s.Cache.Salvage.Advice(), "look at the disk and the memory of this machine") +
+		"; lost policies are found anew by the next lookup; this ends with a restart"
 }
 
 // Conditions returns the names of all conditions, and their severities.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
@@ -29,7 +28,7 @@ func with(stats observe.Stats) *observe.Observer {
 
 func TestEachConditionIsToldByItsSignsAndSaysWhatToDo(t *testing.T) {
 	now := time.Now()
-	unopened := &fs.PathError{Op: "open", Path: "/cache.db", Err: unix.EACCES}
+	newer := &cache.SchemaError{Path: "/cache.db"}
 	var told []string
 	for _, test := range []struct {
 		condition  string
@@ -39,19 +38,20 @@ func TestEachConditionIsToldByItsSignsAndSaysWhatToDo(t *testing.T) {
 		{observe.Discovery, observe.Stats{Keeper: keeper.Stats{FetchDead: true}}, "no policy fetch has succeeded", "port 443"},
 		{observe.Roots, observe.Stats{Keeper: keeper.Stats{FetchDead: true, Untrusted: true}}, "no policy host's certificate has been trusted", "ca-certificates"},
 		{observe.Resolver, observe.Stats{Keeper: keeper.Stats{DNSDead: true}}, "no TXT lookup has succeeded", "/etc/resolv.conf"},
-		{observe.Clock, observe.Stats{Cache: cache.Stats{Newest: now.Add(time.Hour)}}, "before the newest record of the cache", "set the clock"},
+		{observe.Clock, observe.Stats{Cache: cache.Stats{Heartbeat: now.Add(time.Hour)}}, "before the last write to the cache", "set the clock"},
 		{observe.Refresher, observe.Stats{Keeper: keeper.Stats{LateSeconds: 7200}}, "the refresher is 2h late", "raise fetch_rate"},
 		{observe.Writes, observe.Stats{Keeper: keeper.Stats{Failing: true}}, "the cache cannot be written to", "whether the disk is full"},
+		{observe.Writes, observe.Stats{Keeper: keeper.Stats{Failing: true, CommitTakes: 12}}, "has not ended for 12 s", "whether the disk is full"},
+		{observe.MemoryOnly, observe.Stats{Cache: cache.Stats{MemoryOnly: unix.EROFS}}, "in memory only (read-only file system)", "the folder of the cache"},
 		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: errors.Join(errors.New("zeroes"), errors.New("everywhere")), Recovered: 7, Lost: 2}}},
-			"the cache was damaged (zeroes: everywhere): 7 policies were saved, 0 were damaged, 2 lost", "the disk and the memory"},
-		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Lost: 1}, Rebuild: &cache.Report{Lost: 77, MovedTo: "/aside"}}}, "77 lost; the old file is /aside", ""},
-		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: unopened, MovedTo: "/cache.db.damaged-1", Unopened: true}}},
-			"lost is not known; the old file is /cache.db.damaged-1", "the file may be whole: stop the daemon, chown /cache.db.damaged-1 to its user"},
-		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: unix.EIO, Unopened: true}}}, "could not be opened", "look at the disk"},
+			"the cache file was set aside (zeroes: everywhere): 7 policies were carried over, 0 were damaged, 2 lost", "the disk and the memory"},
+		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Lost: 77, MovedTo: "/aside"}, Salvaging: true}}, "77 lost; this goes on; the old file is /aside", ""},
+		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: newer, MovedTo: "/cache.db.aside", Lost: -1}}},
+			"lost is not known; the old file is /cache.db.aside", "to go back, stop the daemon"},
 		{observe.Validation, observe.Stats{DANE: dane.Stats{Kept: 3, Verdict: dane.NoAD}}, "3 next-hops keep the DANE that they had", "run a validating resolver"},
 		{"", observe.Stats{ // all is well
-			Cache:  cache.Stats{Newest: now.Add(keeper.ClockSlack)},
-			Keeper: keeper.Stats{LateSeconds: 3599, Fetches: 7, FetchFailures: 7},
+			Cache:  cache.Stats{Heartbeat: now.Add(keeper.ClockSlack)},
+			Keeper: keeper.Stats{LateSeconds: 3599},
 			DANE:   dane.Stats{Kept: 7, Verdict: dane.Validates}, // which lose it at their next renewal
 		}, "", ""},
 	} {
@@ -89,7 +89,7 @@ func TestWhatBeginsAndWhatEndsIsLoggedOnce(t *testing.T) {
 	if look(); log.Len() > 0 {
 		t.Errorf("all is well:\n%s", &log)
 	}
-	stats, rootsErr = observe.Stats{Cache: cache.Stats{Newest: time.Now().Add(time.Hour)}, Keeper: keeper.Stats{Failing: true}}, errors.New("no such file")
+	stats, rootsErr = observe.Stats{Cache: cache.Stats{Heartbeat: time.Now().Add(time.Hour)}, Keeper: keeper.Stats{Failing: true}}, errors.New("no such file")
 	look()
 	for want, times := range map[string]int{"condition=clock": 1, "condition=roots": 1, "condition=writes": 0} { // the keeper logs that one
 		if n := strings.Count(log.String(), want); n != times {

@@ -88,16 +88,15 @@ var metrics = []metric{
 	gauge("cache_used_bytes", "Bytes of the cache that are in use.", func(s *scrape) int64 { return s.Cache.UsedSize }),
 	gauge("cache_file_bytes", "Bytes of the cache file, which does not shrink.", func(s *scrape) int64 { return s.Cache.FileSize }),
 	gauge("cache_max_bytes", "Bytes that may be in use: max_size in [cache].", func(s *scrape) int64 { return s.Cache.MaxSize }),
-	gauge("cache_newest_timestamp_seconds", "The latest time in any record of the cache, 0 if there is none.", func(s *scrape) int64 {
-		if s.Cache.Newest.IsZero() {
+	gauge("cache_newest_timestamp_seconds", "The clock at the last write to the cache, 0 if there was none.", func(s *scrape) int64 {
+		if s.Cache.Heartbeat.IsZero() {
 			return 0
 		}
-		return s.Cache.Newest.Unix()
+		return s.Cache.Heartbeat.Unix()
 	}),
 	counter("cache_damaged_values_total", "Stored policies met that could not be read.", func(s *scrape) uint64 { return s.Cache.Damaged }),
-	counter("cache_unreadable_pages_total", "Pages of the cache file met that could not be read.", func(s *scrape) uint64 { return s.Cache.Unreadable }),
-	counter("cache_rebuilds_total", "Times the cache file was rebuilt while in use.", func(s *scrape) uint64 { return s.Cache.Rebuilds }),
-	gauge("cache_lost_policies", "Policies that the last salvage of the cache since the start could not save; NaN: not known, since the file could not be opened.", lostPolicies),
+	counter("cache_faults_total", "Faults of the cache file met since the start.", func(s *scrape) uint64 { return s.Cache.Unreadable }),
+	gauge("cache_lost_policies", "Policies that the last salvage of the cache since the start could not save; NaN: not known.", lostPolicies),
 	counter("cache_errors_total", "Readings of the cache that failed.", func(s *scrape) int64 { return s.Keeper.StoreErrors }),
 
 	gauge("memory_policies", "Policies held in memory.", func(s *scrape) int { return s.Keeper.TableEntries }),
@@ -117,7 +116,6 @@ var metrics = []metric{
 	counter("rechecks_total", "TXT checks caused by lookups of held policies.", func(s *scrape) int64 { return s.Keeper.Rechecks }),
 	counters("dropped_total", "Work and log lines dropped because a queue or a rate was at its limit.", "what", func(s *scrape, put put) {
 		put(float64(s.Keeper.RechecksDropped), "recheck")
-		put(float64(s.Keeper.UrgentDropped), "fetch")
 		put(float64(s.Keeper.LogLinesDropped), "log-line")
 	}),
 	counters("panics_total", "Panics that the daemon survived. Each is a bug; the log has the details.", "in", func(s *scrape, put put) {
@@ -184,11 +182,11 @@ func readLookups(s *scrape, put put) {
 }
 
 func lostPolicies(s *scrape) float64 {
-	r := lastSalvage(&s.Stats)
+	r := s.Cache.Salvage
 	switch {
 	case r == nil:
 		return 0
-	case r.Unopened:
+	case r.Lost < 0:
 		return math.NaN()
 	}
 	return float64(r.Lost)

@@ -43,7 +43,7 @@ func (s *Server) answerHosts(ctx context.Context, dst []byte, m *mta.Map, hop mt
 			l.why = err.Error()
 		}
 	}
-	return appendHosts(dst, m, hop.Domain, matchOf(&l.held), set, err)
+	return appendHosts(dst, m, hop.Domain, l.held.Match, set, err)
 }
 
 // appendHosts appends the hosts of the set that the stored match list allows, the

@@ -32,13 +32,19 @@ func policyOf(mx ...string) *policy.Policy {
 // A heldPolicy is what the fake keeper has of a domain.
 type heldPolicy struct {
 	mode   policy.Mode
-	ready  []byte
+	match  []byte
+	text   []byte
 	entry  *keeper.Entry // nil: as from the store
 	failed error
 }
 
 func enforced(mx ...string) *heldPolicy {
-	return &heldPolicy{mode: policy.ModeEnforce, ready: tlsmap.Prepare(policyOf(mx...))}
+	p := policyOf(mx...)
+	var text []byte
+	for _, f := range p.Fields {
+		text = append(text, f.Key+": "+f.Value+"\n"...)
+	}
+	return &heldPolicy{mode: policy.ModeEnforce, match: tlsmap.MatchList(p), text: text}
 }
 
 // fakePolicies holds policies by domain.
@@ -63,7 +69,7 @@ func (f *fakePolicies) Lookup(_ context.Context, domain []byte, h *keeper.Held) 
 	if !ok {
 		return keeper.ErrNoPolicy
 	}
-	h.Mode, h.Ready, h.Entry = p.mode, p.ready, p.entry
+	h.Mode, h.Match, h.Text, h.Entry = p.mode, p.match, p.text, p.entry
 	return p.failed
 }
 

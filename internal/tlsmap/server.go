@@ -232,7 +232,7 @@ func (s *Server) findDANE(ctx context.Context, hop mta.NextHop, began time.Time,
 	}
 	ctx, cancel := context.WithDeadline(ctx, began.Add(s.timeout))
 	defer cancel()
-	found := s.hops.Check(ctx, n, AcceptedBy(matchOf(&l.held)))
+	found := s.hops.Check(ctx, n, AcceptedBy(l.held.Match))
 	if found.Waited {
 		l.held.Since = cmp.Or(l.held.Since, began)
 	}
@@ -250,7 +250,7 @@ func (s *Server) appendSecure(dst []byte, m *mta.Map, l *lookup, only []string) 
 			return append(dst, kept...)
 		}
 	}
-	r := secure{domain: domain, match: matchOf(h)}
+	r := secure{domain: domain, match: h.Match}
 	if !MatchListCurrent(r.match) {
 		return appendTemp(dst, m, reasonUnreadable, domain)
 	}
@@ -258,7 +258,7 @@ func (s *Server) appendSecure(dst []byte, m *mta.Map, l *lookup, only []string) 
 		r.match = exactNames(only)
 	}
 	if m.TLSRPT {
-		if p, err := policy.Parse(textOf(h)); err == nil {
+		if p, err := policy.Parse(h.Text); err == nil {
 			r.fields = p.Fields
 		}
 	}

@@ -210,7 +210,7 @@ func TestAReplyIsKeptOnItsEntryForEachKindOfMap(t *testing.T) {
 			want[m.Name] = l.ask(m.Name, "enforce.example")
 		}
 	}
-	p.ready = nil // from now on only kept replies can answer
+	p.match = nil // from now on only kept replies can answer
 	for name, reply := range want {
 		if got := l.ask(name, "enforce.example"); got != reply {
 			t.Errorf("map %s: %q, want %q", name, got, reply)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -141,7 +142,10 @@ func workOff(t *testing.T, path string, start time.Time) {
 	}
 	defer store.Close()
 	k := keeper.New(keeper.Options{
-		Store: store, Network: instantNet{}, Prepare: tlsmap.Prepare, FetchRate: backlogRate,
+		Store: store, Network: instantNet{}, MatchList: tlsmap.MatchList, MatchListCurrent: tlsmap.MatchListCurrent,
+		Observe: func(keeper.Event) {}, Log: slog.New(slog.DiscardHandler),
+		LookupTimeout: 20 * time.Second, FetchTimeout: 30 * time.Second, LookupConcurrency: 256,
+		Recheck: 5 * time.Minute, UnusedAfter: 90 * 24 * time.Hour, FetchRate: backlogRate, RefreshConcurrency: 32,
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

@@ -29,10 +29,6 @@ const (
 	millionDueIn  = 60 * 24 * time.Hour
 	millionGoodIn = 45 * 24 * time.Hour // older files are created anew
 
-	// millionLane is the refresher's line for the fetches of policies in use.
-	// A record in another's is moved by the keeper at its first look.
-	millionLane cache.Lane = 4
-
 	millionID = "20260101T000000"
 )
 
@@ -74,9 +70,9 @@ func recordOf(domain string, fetched time.Time, later time.Duration) (*cache.Rec
 	}
 	due := fetched.Add(later)
 	return &cache.Record{
-		Domain: domain, ID: millionID, Mode: p.Mode, Text: text, Ready: tlsmap.Prepare(p),
-		Fetched: fetched, Expires: fetched.Add(p.MaxAge), Checked: fetched, Used: fetched,
-		CheckAt: due.Add(time.Hour), FetchAt: due, FetchUnusedAt: due, Lane: millionLane, Due: due,
+		Domain: domain, ID: millionID, Mode: p.Mode, Text: text, Match: tlsmap.MatchList(p),
+		Fetched: fetched, Expires: fetched.Add(p.MaxAge), Checked: fetched, Used: fetched, Regular: true,
+		FetchAt: due, FetchUnusedAt: due, Lane: cache.LaneNormal, Due: due,
 	}, nil
 }
 

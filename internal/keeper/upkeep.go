@@ -1,0 +1,102 @@
+package keeper
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// upkeep looks after health, lateness and expired policies until ctx ends.
+func (k *Keeper) upkeep(ctx context.Context) {
+	tick := time.NewTicker(upkeepEvery)
+	defer tick.Stop()
+	last := time.Now()
+	purgeAt := last.Add(purgeEvery)
+	if beat := k.o.Store.Stats().Heartbeat; !beat.IsZero() && last.Sub(beat) > keepExpired {
+		purgeAt = last.Add(purgeAfterJump) // the clock may have been ahead from the beginning
+	}
+	wasLate := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Now()
+		k.health.report(k.o.Log, now)
+		by := time.Duration(k.late.Load()) * time.Second
+		if by >= LateAfter && !wasLate {
+			k.o.Log.Error("policies are refreshed late", "by", by, "next", "raise [refresh] fetch_rate or concurrency if it stays so")
+		}
+		wasLate = by >= LateAfter || wasLate && by > LateAfter/2 // not a line each time it crosses the hour
+		// After the wall clock has jumped ahead nothing is deleted for a day: it
+		// may be put right again.
+		if ahead := now.Round(0).Sub(last.Round(0)) - now.Sub(last); ahead > ClockSlack {
+			purgeAt = now.Add(purgeAfterJump)
+		}
+		if last = now; !now.Before(purgeAt) {
+			purgeAt = now.Add(purgeEvery)
+			k.purge(ctx)
+		}
+	}
+}
+
+// purge deletes what has been expired for a week, a batch at a time.
+func (k *Keeper) purge(ctx context.Context) {
+	for ctx.Err() == nil {
+		gone, err := k.o.Store.Purge(k.o.Now().Add(-keepExpired), purgeBatch)
+		if err != nil {
+			k.counters.add(&k.counters.StoreErrors, 1)
+			k.o.Log.Warn("cannot delete expired policies from the cache", "err", err, "next", "tried again in "+purgeEvery.String())
+		}
+		for _, domain := range gone {
+			k.memory.forget(k.hash(domain))
+		}
+		if len(gone) < purgeBatch {
+			return
+		}
+	}
+}
+
+// mayLog says whether there is room in the log for one more line about a domain.
+// While nothing succeeds at all there is none: that is one error.
+func (k *Keeper) mayLog(limit *rate.Limiter) bool {
+	dns, https, _ := k.health.failing()
+	may := !dns && !https && limit.Allow()
+	if !may {
+		k.counters.add(&k.counters.LogLinesDropped, 1)
+	}
+	return may
+}
+
+// logFailure says that a discovery failed, and what that means for mail.
+func (k *Keeper) logFailure(n *Negative, ours bool) {
+	level, words, limit := slog.LevelInfo, "MTA-STS discovery failed; no policy applied", k.strangerLines
+	switch {
+	case n.unreadable:
+		level, limit = slog.LevelError, k.heldLines
+		words = "the stored MTA-STS policy cannot be read and could not be fetched again; mail waits"
+	case ours:
+		level, words = slog.LevelWarn, "MTA-STS discovery failed on this side; mail waits"
+	}
+	if k.mayLog(limit) {
+		k.o.Log.Log(context.Background(), level, words,
+			"domain", n.Domain, "result", string(n.Result), "err", n.Err, "next", n.Until.Round(time.Second))
+	}
+}
+
+// recoverPanic keeps a panic in one domain's work from ending the daemon: mail
+// waits while it is down.
+func (k *Keeper) recoverPanic(what, domain string) {
+	if v := recover(); v != nil {
+		k.counters.add(&k.counters.Panics, 1)
+		if k.mayLog(k.heldLines) {
+			k.o.Log.Error("bug: recovered from a panic; please report it", "in", what, "domain", domain,
+				"panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package keeper
+
+import (
+	"context"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+)
+
+// This file: what a lookup of a held policy leads to in the background, a write
+// of its use and a look at its TXT record.
+
+// noteLookup has a domain attended to, where that is due and there is room; else
+// a later lookup tries again.
+func (k *Keeper) noteLookup(e *Entry, now int64) {
+	used, unchecked := e.used.Load(), k.isUnchecked(e.checked.Load(), now)
+	if !unchecked && !isUnused(used, e.hit.Fetched, now) || !k.enqueueAttention(e.domain) {
+		return
+	}
+	if e.used.Store(now); unchecked {
+		e.checked.Store(now)
+	}
+}
+
+// isUnused says whether the last known use is not later than the last fetch, or
+// older than a day.
+func isUnused(used, fetched, now int64) bool {
+	return used <= fetched && fetched < now || now-used > int64(oneDay/time.Second)
+}
+
+// isUnchecked says whether the TXT record was not asked for in a while, or by a
+// clock that was ahead.
+func (k *Keeper) isUnchecked(checked, now int64) bool {
+	return now-checked >= int64(k.o.Recheck/time.Second) || checked > now
+}
+
+// enqueueAttention says whether there was room.
+func (k *Keeper) enqueueAttention(domain string) bool {
+	if len(k.attention) < maxAttention && k.attentionRate.Allow() {
+		select {
+		case k.attention <- domain:
+			return true
+		default:
+		}
+	}
+	k.counters.add(&k.counters.RechecksDropped, 1)
+	return false
+}
+
+// attendAll is a worker.
+func (k *Keeper) attendAll(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case domain := <-k.attention:
+			k.attend(domain)
+		}
+	}
+}
+
+// attend writes a use, and asks for the TXT record: a domain that moves its mail
+// is followed at the next retry (RFC 8461, 5.1). It fetches the policy if the id
+// is another, or if it was fetched by a clock that was ahead.
+func (k *Keeper) attend(domain string) {
+	defer k.recoverPanic("recheck", domain)
+	now := k.o.Now()
+	r, err := k.Get(domain)
+	if err != nil {
+		return
+	}
+	if isUnused(r.Used.Unix(), r.Fetched.Unix(), now.Unix()) {
+		k.writeUse(domain, now)
+	}
+	last, _ := k.rechecked.Get(k.hash(domain))
+	switch {
+	case r.Fetched.Sub(now) > ClockSlack:
+		k.fetchNow(domain, "")
+	case k.isUnchecked(r.Checked.Unix(), now.Unix()) && now.Sub(last).Abs() >= k.o.Recheck:
+		k.counters.add(&k.counters.Rechecks, 1)
+		k.rechecked.Add(k.hash(domain), now)
+		ctx, cancel := context.WithTimeout(k.life, discoverySteps)
+		defer cancel()
+		if record, err := k.checkRecord(ctx, &r); err == nil && isNews(&r, record.ID, k.o.Now()) {
+			k.fetchNow(domain, record.ID)
+		}
+	}
+}
+
+func (k *Keeper) writeUse(domain string, now time.Time) {
+	fl, mine := k.flights.join(domain)
+	if !mine {
+		return // a later lookup tries again
+	}
+	defer k.flights.end(fl)
+	if r, err := k.current(domain); err == nil {
+		noteUse(r, now)
+		schedule(r, now, k.o.UnusedAfter)
+		k.store(fl, r, true)
+	}
+}
+
+// isNews says whether an id calls for a fetch: it is another than the known
+// ones, and no fetch has failed in the last five minutes (RFC 8461, 3.3).
+func isNews(r *cache.Record, id string, now time.Time) bool {
+	return id != r.ID && id != r.PendingID && now.Sub(r.FailedAt).Abs() >= firstBackoff
+}
+
+// fetchNow fetches a policy before it is due. id is the new one; empty: there is
+// another reason. A fetch less than ten minutes ago puts it off.
+func (k *Keeper) fetchNow(domain, id string) {
+	fl := k.flights.beginExclusive(k.life, domain)
+	if fl == nil {
+		return
+	}
+	defer k.flights.end(fl)
+	r, err := k.current(domain)
+	now := k.o.Now()
+	if err != nil || id != "" && !isNews(r, id, now) {
+		return
+	}
+	last, _ := k.fetched.Get(k.hash(domain))
+	if at := last.Add(minFetchInterval); now.Before(at) && now.After(last) {
+		fetchAt(r, at)
+		schedule(r, now, k.o.UnusedAfter)
+		k.store(fl, r, true)
+		return
+	}
+	k.fetchHeld(r, 0, fl, false)
+}
