@@ -15,6 +15,9 @@ func TestEveryListedLimitHasTheValueOfTheCode(t *testing.T) {
 	tr := parseTree(t, "internal", "cmd")
 	listed := map[string]bool{}
 	for _, r := range rows(t, "limits.md") {
+		if r.section == "Memory" {
+			continue
+		}
 		name := strings.Trim(r.cells[0], "`")
 		where := r.section + "." + name
 		if len(r.cells) != 3 || r.cells[2] == "" || listed[where] {
@@ -35,6 +38,56 @@ func TestEveryListedLimitHasTheValueOfTheCode(t *testing.T) {
 			t.Errorf("%s is %v, the page says %s, %v", where, got, r.cells[1], err)
 		}
 	}
+}
+
+// mostMemory leaves room for the kernel below the unit's MemoryMax of 512 MiB.
+const mostMemory = 400
+
+func TestTheMemoryLimitsAreTheSumsOfTheCodeAndStayBelow400MiB(t *testing.T) {
+	tr := parseTree(t, "internal")
+	sum, total := int64(0), int64(0)
+	for _, r := range rows(t, "limits.md") {
+		if r.section != "Memory" {
+			continue
+		}
+		want, err := strconv.ParseInt(r.cells[1], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.cells[0] == "all together" {
+			total = want
+			continue
+		}
+		got, err := tr.sum(r.cells[2])
+		if got = (got + 1<<20 - 1) >> 20; err != nil || got != want {
+			t.Errorf("%s: the page says %d MiB, the code %d MiB, %v", r.cells[0], want, got, err)
+		}
+		sum += want
+	}
+	if sum != total || sum > mostMemory {
+		t.Errorf("the rows are %d MiB, the page says %d; at most %d", sum, total, mostMemory)
+	}
+}
+
+// sum computes "`pkg.Name` × 12 KiB + 4 × 2 MiB", in bytes.
+func (tr *tree) sum(terms string) (sum int64, err error) {
+	for term := range strings.SplitSeq(terms, " + ") {
+		product := int64(1)
+		for factor := range strings.SplitSeq(term, " × ") {
+			var a amount
+			if pkg, name, ok := strings.Cut(strings.Trim(factor, "`"), "."); ok {
+				a, err = tr.value(filepath.Join("internal", pkg), ast.NewIdent(name))
+			} else {
+				a, err = written(factor)
+			}
+			if err != nil {
+				return 0, err
+			}
+			product *= a.n
+		}
+		sum += product
+	}
+	return sum, nil
 }
 
 // An amount is the value of a limit.
