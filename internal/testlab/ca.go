@@ -149,19 +149,6 @@ func (ca *CA) PEM() []byte {
 // WritePEM writes the root in PEM to a file, for ca_file and smtp_tls_CAfile.
 func (ca *CA) WritePEM(path string) error { return os.WriteFile(path, ca.PEM(), 0o644) }
 
-// CertPEM returns a certificate's chain and its private key in PEM, for
-// servers outside the lab.
-func CertPEM(c tls.Certificate) (chain, key []byte, err error) {
-	for _, der := range c.Certificate {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
-	if err != nil {
-		return nil, nil, fmt.Errorf("encoding a private key: %w", err)
-	}
-	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
-}
-
 // TLSA returns a TLSA record (RFC 6698) for a certificate of host at port, in
 // zone-file form: usages 0 and 2 name the last certificate of the chain, 1 and
 // 3 the first.

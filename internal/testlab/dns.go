@@ -55,7 +55,7 @@ type nameType struct {
 
 func startDNS(l *Lab, addr string) (*DNS, error) {
 	d := &DNS{lab: l, records: newRecords(), asked: make(map[nameType]int)}
-	d.faults.at = make(map[nameType]*Fault)
+	d.faults.at = make(map[nameType]fault)
 	pc, ln, err := listenDNS(addr)
 	if err != nil {
 		return nil, fmt.Errorf("starting the resolver: %w", err)
@@ -114,17 +114,21 @@ func (d *DNS) handler(tcp bool) dns.HandlerFunc {
 			return
 		}
 		q := nameType{dns.CanonicalName(req.Question[0].Name), req.Question[0].Qtype}
-		stop, f := d.faults.forQuestion(q)
-		found := d.find(q.name, q.qtype, stop)
-		if f == nil && !stop {
-			f = d.faults.onTheWay(found.names[1:], q.qtype)
-		}
+		found := d.find(q.name, q.qtype)
+		f := d.faults.find(found.names, q.qtype)
 		// Count last: a test that sees the count knows which fault was used.
 		d.note(q, req, tcp)
-		if f != nil && !d.delay(f) {
+		if f.how == Silent || !f.gate.wait(nil) {
 			return
 		}
-		d.send(w, req, d.reply(req, found), f, tcp)
+		if f.how == ServFail {
+			found = finding{rcode: dns.RcodeServerFailure}
+		}
+		m := d.reply(req, found)
+		if !tcp {
+			m.Truncate(udpSize(req))
+		}
+		w.WriteMsg(m) // the client may be gone
 	}
 }
 
@@ -192,8 +196,8 @@ func (d *DNS) reply(req *dns.Msg, f finding) *dns.Msg {
 	m.Compress = true
 	m.Rcode = f.rcode
 	m.Answer = f.answer
-	if f.soa != nil {
-		m.Ns = []dns.RR{f.soa}
+	if f.negative {
+		m.Ns = []dns.RR{rootSOA}
 	}
 	opt := req.IsEdns0()
 	if opt != nil {

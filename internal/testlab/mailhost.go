@@ -73,7 +73,6 @@ type MailHost struct {
 	lab *Lab
 
 	mu        sync.Mutex
-	helo      string // its name in greetings
 	fault     MailFault
 	cert      tls.Certificate
 	gate      *Gate
@@ -92,7 +91,7 @@ type MailHost struct {
 // MailHost starts a mail host with STARTTLS and a good certificate, at an
 // unused address if addr is empty, and adds its address record.
 func (l *Lab) MailHost(name, addr string) (*MailHost, error) {
-	m := &MailHost{Name: strings.ToLower(name), helo: strings.ToLower(name), lab: l,
+	m := &MailHost{Name: strings.ToLower(name), lab: l,
 		conns: make(map[net.Conn]struct{}), gone: make(chan struct{}), asked: make(map[string]int)}
 	if err := m.Present(CertGood); err != nil {
 		return nil, fmt.Errorf("starting the mail host %s: %w", name, err)
@@ -222,13 +221,6 @@ func (m *MailHost) Behave(f MailFault) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fault = f
-}
-
-// Greet sets the host's name in the greeting and the reply to EHLO.
-func (m *MailHost) Greet(name string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.helo = name
 }
 
 // Hold makes new sessions wait at a gate before the greeting.

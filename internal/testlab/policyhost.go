@@ -267,13 +267,6 @@ func (h *PolicyHost) SetPolicy(text string) {
 	h.text, h.served = text, true
 }
 
-// RemovePolicy removes the policy: the host answers 404.
-func (h *PolicyHost) RemovePolicy() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.text, h.served = "", false
-}
-
 // Behave sets the host's fault. PolicyFine ends it.
 func (h *PolicyHost) Behave(f PolicyFault) {
 	h.mu.Lock()

@@ -17,7 +17,6 @@ import (
 // A smtpSession is the server side of one SMTP connection (RFC 5321).
 type smtpSession struct {
 	host  *MailHost
-	helo  string // the host's name in replies
 	fault MailFault
 	conn  net.Conn
 	in    *bufio.Reader
@@ -35,7 +34,7 @@ var (
 // session serves one connection.
 func (m *MailHost) session(c net.Conn) {
 	m.mu.Lock()
-	s := &smtpSession{host: m, helo: m.helo, fault: m.fault, conn: c, in: bufio.NewReaderSize(c, maxSMTPLine)}
+	s := &smtpSession{host: m, fault: m.fault, conn: c, in: bufio.NewReaderSize(c, maxSMTPLine)}
 	gate, gone := m.gate, m.gone
 	m.mu.Unlock()
 	m.lab.event()
@@ -53,10 +52,10 @@ func (m *MailHost) session(c net.Conn) {
 
 func (s *smtpSession) run() error {
 	if s.fault == GreetingRefused {
-		s.reply("421 %s is closed today", s.helo)
+		s.reply("421 %s is closed today", s.host.Name)
 		return errHangingUp
 	}
-	if err := s.reply("220 %s ESMTP", s.helo); err != nil {
+	if err := s.reply("220 %s ESMTP", s.host.Name); err != nil {
 		return err
 	}
 	for {
@@ -122,9 +121,9 @@ func (s *smtpSession) hello(verb, name string) error {
 	s.seen.Helo = name
 	s.reset()
 	if verb == "HELO" {
-		return s.reply("250 %s", s.helo)
+		return s.reply("250 %s", s.host.Name)
 	}
-	keywords := []string{s.helo, "PIPELINING", "8BITMIME", "SMTPUTF8", fmt.Sprintf("SIZE %d", maxMessage)}
+	keywords := []string{s.host.Name, "PIPELINING", "8BITMIME", "SMTPUTF8", fmt.Sprintf("SIZE %d", maxMessage)}
 	if s.fault != NoSTARTTLS && !s.seen.TLS {
 		keywords = append(keywords, "STARTTLS")
 	}

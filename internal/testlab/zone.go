@@ -11,36 +11,28 @@ import (
 // TTLs in seconds.
 const (
 	defaultTTL  = 300
-	negativeTTL = 60 // the default
+	negativeTTL = 60
 )
 
 // maxChain is the maximum length of a CNAME chain.
 const maxChain = 16
 
-// A Zone has the properties of a name and all names below it, up to the next
-// Zone.
-type Zone struct {
-	Signed      bool   // answers have the AD bit if the client asks for it
-	NegativeTTL uint32 // seconds, of NXDOMAIN and NODATA (RFC 2308, 5)
-	NoSOA       bool   // negative answers have no SOA, and so no TTL
-}
-
 // records are the names, records and zones of the invented world. Readers share
 // a lock that is never held during I/O; each change is atomic.
 type records struct {
-	mu    sync.RWMutex
-	names map[string]map[uint16][]dns.RR // a name with an empty map exists without records
-	below map[string]int                 // number of existing names below this one
-	zones map[string]Zone
-	funcs map[string]func(name string, qtype uint16) []dns.RR
+	mu     sync.RWMutex
+	names  map[string]map[uint16][]dns.RR // a name with an empty map exists without records
+	below  map[string]int                 // number of existing names below this one
+	signed map[string]bool                // by name, for it and all names below it up to the next entry
+	funcs  map[string]func(name string, qtype uint16) []dns.RR
 }
 
 func newRecords() records {
 	return records{
-		names: make(map[string]map[uint16][]dns.RR),
-		below: make(map[string]int),
-		zones: map[string]Zone{".": {NegativeTTL: negativeTTL}},
-		funcs: make(map[string]func(string, uint16) []dns.RR),
+		names:  make(map[string]map[uint16][]dns.RR),
+		below:  make(map[string]int),
+		signed: make(map[string]bool),
+		funcs:  make(map[string]func(string, uint16) []dns.RR),
 	}
 }
 
@@ -145,22 +137,11 @@ func (r *records) Exists(name string) {
 	r.node(dns.CanonicalName(name))
 }
 
-// Zone sets the properties of name and all names below it.
-func (r *records) Zone(name string, z Zone) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.zones[dns.CanonicalName(name)] = z
-}
-
-// Sign sets whether the zone at name is signed, and leaves its other
-// properties.
+// Sign sets whether name and all names below it are signed.
 func (r *records) Sign(name string, signed bool) {
-	name = dns.CanonicalName(name)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, z := r.zoneOf(name)
-	z.Signed = signed
-	r.zones[name] = z
+	r.signed[dns.CanonicalName(name)] = signed
 }
 
 // Func sets a function that generates records for names at and below suffix
@@ -242,14 +223,13 @@ func parent(name string) (string, bool) {
 	return ".", true
 }
 
-// zoneOf returns the zone of name.
-func (r *records) zoneOf(name string) (string, Zone) {
+func (r *records) isSigned(name string) bool {
 	for at, ok := name, true; ok; at, ok = parent(at) {
-		if z, ok := r.zones[at]; ok {
-			return at, z
+		if signed, ok := r.signed[at]; ok {
+			return signed
 		}
 	}
-	return ".", Zone{}
+	return false
 }
 
 // lookup returns the records of name and type, or a CNAME, and whether the name
@@ -299,33 +279,32 @@ func (r *records) wildcard(name string, qtype uint16) ([]dns.RR, bool) {
 
 // A finding is the result of a recursive lookup.
 type finding struct {
-	rcode  int
-	answer []dns.RR
-	soa    dns.RR // of a negative answer; nil if the zone has none
-	signed bool   // all names of the chain are in signed zones
-	names  []string
+	rcode    int
+	answer   []dns.RR
+	negative bool // NXDOMAIN or NODATA
+	signed   bool // all names of the chain are in signed zones
+	names    []string
 }
 
-// find resolves a question and follows CNAMEs unless stop is set.
-func (r *records) find(name string, qtype uint16, stop bool) finding {
+// find resolves a question and follows CNAMEs.
+func (r *records) find(name string, qtype uint16) finding {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	f := finding{signed: true}
 	for range maxChain {
 		f.names = append(f.names, name)
-		origin, zone := r.zoneOf(name)
-		f.signed = f.signed && zone.Signed
+		f.signed = f.signed && r.isSigned(name)
 		rrs, exists := r.lookup(name, qtype)
 		f.answer = append(f.answer, rrs...)
 		if len(rrs) == 0 {
 			if !exists {
 				f.rcode = dns.RcodeNameError
 			}
-			f.soa = zone.soa(origin)
+			f.negative = true
 			return f
 		}
 		alias, ok := rrs[0].(*dns.CNAME)
-		if !ok || qtype == dns.TypeCNAME || stop {
+		if !ok || qtype == dns.TypeCNAME {
 			return f
 		}
 		name = dns.CanonicalName(alias.Target)
@@ -333,13 +312,9 @@ func (r *records) find(name string, qtype uint16, stop bool) finding {
 	return finding{rcode: dns.RcodeServerFailure, names: f.names}
 }
 
-func (z Zone) soa(origin string) dns.RR {
-	if z.NoSOA {
-		return nil
-	}
-	return &dns.SOA{
-		Hdr: dns.RR_Header{Name: origin, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: z.NegativeTTL},
-		Ns:  "ns.lab.invalid.", Mbox: "hostmaster.lab.invalid.",
-		Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: z.NegativeTTL,
-	}
+// rootSOA is in all negative answers.
+var rootSOA = &dns.SOA{
+	Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: negativeTTL},
+	Ns:  "ns.lab.invalid.", Mbox: "hostmaster.lab.invalid.",
+	Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: negativeTTL,
 }
