@@ -280,9 +280,7 @@ func (s *service) observed(table *tlsmap.Table) observe.Sources {
 			}
 			return err
 		},
-		Due: func(time.Time, int) ([]int, bool, error) {
-			return nil, false, errors.New("its queue cannot be counted yet")
-		},
+		Due:   s.store.DueByHour,
 		Table: table, Log: s.log,
 		Held: func(domain string) (control.Held, error) { return s.control.Held(domain) },
 	}
