@@ -94,13 +94,13 @@ var metrics = []metric{
 		}
 		return s.Cache.Heartbeat.Unix()
 	}),
-	counter("cache_damaged_values_total", "Stored policies met that could not be read.", func(s *scrape) uint64 { return s.Cache.Damaged }),
-	counter("cache_faults_total", "Faults of the cache file met since the start.", func(s *scrape) uint64 { return s.Cache.Unreadable }),
+	counter("cache_damaged_values_total", "Stored policies that could not be read.", func(s *scrape) uint64 { return s.Cache.Damaged }),
+	counter("cache_faults_total", "Faults while the cache file was read or written.", func(s *scrape) uint64 { return s.Cache.Unreadable }),
 	gauge("cache_lost_policies", "Policies that the last salvage of the cache since the start could not save; NaN: not known.", lostPolicies),
-	counter("cache_errors_total", "Readings of the cache that failed.", func(s *scrape) int64 { return s.Keeper.StoreErrors }),
+	counter("cache_errors_total", "Reads of the cache that failed.", func(s *scrape) int64 { return s.Keeper.StoreErrors }),
 
-	gauge("memory_policies", "Policies held in memory.", func(s *scrape) int { return s.Keeper.TableEntries }),
-	gauge("memory_bytes", "Bytes of the policies held in memory.", func(s *scrape) int64 { return s.Keeper.TableBytes }),
+	gauge("memory_policies", "Policies in memory.", func(s *scrape) int { return s.Keeper.TableEntries }),
+	gauge("memory_bytes", "Bytes of the policies in memory.", func(s *scrape) int64 { return s.Keeper.TableBytes }),
 	gauge("memory_negatives", "Domains that are remembered to have no policy or to fail.", func(s *scrape) int { return s.Keeper.Negatives }),
 	gauge("discoveries_in_progress", "Discoveries and refreshes under way.", func(s *scrape) int { return s.Keeper.Discovering }),
 	gauges("queue_length", "Entries in the daemon's queues.", "queue", func(s *scrape, put put) {
