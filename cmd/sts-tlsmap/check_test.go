@@ -17,7 +17,7 @@ import (
 // Which conditions there are, and when, is tested in internal/observe. Those that
 // can be brought about in seconds are in testdata/trouble.txt, with the real daemon.
 func TestCheckShowsTheConditionsOfTheDaemonAndWhatToDo(t *testing.T) {
-	dir, file := writeConfig(t, testlab.New(t))
+	dir, file := writeConfig(t, testlab.New(t), testlab.DaemonConfig{})
 	l, err := control.Listen(filepath.Join(dir, "control.sock"))
 	if err != nil {
 		t.Fatal(err)

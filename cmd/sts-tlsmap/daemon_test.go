@@ -31,18 +31,8 @@ import (
 func TestSocketsThatSystemdPassesReplaceTheConfiguredOnes(t *testing.T) {
 	lab := testlab.New(t)
 	lab.Domain("one.test", testlab.With{})
-	dir, file := writeConfig(t, lab)
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// These two must not be listened at: the folder is not there.
-	text = bytes.Replace(text, []byte("inet:127.0.0.1:0"), []byte("unix:/nowhere/map.sock"), 1)
-	text = bytes.Replace(text, []byte("unix:control.sock"), []byte("unix:/nowhere/control.sock"), 1)
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-
+	// The daemon could not listen at these two: the directory does not exist.
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{Listen: "unix:/nowhere/map.sock", Control: "unix:/nowhere/control.sock"})
 	inet, unixMap, unixControl := listenTCP(t), listenUnix(t, dir, "map.sock"), listenUnix(t, dir, "passed.sock")
 	env := []string{"LISTEN_FDS=3", "LISTEN_FDNAMES=socketmap:socketmap-chroot:control", "HTTPS_PROXY=" + lab.Proxy.URL()}
 	p := startProgram(t, dir, env, "-config", file, inet.file, unixMap.file, unixControl.file)
@@ -71,7 +61,7 @@ func TestSocketsThatSystemdPassesReplaceTheConfiguredOnes(t *testing.T) {
 // that does nothing, and pass a socket that everybody can reach.
 func TestKeysThatSystemdsSocketsReplaceAreNamed(t *testing.T) {
 	lab := testlab.New(t)
-	dir, file := writeConfig(t, lab)
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{})
 	open, err := net.Listen("tcp", "0.0.0.0:0")
 	if err != nil {
 		t.Fatal(err)
@@ -80,15 +70,10 @@ func TestKeysThatSystemdsSocketsReplaceAreNamed(t *testing.T) {
 	unixControl := listenUnix(t, dir, "control.sock")
 	env := []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=socketmap:control"}
 	p := startProgram(t, dir, env, "-config", file, inet.file, unixControl.file)
-	check := func(change string) string {
+	check := func(listen string) string {
 		t.Helper()
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text = bytes.Replace(text, []byte("inet:127.0.0.1:0"), []byte(change), 1)
 		other := filepath.Join(dir, "other.toml")
-		if err := os.WriteFile(other, text, 0o600); err != nil {
+		if err := writeLabConfig(other, lab.Lab, testlab.DaemonConfig{Listen: listen}); err != nil {
 			t.Fatal(err)
 		}
 		exe, err := exec.LookPath("sts-tlsmap")
@@ -131,18 +116,10 @@ func TestTheDaemonOpensNoSocketInThePlaceOfAMaskedOne(t *testing.T) {
 		{"and metrics of the file", "socketmap", func(string) passed { return listenTCP(t) }, "inet:127.0.0.1:0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			dir, file := writeConfig(t, lab)
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			// Neither could be listened at: the daemon would not start.
-			text = bytes.Replace(text, []byte("inet:127.0.0.1:0"), []byte("unix:/nowhere/map.sock"), 1)
-			text = bytes.Replace(text, []byte("unix:control.sock"), []byte("unix:/nowhere/control.sock"), 1)
-			text = append(fmt.Appendf(nil, "metrics = %q\n", c.metrics), text...)
-			if err := os.WriteFile(file, text, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			// The daemon could not listen at either, and would not start.
+			dir, file := writeConfig(t, lab, testlab.DaemonConfig{
+				Listen: "unix:/nowhere/map.sock", Control: "unix:/nowhere/control.sock", Top: fmt.Sprintf("metrics = %q", c.metrics),
+			})
 			l := c.file(dir)
 			p := startProgram(t, dir, []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=" + c.passed, "HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file, l.file)
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -166,15 +143,15 @@ func TestTheDaemonOpensNoSocketInThePlaceOfAMaskedOne(t *testing.T) {
 	}
 }
 
-// writeConfig writes the configuration of the scripts into a folder.
-func writeConfig(t *testing.T, lab *testlab.T) (dir, file string) {
+// writeConfig writes a configuration into a new directory.
+func writeConfig(t *testing.T, lab *testlab.T, c testlab.DaemonConfig) (dir, file string) {
 	t.Helper()
 	dir = t.TempDir()
 	if err := lab.CA.WritePEM(filepath.Join(dir, "lab.pem")); err != nil {
 		t.Fatal(err)
 	}
 	file = filepath.Join(dir, "sts-tlsmap.toml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, scriptConfig, "", lab.DNS.Addr), 0o600); err != nil {
+	if err := writeLabConfig(file, lab.Lab, c); err != nil {
 		t.Fatal(err)
 	}
 	return dir, file
@@ -321,7 +298,7 @@ func TestALookupUnderWayAtSIGTERMIsAnsweredAndItsPolicyKept(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("slow.test", testlab.With{})
 	gate := d.Policy.Hold()
-	dir, file := writeConfig(t, lab)
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{})
 	env := []string{"HTTPS_PROXY=" + lab.Proxy.URL()}
 	p := startProgram(t, dir, env, "-config", file)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
@@ -381,7 +358,7 @@ func TestAControlClientThatStopsReadingHoldsUpNoLookup(t *testing.T) {
 	}
 	held, fresh := domains("held", 70), domains("zfresh", 12)
 
-	dir, file := writeConfig(t, lab)
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{})
 	p := startProgram(t, dir, []string{"HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()

@@ -62,7 +62,7 @@ func TestAfterDamageToItsFileTheDaemonStillEnforcesWhatItHeld(t *testing.T) {
 	lab := testlab.New(t)
 	server := lab.PolicyServer("")
 	one := lab.Domain("one.test", testlab.With{})
-	dir, file := writeConfig(t, lab)
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{})
 	env := []string{"HTTPS_PROXY=" + lab.Proxy.URL()}
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()

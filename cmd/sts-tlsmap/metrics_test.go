@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -68,15 +66,7 @@ func ask(ctx context.Context, t *testing.T, e endpoint.Endpoint) {
 func TestMetricsAreServedOnTheControlSocketAndWhereTheyAreConfigured(t *testing.T) {
 	lab := testlab.New(t)
 	lab.Domain("one.test", testlab.With{})
-	dir, file := writeConfig(t, lab)
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text = append([]byte("metrics = \"inet:127.0.0.1:0\"\n"), text...)
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{Top: `metrics = "inet:127.0.0.1:0"`})
 	p := startProgram(t, dir, []string{"HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -113,16 +103,8 @@ func TestMetricsAreServedOnTheControlSocketAndWhereTheyAreConfigured(t *testing.
 
 func TestAMetricsSocketThatSystemdPassesIsServed(t *testing.T) {
 	lab := testlab.New(t)
-	dir, file := writeConfig(t, lab)
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Must not be listened at: this machine does not have the address.
-	text = bytes.Join([][]byte{[]byte(`metrics = "inet:192.0.2.1:9461"`), text}, []byte("\n"))
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	// The daemon could not listen there: this machine does not have the address.
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{Top: `metrics = "inet:192.0.2.1:9461"`})
 	inet, lookups := listenTCP(t), listenTCP(t)
 	p := startProgram(t, dir, []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=metrics:socketmap"}, "-config", file, inet.file, lookups.file)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -55,20 +55,13 @@ func TestCommandLine(t *testing.T) {
 // patience bounds every wait of a script.
 const patience = 20 * time.Second
 
-const scriptConfig = `listen = ["inet:127.0.0.1:0"]
-control = "unix:control.sock"
-%s
-[cache]
-path = "cache.db"
-[dns]
-servers = [%q]
-[fetch]
-ca_file = "lab.pem"
-allow_private = true
-timeout = "10s"
-[lookup]
-timeout = "10s"
-`
+// writeLabConfig writes the configuration of a daemon in a lab. Its paths are
+// relative to the file.
+func writeLabConfig(file string, lab *testlab.Lab, c testlab.DaemonConfig) error {
+	c.DNS, c.CA, c.Fetch = lab.DNS.Addr, "lab.pem", `timeout = "10s"`
+	c.Tables = "[lookup]\ntimeout = \"10s\"\n" + c.Tables
+	return c.Write(file, "")
+}
 
 func setUpScript(env *testscript.Env) error {
 	lab, err := testlab.Start(testlab.Options{})
@@ -88,8 +81,8 @@ func setUpScript(env *testscript.Env) error {
 		}
 		extra[name] = string(text)
 	}
-	config := fmt.Sprintf(scriptConfig, extra["top.toml"], lab.DNS.Addr) + extra["extra.toml"]
-	if err := os.WriteFile(filepath.Join(dir, "sts-tlsmap.toml"), []byte(config), 0o600); err != nil {
+	config := testlab.DaemonConfig{Top: extra["top.toml"], Tables: extra["extra.toml"]}
+	if err := writeLabConfig(filepath.Join(dir, "sts-tlsmap.toml"), lab, config); err != nil {
 		return err
 	}
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: filepath.Join(dir, "notify.sock")})

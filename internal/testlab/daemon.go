@@ -40,27 +40,32 @@ func BuildDaemon(ctx context.Context, dir string) (path string, err error) {
 // A DaemonConfig holds the settings of a daemon's configuration file. All are
 // optional.
 type DaemonConfig struct {
-	Listen string // endpoint of the socketmap listener; default an ephemeral port
-	Cache  string // path of the cache file; default in the daemon's directory
-	DNS    string // address and port of the resolver; default /etc/resolv.conf
-	CA     string // file of the authorities for policy hosts; default the system's
-	Top    string // TOML lines before the first table
-	Fetch  string // TOML lines for [fetch]
-	Tables string // TOML tables at the end
+	Listen  string // endpoint of the socketmap listener; default an ephemeral port
+	Control string // endpoint of the control socket; default in the daemon's directory
+	Cache   string // path of the cache file; default in the daemon's directory
+	DNS     string // address and port of the resolver; default /etc/resolv.conf
+	CA      string // file of the authorities for policy hosts; default the system's
+	Top     string // TOML lines before the first table
+	Fetch   string // TOML lines for [fetch]
+	Tables  string // TOML tables at the end
 }
 
-// Write writes the configuration file of a daemon whose files are in dir.
+// Write writes the configuration file of a daemon whose files are in dir, which
+// may be "": the directory of the configuration file.
 func (c DaemonConfig) Write(file, dir string) error {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	if c.Listen == "" {
 		c.Listen = "inet:127.0.0.1:0"
 	}
+	if c.Control == "" {
+		c.Control = "unix:" + filepath.Join(dir, "control.sock")
+	}
 	if c.Cache == "" {
 		c.Cache = filepath.Join(dir, "cache.db")
 	}
 	line("listen = [%q]", c.Listen)
-	line("control = %q", "unix:"+filepath.Join(dir, "control.sock"))
+	line("control = %q", c.Control)
 	line("%s\n[cache]\npath = %q", c.Top, c.Cache)
 	if c.DNS != "" {
 		line("[dns]\nservers = [%q]", c.DNS)
