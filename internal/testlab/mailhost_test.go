@@ -66,7 +66,7 @@ func deliver(t *testing.T, l *testlab.T, m *testlab.MailHost, config *tls.Config
 	return c.Quit()
 }
 
-func TestRecordsMessagesAndOverWhatTheyCame(t *testing.T) {
+func TestRecordsMessagesAndTheirTLS(t *testing.T) {
 	l := testlab.New(t)
 	m := l.MailHost("mx1.example.test", "")
 	const text = "Subject: hello\r\n\r\n.a line with a dot\r\n..and with two\r\n"

@@ -39,7 +39,7 @@ func testDeb(t *testing.T, root string) {
 		{"ten restarts lose no lookup", (*relay).restart},
 		{"an upgrade loses no lookup, no policy and no configuration", (*relay).upgrade},
 		{"removal stops it, and keeps configuration and cache", (*relay).remove},
-		{"what was removed comes back as it was", (*relay).reinstall},
+		{"a new installation restores the removed one", (*relay).reinstall},
 		{"purging leaves nothing", (*relay).purge},
 	})
 }

@@ -13,7 +13,7 @@ import (
 // the system, so the test compares the requirements and does not enforce them.
 func TestTheRPM(t *testing.T) {
 	newRelay(t, "booted-bookworm").live(t, []step{
-		{"it requires what it needs", (*relay).rpmRequires},
+		{"it requires the right packages", (*relay).rpmRequires},
 		{"it installs, and is started by one command", (*relay).rpmInstall},
 		{"an administrator's configuration is taken by a restart", (*relay).configure},
 		{"Postfix asks over TCP and inside its chroot", (*relay).ask},

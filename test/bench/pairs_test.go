@@ -3,7 +3,7 @@ package main
 import "testing"
 
 // The numbers are from tables of the binomial distribution with p = 1/2.
-func TestTheIntervalOfTheMedianLeavesOutAsManyAsItMay(t *testing.T) {
+func TestTheIntervalOfTheMedian(t *testing.T) {
 	for n, cut := range map[int]int{7: 0, 9: 1, 15: 3, 21: 5, 31: 9, 101: 40} {
 		var values []float64
 		for i := range n {

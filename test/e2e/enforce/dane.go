@@ -42,14 +42,14 @@ var daneRows = []row{{
 	reply:   replyDANE,
 	fate:    toTheFirst,
 }, {
-	name:    "an authority that TLSA records name vouches for a certificate, whoever else does not",
+	name:    "TLSA records may name an authority that nobody else trusts",
 	domain:  "authority.signed.example",
 	with:    testlab.With{MailCert: testlab.CertOtherCA},
 	records: authorityTLSA,
 	reply:   replyDANE,
 	fate:    toTheFirst,
 }, {
-	name:    "a certificate that TLSA records do not match gets nothing, valid and listed as it is",
+	name:    "a valid and listed host gets nothing if TLSA records do not match its certificate",
 	domain:  "mismatch.signed.example",
 	records: otherTLSA,
 	reply:   replyDANE,
@@ -241,7 +241,7 @@ var daneRows = []row{{
 	reply:  replySecure,
 	fate:   toNobody(selfSigned),
 }, {
-	name:   "TLSA records that are of no use for SMTP leave a domain to its policy",
+	name:   "a domain whose TLSA records are unusable for SMTP follows its policy",
 	domain: "unusable.signed.example",
 	records: func(t *testing.T, d *testlab.Domain) []string {
 		return []string{at25(d.Mail[0].Name) + ". 300 IN TLSA 1 1 1 " + otherDigest}
@@ -270,7 +270,7 @@ var daneRows = []row{{
 	reply: replyDANE,
 	fate:  toNobody(noMatch),
 }, {
-	name:    "a relay in brackets at port 587 is not held to the TLSA records at port 25",
+	name:    "TLSA records at port 25 do not apply to a relay in brackets at port 587",
 	domain:  "relay-25.signed.example",
 	hosts:   []string{"relay-25.signed.example"},
 	nextHop: "[relay-25.signed.example]:587",

@@ -94,7 +94,7 @@ func Test(t *testing.T, root, mapName string, matching Matching) {
 		t.Run(s.name, func(t *testing.T) { s.tell(t, w) })
 	}
 	if dane {
-		t.Run("the maps answer by their names of another policy server", func(t *testing.T) { asksByAliases(t, w) })
+		t.Run("the maps answer to the names of another policy server", func(t *testing.T) { asksByAliases(t, w) })
 	}
 	t.Run("the lines that -recipe prints are all that Postfix needs", func(t *testing.T) { followsRecipe(t, w) })
 }

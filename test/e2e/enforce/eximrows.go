@@ -76,7 +76,7 @@ var eximRows = []row{{
 	},
 }, {
 	// This relay is an MX of the domain and delivers its mail as before.
-	name:   "a domain for which the relay is a backup MX gets its mail as ever",
+	name:   "a domain for which the relay is a backup MX gets its mail as before",
 	domain: backupDomain,
 	with:   testlab.With{MailFault: testlab.NoSTARTTLS},
 	records: func(_ *testing.T, d *testlab.Domain) []string {

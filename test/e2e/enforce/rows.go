@@ -80,7 +80,7 @@ var rows = []row{{
 	with:   testlab.With{MailCert: testlab.CertExpired},
 	fate:   toNobody(expired),
 }, {
-	name:   "a host that the policy does not list gets nothing, fine as its certificate is",
+	name:   "a host that the policy does not list gets nothing, however good its certificate",
 	domain: "unlisted.test",
 	with:   testlab.With{MX: []string{"mx1.elsewhere.test"}},
 	fate:   toNobodyUnlisted,
@@ -136,13 +136,13 @@ var rows = []row{{
 	fate:   toTheFirstInClear,
 	held:   &holding{words: `(?m)^  mode +none$`},
 }, {
-	name:   "a domain without a policy gets its mail as ever",
+	name:   "a domain without a policy gets its mail as before",
 	domain: "plain.test",
 	with:   testlab.With{NoPolicy: true, MailFault: testlab.NoSTARTTLS},
 	fate:   toTheFirstInClear,
 	held:   &holding{words: `(?m)^  not found +no-record; `, code: 1},
 }, {
-	name:   "a domain whose policy host was never reached gets its mail as ever",
+	name:   "a domain whose policy host was never reached gets its mail as before",
 	domain: "host-down.test",
 	with:   testlab.With{MailFault: testlab.NoSTARTTLS},
 	bend:   func(d *testlab.Domain) error { return d.Policy.Server.Down() },

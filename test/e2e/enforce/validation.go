@@ -16,7 +16,7 @@ var daneStories = []story{
 	{"Postfix believes the resolver without trust-ad, too", believesWithoutTrustAD},
 	{"another resolver, not on this machine, makes no reply weaker", movesResolver},
 	{"a resolver that stops validating makes no reply weaker", stopsValidating},
-	{"mail waits while the resolver is not there, and no reply is weaker", startsWithoutResolver},
+	{"mail waits while the resolver is down, and no reply is weaker", startsWithoutResolver},
 }
 
 const (

@@ -109,7 +109,7 @@ func shows(samples []sample) bool {
 	return false
 }
 
-func TestPromtoolHasNothingAgainstTheMetrics(t *testing.T) {
+func TestPromtoolAcceptsTheMetrics(t *testing.T) {
 	lab := stage.NewLab(t)
 	lab.Domain("enforced.test", testlab.With{})
 	stage.StartDaemon(t, config(t, lab))

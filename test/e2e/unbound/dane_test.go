@@ -92,15 +92,15 @@ var nextHops = []struct {
 	{"no such domain", check("nx.signed.example"), dane.NoMail},
 	{"unsigned MX at a signed host", check("unsigned.example"), dane.UnsignedMX},
 	{"no MX in an unsigned zone", check("none.unsigned.example"), dane.UnsignedMX},
-	{"MX tampered with", check("forgedmx.bogus.example"), dane.Undecided},
-	{"the host's address tampered with", check("addr.bogus.example"), dane.LookupFailed},
-	{"TLSA tampered with", check("tlsa.bogus.example"), dane.LookupFailed},
-	{"one host tampered with, one good", check("addrandgood.bogus.example"), dane.Usable},
-	{"what else is in a zone that was tampered with", check("good.bogus.example"), dane.Usable},
+	{"MX changed", check("forgedmx.bogus.example"), dane.Undecided},
+	{"the host's address changed", check("addr.bogus.example"), dane.LookupFailed},
+	{"TLSA changed", check("tlsa.bogus.example"), dane.LookupFailed},
+	{"one host changed, one good", check("addrandgood.bogus.example"), dane.Usable},
+	{"an unchanged name in a zone with changes", check("good.bogus.example"), dane.Usable},
 	{"brackets, the key's port", bracketed("relay.signed.example", 587), dane.Usable},
 	{"brackets, another port", bracketed("relay.signed.example", 25), dane.Absent},
 	{"brackets, an unsigned host", bracketed("mx.unsigned.example", 25), dane.Absent},
-	{"brackets, an address tampered with", bracketed("badaddr.bogus.example", 25), dane.LookupFailed},
+	{"brackets, a changed address", bracketed("badaddr.bogus.example", 25), dane.LookupFailed},
 }
 
 // TestRFC7672_StatesFollowFromRealValidation gets the AD bit from real
