@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -235,7 +236,7 @@ func TestTheRangesInTheManualAreTheProgrammes(t *testing.T) {
 		"metrics":       {".Ql inet:ADDRESS:PORT ", `"inet:127.0.0.1:1"`, `"unix:/m"`},
 		"cache.path":    {"A path;", `"/c"`, `""`},
 		"fetch.ca_file": {"A path to a file that has at least one; empty:", `""`, `"/nowhere/ca.pem"`},
-		"exempt.file":   {"A path to a file that exists, of at most " + config.FormatSize(config.MaxExemptFile)[:1] + " MiB; empty:", `""`, `"/nowhere/list"`},
+		"exempt.file":   {fmt.Sprintf("A path to a file that exists, of at most %d MiB; empty:", config.MaxExemptFile>>20), `""`, `"/nowhere/list"`},
 	} {
 		if text := manualText(t, key); !strings.Contains(text, c.says) {
 			t.Errorf("%s: %q is not in the manual, which has\n%s", key, c.says, text)

@@ -32,27 +32,6 @@ func ParseDuration(s string) (time.Duration, bool) {
 	return total, total >= t // false if it went over the top
 }
 
-// FormatDuration writes a duration as ParseDuration reads it, without units
-// that are zero.
-func FormatDuration(t time.Duration) string {
-	var s string
-	if t >= day {
-		s = strconv.FormatInt(int64(t/day), 10) + "d"
-		t %= day
-		if t == 0 {
-			return s
-		}
-	}
-	u := t.String()
-	if strings.HasSuffix(u, "m0s") {
-		u = strings.TrimSuffix(u, "0s")
-	}
-	if strings.HasSuffix(u, "h0m") {
-		u = strings.TrimSuffix(u, "0m")
-	}
-	return s + u
-}
-
 var sizes = []struct {
 	unit string
 	of   int64
@@ -73,15 +52,4 @@ func ParseSize(s string) (int64, bool) {
 	}
 	v, err := strconv.ParseInt(s, 10, 64)
 	return v, err == nil && v >= 0
-}
-
-// FormatSize writes a size as ParseSize reads it, in the largest unit that
-// keeps it whole.
-func FormatSize(n int64) string {
-	for _, u := range sizes {
-		if n >= u.of && n%u.of == 0 {
-			return strconv.FormatInt(n/u.of, 10) + u.unit
-		}
-	}
-	return strconv.FormatInt(n, 10) + "B"
 }
