@@ -87,6 +87,7 @@ func newFake() *fakePolicies {
 		"none.example":          hold("none.example", policy.ModeNone),
 		"invalid.example":       hold("invalid.example", 77),
 		"unreadable.example":    {failed: keeper.ErrUnreadable},
+		"crowded.example":       {failed: fmt.Errorf("%w: no free place in 20s", keeper.ErrOurFault)},
 		"wrapped.example":       {failed: fmt.Errorf("wrapped.example: %w", keeper.ErrNoPolicy)},
 		"broken.example":        {failed: errors.New("evil words\r\nfrom the network")},
 		"keyword.example":       enforced("hostname"),

@@ -27,6 +27,7 @@ const (
 const (
 	reasonUnreadable = "stored MTA-STS policy is damaged and could not be fetched again yet"
 	reasonUndecided  = "could not find out whether DANE protects the domain"
+	reasonOurFault   = "this relay could not look for an MTA-STS policy"
 	reasonFailed     = "MTA-STS lookup broke off"
 	reasonNoPattern  = "MTA-STS policy lists no usable MX host name"
 	reasonTooLong    = "MTA-STS policy is too long for a reply"

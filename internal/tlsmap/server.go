@@ -210,7 +210,9 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 	case DANEOnly:
 		return append(dst, replyDANEOnly...)
 	}
-	l.why = found.Why
+	if l.why = found.Why; err != nil {
+		l.why = err.Error()
+	}
 	return appendTemp(dst, m, reason, hop.Domain)
 }
 
@@ -285,6 +287,8 @@ func stateOf(err error, mode policy.Mode) (p PolicyState, reason string) {
 		return PolicyAbsent, ""
 	case errors.Is(err, keeper.ErrUnreadable):
 		return PolicyUnreadable, reasonUnreadable
+	case errors.Is(err, keeper.ErrOurFault):
+		return PolicyUnreadable, reasonOurFault
 	}
 	return PolicyUnreadable, reasonFailed
 }

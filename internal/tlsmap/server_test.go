@@ -48,6 +48,7 @@ func TestReplies(t *testing.T) {
 		{"postfix", "", none},
 		{"postfix", "localhost", none},
 		{"postfix", "unreadable.example", "TEMP stored MTA-STS policy is damaged and could not be fetched again yet; see: sts-tlsmap -explain unreadable.example"},
+		{"postfix", "crowded.example", "TEMP this relay could not look for an MTA-STS policy; see: sts-tlsmap -explain crowded.example"},
 		{"postfix", "broken.example", "TEMP MTA-STS lookup broke off; see: sts-tlsmap -explain broken.example"},
 		{"postfix", "keyword.example", "TEMP MTA-STS policy lists no usable MX host name; see: sts-tlsmap -explain keyword.example"},
 		{"postfix", "b\xfccher.example", "TEMP next-hop is an internationalized name that cannot be converted to A-labels"},
