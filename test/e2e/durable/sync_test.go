@@ -169,4 +169,7 @@ func isMeta(offset string) bool {
 	return err == nil && n < metaPages*os.Getpagesize()
 }
 
-func succeeded(line string) bool { return strings.Contains(line, ") = 0") }
+// ok is the result of a call without an error. strace aligns it with spaces.
+var ok = regexp.MustCompile(`\) += 0\b`)
+
+func succeeded(line string) bool { return ok.MatchString(line) }
