@@ -202,9 +202,10 @@ func (f *boltFile) begin() (*bbolt.Tx, error) {
 		return nil, f.shut
 	}
 	f.shut = errStuck
+	last := f.last.Load() // before the transaction begins: a commit may end meanwhile
 	tx, err := f.db.Begin(false)
 	f.shut = nil
-	if err == nil && int64(tx.ID()) < f.last.Load() {
+	if err == nil && int64(tx.ID()) < last {
 		return nil, faultf("its newest meta page was lost")
 	}
 	return tx, err

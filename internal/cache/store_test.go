@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,6 +47,37 @@ func TestOfTwoOpsForOneDomainTheLastCounts(t *testing.T) {
 	mustHold(t, s, second)
 	write(t, s, cache.Op{Put: first}, cache.Op{Delete: "a.example"})
 	mustMiss(t, s, "a.example")
+}
+
+func TestACommitThatEndsBesideALookupIsNoDamage(t *testing.T) {
+	s, _ := openNew(t)
+	write(t, s, puts(record("a.example"))...)
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			var hit cache.Hit
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := s.Lookup([]byte("a.example"), &hit); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 300 {
+		write(t, s, puts(record("a.example"))...)
+	}
+	close(stop)
+	readers.Wait()
+	if st := s.Stats(); st.Unreadable > 0 || st.Salvage != nil {
+		t.Errorf("%d faults, salvage: %v", st.Unreadable, st.Salvage)
+	}
 }
 
 func TestARecordThatCannotBeStoredFailsTheWholeWrite(t *testing.T) {
