@@ -51,8 +51,8 @@ func guard(fn func() error) (err error) {
 	return fn()
 }
 
-// A boltFile is an open bbolt file. Its first fault breaks it: nothing enters
-// bbolt after that, whose locks may be taken for ever.
+// A boltFile is an open bbolt file. Its first fault breaks it: no transaction begins
+// after that, because bbolt's locks may never be released.
 type boltFile struct {
 	db      *bbolt.DB
 	fd      *os.File
@@ -66,11 +66,11 @@ type boltFile struct {
 	broken  chan struct{}
 	onFault func(*boltFile)
 
-	last  atomic.Int64 // the newest transaction: an older one means that a meta page was lost
+	last  atomic.Int64 // the newest transaction seen: an older one later means that a meta page was lost
 	state atomic.Pointer[state]
 }
 
-// A state is what is known of the whole file after a commit.
+// A state is the counts of the whole file after a commit.
 type state struct {
 	counts     counts
 	heartbeat  int64
@@ -107,16 +107,14 @@ func (f *boltFile) open(readOnly bool, fill func(*bbolt.Tx) error) (err error) {
 	if f.info.Size() < int64(2*os.Getpagesize()) && fill == nil {
 		return faultf("it has %d bytes, fewer than two pages", f.info.Size())
 	}
-	// bbolt refuses to grow beyond what is reserved, rather than to map the file
-	// anew, for which it would wait for all readers. A file does not shrink, and
-	// free pages need not be where they are wanted: twice max_size is plenty.
+	// The map is reserved once, at twice max_size. To map the file again, bbolt would
+	// wait for all readers, so it refuses to grow beyond the reservation instead.
 	reserve := int(min(max(2*max(f.maxSize, f.info.Size()), reserveLeast), reserveMost))
 	f.db, err = bbolt.Open(f.fd.Name(), 0, &bbolt.Options{
 		Timeout:  lockWait,
 		ReadOnly: readOnly,
-		// The map type takes single pages from anywhere, and so cuts up the runs of
-		// pages that the free list itself needs with each commit: a file of a
-		// million policies grew by 1.4 GB a day. The array type takes the first ones.
+		// The array type uses the first free pages. The map type uses any, and
+		// fragments the free space: a file of a million policies grew by 1.4 GB a day.
 		FreelistType:    bbolt.FreelistArrayType,
 		InitialMmapSize: reserve,
 		MaxSize:         reserve,
@@ -126,7 +124,7 @@ func (f *boltFile) open(readOnly bool, fill func(*bbolt.Tx) error) (err error) {
 		return err
 	}
 	if !f.wholeMeta(0) || !f.wholeMeta(int64(f.db.Info().PageSize)) {
-		// bbolt would go on with the other one, which is one commit older.
+		// bbolt would use the other meta page, which is one commit older.
 		return faultf("one of its two meta pages cannot be read")
 	}
 	if f.info.Size() == 0 {
@@ -191,10 +189,10 @@ func (f *boltFile) view(fn func(*bbolt.Tx) error) error {
 
 var errStuck = faultf("bbolt panicked with its locks taken")
 
-// begin begins a reading transaction. Where both meta pages are damaged, bbolt
-// panics and keeps a lock for which all others would wait for ever. So one at a
-// time begins or ends a transaction, and nobody does after that. This cannot
-// deadlock with a writer, since the map is never made anew (see open).
+// begin begins a reading transaction. If both meta pages are damaged, bbolt panics
+// and keeps a lock. So transactions begin and end one at a time, and none begins
+// after a fault. This cannot deadlock with a writer, because the file is never
+// mapped again (see openBolt).
 func (f *boltFile) begin() (*bbolt.Tx, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -219,9 +217,8 @@ func (f *boltFile) end(tx *bbolt.Tx) {
 	}
 }
 
-// update runs fn in a writing transaction, and publishes the state that fn
-// returns when it is on disk. After a fault fn may still be running: the writer
-// then waits for a lock of bbolt's.
+// update runs fn in a writing transaction. Once that is on disk, the state that fn
+// returned is published. After a fault, fn may still wait for a lock of bbolt.
 func (f *boltFile) update(fn func(*bbolt.Tx) (*state, error)) error {
 	if f.isBroken() {
 		return f.fault
@@ -286,8 +283,8 @@ func (f *boltFile) giveUp() {
 	_ = f.fd.Close()
 }
 
-// close waits for the transactions under way. A broken file stays mapped: that
-// is address space, not memory.
+// close waits for the transactions under way. A broken file stays mapped, which
+// costs address space and no memory.
 func (f *boltFile) close() error {
 	if f.isBroken() {
 		return nil

@@ -14,13 +14,13 @@ import (
 // maxCounted bounds the index entries that DueByHour reads.
 const maxCounted = 200_000
 
-// Due returns what is due in lane at now, limit and MaxPage records at most,
-// those with the least life left first. If fewer are due, next says when the next
-// one will be; zero: none will.
+// Due returns the records that are due in lane at now, at most limit and MaxPage,
+// the least life left first. If fewer are due, next is when the next one will be,
+// zero if there is none.
 //
-// Life left is told apart by slots of six hours; within one the record that has
-// been due for longest comes first. A record stays due until it is written with
-// another time. Due reads what it returns, and one entry for each slot.
+// Life left counts in slots of six hours; within a slot, the record that has been
+// due longest comes first. A record stays due until it is written with another
+// time. Due reads the records that it returns, and one index entry for each slot.
 func (s *Store) Due(lane Lane, now time.Time, limit int) (due []Due, next time.Time, err error) {
 	var keys [][]byte
 	var soonest int64
@@ -40,7 +40,7 @@ func (s *Store) Due(lane Lane, now time.Time, limit int) (due []Due, next time.T
 			}
 			return false, err
 		})
-		// The numbers of a lane do not tell what comes first.
+		// Old files may have several numbers for a lane: sort across them.
 		slices.SortStableFunc(keys, func(a, b []byte) int { return bytes.Compare(a[dueAtSlot:], b[dueAtSlot:]) })
 		for i := 0; i < len(keys) && len(due) < limit && err == nil; i++ {
 			domain := keys[i][dueAtDomain:]
@@ -64,8 +64,8 @@ func (s *Store) Due(lane Lane, now time.Time, limit int) (due []Due, next time.T
 	return due, next, err
 }
 
-// ascendLane goes through the entries of a lane in the due index, under all
-// numbers that it has in the file. If fn returns seek, it goes on in the next slot.
+// ascendLane calls fn with the due entries of a lane, under each number that the
+// lane has in the file. If fn returns seek, ascendLane continues in the next slot.
 func ascendLane(tx *bbolt.Tx, lane Lane, fn func(k []byte, at int64) (seek bool, err error)) error {
 	for n := range uint8(maxLanes) {
 		if laneOf(n) != lane {

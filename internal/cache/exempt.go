@@ -16,8 +16,8 @@ import (
 // MaxExemptions bounds the exemptions that are stored.
 const MaxExemptions = exempt.MaxTimed
 
-// Exemptions returns the stored exemptions in the order of their domains, also
-// those that are over. With an error comes what could be read.
+// Exemptions returns the stored exemptions, ended ones included, in the order of
+// their domains. With an error it returns those that could be read.
 func (s *Store) Exemptions() (list []exempt.Exemption, err error) {
 	err = s.view(func(tx *bbolt.Tx) (err error) {
 		list, err = readExemptions(tx)
@@ -61,8 +61,8 @@ func encodeExemption(domain string, until int64) []byte {
 	return binary.LittleEndian.AppendUint32(v, crc32.Checksum(append([]byte(domain), v...), castagnoli))
 }
 
-// readExemptions reads the bucket, which a file may lack. A damaged exemption is
-// left out, since it would switch protection off, and an error says so.
+// readExemptions reads the bucket, if the file has one. It drops a damaged exemption
+// with an error, because an exemption turns protection off.
 func readExemptions(tx *bbolt.Tx) (list []exempt.Exemption, bad error) {
 	if tx.Bucket(bucketExempt) == nil {
 		return nil, nil

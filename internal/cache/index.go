@@ -28,8 +28,8 @@ var (
 const schemaVersion = 1
 
 const (
-	// dueSlot, in seconds, is how exactly the due index is ordered by the life that
-	// policies have left. Due jumps from slot to slot, of which a year has 1,461.
+	// dueSlot, in seconds, is the precision with which the due index is ordered by the
+	// life left. Due jumps from slot to slot; a year has 1,461.
 	dueSlot       = 6 * 3600
 	secondsPerDay = 24 * 3600
 
@@ -53,9 +53,9 @@ func laneOf(n uint8) Lane {
 	return Lane(n)
 }
 
-// entriesOf returns the keys of raw, which is stored under domain, in the indexes,
-// nil where it has none; and its index in the counts. Of a damaged value it
-// returns what the header says: the same when it is put and when it is deleted.
+// entriesOf returns the index keys of raw, the value of domain, nil where it has no
+// entry, and its position in the counts. For a damaged value it uses the header, so
+// that put and delete agree.
 func entriesOf(domain, raw []byte) (due, expiry []byte, count uint8) {
 	var h header
 	if _, err := binary.Decode(raw, binary.LittleEndian, &h); err != nil {
@@ -65,8 +65,8 @@ func entriesOf(domain, raw []byte) (due, expiry []byte, count uint8) {
 		count = h.Mode
 	}
 	if h.Due != 0 {
-		// A policy with a short max_age counts as one of a day, or it would always come
-		// before all others. Old versions had a lane for these, and did not do so.
+		// A max_age below a day counts as a day: otherwise these policies would always
+		// come first. Old versions had a lane for them instead.
 		urgency := h.Expires
 		if Lane(h.Lane) >= LaneNormal {
 			urgency = max(urgency, h.Fetched+secondsPerDay)
@@ -82,7 +82,7 @@ func entriesOf(domain, raw []byte) (due, expiry []byte, count uint8) {
 // positive keeps the byte order of a key that of its time: before 1970 is 1970.
 func positive(seconds int64) uint64 { return uint64(max(seconds, 0)) }
 
-// counts are the numbers of policies by mode, those whose mode cannot be read at 0.
+// counts are the numbers of policies by mode. Unreadable modes count at 0.
 type counts [4]int64
 
 func (c counts) encode() (b []byte) {

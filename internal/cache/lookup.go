@@ -28,10 +28,10 @@ func (s *Store) Get(domain string) (r Record, err error) {
 	return r, err
 }
 
-// find calls found with the value of domain. A value with a wrong checksum is
-// damage of the file: the salvage leaves a tombstone of it.
+// find calls found with the value of domain. A wrong checksum is damage of the file:
+// it starts a salvage, which leaves a tombstone for the domain.
 func (s *Store) find(domain []byte, found func(*value)) error {
-	salvaging := s.salvaging.Load() // first: it may be carried over and the salvage end meanwhile
+	salvaging := s.salvaging.Load() // before the read: the salvage may end in between
 	err := s.view(func(tx *bbolt.Tx) error {
 		v, err := locate(tx, domain)
 		switch {
@@ -52,9 +52,9 @@ func (s *Store) find(domain []byte, found func(*value)) error {
 	return err
 }
 
-// locate returns the value of domain, or ErrNotFound. A bit that flipped in a key
-// makes a policy hard to find: so a domain counts as missing only if both
-// neighbours of its place are in order.
+// locate returns the value of domain, or ErrNotFound. A flipped bit in a key can hide
+// a policy, so a domain counts as missing only if both neighbours of its place are
+// in order.
 func locate(tx *bbolt.Tx, domain []byte) (*value, error) {
 	b := tx.Bucket(bucketPolicy)
 	if b == nil {
@@ -82,10 +82,10 @@ func locate(tx *bbolt.Tx, domain []byte) (*value, error) {
 	return nil, ErrNotFound
 }
 
-// List returns records in the order of their domains, from the first one after
-// the domain after, limit and MaxPage of them at most, and fewer if they are
-// large. next is the domain to go on after, empty at the end. The LastError of a
-// damaged record says so.
+// List returns records in the order of their domains, from the first one after the
+// given domain: at most limit and MaxPage, fewer if they are large. next is the
+// domain to continue after, empty at the end. The LastError of a damaged record
+// says that it is damaged.
 func (s *Store) List(after string, limit int) (list []Record, next string, err error) {
 	var page []stored
 	err = s.view(func(tx *bbolt.Tx) (err error) {
@@ -116,8 +116,8 @@ func size(page []stored) (n int) {
 	return n
 }
 
-// readPage returns copies of what is stored after a domain, in order: limit
-// domains at most, and no more when they have maxPageBytes.
+// readPage returns copies of the values after a domain, in order: at most limit
+// values, and no more once they have maxPageBytes.
 func readPage(tx *bbolt.Tx, after string, limit int) (page []stored, err error) {
 	from := append([]byte(after), 0)
 	if after == "" {
@@ -135,9 +135,9 @@ func readPage(tx *bbolt.Tx, after string, limit int) (page []stored, err error) 
 
 var errStop = errors.New("stop")
 
-// ascend calls fn with the keys of a bucket in their order, beginning at from,
-// until fn returns errStop. If fn returns a key, it goes on there. Keys out of
-// order are a fault: the pages may lead back to themselves.
+// ascend calls fn with the keys of a bucket in order, from the key from on, until fn
+// returns errStop. If fn returns a key, ascend continues there. Keys out of order are
+// a fault: pages may form a circle.
 func ascend(tx *bbolt.Tx, bucket, from []byte, fn func(k, v []byte) (seek []byte, err error)) error {
 	b := tx.Bucket(bucket)
 	if b == nil {

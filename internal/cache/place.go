@@ -20,14 +20,14 @@ const (
 	asideMark = ".damaged-" // and the date, in the name of a file that was set aside
 	asideDate = "20060102T150405"
 	asideMost = 5                  // files set aside; then the oldest one is deleted
-	asideLeft = 7 * 24 * time.Hour // but none so young
+	asideLeft = 7 * 24 * time.Hour // but never a younger file
 
 	// memorySize is the max_size of a file in memory.
 	memorySize = 128 << 20
 )
 
-// openDisk opens the file at the path, or makes it. A damaged file is set aside,
-// and so is any file if why, the damage, is known already.
+// openDisk opens the file at the path, or makes it. It sets a damaged file aside. If
+// why is not nil, the damage is already known.
 func (s *Store) openDisk(why error) (*boltFile, error) {
 	s.damage = nil
 	if err := CheckPath(s.path); err != nil {
@@ -51,7 +51,7 @@ func (s *Store) openDisk(why error) (*boltFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Go on with a search that the last stop has broken off.
+	// Continue a search that the last stop interrupted.
 	return file, file.view(func(tx *bbolt.Tx) error {
 		for name := range strings.FieldsSeq(string(tx.Bucket(bucketMeta).Get(keySalvage))) {
 			path := filepath.Join(filepath.Dir(s.path), name)
@@ -61,8 +61,8 @@ func (s *Store) openDisk(why error) (*boltFile, error) {
 	})
 }
 
-// create makes a new file at the path. What is to be searched for it is in it from
-// its first moment on.
+// create makes a new file at the path. It holds the names of the files to search
+// from the beginning, so that a crash does not lose them.
 func (s *Store) create(sources []source) (*boltFile, error) {
 	path := s.path + ".new"
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -131,7 +131,7 @@ func (s *Store) setAside(why error) (*boltFile, error) {
 		}
 	}
 	aside := s.path + asideMark + now.Format(asideDate)
-	for i := 'b'; slices.Contains(old, aside); i++ { // another one in this second
+	for i := 'b'; slices.Contains(old, aside); i++ { // another file in the same second
 		aside = s.path + asideMark + now.Format(asideDate) + string(i)
 	}
 	if err := os.Link(s.path, aside); err != nil {
@@ -151,9 +151,8 @@ func (s *Store) setAside(why error) (*boltFile, error) {
 	return file, nil
 }
 
-// addSource has a damaged file searched, and carries its exemptions over into
-// file, as far as they can be read. It does not enter a file that may end the
-// process.
+// addSource queues a damaged file for the search and copies its readable exemptions
+// into file. It does not open a file that may have crashed the process.
 func (s *Store) addSource(src source, file *boltFile) {
 	s.sources = append(s.sources, src)
 	s.report.Store(&src.report)
@@ -169,8 +168,8 @@ func (s *Store) addSource(src source, file *boltFile) {
 	}
 }
 
-// openMemory makes a file in memory, since the path cannot be used because of
-// why, and carries over what can be read at the path.
+// openMemory makes a file in memory, because the path cannot be used: why says why.
+// It copies what can be read at the path.
 func (s *Store) openMemory(why error) (*boltFile, error) {
 	fd, err := memoryFile()
 	if err != nil {
@@ -226,7 +225,7 @@ func (s *Store) isAtPath(file *boltFile) bool {
 	return err == nil && os.SameFile(info, file.info)
 }
 
-// checkPath brings a store to the path that is in memory, or whose file was
+// checkPath moves the store back to the path if it is in memory, or if its file was
 // removed or replaced.
 func (s *Store) checkPath() {
 	file := s.file.Load()
@@ -248,7 +247,7 @@ func (s *Store) checkPath() {
 		s.setMemoryOnly(err)
 		return
 	}
-	// The file at the path is searched under its new name, if it was damaged.
+	// A damaged file at the path is searched under its new name.
 	s.sources = slices.DeleteFunc(s.sources, func(src source) bool { return src.path == s.path })
 	s.use(there)
 	s.memoryOnly.Store(nil)
@@ -264,16 +263,16 @@ const crashes = 10
 
 var errCrashed = fmt.Errorf("%d starts in a row ended within a minute of opening it", crashes)
 
-// starts counts those starts in a file of its own beside the cache: damage that
-// ends the process would do so again before bbolt can be asked.
+// starts counts such starts in a file beside the cache, because damage that ends the
+// process would end it again before bbolt could read the count.
 type starts struct {
 	path  string
 	count int
 	acted int64 // when the count last had the file set aside, in Unix seconds; 0: never
 }
 
-// begin counts a start, and returns errCrashed if it is one too many; once, and
-// not again within a day. Where nothing can be written, nothing is counted.
+// begin counts a start. It returns errCrashed if there were too many, at most once a
+// day. If the count cannot be written, nothing is counted.
 func (st *starts) begin(now time.Time) (err error) {
 	b, _ := os.ReadFile(st.path)
 	_, _ = fmt.Sscan(string(b), &st.count, &st.acted)
@@ -284,8 +283,7 @@ func (st *starts) begin(now time.Time) (err error) {
 	return err
 }
 
-// write stores the count. It is 0 again when the start has lasted for a minute, or
-// ends cleanly.
+// write stores the count. A run of a minute or a clean stop resets it to 0.
 func (st *starts) write(count int) {
 	if st.count == count {
 		return

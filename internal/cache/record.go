@@ -31,7 +31,7 @@ type Record struct {
 
 	FetchAt       time.Time // when the policy is next fetched, if it was used since Fetched
 	FetchUnusedAt time.Time // when it is next fetched, if it was not
-	Unattended    uint8     // scheduled fetches in a row without a use; MaxUnattended at most
+	Unattended    uint8     // scheduled fetches in a row without a use; at most MaxUnattended
 
 	Failures  uint32    // failed fetches in a row
 	FailedAt  time.Time // when the last one failed; zero: none did
@@ -106,7 +106,7 @@ type WriteResult struct {
 
 // Stats are counts of what the store holds and has seen.
 type Stats struct {
-	ByMode     [policy.ModeEnforce + 1]int64 // policies by mode; those whose mode cannot be read at 0
+	ByMode     [policy.ModeEnforce + 1]int64 // policies by mode; unreadable modes at 0
 	Heartbeat  time.Time                     // the wall clock at the last commit; right after Open, that of the previous run
 	UsedSize   int64                         // bytes of used pages
 	FileSize   int64                         // bytes of the file, free pages included
@@ -133,7 +133,7 @@ type Report struct {
 	MovedTo   string // where the file is now; empty: it could not be moved
 	Recovered int    // policies carried over
 	Damaged   int    // policies held but not readable: their lookups are TEMP until they are fetched again
-	Lost      int    // enforced policies that the file had counted and that were not found; -1: not known
+	Lost      int    // enforced policies in the file's count that were not found; -1: not known
 }
 
 // Advice says how to bring back a file of a newer program; empty for any other.
@@ -149,8 +149,8 @@ func (r *Report) Advice() string {
 var (
 	// ErrNotFound: no policy is stored for the domain.
 	ErrNotFound = errors.New("no policy is stored")
-	// ErrUnreadable: the file could not be read, or a salvage is running and has
-	// not come to this domain yet. Whether a policy was held is not known.
+	// ErrUnreadable: the file could not be read, or a running salvage has not reached
+	// this domain yet. A policy may be held.
 	ErrUnreadable = errors.New("the cache file cannot be read")
 	// ErrClosed: the store is closed.
 	ErrClosed = errors.New("the cache is closed")
@@ -202,7 +202,7 @@ type NotAFileError struct {
 
 func (e *NotAFileError) Error() string { return fmt.Sprintf("%s is a %s; name a file", e.Path, e.Kind) }
 
-// CheckPath returns a *NotAFileError if path is something else than a regular file.
+// CheckPath returns a *NotAFileError if path exists and is not a regular file.
 func CheckPath(path string) error {
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().IsRegular() {

@@ -25,8 +25,8 @@ type source struct {
 	report Report
 }
 
-// search carries over what the sources hold. What cannot be written now is tried
-// again after the next minute.
+// search carries over the policies of the sources. After a failed write it tries
+// again a minute later.
 func (s *Store) search() {
 	for len(s.sources) > 0 {
 		src := s.sources[0]
@@ -46,19 +46,19 @@ func (s *Store) search() {
 	s.salvaging.Store(false)
 }
 
-// searchIn reads a damaged file from front to back for enforced policies. Those of
-// other modes are left: they may be old ones, from free pages, and take away the
-// protection of an enforced policy that was lost. What is found is due at once.
+// searchIn reads a damaged file from front to back for enforced policies, and makes
+// them due at once. It ignores other modes: such a value may be an old one on a free
+// page, and would hide that a newer enforced policy was lost.
 //
-// Then it goes once through the file by bbolt, for policies that are held and
-// cannot be read. That may end the process, so the file is off the list before.
+// Then it reads the file once through bbolt, to find held policies that cannot be
+// read. This may end the process, so the file leaves the list before.
 func (s *Store) searchIn(src *source) error {
 	fd, err := os.Open(src.path)
 	if err == nil {
 		err = s.scan(fd, &src.report)
 		_ = fd.Close()
 	}
-	if errors.As(err, new(*os.PathError)) { // there is nothing to be read
+	if errors.As(err, new(*os.PathError)) { // the file cannot be opened
 		src.report.Why, err = errors.Join(src.report.Why, err), nil
 	}
 	if err == nil {
@@ -70,7 +70,7 @@ func (s *Store) searchIn(src *source) error {
 	return err
 }
 
-// putSearches stores the names of the files that are still to be searched.
+// putSearches stores the names of the files not searched yet.
 func (s *Store) putSearches(tx *bbolt.Tx, sources []source) error {
 	var names []string
 	for _, src := range sources {
@@ -122,8 +122,9 @@ func readWindow(r io.ReaderAt, window []byte, at int64) []byte {
 	return window
 }
 
-// valuesIn returns the enforced policies in window, and how many of its bytes are
-// done with: not a value that may go on behind it, unless it is the last.
+// valuesIn returns the enforced policies in window, and how many bytes it has used.
+// A value that may continue behind the window is not used, unless the window is the
+// last.
 func valuesIn(window []byte, last bool) (found []*value, done int) {
 	for at := 0; ; at += len(mark) {
 		i := bytes.Index(window[at:], mark[:])
@@ -144,8 +145,8 @@ func valuesIn(window []byte, last bool) (found []*value, done int) {
 	}
 }
 
-// recover puts policies that were found, but none for a domain of which there is a
-// newer one, and returns how many domains came in.
+// recover stores found policies, except where the store has a newer one for the
+// domain. It returns the number of new domains.
 func (w *writing) recover(found []*value) (n int, err error) {
 	for _, v := range found {
 		old := w.policy.Get(v.domain)
@@ -196,8 +197,8 @@ func (s *Store) findUnreadable(src *source) error {
 	return err
 }
 
-// pages calls do with what the file holds, in the order of the domains. unread is
-// an error of reading; err is that of do.
+// pages calls do with the values of the file, in the order of the domains. unread is
+// an error from reading, err an error from do.
 func (f *boltFile) pages(do func([]stored) error) (unread, err error) {
 	for after := ""; ; {
 		var page []stored
@@ -217,8 +218,9 @@ func (f *boltFile) pages(do func([]stored) error) (unread, err error) {
 	}
 }
 
-// copyAll copies what one file holds into another. The caller has the turn, or the
-// file is not in use yet. Where not all may fit, only enforced policies are copied.
+// copyAll copies the policies of one file into another. The caller has the turn, or
+// the file is not in use yet. If not all policies may fit, it copies only enforced
+// ones.
 func (s *Store) copyAll(from, to *boltFile) error {
 	enforcedOnly := from.info.Size() > to.maxSize
 	unread, err := from.pages(func(page []stored) error {

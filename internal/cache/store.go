@@ -49,20 +49,20 @@ type Store struct {
 	damage  error    // why the file at the path is damaged; nil: it may be whole
 	starts  starts
 
-	salvaging           atomic.Bool // there are sources
+	salvaging           atomic.Bool // damaged files are still to be searched
 	memoryOnly          atomic.Pointer[error]
 	report              atomic.Pointer[Report]
 	damaged, unreadable atomic.Uint64
 }
 
-// Open opens the cache at path, or makes it. Another process that has it open is
-// a *LockedError, and what is not a regular file a *NotAFileError. A damaged file
-// and one of a newer program are set aside; Stats().Salvage says so. Where path
-// cannot be written, the store is a file in memory; Stats().MemoryOnly says why.
+// Open opens the cache at path, or makes it. The error is a *LockedError if another
+// process has it open, and a *NotAFileError if path is not a regular file. Open sets
+// aside a damaged file and a file of a newer program: see Stats().Salvage. If path
+// cannot be written, the store is a file in memory: see Stats().MemoryOnly.
 //
-// Open and Close count crashes: ten starts in a row that ended within a minute of
-// Open and without Close count as damage. So the caller opens the cache when
-// nothing else keeps it from starting, and closes it whatever happens.
+// Open and Close count crashes: ten starts in a row that end within a minute of Open
+// and without Close count as damage. So call Open last at the start, and Close on
+// every way out.
 func Open(path string, o Options) (*Store, error) {
 	s := newStore(path, o)
 	if err := CheckPath(s.path); err != nil {
@@ -112,7 +112,7 @@ func openToRead(path string) (*boltFile, error) {
 }
 
 func newStore(path string, o Options) *Store {
-	// A new file comes to stand where a symbolic link leads.
+	// Follow a symbolic link: a new file replaces its target, not the link.
 	if p, err := filepath.EvalSymlinks(path); err == nil {
 		path = p
 	}
@@ -152,8 +152,8 @@ func (s *Store) Close() error {
 	return err
 }
 
-// run is the work in the background: it searches damaged files, replaces a file
-// after a fault, and looks at the path once a minute.
+// run works in the background: it searches damaged files, replaces a file after a
+// fault, and checks the path once a minute.
 func (s *Store) run() {
 	defer close(s.ended)
 	minute := time.NewTicker(checkEvery)

@@ -44,8 +44,8 @@ const (
 	unattendedShift = 4
 )
 
-// The mark has bytes that no UTF-8 text has, so that a salvage finds values in a
-// file whose pages it cannot read, and never takes a policy's text for a value.
+// By the mark a salvage finds values without reading pages. The mark has bytes that
+// UTF-8 never has, so no policy text can contain it.
 var (
 	mark       = [7]byte{0, 1, 0xff, 'S', 'T', 'S', 0xfe}
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -181,8 +181,8 @@ func valueOf(r *Record) (*value, error) {
 	return nil, fmt.Errorf("store the policy of %.*q: %s", MaxDomain, r.Domain, wrong)
 }
 
-// newTombstone returns what stands in the place of a policy that is held and
-// cannot be read: due at once, and forgotten after a week, since mail waits for it.
+// newTombstone returns the value that replaces a held policy that cannot be read. It
+// is due at once, and deleted after a week, because mail waits meanwhile.
 func newTombstone(domain []byte, now int64) *value {
 	t := timeOf(now)
 	v, err := valueOf(&Record{

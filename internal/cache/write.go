@@ -15,20 +15,20 @@ import (
 )
 
 const (
-	// maxEvicted bounds what one transaction gives up, and so how long it takes.
+	// maxEvicted bounds the evictions of one transaction, and so its duration.
 	maxEvicted = 4096
-	// draws is how many policies are drawn, of which one is given up.
+	// draws is how many policies are drawn at random to evict one of them.
 	draws = 16
 	// recentUse, in seconds: a policy that was used on two days or more, and within
 	// recentUse, is not given up.
 	recentUse = 30 * secondsPerDay
 )
 
-// Write carries out ops in one transaction: all of them or none, but for refused
-// ones. Of two for one domain the last counts. When it returns nil, they are on
-// disk. A full disk leaves the store as it was, and usable.
+// Write carries out ops in one transaction: all or none, except refused ones. The
+// last op of a domain counts. When Write returns nil, the ops are on disk. If the
+// disk is full, the store stays usable and unchanged.
 //
-// Where the used pages reach MaxSize, a new domain needs room: see makeRoom.
+// When the used pages reach MaxSize, a new domain needs room: see makeRoom.
 func (s *Store) Write(ops []Op) (WriteResult, error) {
 	values := make([]*value, len(ops))
 	var w *writing
@@ -55,8 +55,8 @@ func (s *Store) Write(ops []Op) (WriteResult, error) {
 	return w.result, nil
 }
 
-// Purge deletes policies that ran out before the time before, limit and MaxPage
-// of them at most, and returns their domains.
+// Purge deletes policies that expired before the given time, at most limit and
+// MaxPage, and returns their domains.
 func (s *Store) Purge(before time.Time, limit int) ([]string, error) {
 	var w *writing
 	err := s.update(func(begun *writing) error {
@@ -119,8 +119,7 @@ func (s *Store) updateIn(file *boltFile, fn func(*writing) error) error {
 	})
 }
 
-// dropStale deletes entries of the due index that no record stood behind, unless
-// one does by now.
+// dropStale deletes entries of the due index that match no record.
 func (w *writing) dropStale(stale chan []byte) error {
 	for {
 		select {
@@ -177,10 +176,10 @@ func move(index *bbolt.Bucket, from, to []byte) (err error) {
 	return err
 }
 
-// apply stores v for a domain, or deletes what is stored if v is nil. Room is made
-// for a new domain, and for a policy that has grown: nobody loses a policy to what
-// is noted about it. The old policy of a refused one is deleted: it would be
-// answered again after a restart, although a newer one was answered before.
+// apply stores v for a domain, or deletes the stored value if v is nil. It makes room
+// for a new domain and for a policy that has grown, never for a changed note about a
+// policy. If v is refused, the old policy is deleted too: otherwise it would come
+// back after a restart.
 func (w *writing) apply(domain []byte, v *value) error {
 	if v != nil {
 		old := w.policy.Get(domain)
@@ -210,10 +209,10 @@ func footprint(domain, raw []byte) int64 {
 	return int64(element+len(domain)+len(raw)+2*(element+dueAtDomain+len(domain))) * 3 / 2
 }
 
-// makeRoom gives up policies until there is room for need bytes, and reports
-// whether there is. Expired ones go first. After that only an enforced policy
-// displaces others: of a few drawn at random the one that was not used for
-// longest, and none that is live, enforced and in regular use.
+// makeRoom evicts policies until need bytes are free, and reports whether they are.
+// Expired policies go first. Then only an enforced policy displaces others: the least
+// recently used of a few drawn at random, but none that is live, enforced and in
+// regular use.
 func (w *writing) makeRoom(need int64, enforced bool) (bool, error) {
 	for w.room < need {
 		domain, err := w.expired(w.now)
@@ -235,9 +234,9 @@ func (w *writing) evict(domain []byte) error {
 	return w.put(domain, nil)
 }
 
-// expired returns the domain that ran out first, if that was before the time
-// before, and deletes entries that no record stands behind on the way. It skips
-// the domains that are written in this transaction.
+// expired returns the domain that expired first, if that was before the given time.
+// On the way it deletes index entries that match no record. It skips the domains
+// that this transaction writes.
 func (w *writing) expired(before int64) ([]byte, error) {
 	c := w.expiry.Cursor()
 	for k, _ := c.First(); len(k) >= expiryAtDomain && binary.BigEndian.Uint64(k) < positive(before); {
@@ -256,7 +255,7 @@ func (w *writing) expired(before int64) ([]byte, error) {
 	return nil, nil
 }
 
-// draw returns a domain to give up, nil if none of those drawn may go.
+// draw returns a domain to evict, nil if none of those drawn may be evicted.
 func (w *writing) draw() (domain []byte) {
 	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
 	bestProtects, bestUsed := true, w.now+1

@@ -14,7 +14,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
-// A Report is a check with all that was seen on the way.
+// A Report is a check with all lookups that it made.
 type Report struct {
 	NextHop NextHop
 	Finding Finding
@@ -23,16 +23,16 @@ type Report struct {
 	Beyond  int     // listed hosts that were not looked at, since there are too many
 
 	unsigned bool     // the state rests on an answer that is not authenticated
-	lost     []string // the listed hosts that get no mail, since DANE protects others or lookups fail
+	lost     []string // listed hosts that get no mail, because only others have DANE or lookups fail
 }
 
 // conclude notes what follows from the lookups.
 func (r *Report) conclude(s State, why string) { r.Finding = brief(s, why) }
 
-// A HostState is what came of the lookups at one host.
+// A HostState is the result of the lookups at one host.
 type HostState uint8
 
-// The states of a host. The zero value is that of one not looked at to the end.
+// The states of a host. The zero value means that the check of the host did not end.
 const (
 	HostUnknown   HostState = iota // time ran out
 	HostUnlisted                   // the policy does not list it: not looked at
@@ -86,7 +86,7 @@ func (r *Report) hop() *hop {
 	return held
 }
 
-// look checks the listed hosts, and of known takes what still holds.
+// look checks the listed hosts. It reuses findings in known that are still valid.
 func (c *Checker) look(ctx context.Context, n NextHop, listed func(string) bool, known []*Host) *Report {
 	r := &Report{NextHop: n}
 	hosts := []MXHost{{Name: n.Host}}
@@ -196,9 +196,9 @@ func (c *Checker) lookupAt(ctx context.Context, h *Host, name string, qtype reso
 	return l
 }
 
-// addresses returns an answer with addresses of h, an authenticated one if there
-// is, or sets the state of h and returns nil. One family is enough, as it is for
-// Postfix. Where nobody answers for one, the other is not asked for.
+// addresses returns an answer with addresses of h, an authenticated one if possible,
+// or sets the state of h and returns nil. One family is enough, as for Postfix. If
+// no server answers for one family, the other is not asked for.
 func (c *Checker) addresses(ctx context.Context, h *Host) *Lookup {
 	var best, failed *Lookup
 	for _, qtype := range []resolver.Type{resolver.TypeA, resolver.TypeAAAA} {
@@ -241,7 +241,7 @@ func (c *Checker) tlsa(ctx context.Context, h *Host, name string, port uint16) b
 	return true
 }
 
-// fail notes a failed lookup. One that was broken off says nothing of the host.
+// fail notes a failed lookup. A cancelled lookup tells nothing about the host.
 func (h *Host) fail(ctx context.Context, l *Lookup) {
 	h.State, h.Failed = HostFailed, l
 	if ctx.Err() != nil || l.Err == errPanic {
@@ -249,10 +249,10 @@ func (h *Host) fail(ctx context.Context, l *Lookup) {
 	}
 }
 
-// concludeFromHosts makes the state of a next-hop from those of its listed hosts.
+// concludeFromHosts derives the state of a next-hop from the states of its hosts.
 func (r *Report) concludeFromHosts() {
 	count := make(map[HostState]int)
-	var first *Host // of those where a lookup failed
+	var first *Host // the first host where a lookup failed
 	var failed, without []string
 	onlyAddresses := true
 	for _, h := range r.Hosts {

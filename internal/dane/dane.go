@@ -29,7 +29,7 @@ const (
 	maxFindings     = 10_000
 
 	checkTime  = 15 * time.Second
-	settleTime = 2 * time.Second // for the lookups that are left when one has decided: they are for the log only
+	settleTime = 2 * time.Second // for the remaining lookups, which only the log needs, after one has decided
 
 	minKeep  = time.Minute // a finding is kept for the TTL of its records, at least so long
 	maxKeep  = time.Hour
@@ -130,7 +130,7 @@ type Finding struct {
 	Until time.Time // kept until then
 
 	Hosts  []string // SomeFailed, AddressesFailed: the listed hosts without DANE, which mail may go to
-	Kept   bool     // it is from before: what the last check found may be the resolver's doing
+	Kept   bool     // an older finding: the last check differed, perhaps only because the resolver changed
 	Waited bool     // it was not in memory
 }
 
@@ -205,8 +205,8 @@ func (c *Checker) recovered(work string, panicked any) {
 // Stats are a Checker's numbers.
 type Stats struct {
 	Findings [states]uint64 // checks made since the start, by State
-	Held     int            // next-hops of which something is held
-	Kept     int            // of them, those with a Finding that is Kept
+	Held     int            // next-hops in memory
+	Kept     int            // of these, next-hops with a Kept finding
 	Checking int            // checks and MX lookups under way
 	Panics   uint64         // recovered from
 	Verdict  Verdict        // of the last probe of the resolver as it is configured now

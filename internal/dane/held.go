@@ -12,15 +12,16 @@ type entry struct {
 	running chan struct{} // closed at the end of the check under way; nil if there is none
 }
 
-// A hop is what is held of a next-hop: the last finding and what outlives it.
+// A hop is a next-hop in memory: the last finding and the protection, which outlives
+// findings.
 type hop struct {
 	finding    Finding
 	hosts      []*Host // without their lookups; those that the policy did not list are HostUnlisted
 	protection protection
-	logged     State // the log has the hosts that are lost in this state
+	logged     State // the state for which the log already names the lost hosts
 }
 
-// doubtful says whether the finding rests on nothing but the resolver's word.
+// doubtful says whether only the resolver's AD bit supports the finding.
 func (h *hop) doubtful() bool { return h.finding.State.protects() && !h.protection.vouched }
 
 // fits says whether the finding was made for the hosts that are listed now.
@@ -33,10 +34,10 @@ func (h *hop) fits(listed func(string) bool) bool {
 	return true
 }
 
-// Check returns what DANE says of a next-hop, and of those of its MX hosts that
-// are listed: what is held, or what a check finds, which is shared by all who
-// ask meanwhile. If ctx ends first, the check goes on, and the finding is
-// Undecided. Listed gets names in lower case, without a trailing dot.
+// Check returns the DANE finding for a next-hop and its listed MX hosts, from memory
+// or from a check that all callers of the next-hop share. If ctx ends first, the
+// finding is Undecided and the check goes on. listed gets names in lower case,
+// without a trailing dot.
 func (c *Checker) Check(ctx context.Context, n NextHop, listed func(host string) bool) Finding {
 	n = n.normal()
 	for waited := false; ; waited = true {
@@ -71,7 +72,7 @@ func (c *Checker) held(n NextHop) (h *hop, running <-chan struct{}) {
 	return new(hop), nil
 }
 
-// start starts a check, unless one has begun or ended since seen was held.
+// start starts a check, unless another check has begun or ended since seen was read.
 func (c *Checker) start(ctx context.Context, n NextHop, listed func(string) bool, seen *hop, release func()) (running <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -105,7 +106,7 @@ func (c *Checker) start(ctx context.Context, n NextHop, listed func(string) bool
 	return done
 }
 
-// Findings returns what is held of the next-hops with this host or domain.
+// Findings returns the findings in memory for next-hops with this host or domain.
 func (c *Checker) Findings(host string) map[NextHop]Finding {
 	found := make(map[NextHop]Finding)
 	now := time.Now()

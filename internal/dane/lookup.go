@@ -21,7 +21,7 @@ import (
 // of which proves anything, presence or absence (RFC 7672, 2.1.1).
 type Security uint8
 
-// The kinds. The zero value is the one of which nothing is known.
+// The kinds. The zero value means that nothing is known.
 const (
 	Indeterminate Security = iota // no answer
 	Bogus                         // SERVFAIL: signatures that do not verify, or a broken zone; a stub cannot tell
@@ -62,8 +62,8 @@ func (c *Checker) lookup(ctx context.Context, name string, qtype resolver.Type) 
 	case l.Err == nil && l.Answer.Authenticated:
 		l.Security = Secure
 	case l.Err == nil && l.Answer.AfterServFail:
-		// What a validating server found bogus, another one may have in good
-		// faith: its answer does not count.
+		// A validating server may have found the data bogus. Then the answer of
+		// another server that does not validate must not count.
 		l.Security = Bogus
 		l.Err = &resolver.Error{Name: name, Type: qtype, Kind: resolver.KindServFail, Err: errUnvouched}
 	case l.Err == nil:
@@ -86,7 +86,7 @@ func (l *Lookup) timedOut() bool {
 	return errors.As(l.Err, &e) && e.Kind == resolver.KindTimeout
 }
 
-// keep returns how long what was found by some lookups holds, at most maxKeep.
+// keep returns how long the results of lookups are valid, at most maxKeep.
 func keep(lookups ...*Lookup) time.Duration {
 	least := maxKeep
 	for _, l := range lookups {

@@ -104,8 +104,8 @@ func (c *Checker) Run(ctx context.Context) {
 	}
 }
 
-// Probe asks the resolver now whether it validates, and returns the outcome. If
-// ctx ends first, it is that of a probe without an answer.
+// Probe probes the resolver now and returns the outcome. If ctx ends first, the
+// outcome is that of a probe without an answer.
 func (c *Checker) Probe(ctx context.Context) Probe {
 	probe, _ := c.probeSince(ctx, time.Now())
 	return probe

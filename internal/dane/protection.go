@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A protection is the DANE that a next-hop has, and how far it is to be relied
-// on. The zero value is that of a next-hop that had none, or has given it up.
+// A protection is the DANE that a next-hop has, and whether a probe confirmed it.
+// The zero value means that the next-hop has no DANE.
 //
 // Where a next-hop gains DANE or loses it, the answers alone do not tell
 // whether the domain or the resolver has changed: the resolver is probed
@@ -15,10 +15,10 @@ type protection struct {
 	state   State     // Usable or LookupFailed
 	since   time.Time // when the next-hop gained DANE
 	vouched bool      // a probe that began after that found a validating resolver
-	because Verdict   // for which the next-hop keeps it, as the log has it
+	because Verdict   // why the next-hop keeps it, as last logged
 }
 
-// find checks a next-hop. The result takes the place of old.
+// find checks a next-hop. The result replaces old.
 func (c *Checker) find(ctx context.Context, n NextHop, listed func(string) bool, old *hop) (found *hop) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -51,8 +51,8 @@ func (c *Checker) find(ctx context.Context, n NextHop, listed func(string) bool,
 	return found
 }
 
-// gainedDANE returns found with its protection, if the resolver may be believed.
-// A probe of the last minute admits it; only a later one vouches for it.
+// gainedDANE returns found with its protection, unless the resolver sets AD on
+// anything. A probe of the last minute suffices; only a later one confirms it.
 func (c *Checker) gainedDANE(ctx context.Context, n NextHop, old, found *hop) *hop {
 	now := time.Now()
 	p := protection{state: found.finding.State, since: old.protection.since, vouched: old.protection.vouched}
@@ -82,8 +82,9 @@ func (c *Checker) gainedDANE(ctx context.Context, n NextHop, old, found *hop) *h
 	return found
 }
 
-// lostDANE returns found, which is without DANE, for a next-hop that had it, or
-// what is kept. Unsigned says that found rests on an unauthenticated answer.
+// lostDANE decides for a next-hop that had DANE and whose check found none: it
+// returns found, or the kept protection. unsigned means that found rests on an
+// unauthenticated answer.
 func (c *Checker) lostDANE(ctx context.Context, n NextHop, old, found *hop, unsigned bool) *hop {
 	v := c.Probe(ctx).Verdict
 	switch {
@@ -119,7 +120,7 @@ func (c *Checker) keepStronger(n NextHop, old, found *hop, v Verdict) *hop {
 	return kept
 }
 
-// notValidating is what is found under a proof against the resolver.
+// notValidating returns the finding for a resolver proven not to validate.
 func notValidating(v Verdict) *hop { return &hop{finding: brief(NotValidating, v.String())} }
 
 // brief returns a finding that is kept for a short time.
@@ -127,8 +128,8 @@ func brief(s State, why string) Finding {
 	return Finding{State: s, Why: why, Until: time.Now().Add(failKeep)}
 }
 
-// logLost logs which hosts of a next-hop get no mail. It is false if there are
-// none, or there is no room in the log.
+// logLost logs which hosts of a next-hop get no mail. It returns false if there are
+// none or the log's rate is used up.
 func (c *Checker) logLost(n NextHop, r *Report) bool {
 	if len(r.lost) == 0 || !c.lines.Allow() {
 		return false

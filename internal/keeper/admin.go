@@ -23,8 +23,8 @@ type Refreshed struct {
 	Err     string        `json:"error,omitempty"`
 }
 
-// Get returns the record of a domain, cache.ErrNotFound if none is held. An
-// expired one is returned too, and so is one that is in memory only.
+// Get returns the record of a domain, also an expired record and a record that
+// only memory has. The error is cache.ErrNotFound if no record is held.
 func (k *Keeper) Get(domain string) (cache.Record, error) {
 	if c := k.flights.changeOf(domain); c != nil {
 		if c.record == nil {
@@ -41,10 +41,10 @@ func (k *Keeper) Get(domain string) (cache.Record, error) {
 	return r, err
 }
 
-// List returns up to limit records in the order of their domains, beginning
-// after the domain given. What waits for the disk is included; what is in memory
-// only is not. next is the domain to go on after, empty at the end of the list; a
-// page may be empty before.
+// List returns up to limit records in the order of their domains, from the first
+// one after the given domain. Records that wait for the disk are included, records
+// that only memory has are not. next is the domain to continue after, empty at the
+// end of the list. A page before the end may be empty.
 func (k *Keeper) List(after string, limit int) (page []cache.Record, next string, err error) {
 	limit = min(max(limit, 1), cache.MaxPage)
 	page, next, err = k.o.Store.List(after, limit)
@@ -87,10 +87,10 @@ func (k *Keeper) Refresh(ctx context.Context, domain string) (Refreshed, error) 
 	return fl.outcome, nil
 }
 
-// Forget drops a domain from the cache, and what is remembered of failures.
-// A discovery or a fetch under way ends first, so that what it finds does not
-// come after. It returns once that is on disk, and says whether a policy was
-// held, and whether a failure to find one was remembered.
+// Forget deletes the policy of a domain and its negative result. It waits for a
+// discovery or fetch under way, whose policy would otherwise be stored afterwards.
+// It returns when the deletion is on disk, and says whether a policy was held and
+// whether a negative result was.
 func (k *Keeper) Forget(ctx context.Context, domain string) (held, failure bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, k.o.LookupTimeout)
 	defer cancel()
@@ -101,7 +101,7 @@ func (k *Keeper) Forget(ctx context.Context, domain string) (held, failure bool,
 	defer k.flights.end(fl)
 	_, failure = k.Negative(domain)
 	_, err = k.Get(domain)
-	held = !errors.Is(err, cache.ErrNotFound) // one that cannot be read is held
+	held = !errors.Is(err, cache.ErrNotFound) // an unreadable policy is held too
 	onDisk, err := k.write(fl, nil, false)
 	if err != nil {
 		return held, failure, err

@@ -9,9 +9,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-// await has a domain's policy discovered and waits for it, for the lookup
-// time-out at most. The discovery goes on after that. unreadable says that a
-// policy may be stored that cannot be read: until one is fetched, mail waits.
+// await starts the discovery of a domain and waits for it, at most for the lookup
+// time-out; the discovery then goes on. unreadable means that a policy may be
+// stored but cannot be read: mail waits until a fetch succeeds.
 func (k *Keeper) await(ctx context.Context, domain string, unreadable bool, h *Held) error {
 	waiting, cancel := context.WithTimeout(ctx, k.o.LookupTimeout)
 	defer cancel()
@@ -26,7 +26,7 @@ func (k *Keeper) await(ctx context.Context, domain string, unreadable bool, h *H
 		err = ErrBrokenOff
 	default:
 		k.counters.add(&k.counters.DiscoveryTimeouts, 1)
-		err = ErrNoPolicy // DNS or policy host are slow (RFC 8461, 3.3)
+		err = ErrNoPolicy // the domain's DNS or policy host is slow (RFC 8461, 3.3)
 		if fl.waited.Load() {
 			err = ErrOurFault
 		}
@@ -53,8 +53,8 @@ func (k *Keeper) current(domain string) (*cache.Record, error) {
 	return &r, nil
 }
 
-// look returns the live policy that is held of a domain, nil if there is none,
-// and whether one may be held that cannot be read.
+// look returns the live policy held for a domain, or nil. unreadable means that
+// a policy may be held but cannot be read.
 func (k *Keeper) look(domain string) (r *cache.Record, unreadable bool) {
 	r, err := k.current(domain)
 	if err != nil {
@@ -72,8 +72,8 @@ func (k *Keeper) discover(fl *flight) {
 	defer k.flights.end(fl)
 	defer k.recoverPanic("discovery", domain)
 	fl.tried = true
-	// Another discovery may have ended since the lookup looked. A failure of
-	// this one must not hide what that one has found.
+	// Another discovery may have found a policy since the lookup read the store. A
+	// failure of this discovery must not hide that policy.
 	held, unreadable := k.look(domain)
 	if held != nil {
 		fl.found(k.entryOf(held), held, false)
@@ -121,8 +121,8 @@ func (fl *flight) found(e *Entry, r *cache.Record, changed bool) {
 	fl.outcome = Refreshed{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), ID: r.ID, Changed: changed}
 }
 
-// ask asks for the record and then for the policy. Until it knows the policy
-// host's addresses it counts as a question, and after that as a fetch.
+// ask asks for the record and then fetches the policy. The discovery counts as a
+// question until the policy host's addresses are known, and then as a fetch.
 func (k *Keeper) ask(fl *flight) (id string, found *policy.Fetched, err error) {
 	ctx, evict, cancel := k.attempt()
 	defer cancel()
@@ -139,16 +139,16 @@ func (k *Keeper) ask(fl *flight) (id string, found *policy.Fetched, err error) {
 	return record.ID, found, k.blame(ctx, fl, err)
 }
 
-// attempt returns the context of a discovery or a refresh, and what ends it to
-// make room for another.
+// attempt returns the context of a discovery or a refresh, and a function that
+// ends the attempt to make room for another one.
 func (k *Keeper) attempt() (ctx context.Context, evict, cancel func()) {
 	ctx, cancel = context.WithTimeout(k.life, k.o.FetchTimeout+k.o.LookupTimeout+discoverySteps)
 	ctx, end := context.WithCancelCause(ctx)
 	return ctx, func() { end(errEvicted) }, cancel
 }
 
-// blame returns err as our own fault if its attempt was ended to make room, or
-// was out of time after it had waited for a place.
+// blame turns err into our own fault if the attempt was evicted, or if it waited
+// for a place and then ran out of time.
 func (k *Keeper) blame(ctx context.Context, fl *flight, err error) error {
 	if err == nil {
 		return nil

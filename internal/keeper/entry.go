@@ -17,7 +17,7 @@ type Entry struct {
 	home          *memory
 	id            string       // of the TXT record; empty in an entry made from the store
 	hit           cache.Hit    // but for Used and Checked
-	used, checked atomic.Int64 // Unix seconds, as far as known
+	used, checked atomic.Int64 // Unix seconds; the latest known
 
 	size    int64 // bytes, kept replies included; guarded by home.mu
 	replies [MaxSlots]atomic.Pointer[[]byte]
@@ -39,7 +39,7 @@ func (k *Keeper) entryOf(r *cache.Record) *Entry {
 	return e
 }
 
-// record returns what is known of a policy that only memory has.
+// record returns the record of a policy that only memory has.
 func (e *Entry) record() cache.Record {
 	return cache.Record{Domain: e.domain, ID: e.id, Mode: e.hit.Mode, Text: e.hit.Text, Match: e.hit.Match,
 		Fetched: time.Unix(e.hit.Fetched, 0), Expires: time.Unix(e.hit.Expires, 0),
@@ -72,9 +72,9 @@ func (e *Entry) KeepReply(slot int, reply []byte) {
 	}
 }
 
-// liveUntil is when a policy stops to count, in Unix seconds: when it expires,
-// but not in the first minute after its fetch, so that max_age 0 costs one fetch
-// a minute and not one a message.
+// liveUntil returns when a policy ends, in Unix seconds: at its expiry, but not in
+// the first minute after its fetch, so that a max_age of 0 costs one fetch per
+// minute, not one per message.
 func liveUntil(fetched, expires int64) int64 { return max(expires, fetched+int64(minLife/time.Second)) }
 
 func isLive(h *cache.Hit, now int64) bool { return now < liveUntil(h.Fetched, h.Expires) }
@@ -89,8 +89,8 @@ type Held struct {
 	Text    []byte // the policy as served; likewise
 	Entry   *Entry // where rendered replies may be kept; nil: the policy is not in memory
 
-	// Since is when the lookup began, if it was not answered from memory;
-	// otherwise it is left as it is, since the clock costs time.
+	// Since is when the lookup began. A lookup answered from memory does not set
+	// it, because reading the clock takes time.
 	Since time.Time
 
 	hit cache.Hit

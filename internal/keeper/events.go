@@ -17,8 +17,8 @@ const (
 	StepFetch     Step = "fetch"     // a held policy, again
 )
 
-// An Event is told to Options.Observe: what was tried, for whom, and with
-// which result in the standard's terms.
+// An Event is one attempt, as Options.Observe gets it: the step, the domain and
+// the result in the standard's terms.
 type Event struct {
 	Step    Step
 	Domain  string
@@ -36,14 +36,14 @@ type Stats struct {
 	Negatives    int   `json:"negatives"`
 	Discovering  int   `json:"discovering"`    // discoveries and refreshes under way
 	Pending      int   `json:"pending_writes"` // changes that wait for the disk
-	Late         int64 `json:"late_writes"`    // those answered from memory meanwhile
+	Late         int64 `json:"late_writes"`    // of these, changes that are answered from memory
 	RecheckQueue int   `json:"recheck_queue"`  // rechecks and writes of uses that wait
 	Failing      bool  `json:"writes_failing"` // the last commit failed, or one is under way for 10 s
 	WritesFailed int64 `json:"failed_writes"`  // failed commits
 	CommitTakes  int64 `json:"commit_seconds"` // for how long the commit under way has lasted
 	DNSDead      bool  `json:"dns_dead"`       // no TXT lookup has succeeded for some minutes
-	FetchDead    bool  `json:"fetch_dead"`     // no fetch of a policy has
-	Untrusted    bool  `json:"untrusted"`      // and most domains' certificates were not trusted
+	FetchDead    bool  `json:"fetch_dead"`     // no policy fetch has succeeded for some minutes
+	Untrusted    bool  `json:"untrusted"`      // FetchDead, and most certificates were not trusted
 	LateSeconds  int64 `json:"late_seconds"`   // how far behind the refresher is
 	Counts
 }
@@ -53,14 +53,14 @@ type Counts struct {
 	NegativeHits      int64 `json:"negative_hits"`
 	StoreErrors       int64 `json:"store_errors"`
 	DiscoveryTimeouts int64 `json:"discovery_timeouts"` // lookups answered before their discovery ended
-	Overloads         int64 `json:"overloads"`          // discoveries and fetches that got no place, or lost it
+	Overloads         int64 `json:"overloads"`          // discoveries and fetches that got no place or were evicted
 	Rechecks          int64 `json:"rechecks"`
 	RechecksDropped   int64 `json:"rechecks_dropped"`
 	NotKept           int64 `json:"not_kept"` // policies answered and not written
 	Refused           int64 `json:"refused"`  // policies for which the cache had no room
 	Fetches           int64 `json:"fetches"`
 	Panics            int64 `json:"panics"`
-	LogLinesDropped   int64 `json:"log_lines_dropped"` // about single domains, for their number
+	LogLinesDropped   int64 `json:"log_lines_dropped"` // about single domains, over the rate
 }
 
 type counters struct {

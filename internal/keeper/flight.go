@@ -6,31 +6,31 @@ import (
 	"sync/atomic"
 )
 
-// flights are the discoveries, refreshes and changes under way: one a domain at a
-// time. A flight ends when its record is on disk, so that nobody changes an older
-// one. Its results count before: where the disk is slow or full, flights are what
-// lookups are answered from.
+// flights are the discoveries, refreshes and changes under way, one per domain at a
+// time. A flight ends when its record is on disk, so that the next one does not
+// change an older record. Lookups may use its result before: while the disk is slow
+// or full, they are answered from flights (the overlay).
 type flights struct {
 	mu       sync.Mutex
 	byDomain map[string]*flight
 }
 
-// A flight is one of them. Its results are set before done is closed.
+// A flight is the work on one domain. Its results are set before done is closed.
 type flight struct {
 	domain string
 	done   chan struct{} // closed when the results are there
 	gone   chan struct{} // closed when another may begin
-	tried  bool          // the network was asked; otherwise the flight says nothing
-	waited atomic.Bool   // for a place of ours
+	tried  bool          // the network was asked; if not, the results mean nothing
+	waited atomic.Bool   // the flight waited for a place of the limiter
 	entry  *Entry        // the live policy; nil: there is none
-	err    error         // of a lookup, where entry is nil
-	change *change       // what is written; nil: nothing
+	err    error         // for lookups; set if entry is nil
+	change *change       // the change to be written; nil: none
 
 	outcome Refreshed // for the administrator
 }
 
-// join returns the flight of a domain, and whether this call began it: then the
-// caller must end it.
+// join returns the flight of a domain, and whether this call began it. The caller
+// must end a flight that it began.
 func (f *flights) join(domain string) (fl *flight, mine bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -58,8 +58,8 @@ func (f *flights) beginExclusive(ctx context.Context, domain string) *flight {
 	}
 }
 
-// end makes the results of a flight known, and ends it unless its change is still
-// to be written.
+// end publishes the results of a flight. The flight ends now, or once its change is
+// on disk.
 func (f *flights) end(fl *flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -82,8 +82,8 @@ func (f *flights) remove(fl *flight) {
 	}
 }
 
-// pending returns what is being written of the domains after one and up to
-// another; an empty upTo is no bound.
+// pending returns the unwritten changes of domains after one domain and up to
+// another. An empty upTo sets no bound.
 func (f *flights) pending(after, upTo string) (found []*change) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -95,7 +95,7 @@ func (f *flights) pending(after, upTo string) (found []*change) {
 	return found
 }
 
-// changeOf returns what is being written of a domain, nil if nothing is.
+// changeOf returns the unwritten change of a domain, or nil.
 func (f *flights) changeOf(domain string) *change {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -28,21 +28,21 @@ type upstreamHealth struct {
 
 type failedDomain struct {
 	domain    string
-	untrusted bool // its certificate was from no authority that is trusted
+	untrusted bool // no trusted authority signed its certificate
 }
 
-// A sign is what an attempt says of the upstream that it needed.
+// A sign is what an attempt tells about DNS or HTTPS in general.
 type sign uint8
 
 const (
 	signNone      sign = iota // nothing
 	signGood                  // it works
 	signBad                   // it may not work
-	signUntrusted             // likewise: an authority is missing here, or something intercepts TLS
+	signUntrusted             // as signBad: an authority is missing here, or something intercepts TLS
 )
 
-// recordSign is what a TXT question says of the DNS. A proof that there is no
-// record is a success, and so is a broken record.
+// recordSign returns the sign of a TXT question. A denial is a success, and so is
+// a broken record.
 func recordSign(err error) sign {
 	switch policy.ResultOf(err) {
 	case policy.ResultDNS:
@@ -53,10 +53,9 @@ func recordSign(err error) sign {
 	return signGood
 }
 
-// fetchSign is what a fetch says of the way to policy hosts. A bad answer came
-// over a good connection: its certificate was verified before. A certificate for
-// another name, or an old one, is the host's own mistake, and so is a refused
-// address: nothing follows from it.
+// fetchSign returns the sign of a policy fetch. A bad answer is a good sign: it came
+// over a verified connection. A certificate with another name or wrong dates, and a
+// refused address, are the host's own mistakes: no sign.
 func fetchSign(err error) sign {
 	var status *policy.StatusError
 	is := func(targets ...error) bool {
@@ -107,9 +106,9 @@ func (u *upstreamHealth) note(s sign, domain string, result policy.Result, now t
 	}
 }
 
-// look returns whether the upstream fails, and whether that is news. That begins
-// when failures have gone on for a while and go on now: a few broken domains,
-// tried once before a quiet hour, are no sign. It ends with a success only.
+// look returns whether the upstream fails, and whether this changed. A failure
+// begins when attempts have failed for some minutes and still fail: a few broken
+// domains before a quiet hour are not enough. Only a success ends it.
 func (u *upstreamHealth) look(now time.Time) (failing, changed bool) {
 	failing = !u.firstFailure.IsZero() && (u.failing || len(u.failed) >= failingDomains &&
 		u.lastFailure.Sub(u.firstFailure) >= failingAfter && now.Sub(u.lastFailure) < failingAfter)
@@ -118,8 +117,8 @@ func (u *upstreamHealth) look(now time.Time) (failing, changed bool) {
 	return failing, changed
 }
 
-// failing returns which of the two fails, and whether HTTPS fails since most
-// domains' certificates are not trusted.
+// failing returns whether DNS and HTTPS fail, and whether HTTPS fails because most
+// certificates are not trusted.
 func (h *health) failing() (dns, https, untrusted bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -132,7 +131,7 @@ func (h *health) failing() (dns, https, untrusted bool) {
 	return h.dns.failing, h.https.failing, h.https.failing && 2*n > len(h.https.failed)
 }
 
-// report logs what has begun or ceased to fail.
+// report logs when DNS or HTTPS begins to fail or works again.
 func (h *health) report(log *slog.Logger, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

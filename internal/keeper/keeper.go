@@ -31,13 +31,13 @@ var (
 	// ErrNoPolicy: no live policy is held, and none was found: the domain has
 	// none, or its DNS or policy host failed (RFC 8461, 3.3).
 	ErrNoPolicy = errors.New("no MTA-STS policy")
-	// ErrUnreadable: a policy may be stored, cannot be read, and could not be
+	// ErrUnreadable: a policy may be stored but cannot be read, and could not be
 	// fetched again.
 	ErrUnreadable = errors.New("the stored MTA-STS policy cannot be read and could not be fetched again")
 	// ErrBrokenOff: the daemon ends, or the caller gave up.
 	ErrBrokenOff = errors.New("the lookup was broken off")
-	// ErrOurFault: whether there is a policy could not be found out for a reason
-	// on this machine. It is not remembered.
+	// ErrOurFault: the discovery failed for a reason on this machine. The failure is
+	// not remembered.
 	ErrOurFault = errors.New("this relay could not look for an MTA-STS policy")
 )
 
@@ -95,22 +95,21 @@ type Keeper struct {
 	writer   writer
 	flights  flights
 
-	// When the TXT record was last asked for by a lookup, and when the refresher
-	// last turned to a domain.
+	// When a lookup last asked for the TXT record of a domain, and when the refresher
+	// last tried the domain.
 	rechecked, fetched *lru.Cache[uint64, time.Time]
 
 	questions, lookups, refreshes *limiter
-	attention                     chan string // domains to attend to
+	attention                     chan string // domains that wait for attend
 	attentionRate, learnRate      *rate.Limiter
 	fetchRate                     *rate.Limiter // of the refresher and the administrator
 	wakeRefresher                 chan struct{}
-	late                          atomic.Int64 // seconds by which what the refresher takes is overdue
+	late                          atomic.Int64 // seconds by which the refresher is late
 
 	counters counters
 	health   health
-	// Warnings about held policies and news about strangers have bounds of their
-	// own: strangers must not crowd out what the administrator needs
-	// (RFC 8461, 3.3).
+	// Warnings about held policies have a rate of their own: lines about strangers'
+	// domains must not displace them (RFC 8461, 3.3).
 	heldLines, strangerLines *rate.Limiter
 
 	// life ends every discovery that outlives its lookup. Run ends it.

@@ -26,15 +26,15 @@ type limiter struct {
 	waiting int
 }
 
-// A bound is a number of places: at an address, at a network, or in all. Who has
-// held a place for long is old. Old ones count apart, and where there are more
-// than spare while another waits, the oldest of them ends.
+// A bound is a number of places: at an address, at a network, or in all. A visit
+// that has held its place for long is old, and old visits count apart. While a
+// visit waits and more than spare are old, the oldest is evicted.
 type bound struct {
 	name   string
 	young  int // most that are not old
 	most   int
 	spare  int
-	taken  int       // by those that are not old
+	taken  int       // places of visits that are not old
 	old    list.List // of *visit, the oldest first
 	queued list.List // of chan struct{}, closed when a place was given
 }
@@ -56,8 +56,8 @@ type place struct {
 
 func newLimiter(most int) *limiter { return &limiter{most: most, bounds: make(map[string]*bound)} }
 
-// acquire takes a place in each of the bounds, and waits for them until ctx ends.
-// The error is a policy.ErrBusy.
+// acquire takes a place in each of the bounds, and waits for places until ctx ends.
+// The error wraps policy.ErrBusy.
 func (l *limiter) acquire(ctx context.Context, v *visit, bounds ...bound) (release func(), err error) {
 	for i := range bounds {
 		if !l.take(ctx, v, &bounds[i]) {
@@ -73,7 +73,7 @@ func (l *limiter) acquire(ctx context.Context, v *visit, bounds ...bound) (relea
 	return sync.OnceFunc(func() { l.leave(v) }), nil
 }
 
-// take takes a place in a bound, which is new if none of that name is in use.
+// take takes a place in the bound in use with the name of b, or in b itself.
 func (l *limiter) take(ctx context.Context, v *visit, b *bound) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -106,7 +106,7 @@ func (l *limiter) take(ctx context.Context, v *visit, b *bound) bool {
 	return inTime
 }
 
-// admit gives places to those that wait, first come first served.
+// admit gives free places to waiting visits, first come first served.
 func (b *bound) admit() {
 	for b.queued.Len() > 0 {
 		switch old := b.old.Len(); {
@@ -176,9 +176,9 @@ type gate struct {
 	waited *atomic.Bool
 }
 
-// Acquire takes the places for a connection to an address. After slowFetch the
-// one at the address is given back to others, up to connectionsHost. In the wider
-// bounds, slow fetches may hold half of the places while another waits.
+// Acquire takes the places for a connection to an address. After slowFetch, the
+// place at the address goes to another fetch, up to connectionsHost. In the wider
+// bounds slow fetches keep at most half of the places while another fetch waits.
 func (g *gate) Acquire(ctx context.Context, addr netip.Addr) (release func(), err error) {
 	if g.arrive != nil {
 		g.arrive()
@@ -203,8 +203,8 @@ func prefixOf(addr netip.Addr, bits4, bits6 int) netip.Prefix {
 	return prefix
 }
 
-// ask takes the places of a discovery in its DNS part. It does not wait: where
-// there are too many, in all or below one registrable domain, the oldest ends.
+// ask takes the places of a discovery for its DNS questions. It does not wait: if
+// there are too many, in all or below one registrable domain, the oldest is evicted.
 func (l *limiter) ask(ctx context.Context, domain string, evict func(), waited *atomic.Bool) (done func(), err error) {
 	registrable, err := publicsuffix.EffectiveTLDPlusOne(domain)
 	if err != nil {

@@ -14,9 +14,9 @@ const (
 	negativeBytes   = 16 << 20 // of negative results
 	overheadBytes   = 512      // of either, beside strings
 	doorkeeperSlots = 16 << 10 // first uses remembered
-	recentDomains   = 32 << 10 // domains of which the last recheck, or fetch, is remembered
+	recentDomains   = 32 << 10 // domains whose last recheck, and last fetch, is remembered
 
-	// Of discoveries. A fetch that has taken slowFetch no longer counts at its address.
+	// Discoveries. A fetch older than slowFetch no longer counts at its address.
 	slowFetch          = 5 * time.Second
 	fetchesAtHost      = 8    // younger than slowFetch, at one address (IPv6: a /64)
 	connectionsHost    = 32   // at one address
@@ -26,21 +26,21 @@ const (
 	questionsPerDomain = 64   // of them, below one registrable domain
 	discoverySteps     = time.Minute
 
-	// Of what lookups of held policies cause.
+	// Background work caused by lookups of held policies.
 	attendants         = 64   // workers
 	maxAttention       = 1024 // domains that wait
 	attentionPerSecond = 100
 
 	learnsPerSecond = 50 // discoveries that no mail waits for
 
-	minNegative  = time.Minute     // a denial by the DNS is kept so long at least
-	maxNegative  = time.Hour       // and at most
+	minNegative  = time.Minute     // a denial by the DNS is kept at least so long
+	maxNegative  = time.Hour       // and at most so long
 	firstBackoff = 5 * time.Minute // after a failure (RFC 8461, 3.3: five minutes or more)
 	maxBackoff   = time.Hour
 
-	commitWait      = 2 * time.Second  // a find waits so long for the disk, then it is answered from memory
+	commitWait      = 2 * time.Second  // a new policy waits so long for the disk, then it is answered from memory
 	commitStuck     = 10 * time.Second // a commit under way for so long is an error
-	commitEvery     = 5 * time.Second  // of what nobody waits for; also the pause after a failed commit
+	commitEvery     = 5 * time.Second  // lazy changes; also the pause after a failed commit
 	commitPolicies  = 64
 	maxPending      = 4096 // changes that wait for the disk
 	maxPendingBytes = 16 << 20
@@ -56,14 +56,14 @@ const (
 	overdueBy        = time.Hour       // see turns
 	visitsPerSecond  = 500             // due records looked at
 
-	keepExpired    = 7 * 24 * time.Hour // in the store, for a clock that was ahead
+	keepExpired    = 7 * 24 * time.Hour // an expired policy stays in the store, in case the clock was ahead
 	purgeAfterJump = 24 * time.Hour     // nothing is deleted so long after the clock jumped
 	purgeEvery     = 10 * time.Minute
 	purgeBatch     = 500
 	upkeepEvery    = time.Minute
 
-	failingAfter   = 5 * time.Minute // without any success, and for so many domains,
-	failingDomains = 3               // the fault is taken to be ours
+	failingAfter   = 5 * time.Minute // without any success,
+	failingDomains = 3               // and with so many domains tried, DNS or HTTPS counts as failing
 
 	linesPerSecond = 5 // of the log, about single domains
 	lineBurst      = 50

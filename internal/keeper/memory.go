@@ -27,7 +27,7 @@ func (b *bounded[V]) init(most int64) {
 	b.values = must(simplelru.NewLRU(math.MaxInt, func(_ uint64, v V) { b.bytes -= v.weight() }))
 }
 
-// must returns v. An error would be that of a constant size.
+// must returns v. Only an invalid constant size could cause an error.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
@@ -88,14 +88,14 @@ type memory struct {
 	doorkeeper [doorkeeperSlots]atomic.Uint32
 }
 
-// secondUse says whether a domain was asked for before, not long ago.
+// secondUse says whether a domain was asked for recently.
 func (m *memory) secondUse(hash uint64) bool {
 	mark := uint32(hash>>32) | 1
 	return m.doorkeeper[hash%doorkeeperSlots].Swap(mark) == mark
 }
 
-// putStored adds an entry that was made from the store, unless anything has
-// changed since changes was read, before the store was.
+// putStored adds an entry read from the store. changes was read before the store:
+// if it has grown since then, the entry may be old and is not added.
 func (m *memory) putStored(e *Entry, changes uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -104,8 +104,8 @@ func (m *memory) putStored(e *Entry, changes uint64) {
 	}
 }
 
-// replace puts an entry in the place of an older one of its domain, and where
-// there is none if always is set.
+// replace replaces the older entry of the domain. Without one, it adds the entry
+// only if always is set.
 func (m *memory) replace(e *Entry, always bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -30,8 +30,8 @@ func (k *Keeper) Negative(domain string) (Negative, bool) {
 	return Negative{}, false
 }
 
-// ForgetFailures drops what is remembered of domains without a policy, and
-// returns how many they were. A discovery under way may still leave one.
+// ForgetFailures drops all negative results and returns their number. A discovery
+// under way may still add one.
 func (k *Keeper) ForgetFailures() int {
 	k.negative.mu.Lock()
 	defer k.negative.mu.Unlock()
@@ -39,9 +39,9 @@ func (k *Keeper) ForgetFailures() int {
 	return k.negative.values.Len()
 }
 
-// remember keeps the news that no policy was found: for as long as the DNS
-// says, or, after a failure, five minutes and longer with repetition (RFC 8461,
-// 3.3). What is our own fault is not remembered.
+// remember keeps a negative result: for the TTL of the DNS answer, or after a
+// failure for five minutes, doubling to an hour (RFC 8461, 3.3). A fault of our own
+// is not remembered.
 func (k *Keeper) remember(domain string, unreadable bool, err error) {
 	now, hash := k.o.Now(), k.hash(domain)
 	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: policy.Reason(err), Until: now, unreadable: unreadable}

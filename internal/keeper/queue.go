@@ -12,20 +12,20 @@ import (
 // A source is a part of the due index from which the refresher works.
 type source struct {
 	lane    cache.Lane
-	overdue time.Duration // only what has been due for so long
-	slots   chan struct{} // a place for each worker that it may have
-	read    []cache.Due   // from the store
-	late    time.Duration // by which the most overdue of them is overdue
+	overdue time.Duration // only records that have been due for so long
+	slots   chan struct{} // one token per worker that the source may use
+	read    []cache.Due   // read from the store and not yet taken
+	late    time.Duration // how overdue the most overdue record is
 }
 
-// turns are the orders in which the refresher asks normal, overdue and troubled:
-// whatever floods one of them, each of the others gets its share. Overdue is the
-// part of the normal lane that short-lived policies, which always have the least
-// life left, could keep from its turn.
+// turns are the orders in which the refresher asks the sources normal, overdue and
+// troubled, so that a flood in one source leaves the others their share. Overdue is
+// part of the normal lane: short-lived policies always have the least life left,
+// and would otherwise keep long-overdue ones waiting for ever.
 var turns = [...][3]int{{0, 1, 2}, {1, 0, 2}, {0, 1, 2}, {2, 1, 0}}
 
-// refresh fetches what is due until ctx ends and the workers have stopped. The
-// troubled lane has a quarter of the workers.
+// refresh fetches due policies until ctx ends, and returns when the workers have
+// stopped. The troubled lane has a quarter of the workers.
 func (k *Keeper) refresh(ctx context.Context) {
 	n := k.o.RefreshConcurrency
 	slots := make(chan struct{}, n)
@@ -78,7 +78,7 @@ func (k *Keeper) refresh(ctx context.Context) {
 	}
 }
 
-// nudge has the refresher look again.
+// nudge wakes the refresher.
 func (k *Keeper) nudge() {
 	select {
 	case k.wakeRefresher <- struct{}{}:
@@ -106,7 +106,7 @@ func (k *Keeper) nextDue(s *source) (domain string, next time.Time) {
 			k.counters.add(&k.counters.StoreErrors, 1)
 		}
 		if len(s.read) < limit {
-			limit = cache.MaxPage // there is no more
+			limit = cache.MaxPage // the store has no more: do not ask again
 		}
 		for _, d := range s.read {
 			if !k.wasVisited(d.Domain, now) {
@@ -116,8 +116,8 @@ func (k *Keeper) nextDue(s *source) (domain string, next time.Time) {
 	}
 }
 
-// wasVisited says whether the refresher turned to a domain a moment ago: its
-// record may be due in the store until it is written, or cannot be read.
+// wasVisited says whether the refresher tried a domain less than five minutes ago.
+// Its record stays due in the store until the result is written.
 func (k *Keeper) wasVisited(domain string, now time.Time) bool {
 	last, ok := k.fetched.Get(k.hash(domain))
 	return ok && now.Sub(last).Abs() < firstBackoff

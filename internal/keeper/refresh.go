@@ -16,12 +16,12 @@ func (k *Keeper) fetchDue(domain string) {
 	defer k.recoverPanic("refresh", domain)
 	fl, mine := k.flights.join(domain)
 	if !mine {
-		return // a lookup or the administrator has come first
+		return // a lookup or the administrator has fetched the policy meanwhile
 	}
 	r, err := k.current(domain)
 	if err != nil && !errors.Is(err, cache.ErrNotFound) && k.fetchRate.Wait(k.life) == nil {
 		k.counters.add(&k.counters.StoreErrors, 1)
-		k.discover(fl) // what cannot be read is fetched anew
+		k.discover(fl) // an unreadable policy is fetched anew
 		return
 	}
 	defer k.flights.end(fl)
@@ -40,8 +40,8 @@ func (k *Keeper) fetchDue(domain string) {
 	}
 }
 
-// fetchHeld fetches a held policy and stores what came of it, on disk if wait is
-// set or a lookup may be waiting. within is how long it waits for a place.
+// fetchHeld fetches a held policy and stores the result. It waits for the disk if
+// wait is set or a lookup may be waiting. within limits the wait for a place.
 func (k *Keeper) fetchHeld(r *cache.Record, within time.Duration, fl *flight, wait bool) {
 	if k.fetchRate.Wait(k.life) != nil {
 		fl.err = ErrBrokenOff
@@ -66,8 +66,8 @@ func (k *Keeper) checkRecord(ctx context.Context, r *cache.Record) (policy.Recor
 	return record, err
 }
 
-// refetch fetches a held policy again and puts what came of it into its
-// record, which is then to be stored unless ok is false.
+// refetch fetches a held policy again and updates its record. The caller stores the
+// record unless ok is false.
 func (k *Keeper) refetch(r *cache.Record, within time.Duration, fl *flight) (changed, ok bool) {
 	ctx, evict, cancel := k.attempt()
 	defer cancel()
@@ -88,14 +88,14 @@ func (k *Keeper) refetch(r *cache.Record, within time.Duration, fl *flight) (cha
 		r.Checked = now
 	}
 	event := Event{Step: StepFetch, Domain: r.Domain, Result: policy.ResultOf(err), Err: err, Took: time.Since(begun)}
-	// A lookup that waits, since the policy has expired, goes its own way where
-	// the refresher has found no place.
+	// The policy may have expired while it was fetched. If the refresher found no
+	// place, a lookup that waits for this flight starts a discovery of its own.
 	fl.tried = event.Result != policy.ResultBusy
 	switch {
 	case err == nil:
 		event.Changed = k.noteSuccess(r, found, record.ID, now)
 	case policy.OurFault(err):
-		r.Slow = true // nothing has failed, but it waits with those that did
+		r.Slow = true // it waits in the troubled lane, although nothing failed
 		fetchAt(r, now.Add(backoff(1)))
 	default:
 		fl.err = ErrNoPolicy

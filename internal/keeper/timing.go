@@ -27,7 +27,7 @@ func draw(r *cache.Record) {
 	r.FetchUnusedAt = r.Fetched.Add(max(between(maxAge, 0.5, 0.8), minFetchInterval))
 }
 
-// fetchAt has a policy fetched at a moment, used or not.
+// fetchAt sets one moment for the next fetch, whether the policy is used or not.
 func fetchAt(r *cache.Record, at time.Time) { r.FetchAt, r.FetchUnusedAt = at, at }
 
 // backoff is the wait after so many failures in a row, with jitter: five
@@ -43,10 +43,11 @@ func noteUse(r *cache.Record, now time.Time) {
 	r.Used, r.Unattended = now, 0
 }
 
-// schedule sets when a record is due, and in which lane it waits. In LaneQuiet it
-// is left to expire, or has: a lookup finds the policy anew. That is so after
-// unusedAfter, and where it was not used since its last fetch and lives less than a day, or was
-// used on one day only and fetched maxUnattended times in a row.
+// schedule sets the lane of a record and when it is due. A record in LaneQuiet is
+// not fetched: it expires, and a later lookup discovers the policy anew. It gets
+// there if it was not used for unusedAfter; if it was not used since its last fetch
+// and max_age is below a day; or if it was used on one day only and has been
+// fetched maxUnattended times in a row since.
 func schedule(r *cache.Record, now time.Time, unusedAfter time.Duration) {
 	used := r.Used.After(r.Fetched)
 	r.Lane, r.Due = cache.LaneNormal, r.FetchAt

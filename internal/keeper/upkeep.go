@@ -32,9 +32,9 @@ func (k *Keeper) upkeep(ctx context.Context) {
 		if by >= LateAfter && !wasLate {
 			k.o.Log.Error("policies are refreshed late", "by", by, "next", "raise [refresh] fetch_rate or concurrency if it stays so")
 		}
-		wasLate = by >= LateAfter || wasLate && by > LateAfter/2 // not a line each time it crosses the hour
-		// After the wall clock has jumped ahead nothing is deleted for a day: it
-		// may be put right again.
+		wasLate = by >= LateAfter || wasLate && by > LateAfter/2 // hysteresis: one line, not one for each crossing
+		// After the wall clock has jumped ahead, nothing is deleted for a day, so
+		// that the clock can be corrected.
 		if ahead := now.Round(0).Sub(last.Round(0)) - now.Sub(last); ahead > ClockSlack {
 			purgeAt = now.Add(purgeAfterJump)
 		}
@@ -62,8 +62,8 @@ func (k *Keeper) purge(ctx context.Context) {
 	}
 }
 
-// mayLog says whether there is room in the log for one more line about a domain.
-// While nothing succeeds at all there is none: that is one error.
+// mayLog says whether the rate allows one more log line about a domain. While
+// nothing succeeds at all, it does not: one error line covers all domains.
 func (k *Keeper) mayLog(limit *rate.Limiter) bool {
 	dns, https, _ := k.health.failing()
 	may := !dns && !https && limit.Allow()
@@ -73,7 +73,7 @@ func (k *Keeper) mayLog(limit *rate.Limiter) bool {
 	return may
 }
 
-// logFailure says that a discovery failed, and what that means for mail.
+// logFailure logs a failed discovery and its effect on mail.
 func (k *Keeper) logFailure(n *Negative, ours bool) {
 	level, words, limit := slog.LevelInfo, "MTA-STS discovery failed; no policy applied", k.strangerLines
 	switch {
@@ -89,8 +89,8 @@ func (k *Keeper) logFailure(n *Negative, ours bool) {
 	}
 }
 
-// recoverPanic keeps a panic in one domain's work from ending the daemon: mail
-// waits while it is down.
+// recoverPanic recovers from a panic in one domain's work, which would end the
+// daemon and so delay all mail.
 func (k *Keeper) recoverPanic(what, domain string) {
 	if v := recover(); v != nil {
 		k.counters.add(&k.counters.Panics, 1)

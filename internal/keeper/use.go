@@ -10,8 +10,8 @@ import (
 // This file: what a lookup of a held policy leads to in the background, a write
 // of its use and a look at its TXT record.
 
-// noteLookup has a domain attended to, where that is due and there is room; else
-// a later lookup tries again.
+// noteLookup queues the domain if its use is to be written or its TXT record to be
+// checked. If the queue is full, a later lookup tries again.
 func (k *Keeper) noteLookup(e *Entry, now int64) {
 	used, unchecked := e.used.Load(), k.isUnchecked(e.checked.Load(), now)
 	if !unchecked && !isUnused(used, e.hit.Fetched, now) || !k.enqueueAttention(e.domain) {
@@ -22,14 +22,14 @@ func (k *Keeper) noteLookup(e *Entry, now int64) {
 	}
 }
 
-// isUnused says whether the last known use is not later than the last fetch, or
-// older than a day.
+// isUnused says whether the last known use is not after the last fetch, or older
+// than a day.
 func isUnused(used, fetched, now int64) bool {
 	return used <= fetched && fetched < now || now-used > int64(oneDay/time.Second)
 }
 
-// isUnchecked says whether the TXT record was not asked for in a while, or by a
-// clock that was ahead.
+// isUnchecked says whether the last TXT check is older than Recheck, or in the
+// future: made while the clock was ahead.
 func (k *Keeper) isUnchecked(checked, now int64) bool {
 	return now-checked >= int64(k.o.Recheck/time.Second) || checked > now
 }
@@ -59,9 +59,9 @@ func (k *Keeper) attendAll(ctx context.Context) {
 	}
 }
 
-// attend writes a use, and asks for the TXT record: a domain that moves its mail
-// is followed at the next retry (RFC 8461, 5.1). It fetches the policy if the id
-// is another, or if it was fetched by a clock that was ahead.
+// attend writes a use and asks for the TXT record, so that mail follows a domain
+// that moves at the next retry (RFC 8461, 5.1). It fetches the policy if the id has
+// changed, or if the last fetch was made while the clock was ahead.
 func (k *Keeper) attend(domain string) {
 	defer k.recoverPanic("recheck", domain)
 	now := k.o.Now()
@@ -106,8 +106,8 @@ func isNews(r *cache.Record, id string, now time.Time) bool {
 	return id != r.ID && id != r.PendingID && now.Sub(r.FailedAt).Abs() >= firstBackoff
 }
 
-// fetchNow fetches a policy before it is due. id is the new one; empty: there is
-// another reason. A fetch less than ten minutes ago puts it off.
+// fetchNow fetches a policy before it is due, or postpones that if the last fetch
+// is less than ten minutes ago. id is the new id, empty if the id is not the reason.
 func (k *Keeper) fetchNow(domain, id string) {
 	fl := k.flights.beginExclusive(k.life, domain)
 	if fl == nil {

@@ -11,11 +11,11 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 )
 
-// A writer brings changes to the disk. Those that come at the same time share a
-// commit. What the disk does not take is tried again.
+// A writer writes changes to the disk. Concurrent changes share a commit. Changes
+// of a failed commit are written again.
 type writer struct {
 	urgent, lazy chan *change
-	bytes        atomic.Int64 // of what waits
+	bytes        atomic.Int64 // of waiting changes
 	begun        atomic.Int64 // when the commit under way began, Unix nanoseconds; 0: there is none
 	failing      atomic.Bool  // the last commit failed
 	failed       atomic.Int64 // failed commits so far
@@ -30,7 +30,7 @@ type change struct {
 	onDisk chan struct{} // closed when it is
 }
 
-// errNotKept: too much waits for the disk already.
+// errNotKept: too many changes wait for the disk.
 var errNotKept = errors.New("too many changes wait for the disk")
 
 func isClosed(c chan struct{}) bool {
@@ -42,9 +42,9 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-// write has a flight's change written, and waits for the disk, but not for long.
-// onDisk says whether it is there. A lazy change shares a later commit, and nobody
-// waits for it.
+// write queues a flight's change and waits for the disk, at most commitWait. onDisk
+// says whether the change is on disk. A lazy change shares a later commit, and write
+// does not wait for it.
 func (k *Keeper) write(fl *flight, r *cache.Record, lazy bool) (onDisk bool, err error) {
 	c := &change{flight: fl, domain: fl.domain, record: r, size: overheadBytes, onDisk: make(chan struct{})}
 	if r != nil {
@@ -83,7 +83,7 @@ func (k *Keeper) write(fl *flight, r *cache.Record, lazy bool) (onDisk bool, err
 	}
 }
 
-// store brings a record to the disk, or as near as it can.
+// store writes a record to disk, or keeps it in memory until the disk takes it.
 func (k *Keeper) store(fl *flight, r *cache.Record, lazy bool) {
 	onDisk, err := k.write(fl, r, lazy)
 	if onDisk || lazy && err == nil {
@@ -100,16 +100,16 @@ func (k *Keeper) store(fl *flight, r *cache.Record, lazy bool) {
 	}
 }
 
-// remembered puts a record in the place of what memory has of its domain; always
-// says whether also where that is nothing.
+// remembered replaces the entry of the domain in memory. Without one, it adds an
+// entry only if always is set.
 func (k *Keeper) remembered(r *cache.Record, always bool) {
 	e := k.entryOf(r)
 	k.negative.drop(e.hash)
 	k.memory.replace(e, always)
 }
 
-// runWriter writes until ctx ends, and then for a few seconds what is left. Lazy
-// changes wait for commitEvery, unless there are many.
+// runWriter writes until ctx ends, and then the remaining changes for a few seconds.
+// Lazy changes wait for commitEvery, unless there are many.
 func (k *Keeper) runWriter(ctx context.Context) error {
 	tick := time.NewTicker(commitEvery)
 	defer tick.Stop()
@@ -129,8 +129,8 @@ func (k *Keeper) runWriter(ctx context.Context) error {
 	return err
 }
 
-// commitAll writes a batch and what else waits. What cannot be written is tried
-// again until ctx ends; rest is what could not.
+// commitAll writes a batch and all other waiting changes. It repeats failed commits
+// until ctx ends. rest are the changes that were not written.
 func (k *Keeper) commitAll(ctx context.Context, batch []*change) (rest []*change, err error) {
 	w := &k.writer
 	for {
@@ -148,7 +148,7 @@ func (k *Keeper) commitAll(ctx context.Context, batch []*change) (rest []*change
 			return nil, nil
 		}
 		for err := k.commit(batch); err != nil; err = k.commit(batch) {
-			if !w.failing.Swap(true) { // one line, not one for each time
+			if !w.failing.Swap(true) { // one line, not one for each failed commit
 				k.o.Log.Error("cannot write to the cache; new policies are kept in memory, and writing is tried again",
 					"err", err, "next", "check whether the disk is full, and who owns the folder of the cache")
 			}
@@ -207,7 +207,7 @@ func (k *Keeper) commit(batch []*change) error {
 	return nil
 }
 
-// commitTakes is for how long the commit under way has lasted; 0: there is none.
+// commitTakes returns the age of the commit under way, 0 if there is none.
 func (w *writer) commitTakes() time.Duration {
 	if begun := w.begun.Load(); begun != 0 {
 		return time.Duration(time.Now().UnixNano() - begun)

@@ -13,7 +13,7 @@ import (
 // This file: how connections are ended from outside, for time, for memory, and
 // to make room for others.
 
-// end ends a connection, unless its state is another one by now. s.mu is held.
+// end ends a connection, unless its state has changed from the given one. s.mu is held.
 func (s *Server) end(c *conn, seen int64, why int64) bool {
 	if seen < 0 || !c.state.CompareAndSwap(seen, -why) {
 		return false
@@ -52,9 +52,9 @@ func (s *Server) watch() {
 	}
 }
 
-// charge takes n bytes of the budget for unread replies, for a reply of c. If
-// they are not there, the clients that have left their long replies for longest
-// are closed. It is false if that does not suffice.
+// charge takes n bytes from the budget for unread replies, for a reply of c. If the
+// budget is used up, it closes the clients that have left long replies unread for
+// longest. It returns false if that is not enough.
 func (s *Server) charge(c *conn, n int64) bool {
 	for s.unread.Add(n) > maxUnread {
 		s.unread.Add(-n)
@@ -87,10 +87,10 @@ func (s *Server) endStalled() bool {
 		return false
 	}
 	s.end(longest, state, endNotRead)
-	return true // if it went on meanwhile, it has read
+	return true // a client whose state has changed meanwhile has read
 }
 
-// release gives back what charge took.
+// release returns the bytes that charge took.
 func (s *Server) release(c *conn) { s.unread.Add(-c.large.Swap(0)) }
 
 // A victim is a connection that gives way to a new one, if its state is still

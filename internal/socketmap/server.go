@@ -32,7 +32,7 @@ type Server struct {
 
 	done     chan struct{} // closed when Shutdown is called
 	closing  atomic.Bool   // and the listeners are closed: connections end
-	closedAt time.Duration // since when closing is set; written before it is
+	closedAt time.Duration // when closing was set; written before closing
 
 	serving sync.WaitGroup // the calls of Serve: while there are any, connections may be added
 	running sync.WaitGroup // the connections' goroutines
@@ -138,8 +138,8 @@ func (s *Server) noteAcceptError(l net.Listener, err error) {
 	}
 }
 
-// admit takes a new connection in, in the place of another if need be. One that
-// was accepted just before the listener was closed is a newcomer like others.
+// admit adds a new connection, and closes another one if there are too many. A
+// connection accepted just before the listener closed counts as new too.
 func (s *Server) admit(nc net.Conn) {
 	if b, ok := nc.(interface{ SetWriteBuffer(int) error }); ok {
 		b.SetWriteBuffer(sendBuffer) // or the kernel's own limits hold
@@ -176,12 +176,11 @@ func (s *Server) forget(c *conn) {
 	s.running.Done()
 }
 
-// Shutdown stops accepting, closes the idle connections, has the requests that
-// were received answered and closes each connection when its last reply is
-// written. A connection that has never asked is given a moment to do so: its
-// client has connected to ask once, as Exim does, and takes being hung up on
-// for a failure. When ctx ends first, it cancels the handlers, closes what is left
-// and returns an error.
+// Shutdown stops accepting, closes idle connections, answers the requests already
+// received, and closes each connection after its last reply. A connection that has
+// not asked yet gets a moment to ask: a client such as Exim connects for one request
+// and would take the close for a failure. If ctx ends first, Shutdown cancels the
+// handlers, closes all connections and returns an error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stopListening()
 	gone := make(chan struct{})
@@ -210,10 +209,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return fmt.Errorf("%d connections were closed before all their requests were answered: %w", left, ctx.Err())
 }
 
-// stopListening closes the listeners, and then wakes every connection that
-// waits for a request. In this order, since systemd keeps a socket that it
-// passed open: a client that is hung up on connects again, once, and must then
-// meet the next daemon and not this one.
+// stopListening closes the listeners, then wakes all connections that wait for a
+// request. The order matters: a client that loses its connection connects again
+// once, and on a socket of systemd it must reach the next daemon, not this one.
 func (s *Server) stopListening() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,8 +11,8 @@ type PolicyState uint8
 
 // The states of a policy. The zero value is the one that makes no promise.
 const (
-	PolicyUnreadable PolicyState = iota // one was held and cannot be read, or the lookup broke off
-	PolicyAbsent                        // none is held and none could be discovered
+	PolicyUnreadable PolicyState = iota // a policy is held but cannot be read, or the lookup was cut short
+	PolicyAbsent                        // no policy is held and none could be discovered
 	PolicyNone                          // mode none
 	PolicyTesting                       // mode testing
 	PolicyEnforced                      // mode enforce
@@ -31,7 +31,7 @@ func StateOf(mode policy.Mode) PolicyState {
 	return PolicyUnreadable
 }
 
-// A Verdict is the kind of reply that is called for.
+// A Verdict is the kind of reply.
 type Verdict uint8
 
 // The verdicts.
@@ -47,11 +47,10 @@ func applies(m *mta.Map, p PolicyState) bool {
 	return p == PolicyEnforced || p == PolicyTesting && m.Testing
 }
 
-// Decide returns the map's verdict for a domain whose policy is in state p and
-// whose DANE is in state d. The latter matters only to maps with DANE, under a
-// policy that applies; nobody needs to find it out before. Whether the map is a
-// rehearsal plays no part. Unknown states defer. The table is in
-// docs/decision.md, and a test compares the two.
+// Decide returns the map's verdict for a domain whose policy is in state p and whose
+// DANE is in state d. The DANE state matters only on maps with DANE and under a
+// policy that applies. Decide ignores rehearsals. Unknown states defer. A test
+// compares Decide with the table in docs/decision.md.
 func Decide(p PolicyState, m *mta.Map, d dane.State) Verdict {
 	switch p {
 	case PolicyAbsent, PolicyNone:

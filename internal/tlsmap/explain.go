@@ -21,7 +21,7 @@ type MapReply struct {
 	Deferred bool // the mail waits, or would if the map were no rehearsal
 }
 
-// Known is what the replies for a next-hop follow from.
+// Known is what the replies for a next-hop depend on.
 type Known struct {
 	Domain string         // the policy domain, in canonical form
 	State  PolicyState    // of Policy
@@ -31,8 +31,8 @@ type Known struct {
 	MXErr  error
 }
 
-// Replies returns what each map replies where that much is known. It asks and
-// counts nothing, and knows no exemptions.
+// Replies returns the reply of each map for known. It sends no packet, counts
+// nothing and ignores exemptions.
 func (t *Table) Replies(k Known) []MapReply {
 	replies := make([]MapReply, 0, len(t.maps))
 	for i := range t.maps {
@@ -57,7 +57,7 @@ func (t *Table) AsksForDANE(p PolicyState) bool {
 	return slices.ContainsFunc(t.maps, func(m mta.Map) bool { return m.DANE && applies(&m, p) })
 }
 
-// explain returns the map's reply if it is no rehearsal, and why.
+// explain returns the map's reply as if it were no rehearsal, and the reason.
 func (k *Known) explain(m *mta.Map) (reply, why string) {
 	domain := []byte(k.Domain)
 	switch Decide(k.State, m, k.DANE.State) {

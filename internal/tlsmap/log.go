@@ -35,7 +35,7 @@ func newSparseLog(log *slog.Logger, level slog.Level, message string) *sparseLog
 	return &sparseLog{log: log, level: level, message: message, seed: maphash.MakeSeed(), limit: rate.NewLimiter(linesPerSecond, lineBurst)}
 }
 
-// due reports whether to print a line now that these values tell from others.
+// due reports whether to print the line that these values identify.
 func (s *sparseLog) due(mapName string, key, reply []byte) bool {
 	now := time.Now()
 	var h maphash.Hash

@@ -19,7 +19,7 @@ const maxRehearsed = 2000
 
 // Rehearsed is what a map with enforce = false would have replied for a domain.
 type Rehearsed struct {
-	Domain   string    `json:"domain"` // or the key, cut short, where it is none
+	Domain   string    `json:"domain"` // or the key, cut, if it has no policy domain
 	Map      string    `json:"map"`
 	Deferred bool      `json:"deferred,omitempty"` // the mail would have waited: it would have been TEMP
 	Reply    string    `json:"reply"`              // the last one, cut short

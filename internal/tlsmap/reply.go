@@ -42,11 +42,10 @@ type secure struct {
 	fields []policy.Field // the policy's, for maps with TLSRPT
 }
 
-// append appends the map's reply: the match list, SNI, and for the tlsrpt maps
-// the policy's attributes. What does not fit into MaxReply goes whole: the
-// policy_string attributes first, then the others. The match list is never
-// shortened: that would forbid a host that the policy allows. bare reports that
-// a tlsrpt map answers as a plain one.
+// append appends the map's reply: the match list, SNI, and for the tlsrpt maps the
+// policy's attributes. A reply over MaxReply loses all policy_string attributes,
+// then all other policy attributes; bare reports the second case. The match list is
+// never shortened, because that would forbid a host that the policy allows.
 func (r *secure) append(dst []byte, m *mta.Map) (reply []byte, bare bool) {
 	if len(r.match) == 0 {
 		return appendTemp(dst, m, reasonNoPattern, r.domain), false

@@ -26,8 +26,8 @@ type Policies interface {
 	Lookup(ctx context.Context, domain []byte, h *keeper.Held) error
 }
 
-// NextHops tells what the DNS has on next-hops; *dane.Checker is one. The methods
-// are documented there.
+// NextHops looks up DANE and MX hosts of next-hops; *dane.Checker is one and
+// documents the methods.
 type NextHops interface {
 	Check(ctx context.Context, n dane.NextHop, listed func(host string) bool) dane.Finding
 	MX(ctx context.Context, domain string) (*dane.MXSet, error)
@@ -69,7 +69,7 @@ type lookup struct {
 	room   [hostname.MaxName]byte // for a domain that is not a part of the key
 	domain []byte                 // the policy domain; nil: there is none
 	exempt bool                   // the domain is
-	why    string                 // what lies behind a TEMP reply; empty: nothing more to say
+	why    string                 // the cause of a TEMP reply, for the log; may be empty
 }
 
 // NewServer returns a Server for the maps of t.
@@ -155,7 +155,7 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 	return dst
 }
 
-// logDeferred logs a TEMP reply and what lies behind it.
+// logDeferred logs a TEMP reply and its cause.
 func (s *Server) logDeferred(m *mta.Map, key, reply []byte, l *lookup) {
 	var err slog.Attr
 	if l.why != "" {
