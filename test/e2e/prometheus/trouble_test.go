@@ -113,11 +113,11 @@ func removeRoots(t *testing.T) {
 
 // cacheFromTomorrow leaves a cache written while the clock was ahead.
 func cacheFromTomorrow(t *testing.T) {
-	s, err := cache.Open(stage.CacheFile, cache.Options{})
+	tomorrow := time.Now().Add(24 * time.Hour)
+	s, err := cache.Open(stage.CacheFile, cache.Options{Now: func() time.Time { return tomorrow }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	tomorrow := time.Now().Add(24 * time.Hour)
 	text := testlab.PolicyText("enforce", 7*24*time.Hour, "mx.ahead.test")
 	_, err = s.Write([]cache.Op{{Put: &cache.Record{
 		Domain: "ahead.test", Mode: policy.ModeEnforce, ID: "1", Text: []byte(text),
