@@ -42,7 +42,8 @@ func (c *Checker) Check(ctx context.Context, n NextHop, listed func(host string)
 	n = n.normal()
 	for waited := false; ; waited = true {
 		h, running := c.held(n)
-		if time.Now().Before(h.finding.Until) && h.fits(listed) && !(c.lies.Load() && h.doubtful()) {
+		doubted := c.lies.Load() && h.doubtful() && !waited // a check has then judged the resolver anew
+		if time.Now().Before(h.finding.Until) && h.fits(listed) && !doubted {
 			f := h.finding
 			f.Waited = waited
 			return f

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -432,6 +433,38 @@ func TestWhatAProbeOfJustBeforeLetInFallsWithTheNextOne(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An impatient gives up after a thousand questions about the resolver.
+type impatient struct {
+	*fake
+	asked  atomic.Int32
+	giveUp func()
+}
+
+func (i *impatient) TrustsAD() bool {
+	if i.asked.Add(1) > 1000 {
+		i.giveUp()
+	}
+	return i.fake.TrustsAD()
+}
+
+func TestADoubtfulFindingIsCheckedOnceWhereTheADBitIsNoLongerBelieved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		f := &impatient{fake: newFake(), giveUp: cancel}
+		daneDomain(f.fake, "example.com")
+		c := New(Options{Resolver: f, Probe: checker(f.fake).prober.names})
+		c.Probe(ctx)
+		time.Sleep(time.Second)
+		c.Check(ctx, NextHop{Host: "example.com"}, everyHost)
+		f.change(func(f *fake) { f.liar = true })
+		c.Probe(ctx)
+		f.change(func(f *fake) { f.untrusted = true; f.generation++ })
+		if got := c.Check(ctx, NextHop{Host: "example.com"}, everyHost); got.State != Usable || !got.Kept {
+			t.Errorf("%+v", got)
+		}
+	})
 }
 
 func TestACheckThatIsCutShortBeforeTheProbeHasAnAnswerIsUndecided(t *testing.T) {
