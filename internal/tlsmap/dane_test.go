@@ -53,7 +53,7 @@ func TestWhereLookupsFailAtSomeHostsTheReplyNamesTheOthers(t *testing.T) {
 			{"postfix-dane", "mixed.example", "OK dane-only"},
 			{"postfix-dane-tlsrpt", "mixed.example", "OK secure match=mx2.mixed.example servername=hostname policy_type=sts policy_domain=mixed.example " +
 				"mx_host_pattern=mx2.mixed.example { policy_string = version: STSv1 } { policy_string = mode: enforce } { policy_string = mx: *.mixed.example } "},
-			{"postfix-dane", "dead.example", "OK secure match=mx2.dead.example servername=hostname"},
+			{"postfix-dane", "dead.example", "OK secure match=mx2.dead.example:mx.deep.dead.example servername=hostname"},
 			{"postfix-tlsrpt", "dead.example", "OK secure match=.dead.example servername=hostname policy_type=sts policy_domain=dead.example mx_host_pattern=*.dead.example "},
 		} {
 			if got := l.ask(tt.mapName, tt.domain); !strings.HasPrefix(got, tt.want) {

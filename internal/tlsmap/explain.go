@@ -82,7 +82,7 @@ func (k *Known) explain(m *mta.Map) (reply, why string) {
 	if m.DANE {
 		why = because(why+"; "+whyDANE[k.DANE.State], k.DANE.Why)
 		if k.DANE.Hosts != nil {
-			r.match = exactNames(k.DANE.Hosts)
+			r.match = exactNames(m, MatchList(k.Policy), k.DANE.Hosts)
 		}
 	}
 	b, bare := r.append(nil, m)

@@ -180,8 +180,8 @@ func newFakeHops() *fakeHops {
 	return &fakeHops{known: map[dane.NextHop]bool{}, mx: map[string]*dane.MXSet{}, findings: map[string]dane.Finding{
 		"dane.example":      {State: dane.Usable},
 		"sick.example":      {State: dane.LookupFailed},
-		"mixed.example":     {State: dane.SomeFailed, Why: "of a reason", Hosts: []string{"mx2.mixed.example", "nexthop", "_x.mixed.example"}},
-		"dead.example":      {State: dane.AddressesFailed, Why: "of a reason", Hosts: []string{"mx2.dead.example"}},
+		"mixed.example":     {State: dane.SomeFailed, Why: "of a reason", Hosts: []string{"mx2.mixed.example", "nexthop", "_x.mixed.example", "mx.deep.mixed.example"}},
+		"dead.example":      {State: dane.AddressesFailed, Why: "of a reason", Hosts: []string{"mx2.dead.example", "mx.deep.dead.example"}},
 		"undecided.example": {State: dane.Undecided, Why: "the MX lookup failed"},
 	}}
 }

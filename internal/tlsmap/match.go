@@ -3,9 +3,11 @@ package tlsmap
 import (
 	"bytes"
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -58,8 +60,12 @@ func AcceptedBy(list []byte) func(host string) bool {
 }
 
 // exactNames returns a match list, without its version byte, of those hosts
-// whose names mean themselves to Postfix.
-func exactNames(hosts []string) []byte {
+// whose names mean themselves to Postfix. A map whose reply has mx_host_pattern
+// gets only hosts that the stored match list allows by RFC 8461, 4.1.
+func exactNames(m *mta.Map, list []byte, hosts []string) []byte {
+	if m.TLSRPT {
+		hosts = slices.DeleteFunc(slices.Clone(hosts), func(host string) bool { return !Lists(list, host) })
+	}
 	return MatchList(&policy.Policy{MX: hosts})[1:]
 }
 

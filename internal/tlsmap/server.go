@@ -257,7 +257,7 @@ func (s *Server) appendSecure(dst []byte, m *mta.Map, l *lookup, only []string) 
 		return appendTemp(dst, m, reasonUnreadable, domain)
 	}
 	if r.match = r.match[1:]; only != nil {
-		r.match = exactNames(only)
+		r.match = exactNames(m, h.Match, only)
 	}
 	if m.TLSRPT {
 		if p, err := policy.Parse(h.Text); err == nil {
