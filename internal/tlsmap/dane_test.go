@@ -100,6 +100,15 @@ func TestDANEIsAskedForOnDANEMapsUnderAnAppliedPolicyOnly(t *testing.T) {
 	}
 }
 
+func TestACheckThatOutlivesItsLookupKeepsTheHostsOfThePolicy(t *testing.T) {
+	l := daneLab(t)
+	l.ask("postfix-dane", "stored.example")
+	clear(l.policies.held["stored.example"].match) // as the keeper reads the next policy into the same memory
+	if !l.hops.listed("mx.stored.example") || l.hops.listed("mx.other.example") {
+		t.Error("the check asks for hosts of another policy")
+	}
+}
+
 func TestTheNextHopKeepsItsFormForDANE(t *testing.T) {
 	for key, want := range map[string]dane.NextHop{
 		"enforce.example":              {Host: "enforce.example", Port: 25},

@@ -170,6 +170,7 @@ type fakeHops struct {
 	takes    time.Duration // of a first check, and of an MX lookup
 	known    map[dane.NextHop]bool
 	asked    []dane.NextHop
+	listed   func(string) bool // of the last check
 	verdicts int
 	mx       map[string]*dane.MXSet
 	mxErr    error
@@ -193,8 +194,9 @@ func (f *fakeHops) finding(n dane.NextHop) dane.Finding {
 	return dane.Finding{State: dane.Absent}
 }
 
-func (f *fakeHops) Check(ctx context.Context, n dane.NextHop, _ func(string) bool) dane.Finding {
+func (f *fakeHops) Check(ctx context.Context, n dane.NextHop, listed func(string) bool) dane.Finding {
 	f.mu.Lock()
+	f.listed = listed
 	found, takes := f.finding(n), f.takes
 	if f.known[n] {
 		f.mu.Unlock()

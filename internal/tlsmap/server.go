@@ -234,7 +234,11 @@ func (s *Server) findDANE(ctx context.Context, hop mta.NextHop, began time.Time,
 	}
 	ctx, cancel := context.WithDeadline(ctx, began.Add(s.timeout))
 	defer cancel()
-	found := s.hops.Check(ctx, n, AcceptedBy(l.held.Match))
+	match := l.held.Match
+	if l.held.Entry == nil {
+		match = bytes.Clone(match) // the check may outlive the lookup, and the next one uses held again
+	}
+	found := s.hops.Check(ctx, n, AcceptedBy(match))
 	if found.Waited {
 		l.held.Since = cmp.Or(l.held.Since, began)
 	}
