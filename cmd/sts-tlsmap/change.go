@@ -71,8 +71,11 @@ func (a *app) refresh(ctx context.Context) (int, error) {
 		return nil
 	})
 	bar.End()
-	if err == nil && a.all() && failed > 0 {
-		a.say("%d could not be refreshed; policies held stay in force", failed)
+	if err == nil && a.all() && len(domains) > 0 {
+		fmt.Fprintf(a.stdout, "%d refreshed\n", len(domains)-failed)
+		if failed > 0 {
+			a.say("%d could not be refreshed; policies held stay in force", failed)
+		}
 	}
 	return code, a.hintPeer(err)
 }

@@ -54,7 +54,7 @@ func (a *app) check(ctx context.Context) (int, error) {
 		a.warn("%s", w)
 	}
 	if out.proxy != "" {
-		fmt.Fprintf(a.stdout, "proxy: %s, by this environment; the daemon goes by its own\n", out.proxy)
+		fmt.Fprintf(a.stdout, "proxy: %s, from this environment; the daemon uses the proxy in its own environment\n", out.proxy)
 	}
 	a.checkDNSSEC(ctx, out.checker)
 	a.checkDaemon()
@@ -73,9 +73,9 @@ func (a *app) checkDNSSEC(ctx context.Context, checker *dane.Checker) {
 	words := fmt.Sprintf("DNSSEC: %s", v)
 	switch {
 	case v == dane.NoVerdict:
-		words += "; the maps with DANE go by the AD bit of its answers, and by what they knew before"
+		words += "; until a probe is answered, maps with DANE trust the AD bit and keep what they know"
 	case v != dane.Validates:
-		words += "; the maps with DANE answer as those without"
+		words += "; maps with DANE answer as maps without DANE"
 	}
 	if v != dane.Validates && a.cfg.SetsDANE() {
 		a.warn("%s", words)
@@ -90,7 +90,7 @@ func (a *app) checkDaemon() {
 	switch {
 	case errors.Is(a.peerErr, control.ErrNoDaemon):
 	case a.peerErr != nil:
-		a.warn("the daemon could not be asked what is wrong with it: %v", a.peerErr)
+		a.warn("the daemon could not be asked for its conditions: %v", a.peerErr)
 		if next := a.nextOf(a.peerErr); next != "" {
 			a.say("hint: %s", next)
 		}

@@ -20,7 +20,7 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 		a.sayAbsent()
 		list, err := a.exemptions(ctx)
 		if err == nil && len(list) == 0 {
-			a.say("no domain is exempt for now")
+			a.say("no domain is exempt by -exempt")
 		}
 		a.printExempt(list)
 		return exitDone, err
@@ -47,9 +47,9 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	code, words := exitDone, "not exempt any more"
 	switch {
 	case long > 0:
-		words = "exempt until " + x.Until.Format(time.RFC3339)
+		words = "exempt until " + text.Clock(x.Until)
 	case !x.Was:
-		code, words = exitNotFound, "was not exempt for a time"
+		code, words = exitNotFound, "was not exempt by -exempt"
 	case still != "":
 		words = "its own exemption has ended"
 	}
@@ -65,7 +65,7 @@ func exemptWords(e control.ExemptEntry) string {
 	if e.Until.IsZero() {
 		return text.Printable(e.Entry) + " in [exempt]"
 	}
-	return fmt.Sprintf("%s until %s (-exempt)", text.Printable(e.Entry), e.Until.Format(time.RFC3339))
+	return fmt.Sprintf("%s until %s (-exempt)", text.Printable(e.Entry), text.Clock(e.Until))
 }
 
 // exemptDomain parses an argument; one that begins with a dot is all below it.
@@ -115,7 +115,7 @@ func exemptionsIn(store *cache.Store) (list []control.ExemptEntry, err error) {
 func (a *app) printExempt(list []control.ExemptEntry) {
 	for _, x := range list {
 		fmt.Fprintf(a.stdout, "%s exempt until %s (%s left)\n",
-			text.Printable(x.Entry), x.Until.Format(time.RFC3339), text.Span(time.Until(x.Until)))
+			text.Printable(x.Entry), text.Clock(x.Until), text.Span(time.Until(x.Until)))
 	}
 }
 
@@ -136,7 +136,7 @@ func (a *app) cacheNotes(ctx context.Context) error {
 // rehearsals are what maps with enforce = false would have replied. Each reply
 // that would have deferred mail is named; the others are counted.
 func (a *app) rehearsals(ctx context.Context) error {
-	since := fmt.Sprintf("\nSince the daemon's start, %s, a rehearsal would have", a.health.Started.UTC().Format(time.RFC3339))
+	since := fmt.Sprintf("\nSince the daemon's start, %s, a rehearsal would have", text.Clock(a.health.Started))
 	deferred, others := 0, 0
 	err := a.client.Rehearsed(ctx, func(r control.Rehearsed) error {
 		if !r.Deferred {
@@ -147,7 +147,7 @@ func (a *app) rehearsals(ctx context.Context) error {
 			fmt.Fprintln(a.stdout, since, "deferred mail for:")
 		}
 		fmt.Fprintf(a.stdout, "%s in map %s, asked %s, the last time %s: %s\n",
-			text.Printable(r.Domain), r.Map, numbered(int(r.Count), "time"), r.Last.Format(time.RFC3339), text.Printable(r.Reply))
+			text.Printable(r.Domain), r.Map, numbered(int(r.Count), "time"), text.Clock(r.Last), text.Printable(r.Reply))
 		return nil
 	})
 	if err != nil || deferred+others == 0 {
@@ -156,7 +156,7 @@ func (a *app) rehearsals(ctx context.Context) error {
 	if others > 0 {
 		fmt.Fprintf(a.stdout, "%s enforced the policies of %s; see each with -explain.\n", since, numbered(others, "domain"))
 	}
-	fmt.Fprintln(a.stdout, "This does not cover hosts whose certificates would not be accepted: for those see the MTA's own log, as in sts-tlsmap(8), REHEARSALS.")
+	fmt.Fprintln(a.stdout, "A rehearsal does not see certificates that the MTA would reject: see the MTA's own log, as in sts-tlsmap(8), REHEARSALS.")
 	return nil
 }
 

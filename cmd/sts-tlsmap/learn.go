@@ -47,7 +47,7 @@ func (a *app) learn(ctx context.Context) (int, error) {
 	if path := a.flags.args[0]; path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return 0, hint(err, "name a file with a domain a line, or - for standard input")
+			return 0, hint(err, "name a file with one domain per line, or - for standard input")
 		}
 		defer f.Close()
 		l.in, l.name = f, path

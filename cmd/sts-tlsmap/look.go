@@ -309,7 +309,11 @@ func (a *app) query(ctx context.Context) (int, error) {
 	case "PERM":
 		return 0, fmt.Errorf("the daemon replies PERM: %s", text.Printable(rest))
 	case "TEMP", "TIMEOUT":
-		return 0, hint(fmt.Errorf("the daemon replies %s: %s", word, text.Printable(rest)), "see why: sts-tlsmap -explain %s", a.flags.args[0])
+		err := fmt.Errorf("the daemon replies %s: %s", word, text.Printable(rest))
+		if strings.Contains(rest, "sts-tlsmap -explain") {
+			return 0, err
+		}
+		return 0, hint(err, "see why: sts-tlsmap -explain %s", a.flags.args[0])
 	}
 	return 0, fmt.Errorf("what answers at %s is not sts-tlsmap", at)
 }

@@ -145,7 +145,7 @@ func TestWhereNoPolicyIsEnforcedTheSectionSaysThatMailDoesNotNeedIt(t *testing.T
 	if got := replyOf(t, r, "postfix-dane"); got.Reply != "NOTFOUND " {
 		t.Errorf("%+v", got)
 	}
-	shows(t, textOf(t, r), "for mail     not asked for: no map has DANE, or no policy is enforced, and the MTA does DANE by itself")
+	shows(t, textOf(t, r), "for mail     not looked up: without an enforced policy, or a map with DANE, the MTA does DANE itself")
 }
 
 func TestWhereAMapEnforcesTestingPoliciesTheSectionDoesNotSayThatMailDoesNotNeedIt(t *testing.T) {

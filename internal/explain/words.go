@@ -11,6 +11,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // The layout of text: labels are columns 3 to 14, values begin in column 16, and
@@ -145,6 +146,9 @@ func policyWords(p printer, pol *policy.Policy) {
 		policy.ModeTesting: "failures are reported, mail is delivered anyway (testing)",
 		policy.ModeNone:    "nothing: the domain has given up MTA-STS (none)",
 	}[pol.Mode])
+	if left := tlsmap.LeftOut(pol); len(left) > 0 {
+		p.row("left out", "no MTA takes such a name: "+strings.Join(left, ", "))
+	}
 	p.row("lasts", text.Span(pol.MaxAge)+" from each fetch")
 }
 
@@ -198,7 +202,7 @@ func (r *Report) daneWords(p printer) {
 	}
 	switch {
 	case !d.asked:
-		p.row("for mail", "not asked for: no map has DANE, or no policy is enforced, and the MTA does DANE by itself")
+		p.row("for mail", "not looked up: without an enforced policy, or a map with DANE, the MTA does DANE itself")
 	case d.counts.State == dane.Usable:
 		p.row("for mail", "maps with DANE reply dane-only: hosts without usable TLSA records are skipped, and whether the policy lists a host does not count")
 	}

@@ -88,7 +88,10 @@ func (k *Known) explain(m *mta.Map) (reply, why string) {
 	b, bare := r.append(nil, m)
 	switch {
 	case !strings.HasPrefix(string(b), replySecure):
-		why = "the policy applies, but the MTA cannot be told so"
+		why = "the policy applies, but its mx patterns do not fit into a reply"
+		if len(r.match) == 0 {
+			why = "the policy applies, but the MTA can use none of its mx patterns"
+		}
 	case bare:
 		why += "; its attributes do not fit into a reply, so Postfix checks hosts as on a map without tlsrpt"
 	}
@@ -132,7 +135,7 @@ var whyDANE = map[dane.State]string{
 	dane.SomeFailed:      "DANE lookups fail at some MX hosts, which cannot be used without their result (RFC 7672, 2.2.2)",
 	dane.AddressesFailed: "the addresses of some MX hosts cannot be looked up",
 	dane.Absent:          "DANE does not protect the domain",
-	dane.UnsignedMX:      "DANE gives no protection, since the MX records are not authenticated (RFC 7672, 2.2.1)",
+	dane.UnsignedMX:      "DANE does not protect the domain (RFC 7672, 2.2.1)",
 	dane.NotValidating:   "there is no DANE without a resolver that validates",
 	dane.NoMail:          "the MTA bounces or defers by itself",
 }

@@ -67,7 +67,7 @@ func TestTheReasonNamesWhatDecided(t *testing.T) {
 		{first, tlsmap.PolicyEnforced, dane.Usable, "OK dane-only", "DANE protects"},
 		{first, tlsmap.PolicyEnforced, dane.LookupFailed, "OK dane-only", "lookup fails"},
 		{first, tlsmap.PolicyEnforced, dane.Absent, "OK secure ", "DANE does not protect the domain: of a reason"},
-		{first, tlsmap.PolicyEnforced, dane.UnsignedMX, "OK secure ", "not authenticated"},
+		{first, tlsmap.PolicyEnforced, dane.UnsignedMX, "OK secure ", "does not protect the domain (RFC 7672, 2.2.1)"},
 		{first, tlsmap.PolicyEnforced, dane.NoMail, "OK secure ", "bounces or defers by itself"},
 		{first, tlsmap.PolicyEnforced, dane.NotValidating, "OK secure ", "without a resolver that validates: of a reason"},
 		{first, tlsmap.PolicyEnforced, dane.Undecided, "TEMP could not find out whether DANE", "could not find out whether DANE protects the domain: of a reason"},

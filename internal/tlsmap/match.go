@@ -28,9 +28,7 @@ func MatchList(p *policy.Policy) []byte {
 	seen := make(map[string]bool, len(p.MX))
 	for _, pattern := range p.MX {
 		pattern = hostname.Lower(pattern) // RFC 8461, 4.1: case does not count
-		host, wildcard := strings.CutPrefix(pattern, "*.")
-		labels := hostname.Labels(host, 0)
-		if labels == 0 || labels == 1 && !wildcard || hostname.EndsInNumber(host) || seen[pattern] {
+		if !isUsable(pattern) || seen[pattern] {
 			continue
 		}
 		seen[pattern] = true
@@ -40,6 +38,18 @@ func MatchList(p *policy.Policy) []byte {
 		list = append(list, strings.TrimPrefix(pattern, "*")...)
 	}
 	return list
+}
+
+// isUsable reports whether an mx pattern in lower case means itself to Postfix.
+func isUsable(pattern string) bool {
+	host, wildcard := strings.CutPrefix(pattern, "*.")
+	labels := hostname.Labels(host, 0)
+	return (labels > 1 || labels == 1 && wildcard) && !hostname.EndsInNumber(host)
+}
+
+// LeftOut returns the mx patterns of a policy that its match list leaves out.
+func LeftOut(p *policy.Policy) []string {
+	return slices.DeleteFunc(slices.Clone(p.MX), func(pattern string) bool { return isUsable(hostname.Lower(pattern)) })
 }
 
 // MatchListCurrent reports whether a stored match list follows today's rule.
