@@ -19,26 +19,24 @@ type health struct {
 }
 
 type upstreamHealth struct {
-	firstFailure time.Time // since the last success; zero: none
-	lastFailure  time.Time
-	failed       []failedDomain // the last failingDomains that failed, the latest at the end
-	last         policy.Result
-	failing      bool
+	since, latest time.Time // the first and the last failure after the last success
+	failed        []failure // the last ones of failingDomains domains
+	failing       bool
 }
 
-type failedDomain struct {
+type failure struct {
 	domain    string
-	untrusted bool // no trusted authority signed its certificate
+	result    policy.Result
+	untrusted bool // the certificate was from no authority that is trusted
 }
 
 // A sign is what an attempt tells about DNS or HTTPS in general.
 type sign uint8
 
 const (
-	signNone      sign = iota // nothing
-	signGood                  // it works
-	signBad                   // it may not work
-	signUntrusted             // as signBad: an authority is missing here, or something intercepts TLS
+	signNone sign = iota // nothing
+	signGood             // it works
+	signBad              // it may not work
 )
 
 // recordSign returns the sign of a TXT question. A denial is a success, and so is
@@ -57,51 +55,45 @@ func recordSign(err error) sign {
 // over a verified connection. A certificate with another name or wrong dates, and a
 // refused address, are the host's own mistakes: no sign.
 func fetchSign(err error) sign {
-	var status *policy.StatusError
 	is := func(targets ...error) bool {
 		return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 	}
+	result := policy.ResultOf(err)
 	switch {
-	case err == nil, errors.As(err, &status),
+	case err == nil, errors.As(err, new(*policy.StatusError)),
 		is(policy.ErrInvalid, policy.ErrHTTP, policy.ErrMediaType, policy.ErrTooLarge):
 		return signGood
-	case is(policy.ErrCertName, policy.ErrCertExpired, policy.ErrHostAbsent, policy.ErrAddressRefused, policy.ErrBusy):
+	case is(policy.ErrCertName, policy.ErrCertExpired, policy.ErrHostAbsent, policy.ErrAddressRefused, policy.ErrBusy),
+		result != policy.ResultFetch && result != policy.ResultWebPKI:
 		return signNone
-	case is(policy.ErrCertUntrusted):
-		return signUntrusted
 	}
-	switch policy.ResultOf(err) {
-	case policy.ResultFetch, policy.ResultWebPKI:
-		return signBad
-	}
-	return signNone
+	return signBad
 }
 
 // noteRecord takes the outcome of a TXT question.
 func (h *health) noteRecord(domain string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.dns.note(recordSign(err), domain, policy.ResultOf(err), time.Now())
+	h.dns.note(recordSign(err), domain, err, time.Now())
 }
 
 // noteFetch takes the outcome of a fetch.
 func (h *health) noteFetch(domain string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.https.note(fetchSign(err), domain, policy.ResultOf(err), time.Now())
+	h.https.note(fetchSign(err), domain, err, time.Now())
 }
 
-func (u *upstreamHealth) note(s sign, domain string, result policy.Result, now time.Time) {
-	switch s {
-	case signGood:
-		u.firstFailure, u.failed = time.Time{}, nil
-	case signBad, signUntrusted:
-		u.last, u.lastFailure = result, now
-		if u.firstFailure.IsZero() {
-			u.firstFailure = now
+func (u *upstreamHealth) note(s sign, domain string, err error, now time.Time) {
+	switch {
+	case s == signGood:
+		u.since, u.failed = time.Time{}, nil
+	case s == signBad:
+		if u.latest = now; u.since.IsZero() {
+			u.since = now
 		}
-		u.failed = slices.DeleteFunc(u.failed, func(f failedDomain) bool { return f.domain == domain })
-		u.failed = append(u.failed, failedDomain{domain, s == signUntrusted})
+		u.failed = slices.DeleteFunc(u.failed, func(f failure) bool { return f.domain == domain })
+		u.failed = append(u.failed, failure{domain, policy.ResultOf(err), errors.Is(err, policy.ErrCertUntrusted)})
 		u.failed = u.failed[max(0, len(u.failed)-failingDomains):]
 	}
 }
@@ -110,8 +102,8 @@ func (u *upstreamHealth) note(s sign, domain string, result policy.Result, now t
 // begins when attempts have failed for some minutes and still fail: a few broken
 // domains before a quiet hour are not enough. Only a success ends it.
 func (u *upstreamHealth) look(now time.Time) (failing, changed bool) {
-	failing = !u.firstFailure.IsZero() && (u.failing || len(u.failed) >= failingDomains &&
-		u.lastFailure.Sub(u.firstFailure) >= failingAfter && now.Sub(u.lastFailure) < failingAfter)
+	failing = !u.since.IsZero() && (u.failing || len(u.failed) >= failingDomains &&
+		u.latest.Sub(u.since) >= failingAfter && now.Sub(u.latest) < failingAfter)
 	changed = failing != u.failing
 	u.failing = failing
 	return failing, changed
@@ -135,19 +127,16 @@ func (h *health) failing() (dns, https, untrusted bool) {
 func (h *health) report(log *slog.Logger, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, r := range []struct {
-		*upstreamHealth
-		what, next string
-	}{
-		{&h.dns, "TXT lookup", "check the resolver: [dns] servers or /etc/resolv.conf"},
-		{&h.https, "policy fetch", "check port 443 to the internet, HTTPS_PROXY and the CA certificates"},
-	} {
-		switch failing, changed := r.look(now); {
-		case changed && failing:
-			log.Error("no "+r.what+" has succeeded for some minutes", "since", r.firstFailure.Format(time.RFC3339),
-				"last", string(r.last), "next", r.next+"; sts-tlsmap -explain DOMAIN shows each step")
-		case changed:
-			log.Info("a " + r.what + " has succeeded again")
-		}
+	h.dns.report(log, now, "TXT lookup", "check the resolver: [dns] servers or /etc/resolv.conf")
+	h.https.report(log, now, "policy fetch", "check port 443 to the internet, HTTPS_PROXY and the CA certificates")
+}
+
+func (u *upstreamHealth) report(log *slog.Logger, now time.Time, what, next string) {
+	switch failing, changed := u.look(now); {
+	case changed && failing:
+		log.Error("no "+what+" has succeeded for some minutes", "since", u.since.Format(time.RFC3339),
+			"last", string(u.failed[len(u.failed)-1].result), "next", next+"; sts-tlsmap -explain DOMAIN shows each step")
+	case changed:
+		log.Info("a " + what + " has succeeded again")
 	}
 }

@@ -31,7 +31,7 @@ func TestWhatAnAttemptSaysOfTheDNSAndOfTheWayToPolicyHosts(t *testing.T) {
 		{"no policy in it", fetch(policy.ResultInvalid, policy.ErrInvalid), signGood, signGood},
 		{"another name", fetch(policy.ResultWebPKI, policy.ErrCertName), signGood, signNone},
 		{"an old certificate", fetch(policy.ResultWebPKI, policy.ErrCertExpired), signGood, signNone},
-		{"an unknown authority", fetch(policy.ResultWebPKI, policy.ErrCertUntrusted), signGood, signUntrusted},
+		{"an unknown authority", fetch(policy.ResultWebPKI, policy.ErrCertUntrusted), signGood, signBad},
 		{"no address", fetch(policy.ResultFetch, policy.ErrHostAbsent), signGood, signNone},
 		{"a private address", fetch(policy.ResultFetch, policy.ErrAddressRefused), signGood, signNone},
 		{"no turn", fetch(policy.ResultBusy, policy.ErrBusy), signNone, signNone},
@@ -105,7 +105,7 @@ func TestWhenFailuresAreTrouble(t *testing.T) {
 			now := start.Add(time.Duration(minute) * time.Minute)
 			for _, e := range test.events {
 				if e.minute == minute {
-					h.https.note(fetchSign(e.err), e.domain, policy.ResultOf(e.err), now)
+					h.https.note(fetchSign(e.err), e.domain, e.err, now)
 				}
 			}
 			trouble, _ = h.https.look(now)
@@ -125,7 +125,7 @@ func TestADNSThatFailedForThreeDomainsBeforeAQuietHourIsNoTrouble(t *testing.T) 
 	start := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 	var h health
 	for _, domain := range []string{"a", "b", "c"} {
-		h.dns.note(recordSign(lame), domain, policy.ResultDNS, start)
+		h.dns.note(recordSign(lame), domain, lame, start)
 	}
 	for minute := range 60 {
 		if trouble, _ := h.dns.look(start.Add(time.Duration(minute) * time.Minute)); trouble {

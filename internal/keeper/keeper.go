@@ -134,7 +134,7 @@ func New(o Options) *Keeper {
 		rechecked: newRecent(), fetched: newRecent(),
 		questions: newLimiter(maxQuestions),
 		lookups:   newLimiter(o.LookupConcurrency),
-		refreshes: newLimiter(o.RefreshConcurrency + 2*attendants), // due, rechecked, and the administrator's
+		refreshes: newLimiter(o.RefreshConcurrency + 2*maxRechecks), // due, rechecked, and the administrator's
 		attention: make(chan string, maxAttention),
 
 		attentionRate: rate.NewLimiter(attentionPerSecond, attentionPerSecond),
@@ -160,10 +160,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 	go func() { written <- k.runWriter(writing) }()
 
 	var loops sync.WaitGroup
-	loops.Go(func() { k.refresh(ctx) })
-	loops.Go(func() { k.upkeep(ctx) })
-	for range attendants {
-		loops.Go(func() { k.attendAll(ctx) })
+	for _, loop := range []func(context.Context){k.refresh, k.attend, k.upkeep} {
+		loops.Go(func() { loop(ctx) })
 	}
 	<-ctx.Done()
 	k.end()

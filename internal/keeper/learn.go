@@ -95,7 +95,7 @@ func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
 		newer := held.Fetched.Before(f.Fetched.Truncate(time.Second))
 		if !newer || !renews(held, p) {
 			if newer {
-				k.wg.Go(func() { k.fetchNow(f.Domain, "") })
+				k.wg.Go(func() { k.fetchNow(k.life, f.Domain, "") })
 			}
 			return Learned{Domain: f.Domain, Result: policy.ResultOK, Mode: held.Mode.String(), Held: true}, nil
 		}

@@ -26,8 +26,8 @@ const (
 	questionsPerDomain = 64   // of them, below one registrable domain
 	discoverySteps     = time.Minute
 
-	// Background work caused by lookups of held policies.
-	attendants         = 64   // workers
+	// Of what lookups of held policies cause.
+	maxRechecks        = 64   // TXT questions at once
 	maxAttention       = 1024 // domains that wait
 	attentionPerSecond = 100
 

@@ -47,47 +47,58 @@ func (k *Keeper) enqueueAttention(domain string) bool {
 	return false
 }
 
-// attendAll is a worker.
-func (k *Keeper) attendAll(ctx context.Context) {
+// attend works off the queue until ctx ends. It writes uses, and asks for TXT
+// records: a domain that moves its mail is followed at the next retry (RFC 8461,
+// 5.1). Those that are slow to answer do not hold up the uses of others.
+func (k *Keeper) attend(ctx context.Context) {
+	rechecking := make(chan struct{}, maxRechecks)
 	for {
+		var domain string
 		select {
 		case <-ctx.Done():
 			return
-		case domain := <-k.attention:
-			k.attend(domain)
+		case domain = <-k.attention:
+		}
+		now, hash := k.o.Now(), k.hash(domain)
+		r, err := k.Get(domain)
+		if err != nil {
+			continue
+		}
+		if isUnused(r.Used.Unix(), r.Fetched.Unix(), now.Unix()) {
+			k.writeUse(domain, now)
+		}
+		last, _ := k.rechecked.Get(hash)
+		if !k.isUnchecked(r.Checked.Unix(), now.Unix()) || now.Sub(last).Abs() < k.o.Recheck {
+			continue
+		}
+		select {
+		case rechecking <- struct{}{}:
+			k.rechecked.Add(hash, now)
+			k.wg.Go(func() {
+				defer func() { <-rechecking }()
+				k.recheck(&r)
+			})
+		default:
+			k.counters.add(&k.counters.RechecksDropped, 1)
 		}
 	}
 }
 
-// attend writes a use and asks for the TXT record, so that mail follows a domain
-// that moves at the next retry (RFC 8461, 5.1). It fetches the policy if the id has
-// changed, or if the last fetch was made while the clock was ahead.
-func (k *Keeper) attend(domain string) {
-	defer k.recoverPanic("recheck", domain)
-	now := k.o.Now()
-	r, err := k.Get(domain)
-	if err != nil {
-		return
-	}
-	if isUnused(r.Used.Unix(), r.Fetched.Unix(), now.Unix()) {
-		k.writeUse(domain, now)
-	}
-	last, _ := k.rechecked.Get(k.hash(domain))
-	switch {
-	case r.Fetched.Sub(now) > ClockSlack:
-		k.fetchNow(domain, "")
-	case k.isUnchecked(r.Checked.Unix(), now.Unix()) && now.Sub(last).Abs() >= k.o.Recheck:
-		k.counters.add(&k.counters.Rechecks, 1)
-		k.rechecked.Add(k.hash(domain), now)
-		ctx, cancel := context.WithTimeout(k.life, discoverySteps)
-		defer cancel()
-		if record, err := k.checkRecord(ctx, &r); err == nil && isNews(&r, record.ID, k.o.Now()) {
-			k.fetchNow(domain, record.ID)
-		}
+// recheck asks for the TXT record of a held policy, and fetches the policy if the
+// id is another, or if it was fetched by a clock that was ahead.
+func (k *Keeper) recheck(r *cache.Record) {
+	defer k.recoverPanic("recheck", r.Domain)
+	k.counters.add(&k.counters.Rechecks, 1)
+	ctx, cancel := context.WithTimeout(k.life, discoverySteps)
+	defer cancel()
+	record, err := k.checkRecord(ctx, r)
+	if now := k.o.Now(); r.Fetched.Sub(now) > ClockSlack || err == nil && isNews(r, record.ID, now) {
+		k.fetchNow(ctx, r.Domain, record.ID)
 	}
 }
 
 func (k *Keeper) writeUse(domain string, now time.Time) {
+	defer k.recoverPanic("use", domain)
 	fl, mine := k.flights.join(domain)
 	if !mine {
 		return // a later lookup tries again
@@ -106,17 +117,17 @@ func isNews(r *cache.Record, id string, now time.Time) bool {
 	return id != r.ID && id != r.PendingID && now.Sub(r.FailedAt).Abs() >= firstBackoff
 }
 
-// fetchNow fetches a policy before it is due, or postpones that if the last fetch
-// is less than ten minutes ago. id is the new id, empty if the id is not the reason.
-func (k *Keeper) fetchNow(domain, id string) {
-	fl := k.flights.beginExclusive(k.life, domain)
+// fetchNow fetches a policy before it is due. id is the new one; empty: there is
+// another reason. A fetch less than ten minutes ago puts it off.
+func (k *Keeper) fetchNow(ctx context.Context, domain, id string) {
+	fl := k.flights.beginExclusive(ctx, domain)
 	if fl == nil {
 		return
 	}
 	defer k.flights.end(fl)
 	r, err := k.current(domain)
 	now := k.o.Now()
-	if err != nil || id != "" && !isNews(r, id, now) {
+	if err != nil || id != "" && id == r.ID {
 		return
 	}
 	last, _ := k.fetched.Get(k.hash(domain))
