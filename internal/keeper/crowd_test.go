@@ -42,8 +42,8 @@ func TestStallingPolicyHostsDoNotKeepAnHonestOneFromBeingFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inSite(t, nil, func(t *testing.T, s *site) {
 				s.stall(t, tt.stalling, tt.at)
-				if s.net.mostOpen != tt.most {
-					t.Errorf("%d connections at once; want %d", s.net.mostOpen, tt.most)
+				if s.net.connections(true) != tt.most {
+					t.Errorf("%d connections at once; want %d", s.net.connections(true), tt.most)
 				}
 				s.net.enforced("honest.example", 30*day)
 				s.net.change("honest.example", func(h *fakeHost) { h.addr, h.takes = tt.honest, time.Second/2 })
@@ -70,8 +70,8 @@ func TestOneAddressHasThirtyTwoConnectionsAtMostAndWhoWaitsInVainMustWait(t *tes
 		if _, err := s.lookup(t, "late.example"); !errors.Is(err, keeper.ErrOurFault) {
 			t.Errorf("after a wait for a place: %v", err)
 		}
-		if s.net.mostOpen != 32 {
-			t.Errorf("%d connections at once", s.net.mostOpen)
+		if s.net.connections(true) != 32 {
+			t.Errorf("%d connections at once", s.net.connections(true))
 		}
 		settle(2 * time.Minute)
 		if n, ok := s.Negative("late.example"); ok {
@@ -101,8 +101,8 @@ func TestTheSlowestFetchEndsWhenAnotherNeedsItsPlaceAndIsNotRemembered(t *testin
 		if _, ok := s.Negative("t0.example"); ok {
 			t.Error("the one that was ended is remembered")
 		}
-		if s.net.open != 3 {
-			t.Errorf("%d connections are left", s.net.open)
+		if s.net.connections(false) != 3 {
+			t.Errorf("%d connections are left", s.net.connections(false))
 		}
 	})
 }
@@ -121,8 +121,8 @@ func TestManyHonestDomainsAtOneHostAreAllFound(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if s.net.mostOpen != 8 {
-			t.Errorf("%d connections at once", s.net.mostOpen)
+		if s.net.connections(true) != 8 {
+			t.Errorf("%d connections at once", s.net.connections(true))
 		}
 	})
 }

@@ -39,11 +39,14 @@ func (k *Keeper) entryOf(r *cache.Record) *Entry {
 	return e
 }
 
-// record returns the record of a policy that only memory has.
+// record returns what is known of a policy that only memory has. Once it is
+// stored, it is due for a fetch.
 func (e *Entry) record() cache.Record {
-	return cache.Record{Domain: e.domain, ID: e.id, Mode: e.hit.Mode, Text: e.hit.Text, Match: e.hit.Match,
+	r := cache.Record{Domain: e.domain, ID: e.id, Mode: e.hit.Mode, Text: e.hit.Text, Match: e.hit.Match,
 		Fetched: time.Unix(e.hit.Fetched, 0), Expires: time.Unix(e.hit.Expires, 0),
 		Used: time.Unix(e.hit.Used, 0), Checked: time.Unix(e.hit.Checked, 0)}
+	fetchAt(&r, r.Fetched)
+	return r
 }
 
 // entryOfHit makes an entry of what was read from the store.

@@ -50,6 +50,16 @@ func newFakeNet() *fakeNet {
 	return &fakeNet{hosts: make(map[string]*fakeHost), records: make(map[string]int), fetches: make(map[string]int)}
 }
 
+// connections returns how many there are to policy hosts, or were at most.
+func (n *fakeNet) connections(most bool) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if most {
+		return n.mostOpen
+	}
+	return n.open
+}
+
 func policyText(mode string, maxAge time.Duration, mx string) string {
 	return fmt.Sprintf("version: STSv1\nmode: %s\nmx: %s\nmax_age: %d\n", mode, mx, int64(maxAge.Seconds()))
 }
@@ -312,11 +322,12 @@ func openSite(t *testing.T, path string, net *fakeNet, bend func(*keeper.Options
 // openSiteOf is openSite with a cache of another size.
 func openSiteOf(t *testing.T, path string, maxSize int64, net *fakeNet, bend func(*keeper.Options)) *site {
 	t.Helper()
-	store, err := cache.Open(path, cache.Options{MaxSize: maxSize})
+	log := new(syncBuffer)
+	store, err := cache.Open(path, cache.Options{MaxSize: maxSize, Log: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: new(syncBuffer)}
+	s := &site{net: net, disk: &faultyStore{Store: store, damaged: make(map[string]bool)}, log: log}
 	o := keeper.Options{
 		Store: s.disk, Network: net, MatchList: matchList, MatchListCurrent: func([]byte) bool { return true },
 		Observe: func(keeper.Event) {}, Log: slog.New(slog.NewTextHandler(s.log, nil)),

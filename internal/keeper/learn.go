@@ -107,12 +107,13 @@ func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
 	now := k.o.Now()
 	r.Mode, r.Text, r.Match = p.Mode, f.Text, k.o.MatchList(p)
 	r.Fetched, r.Expires = f.Fetched, f.Expires
-	r.Used = now // it was learned for the mail that will come
-	fetchAt(r, now)
+	r.Used = now                     // it was learned for the mail that will come
+	fetchAt(r, now.Add(time.Second)) // when this flight has ended
 	schedule(r, now, k.o.UnusedAfter)
 	k.store(fl, r, false)
 	fl.tried = true
-	fl.found(k.entryOf(r), r, true)
+	fl.entry = k.entryOf(r)
+	fl.outcome = Refreshed{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), ID: r.ID, Changed: true}
 	return Learned{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), Taken: true}, nil
 }
 

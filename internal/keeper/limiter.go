@@ -1,10 +1,10 @@
 package keeper
 
 import (
-	"container/list"
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,17 +26,15 @@ type limiter struct {
 	waiting int
 }
 
-// A bound is a number of places: at an address, at a network, or in all. A visit
-// that has held its place for long is old, and old visits count apart. While a
-// visit waits and more than spare are old, the oldest is evicted.
+// A bound is a number of places: at an address, at a network, or in all. Visits
+// that have lasted long are old. They count apart; where more than spare of them
+// hold places that others wait for, the oldest one ends.
 type bound struct {
-	name   string
-	young  int // most that are not old
-	most   int
-	spare  int
-	taken  int       // places of visits that are not old
-	old    list.List // of *visit, the oldest first
-	queued list.List // of chan struct{}, closed when a place was given
+	name               string
+	young, most, spare int // visits that are not old at most; all visits at most
+	taken              int // by visits that are not old
+	old                []*visit
+	queue              []chan struct{} // each is closed when a place was given
 }
 
 // A visit is a fetch or a question that holds places, or waits for them.
@@ -44,14 +42,8 @@ type visit struct {
 	oldAfter time.Duration
 	evict    func()       // ends it
 	waited   *atomic.Bool // set if it had to wait
-	places   []place
+	places   []*bound
 	old      bool
-	timer    *time.Timer
-}
-
-type place struct {
-	*bound
-	element *list.Element // in bound.old
 }
 
 func newLimiter(most int) *limiter { return &limiter{most: most, bounds: make(map[string]*bound)} }
@@ -67,10 +59,13 @@ func (l *limiter) acquire(ctx context.Context, v *visit, bounds ...bound) (relea
 	}
 	if v.oldAfter == 0 {
 		l.age(v)
-	} else {
-		v.timer = time.AfterFunc(v.oldAfter, func() { l.age(v) })
+		return func() { l.leave(v) }, nil
 	}
-	return sync.OnceFunc(func() { l.leave(v) }), nil
+	timer := time.AfterFunc(v.oldAfter, func() { l.age(v) })
+	return func() {
+		timer.Stop()
+		l.leave(v)
+	}, nil
 }
 
 // take takes a place in the bound in use with the name of b, or in b itself.
@@ -82,7 +77,7 @@ func (l *limiter) take(ctx context.Context, v *visit, b *bound) bool {
 	}
 	l.bounds[b.name] = b
 	given := make(chan struct{})
-	element := b.queued.PushBack(given)
+	b.queue = append(b.queue, given)
 	b.admit()
 	inTime := true
 	if !isClosed(given) && l.waiting < maxWaiting {
@@ -98,29 +93,25 @@ func (l *limiter) take(ctx context.Context, v *visit, b *bound) bool {
 		inTime = ctx.Err() == nil
 	}
 	if !isClosed(given) {
-		b.queued.Remove(element)
+		b.queue = slices.DeleteFunc(b.queue, func(c chan struct{}) bool { return c == given })
 		l.drop(b)
 		return false
 	}
-	v.places = append(v.places, place{bound: b})
+	v.places = append(v.places, b)
 	return inTime
 }
 
 // admit gives free places to waiting visits, first come first served.
 func (b *bound) admit() {
-	for b.queued.Len() > 0 {
-		switch old := b.old.Len(); {
-		case b.taken < b.young && b.taken+old < b.most:
+	for len(b.queue) > 0 {
+		switch {
+		case b.taken < b.young && b.taken+len(b.old) < b.most:
 			b.taken++
-			close(b.queued.Remove(b.queued.Front()).(chan struct{}))
-		case old > b.spare:
-			v := b.old.Remove(b.old.Front()).(*visit)
-			for i := range v.places {
-				if v.places[i].bound == b {
-					v.places[i].element = nil
-				}
-			}
-			v.evict()
+			close(b.queue[0])
+			b.queue = b.queue[1:]
+		case len(b.old) > b.spare:
+			b.old[0].evict()
+			b.old = b.old[1:]
 		default:
 			return
 		}
@@ -132,11 +123,10 @@ func (l *limiter) age(v *visit) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v.old = true
-	for i := range v.places {
-		p := &v.places[i]
-		p.taken--
-		p.element = p.bound.old.PushBack(v)
-		p.admit()
+	for _, b := range v.places {
+		b.taken--
+		b.old = append(b.old, v)
+		b.admit()
 	}
 }
 
@@ -144,25 +134,21 @@ func (l *limiter) age(v *visit) {
 func (l *limiter) leave(v *visit) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if v.timer != nil {
-		v.timer.Stop()
-	}
-	for _, p := range v.places {
-		switch {
-		case !v.old:
-			p.taken--
-		case p.element != nil:
-			p.bound.old.Remove(p.element)
+	for _, b := range v.places {
+		if v.old {
+			b.old = slices.DeleteFunc(b.old, func(o *visit) bool { return o == v })
+		} else {
+			b.taken--
 		}
-		p.admit()
-		l.drop(p.bound)
+		b.admit()
+		l.drop(b)
 	}
 	v.places = nil
 }
 
 // drop forgets a bound that nobody uses.
 func (l *limiter) drop(b *bound) {
-	if b.taken+b.old.Len()+b.queued.Len() == 0 && l.bounds[b.name] == b {
+	if b.taken+len(b.old)+len(b.queue) == 0 && l.bounds[b.name] == b {
 		delete(l.bounds, b.name)
 	}
 }

@@ -40,78 +40,105 @@ func (k *Keeper) fetchDue(domain string) {
 	}
 }
 
-// fetchHeld fetches a held policy and stores the result. It waits for the disk if
-// wait is set or a lookup may be waiting. within limits the wait for a place.
+// fetchHeld is fetch at the pace of the refresher.
 func (k *Keeper) fetchHeld(r *cache.Record, within time.Duration, fl *flight, wait bool) {
 	if k.fetchRate.Wait(k.life) != nil {
 		fl.err = ErrBrokenOff
 		return
 	}
-	until := liveUntil(r.Fetched.Unix(), r.Expires.Unix())
-	if changed, ok := k.refetch(r, within, fl); ok {
-		k.store(fl, r, !wait && !changed && k.o.Now().Unix() < until)
-	}
+	k.fetched.Add(k.hash(r.Domain), k.o.Now())
+	k.counters.add(&k.counters.Fetches, 1)
+	_ = k.fetch(fl, r, within, !wait)
 }
 
-// checkRecord asks for a held policy's TXT record, and tells the observers. A
-// record that is gone or broken changes nothing while the policy lives
-// (RFC 8461, 3.3).
-func (k *Keeper) checkRecord(ctx context.Context, r *cache.Record) (policy.Record, error) {
+// fetch fetches the policy of a domain and stores what came of it. r is its
+// record; nil: no policy is held. It waits for a place no longer than within, and
+// for the disk unless lazily is set and no lookup may be waiting.
+func (k *Keeper) fetch(fl *flight, r *cache.Record, within time.Duration, lazily bool) error {
 	begun := time.Now()
-	record, _, err := k.o.Network.Record(ctx, r.Domain)
-	if ctx.Err() == nil {
-		k.health.noteRecord(r.Domain, err)
-		k.o.Observe(Event{Step: StepCheck, Domain: r.Domain, Result: policy.ResultOf(err), Err: err, Took: time.Since(begun), Mode: r.Mode})
+	event := Event{Step: StepFetch, Domain: fl.domain}
+	if r == nil {
+		event.Step = StepDiscovery
 	}
-	return record, err
-}
-
-// refetch fetches a held policy again and updates its record. The caller stores the
-// record unless ok is false.
-func (k *Keeper) refetch(r *cache.Record, within time.Duration, fl *flight) (changed, ok bool) {
-	ctx, evict, cancel := k.attempt()
-	defer cancel()
-	begun := time.Now()
-	record, recordErr := k.checkRecord(ctx, r)
-	g := &gate{limiter: k.refreshes, within: within, evict: evict, waited: &fl.waited}
-	found, err := k.o.Network.Fetch(ctx, r.Domain, g)
+	record, recordErr, found, err := k.ask(fl, r, within)
 	if err != nil && k.life.Err() != nil {
 		fl.err = ErrBrokenOff
-		return false, false // the daemon ends: nothing was learned
+		return nil // the daemon ends: nothing was learned
 	}
-	err = k.blame(ctx, fl, err)
+	if err != nil && !policy.OurFault(err) {
+		fl.err = ErrNoPolicy
+	}
+	k.health.noteFetch(fl.domain, err)
+	event.Result, event.Err, event.Took = policy.ResultOf(err), err, time.Since(begun)
+	fl.outcome = Refreshed{Domain: fl.domain, Result: event.Result}
+	if err != nil {
+		fl.outcome.Err = policy.Reason(err)
+	}
 	now := k.o.Now()
-	k.counters.add(&k.counters.Fetches, 1)
-	k.health.noteFetch(r.Domain, err)
-	k.fetched.Add(k.hash(r.Domain), now)
-	if recordErr == nil {
-		r.Checked = now
-	}
-	event := Event{Step: StepFetch, Domain: r.Domain, Result: policy.ResultOf(err), Err: err, Took: time.Since(begun)}
-	// The policy may have expired while it was fetched. If the refresher found no
-	// place, a lookup that waits for this flight starts a discovery of its own.
-	fl.tried = event.Result != policy.ResultBusy
 	switch {
+	case err == nil && r == nil:
+		r = &cache.Record{Domain: fl.domain, Used: now}
+		fallthrough
 	case err == nil:
 		event.Changed = k.noteSuccess(r, found, record.ID, now)
+	case r == nil:
+		k.o.Observe(event)
+		return err
 	case policy.OurFault(err):
 		r.Slow = true // it waits in the troubled lane, although nothing failed
 		fetchAt(r, now.Add(backoff(1)))
 	default:
-		fl.err = ErrNoPolicy
 		k.noteFailure(r, recordErr, err, now)
 	}
+	// A lookup that waits, since the policy has expired, goes its own way where
+	// the refresher has found no place.
+	fl.tried = event.Step == StepDiscovery || event.Result != policy.ResultBusy
+	if recordErr == nil {
+		r.Checked = now
+	}
 	schedule(r, now, k.o.UnusedAfter)
+	e := k.entryOf(r)
+	if isLive(&e.hit, now.Unix()) {
+		fl.entry = e
+	}
+	k.store(fl, r, lazily && fl.entry != nil && !event.Changed)
 	event.Mode = r.Mode
+	fl.outcome.Mode, fl.outcome.ID, fl.outcome.Changed = r.Mode.String(), r.ID, event.Changed
 	k.o.Observe(event)
-	if e := k.entryOf(r); isLive(&e.hit, now.Unix()) {
-		fl.found(e, r, event.Changed)
+	return err
+}
+
+// ask asks for the record and then for the policy. Where none is held it counts as
+// a question until it knows the policy host's addresses, and ends without a record.
+func (k *Keeper) ask(fl *flight, held *cache.Record, within time.Duration) (record policy.Record, recordErr error, found *policy.Fetched, err error) {
+	ctx, cancel := context.WithTimeout(k.life, k.o.FetchTimeout+k.o.LookupTimeout+discoverySteps)
+	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	g := &gate{limiter: k.refreshes, within: within, evict: func() { end(errEvicted) }, waited: &fl.waited}
+	if held != nil {
+		record, recordErr = k.checkRecord(ctx, held)
+	} else {
+		g.limiter = k.lookups
+		if g.arrive, err = k.questions.ask(ctx, fl.domain, g.evict, g.waited); err == nil {
+			defer g.arrive()
+			record, _, err = k.o.Network.Record(ctx, fl.domain)
+		}
 	}
-	fl.outcome.Domain, fl.outcome.Result = r.Domain, event.Result
-	if err != nil {
-		fl.outcome.Err = policy.Reason(err)
+	if err == nil {
+		found, err = k.o.Network.Fetch(ctx, fl.domain, g)
 	}
-	return event.Changed, true
+	// It is our own fault if it was ended to make room, or was out of time after it
+	// had waited for a place.
+	if err != nil && (errors.Is(context.Cause(ctx), errEvicted) || fl.waited.Load() && errors.Is(err, policy.ErrTimeout)) {
+		err = &policy.Error{Domain: fl.domain, Result: policy.ResultBusy, Err: errEvicted}
+	}
+	if policy.ResultOf(err) == policy.ResultBusy {
+		k.counters.add(&k.counters.Overloads, 1)
+	}
+	if held == nil {
+		k.health.noteRecord(fl.domain, err)
+	}
+	return record, recordErr, found, err
 }
 
 // noteFailure puts a failed fetch into a record. The policy stays in force,
@@ -138,27 +165,31 @@ func (k *Keeper) noteFailure(r *cache.Record, recordErr, err error, now time.Tim
 // noteSuccess puts a fetched policy into a record, and says whether its text
 // is new. id is the TXT record's, empty if it could not be seen.
 func (k *Keeper) noteSuccess(r *cache.Record, found *policy.Fetched, id string, now time.Time) bool {
-	changed := !bytes.Equal(r.Text, found.Text)
+	was := *r
+	r.Mode, r.Text, r.Match = found.Policy.Mode, found.Text, k.o.MatchList(found.Policy)
+	r.Fetched, r.Expires = now, now.Add(found.Policy.MaxAge)
+	r.Failures, r.FailedAt, r.LastError = 0, time.Time{}, ""
+	r.Slow = found.Duration > slowFetch
+	draw(r)
+	changed := !bytes.Equal(was.Text, r.Text)
+	switch {
 	// RFC 8461, 8.1: a new id with the old text may only mean that the policy
 	// host still serves the old one. Two agreeing fetches decide, the second one
 	// not before the moment drawn for it.
-	newID := id != "" && id != r.ID && !changed
-	unconfirmed := newID && r.PendingID != id
-	early := newID && !unconfirmed && now.Before(r.FetchAt)
-	was, drawn := r.Mode, r.FetchAt
-	k.take(r, found, now)
-	draw(r)
-	switch {
-	case early:
-		fetchAt(r, drawn)
-	case unconfirmed:
+	case id != "" && id != r.ID && !changed && r.PendingID != id:
 		r.PendingID = id
 		fetchAt(r, now.Add(confirmAfter+between(confirmWithin-confirmAfter, 0, 1)))
+	case id != "" && id != r.ID && !changed && now.Before(was.FetchAt):
+		fetchAt(r, was.FetchAt)
 	case id != "":
 		r.ID, r.PendingID = id, ""
 	}
-	if changed && k.mayLog(k.heldLines) {
-		k.o.Log.Info("MTA-STS policy changed", "domain", r.Domain, "mode", r.Mode.String(), "was", was.String(), "id", r.ID)
+	switch {
+	case was.Fetched.IsZero() && k.mayLog(k.strangerLines):
+		k.o.Log.Info("MTA-STS policy found", "domain", r.Domain, "mode", r.Mode.String(), "id", r.ID,
+			"max_age", found.Policy.MaxAge, "mx", len(found.Policy.MX))
+	case !was.Fetched.IsZero() && changed && k.mayLog(k.heldLines):
+		k.o.Log.Info("MTA-STS policy changed", "domain", r.Domain, "mode", r.Mode.String(), "was", was.Mode.String(), "id", r.ID)
 	}
 	return changed
 }

@@ -71,7 +71,7 @@ func TestRFC8461_3_3_AFailureToRefreshIsLoggedUnlessTheModeIsNone(t *testing.T) 
 				t.Errorf("mode %s: warned %v\n%s", mode, got, s.log)
 			}
 			if r, err := s.Get("example.com"); err != nil || r.Failures == 0 || !strings.Contains(r.LastError, "as the test wants it") {
-				t.Errorf("mode %s: record %+v, %v", mode, r, err)
+				t.Errorf("mode %s: record %+v, %v\n%s\n%+v", mode, r, err, s.log, s.disk.Stats())
 			}
 		})
 	}

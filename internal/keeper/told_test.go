@@ -84,7 +84,7 @@ func TestALateRefresherIsOneError(t *testing.T) {
 			s.net.enforced(fmt.Sprintf("d%d.example", i), 2*day)
 			s.mustHold(t, fmt.Sprintf("d%d.example", i))
 		}
-		settle(2 * day)
+		settle(44 * time.Hour)
 		if n := strings.Count(s.log.String(), `level=ERROR msg="policies are refreshed late"`); n != 1 || s.Stats().LateSeconds < 3600 {
 			t.Errorf("%d lines, %d s", n, s.Stats().LateSeconds)
 		}

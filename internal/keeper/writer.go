@@ -191,12 +191,12 @@ func (k *Keeper) commit(batch []*change) error {
 			k.memory.forget(k.hash(c.domain))
 		} else {
 			k.remembered(c.record, slices.Contains(result.Refused, c.domain))
-			if !c.record.Due.IsZero() && c.record.Due.Before(k.o.Now().Add(idlePoll)) {
-				k.nudge()
-			}
 		}
 		k.writer.bytes.Add(-c.size)
 		k.flights.written(c.flight)
+		if c.record != nil && !c.record.Due.IsZero() && c.record.Due.Before(k.o.Now().Add(idlePoll)) {
+			k.nudge() // the refresher would sleep too long
+		}
 	}
 	if n := len(result.Refused); n > 0 {
 		k.counters.add(&k.counters.Refused, n)
