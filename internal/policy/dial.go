@@ -92,6 +92,9 @@ func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr,
 		case err := <-lost:
 			pending--
 			failures = append(failures, err)
+			if errors.Is(err, errProxyDown) {
+				cancel()
+			}
 		case <-timer.C:
 		}
 		if ctx.Err() != nil {

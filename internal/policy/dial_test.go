@@ -286,6 +286,22 @@ func TestThroughAProxyTheAddressesTakeTurns(t *testing.T) {
 	}
 }
 
+// The lookup that waits for the fetch must learn in its time that the proxy is to blame.
+func TestAProxyThatCannotBeReachedIsTriedForOneAddress(t *testing.T) {
+	inWorld(t, map[string]dialing{"2a00::1": answer, "93.184.215.14": answer, "93.184.215.15": answer}, func(t *testing.T, w *world) {
+		w.behindProxy()
+		w.config.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		_, err := w.fetch(t.Context())
+		wantError(t, err, "example.test", policy.ResultFetch, policy.ErrProxy)
+		if took := time.Since(w.start); took != policy.ConnectTimeout || !policy.OurFault(err) {
+			t.Errorf("after %v: %v", took, err)
+		}
+	})
+}
+
 // behindProxy has the client reach the world through a proxy only.
 func (w *world) behindProxy() {
 	w.config.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse("http://proxy.test:3128") }

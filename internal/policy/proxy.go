@@ -49,13 +49,16 @@ func validPort(port string) bool {
 	return port == "" || err == nil && n > 0
 }
 
+// errProxyDown ends a fetch: the proxy is no more reachable for the next address.
+var errProxyDown = fmt.Errorf("%w: connecting", ErrProxy)
+
 // tunnel returns a connection through proxy to target, an address and port. The
 // administrator chose the proxy: its name is looked up as the system does it,
 // and its address may be private.
 func (c *Client) tunnel(ctx context.Context, proxy *url.URL, target string) (net.Conn, error) {
 	conn, err := c.dialProxy(ctx, proxy)
 	if err != nil {
-		return nil, fmt.Errorf("%w: connecting to %s: %w", ErrProxy, proxy.Host, printable{err})
+		return nil, fmt.Errorf("%w to %s: %w", errProxyDown, proxy.Host, printable{err})
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	status, err := c.askForTunnel(conn, proxy, target)
