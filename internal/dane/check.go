@@ -150,6 +150,12 @@ func (c *Checker) lookAtHosts(ctx context.Context, r *Report) {
 			continue
 		}
 		working.Go(func() error {
+			defer func() {
+				if v := recover(); v != nil { // in this goroutine it would end the daemon
+					c.recovered("host", v)
+					h.State = HostUnknown
+				}
+			}()
 			c.lookAtHost(ctx, h, r.NextHop.Port)
 			h.unsigned = slices.ContainsFunc(h.Lookups, func(l *Lookup) bool { return l.Security == Insecure })
 			h.until = time.Now().Add(keep(h.Lookups...))

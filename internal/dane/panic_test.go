@@ -74,6 +74,38 @@ func TestAPanicInACheckIsSurvivedAndWhoWaitsDefers(t *testing.T) {
 	}
 }
 
+// A lateBomb is a resolver whose errors about addresses panic when they are read
+// again after the lookup.
+type lateBomb struct {
+	*fake
+	read int
+}
+
+func (b *lateBomb) Query(ctx context.Context, name string, qtype resolver.Type) (*resolver.Answer, error) {
+	if qtype == resolver.TypeA {
+		return nil, b
+	}
+	return b.fake.Query(ctx, name, qtype)
+}
+
+func (b *lateBomb) Error() string { return "no answer" }
+
+func (b *lateBomb) As(any) bool {
+	if b.read++; b.read > 1 {
+		panic("on purpose")
+	}
+	return false
+}
+
+func TestAPanicBetweenTheLookupsAtAHostIsSurvived(t *testing.T) {
+	b := &lateBomb{fake: newFake()}
+	daneDomain(b.fake, "example.com")
+	c := New(Options{Resolver: b, Probe: checker(b.fake).prober.names})
+	if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); got.State != Undecided || c.Stats().Panics != 1 {
+		t.Errorf("%+v, %d panics", got, c.Stats().Panics)
+	}
+}
+
 func TestAPanicInTheLookupOfMXHostsIsAnError(t *testing.T) {
 	b, c := mined(new(bytes.Buffer))
 	b.arm(resolver.TypeMX)
