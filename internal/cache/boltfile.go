@@ -232,6 +232,9 @@ func (f *boltFile) update(fn func(*bbolt.Tx) (*state, error)) error {
 				if id = int64(tx.ID()); id <= f.last.Load() {
 					return faultf("its newest meta page was lost")
 				}
+				if !f.wholeFreelist(tx) {
+					return faultf("its list of free pages cannot be read")
+				}
 				st, err = fn(tx)
 				return err
 			})
@@ -248,6 +251,19 @@ func (f *boltFile) update(fn func(*bbolt.Tx) (*state, error)) error {
 	case <-f.broken:
 		return f.fault
 	}
+}
+
+// wholeFreelist looks at the page of the free list, since bbolt frees as many
+// pages behind it as it says, up to 2^32.
+func (f *boltFile) wholeFreelist(tx *bbolt.Tx) bool {
+	const inMeta = 48
+	var id [8]byte
+	pageSize := int64(f.db.Info().PageSize)
+	if _, err := f.fd.ReadAt(id[:], int64(tx.ID()-1)%2*pageSize+inMeta); err != nil {
+		return false
+	}
+	page, err := tx.Page(int(binary.NativeEndian.Uint64(id[:])))
+	return err == nil && page != nil && page.Type == "freelist" && int64(page.OverflowCount) < tx.Size()/pageSize
 }
 
 // noted breaks the file if err is a fault.
