@@ -72,7 +72,7 @@ type boltFile struct {
 
 // A state is the counts of the whole file after a commit.
 type state struct {
-	counts     counts
+	counts     [4]int64 // policies by mode, those whose mode cannot be read at 0
 	heartbeat  int64
 	used, size int64 // bytes of used pages, and of all
 }
@@ -152,17 +152,17 @@ func (f *boltFile) check(tx *bbolt.Tx) error {
 	if info, err := f.fd.Stat(); err != nil || tx.Size() > info.Size() {
 		return faultf("it is shorter than it was (%v)", err)
 	}
+	var schema uint32
 	meta := tx.Bucket(bucketMeta)
-	if meta == nil || len(meta.Get(keySchema)) != 4 {
+	if meta == nil || !decode(meta.Get(keySchema), &schema) {
 		return faultf("it has no schema number")
 	}
-	if n := binary.LittleEndian.Uint32(meta.Get(keySchema)); n > schemaVersion {
-		return &SchemaError{Path: f.fd.Name(), Schema: n}
+	if schema > schemaVersion {
+		return &SchemaError{Path: f.fd.Name(), Schema: schema}
 	}
-	st := &state{counts: decodeCounts(meta.Get(keyCounts))}
-	if newest := meta.Get(keyNewest); len(newest) == 8 {
-		st.heartbeat = int64(binary.LittleEndian.Uint64(newest))
-	}
+	st := new(state)
+	decode(meta.Get(keyCounts), &st.counts)
+	decode(meta.Get(keyNewest), &st.heartbeat)
 	f.last.Store(int64(tx.ID()))
 	return f.publish(tx, st)
 }

@@ -22,11 +22,11 @@ const maxCounted = 200_000
 // due longest comes first. A record stays due until it is written with another
 // time. Due reads the records that it returns, and one index entry for each slot.
 func (s *Store) Due(lane Lane, now time.Time, limit int) (due []Due, next time.Time, err error) {
-	var keys [][]byte
+	var keys, stale [][]byte
 	var soonest int64
 	limit = min(limit, MaxPage)
 	err = s.view(func(tx *bbolt.Tx) error {
-		keys, due, soonest = nil, nil, 0
+		keys, stale, due, soonest = nil, nil, nil, 0
 		err := ascendLane(tx, lane, func(k []byte, at int64) (seek bool, err error) {
 			if at > now.Unix() {
 				if soonest == 0 || at < soonest {
@@ -46,10 +46,7 @@ func (s *Store) Due(lane Lane, now time.Time, limit int) (due []Due, next time.T
 			domain := keys[i][dueAtDomain:]
 			raw := tx.Bucket(bucketPolicy).Get(domain)
 			if own, _, _ := entriesOf(domain, raw); !bytes.Equal(own, keys[i]) {
-				select {
-				case s.stale <- keys[i]:
-				default:
-				}
+				stale = append(stale, keys[i])
 			} else if v, damage := parse(domain, raw); damage != nil {
 				err = faultf("the policy of %q: %v", domain, damage)
 			} else {
@@ -58,6 +55,9 @@ func (s *Store) Due(lane Lane, now time.Time, limit int) (due []Due, next time.T
 		}
 		return err
 	})
+	if len(stale) > 0 {
+		s.stale.Store(&stale)
+	}
 	if len(due) < limit {
 		next = timeOf(soonest)
 	}

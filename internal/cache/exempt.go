@@ -57,7 +57,7 @@ func (s *Store) copyExemptions(from, to *boltFile) error {
 // An exemption is stored as its end, in Unix seconds, and a checksum of the
 // domain and the end.
 func encodeExemption(domain string, until int64) []byte {
-	v := binary.LittleEndian.AppendUint64(nil, uint64(until))
+	v := encoded(until)
 	return binary.LittleEndian.AppendUint32(v, crc32.Checksum(append([]byte(domain), v...), castagnoli))
 }
 
@@ -72,10 +72,7 @@ func readExemptions(tx *bbolt.Tx) (list []exempt.Exemption, bad error) {
 			return nil, errStop
 		}
 		var until int64
-		if len(v) >= 8 {
-			until = int64(binary.LittleEndian.Uint64(v))
-		}
-		if string(v) != string(encodeExemption(string(domain), until)) {
+		if decode(v, &until); string(v) != string(encodeExemption(string(domain), until)) {
 			bad = fmt.Errorf("the exemption of %q is damaged", domain)
 			return nil, nil
 		}

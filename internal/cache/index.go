@@ -58,7 +58,7 @@ func laneOf(n uint8) Lane {
 // that put and delete agree.
 func entriesOf(domain, raw []byte) (due, expiry []byte, count uint8) {
 	var h header
-	if _, err := binary.Decode(raw, binary.LittleEndian, &h); err != nil {
+	if !decode(raw, &h) {
 		return nil, nil, 0
 	}
 	if validMode(h.Mode) {
@@ -79,24 +79,18 @@ func entriesOf(domain, raw []byte) (due, expiry []byte, count uint8) {
 	return due, append(expiry, domain...), count
 }
 
-// positive keeps the byte order of a key that of its time: before 1970 is 1970.
-func positive(seconds int64) uint64 { return uint64(max(seconds, 0)) }
+func decode(b []byte, to any) bool {
+	_, err := binary.Decode(b, binary.LittleEndian, to)
+	return err == nil
+}
 
-// counts are the numbers of policies by mode. Unreadable modes count at 0.
-type counts [4]int64
-
-func (c counts) encode() (b []byte) {
-	for _, n := range c {
-		b = binary.LittleEndian.AppendUint64(b, uint64(max(n, 0)))
+func encoded(v any) []byte {
+	b, err := binary.Append(nil, binary.LittleEndian, v)
+	if err != nil {
+		panic(err) // v has a fixed size
 	}
 	return b
 }
 
-func decodeCounts(b []byte) (c counts) {
-	if len(b) == len(c)*8 {
-		for i := range c {
-			c[i] = int64(binary.LittleEndian.Uint64(b[i*8:]))
-		}
-	}
-	return c
-}
+// positive keeps the byte order of a key that of its time: before 1970 is 1970.
+func positive(seconds int64) uint64 { return uint64(max(seconds, 0)) }

@@ -1,10 +1,10 @@
 package cache
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,10 +17,11 @@ import (
 )
 
 const (
-	asideMark = ".damaged-" // and the date, in the name of a file that was set aside
-	asideDate = "20060102T150405"
-	asideMost = 5                  // files set aside; then the oldest one is deleted
-	asideLeft = 7 * 24 * time.Hour // but never a younger file
+	startsSuffix = ".starts"
+	asideMark    = ".damaged-" // and the date, in the name of a file that was set aside
+	asideDate    = "20060102T150405"
+	asideMost    = 5                  // files set aside; then the oldest one is deleted
+	asideLeft    = 7 * 24 * time.Hour // but never a younger file
 
 	// memorySize is the max_size of a file in memory.
 	memorySize = 128 << 20
@@ -97,7 +98,7 @@ func makeBuckets(tx *bbolt.Tx) error {
 			return err
 		}
 	}
-	return tx.Bucket(bucketMeta).Put(keySchema, binary.LittleEndian.AppendUint32(nil, schemaVersion))
+	return tx.Bucket(bucketMeta).Put(keySchema, encoded(uint32(schemaVersion)))
 }
 
 // createOwned makes a file that belongs to the owner of its folder, so that a
@@ -122,17 +123,13 @@ func createOwned(path string) (*os.File, error) {
 // and has the old one searched. After an error nothing has changed.
 func (s *Store) setAside(why error) (*boltFile, error) {
 	s.damage = why
-	now := s.o.Now().UTC()
-	old, _ := filepath.Glob(s.path + asideMark + "*") // sorted
-	if len(old) >= asideMost {
-		date := strings.TrimPrefix(old[0], s.path+asideMark)
-		if at, err := time.Parse(asideDate, date[:min(len(date), len(asideDate))]); err == nil && now.Sub(at) < asideLeft {
-			return nil, fmt.Errorf("%w; %d damaged files were set aside within a week: the disk may be failing", why, len(old))
-		}
+	old := s.asideSince(math.MaxInt64)
+	if young := s.asideSince(asideLeft); len(young) >= asideMost {
+		return nil, fmt.Errorf("%w; %d damaged files were set aside within a week: the disk may be failing", why, len(young))
 	}
-	aside := s.path + asideMark + now.Format(asideDate)
-	for i := 'b'; slices.Contains(old, aside); i++ { // another file in the same second
-		aside = s.path + asideMark + now.Format(asideDate) + string(i)
+	aside := s.path + asideMark + s.o.Now().UTC().Format(asideDate)
+	for slices.Contains(old, aside) {
+		aside += "b" // another file in the same second
 	}
 	if err := os.Link(s.path, aside); err != nil {
 		return nil, fmt.Errorf("%w; it cannot be set aside: %w", why, err)
@@ -149,6 +146,13 @@ func (s *Store) setAside(why error) (*boltFile, error) {
 		_ = os.Remove(old[0])
 	}
 	return file, nil
+}
+
+// asideSince returns the files set aside within a duration, in order.
+func (s *Store) asideSince(d time.Duration) (paths []string) {
+	all, _ := filepath.Glob(s.path + asideMark + "*") // sorted
+	first := s.path + asideMark + s.o.Now().UTC().Add(-d).Format(asideDate)
+	return slices.DeleteFunc(all, func(path string) bool { return path < first })
 }
 
 // addSource queues a damaged file for the search and copies its readable exemptions
@@ -258,46 +262,31 @@ func (s *Store) checkPath() {
 }
 
 // crashes is how many starts in a row that ended within a minute, without a
-// clean stop, count as damage of the file.
+// clean stop, count as damage of the file; but not within a day of other damage.
 const crashes = 10
 
 var errCrashed = fmt.Errorf("%d starts in a row ended within a minute of opening it", crashes)
 
-// starts counts such starts in a file beside the cache, because damage that ends the
-// process would end it again before bbolt could read the count.
-type starts struct {
-	path  string
-	count int
-	acted int64 // when the count last had the file set aside, in Unix seconds; 0: never
-}
-
-// begin counts a start. It returns errCrashed if there were too many, at most once a
-// day. If the count cannot be written, nothing is counted.
-func (st *starts) begin(now time.Time) (err error) {
-	b, _ := os.ReadFile(st.path)
-	_, _ = fmt.Sscan(string(b), &st.count, &st.acted)
-	if st.count >= crashes && now.Unix()-st.acted >= secondsPerDay {
-		st.count, st.acted, err = 0, now.Unix(), errCrashed
-	}
-	st.write(st.count + 1)
-	return err
-}
-
-// write stores the count. A run of a minute or a clean stop resets it to 0.
-func (st *starts) write(count int) {
-	if st.count == count {
-		return
-	}
-	if st.count = count; count == 0 && st.acted == 0 {
-		_ = os.Remove(st.path)
-		return
-	}
-	fd, err := os.OpenFile(st.path, os.O_WRONLY|os.O_TRUNC|unix.O_NOFOLLOW, 0)
+// countStart counts a start by the size of a file beside the cache, because damage
+// that ends the process would end it again before bbolt could read a count. It
+// returns errCrashed if there were too many. If the file cannot be written, nothing
+// is counted.
+func (s *Store) countStart() error {
+	fd, err := os.OpenFile(s.path+startsSuffix, os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		fd, err = createOwned(st.path)
+		fd, err = createOwned(s.path + startsSuffix)
 	}
-	if err == nil {
-		_, _ = fmt.Fprintln(fd, st.count, st.acted)
-		_ = fd.Close()
+	if err != nil {
+		return nil
 	}
+	defer fd.Close()
+	if _, err = fd.Write([]byte{'.'}); err == nil {
+		if info, err := fd.Stat(); err == nil && info.Size() > crashes && len(s.asideSince(24*time.Hour)) == 0 {
+			return errCrashed
+		}
+	}
+	return nil
 }
+
+// forgetStarts resets the count, after a run of a minute or at a clean stop.
+func (s *Store) forgetStarts() { _ = os.Remove(s.path + startsSuffix) }

@@ -42,17 +42,16 @@ type Store struct {
 	closeOnce sync.Once
 	ended     chan struct{}  // closed when run has returned
 	faults    chan *boltFile // a file that broke
-	stale     chan []byte    // entries of the due index that match no record; the next write deletes them
 
 	// Only for the goroutine of run, and Open before it.
 	sources []source // damaged files that are to be searched
 	damage  error    // why the file at the path is damaged; nil: it may be whole
-	starts  starts
 
 	salvaging           atomic.Bool // damaged files are still to be searched
 	memoryOnly          atomic.Pointer[error]
 	report              atomic.Pointer[Report]
 	damaged, unreadable atomic.Uint64
+	stale               atomic.Pointer[[][]byte] // entries of the due index that match no record; the next write deletes them
 }
 
 // Open opens the cache at path, or makes it. The error is a *LockedError if another
@@ -68,14 +67,13 @@ func Open(path string, o Options) (*Store, error) {
 	if err := CheckPath(s.path); err != nil {
 		return nil, err
 	}
-	s.starts.path = s.path + ".starts"
-	file, err := s.openDisk(s.starts.begin(s.o.Now()))
+	file, err := s.openDisk(s.countStart())
 	var locked *LockedError
 	if err != nil && !errors.As(err, &locked) {
 		file, err = s.openMemory(err)
 	}
 	if err != nil {
-		s.starts.write(0)
+		s.forgetStarts()
 		return nil, fmt.Errorf("open the cache: %w", err)
 	}
 	s.use(file)
@@ -127,7 +125,6 @@ func newStore(path string, o Options) *Store {
 		closing: make(chan struct{}),
 		ended:   make(chan struct{}),
 		faults:  make(chan *boltFile, 1),
-		stale:   make(chan []byte, MaxPage),
 	}
 }
 
@@ -144,7 +141,7 @@ func (s *Store) Close() error {
 		}()
 		select {
 		case err = <-closed:
-			s.starts.write(0)
+			s.forgetStarts()
 		case <-time.After(closeWait):
 			err = fmt.Errorf("close the cache %s: a commit does not end", s.path)
 		}
@@ -166,7 +163,7 @@ func (s *Store) run() {
 		case file := <-s.faults:
 			s.replace(file)
 		case <-minute.C:
-			s.starts.write(0)
+			s.forgetStarts()
 			s.checkPath()
 		}
 	}

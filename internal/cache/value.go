@@ -84,7 +84,7 @@ func parse(domain, raw []byte) (*value, error) {
 
 func parseAny(raw []byte) (*value, error) {
 	v := new(value)
-	if _, err := binary.Decode(raw, binary.LittleEndian, &v.header); err != nil {
+	if !decode(raw, &v.header) {
 		return nil, errors.New("it is shorter than its header")
 	}
 	if v.Mark != mark || v.Version != valueVersion {
@@ -109,10 +109,7 @@ func parseAny(raw []byte) (*value, error) {
 // bytes returns the value as it is stored.
 func (v *value) bytes(sequence uint64) []byte {
 	v.Sequence, v.Length = sequence, uint32(v.size())
-	raw, err := binary.Append(make([]byte, 0, v.size()), binary.LittleEndian, &v.header)
-	if err != nil {
-		panic(err) // the header has a fixed size
-	}
+	raw := encoded(&v.header)
 	for _, f := range v.fields() {
 		raw = append(raw, *f...)
 	}

@@ -31,17 +31,17 @@ const (
 // When the used pages reach MaxSize, a new domain needs room: see makeRoom.
 func (s *Store) Write(ops []Op) (WriteResult, error) {
 	values := make([]*value, len(ops))
-	var w *writing
-	err := s.update(func(begun *writing) (err error) {
-		w = begun
-		for i, op := range ops {
-			w.kept[op.domain()] = true
-			if op.Put != nil {
-				if values[i], err = valueOf(op.Put); err != nil {
-					return err
-				}
+	for i, op := range ops {
+		if op.Put != nil {
+			var err error
+			if values[i], err = valueOf(op.Put); err != nil {
+				return WriteResult{}, err
 			}
 		}
+	}
+	var w *writing
+	err := s.update(func(begun *writing) error {
+		w = begun
 		for i, op := range ops {
 			if err := w.apply([]byte(op.domain()), values[i]); err != nil {
 				return err
@@ -84,8 +84,7 @@ type writing struct {
 	now      int64
 	sequence uint64
 	state    state
-	room     int64           // bytes that may be added before something has to go
-	kept     map[string]bool // domains that must not be evicted
+	room     int64 // bytes that may be added before something has to go
 	result   WriteResult
 }
 
@@ -94,9 +93,7 @@ type writing struct {
 func (s *Store) updateIn(file *boltFile, fn func(*writing) error) error {
 	before := file.state.Load()
 	w := &writing{
-		now: s.o.Now().Unix(), state: state{counts: before.counts}, room: file.maxSize - before.used,
-		kept: make(map[string]bool),
-	}
+		now: s.o.Now().Unix(), state: state{counts: before.counts}, room: file.maxSize - before.used}
 	w.state.heartbeat = w.now
 	return file.update(func(tx *bbolt.Tx) (*state, error) {
 		meta := tx.Bucket(bucketMeta)
@@ -105,35 +102,31 @@ func (s *Store) updateIn(file *boltFile, fn func(*writing) error) error {
 			return nil, faultf("a bucket is gone")
 		}
 		w.sequence = w.policy.Sequence() + 1
-		err := w.dropStale(s.stale)
-		if err == nil {
-			err = fn(w)
+		err := fn(w)
+		if stale := s.stale.Swap(nil); err == nil && stale != nil {
+			err = w.dropStale(stale)
 		}
 		if errors.Is(err, bolterrors.ErrIncompatibleValue) {
 			err = faultf("a bucket is in the place of a value")
 		}
 		return &w.state, errors.Join(err,
-			meta.Put(keyCounts, w.state.counts.encode()),
-			meta.Put(keyNewest, binary.LittleEndian.AppendUint64(nil, uint64(w.now))),
+			meta.Put(keyCounts, encoded(w.state.counts)),
+			meta.Put(keyNewest, encoded(w.now)),
 			w.policy.SetSequence(w.sequence))
 	})
 }
 
 // dropStale deletes entries of the due index that match no record.
-func (w *writing) dropStale(stale chan []byte) error {
-	for {
-		select {
-		case k := <-stale:
-			domain := k[dueAtDomain:]
-			if own, _, _ := entriesOf(domain, w.policy.Get(domain)); !bytes.Equal(own, k) {
-				if err := w.due.Delete(k); err != nil {
-					return err
-				}
+func (w *writing) dropStale(stale *[][]byte) error {
+	for _, k := range *stale {
+		own, _, _ := entriesOf(k[dueAtDomain:], w.policy.Get(k[dueAtDomain:]))
+		if !bytes.Equal(own, k) {
+			if err := w.due.Delete(k); err != nil {
+				return err
 			}
-		default:
-			return nil
 		}
 	}
+	return nil
 }
 
 // put stores v with the sequence of this transaction, or deletes what is stored
@@ -235,8 +228,7 @@ func (w *writing) evict(domain []byte) error {
 }
 
 // expired returns the domain that expired first, if that was before the given time.
-// On the way it deletes index entries that match no record. It skips the domains
-// that this transaction writes.
+// On the way it deletes index entries that match no record.
 func (w *writing) expired(before int64) ([]byte, error) {
 	c := w.expiry.Cursor()
 	for k, _ := c.First(); len(k) >= expiryAtDomain && binary.BigEndian.Uint64(k) < positive(before); {
@@ -246,10 +238,8 @@ func (w *writing) expired(before int64) ([]byte, error) {
 				return nil, err
 			}
 			k, _ = c.First()
-		} else if !w.kept[string(domain)] {
-			return domain, nil
 		} else {
-			k, _ = c.Next()
+			return domain, nil
 		}
 	}
 	return nil, nil
@@ -266,7 +256,7 @@ func (w *writing) draw() (domain []byte) {
 			k, raw = c.First()
 		}
 		v, err := parse(k, raw)
-		if err != nil || w.kept[string(k)] {
+		if err != nil {
 			continue
 		}
 		protects := policy.Mode(v.Mode) == policy.ModeEnforce && v.Expires > w.now
