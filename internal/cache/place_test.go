@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,8 +22,26 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-func logged(o cache.Options) (cache.Options, *bytes.Buffer) {
-	b := new(bytes.Buffer)
+// A journal holds the lines of a log, and may be read while it is written.
+type journal struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.String()
+}
+
+func logged(o cache.Options) (cache.Options, *journal) {
+	b := new(journal)
 	o.Log = slog.New(slog.NewTextHandler(b, nil))
 	return o, b
 }

@@ -43,7 +43,9 @@ func (s *Store) search() {
 			"recovered", src.report.Recovered, "damaged", src.report.Damaged, "lost", src.report.Lost, "err", src.report.Why)
 		s.sources = s.sources[1:]
 	}
-	s.salvaging.Store(false)
+	if file := s.file.Load(); file == nil || !file.isBroken() {
+		s.salvaging.Store(false)
+	}
 }
 
 // searchIn reads a damaged file from front to back for enforced policies, and makes

@@ -27,7 +27,10 @@ func TestADamagedFileKeepsWhatCanBeReadOfItHoweverItIsDamaged(t *testing.T) { da
 
 func TestNobodyHangsBesideAReaderOrAWriterThatMeetsDamage(t *testing.T) {
 	whole := wholeFile(t)
-	for i, h := range harms(whole, false) {
+	for i, h := range harms(whole) {
+		if i%5 != 0 {
+			continue
+		}
 		t.Run(h.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "cache.db")
 			if err := os.WriteFile(path, whole, 0o600); err != nil {
@@ -142,7 +145,7 @@ func writeForEver(path string) error {
 func TestWhatWasWrittenSurvivesKill9(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache.db")
 	written := 0
-	for round := range 1000 {
+	for round := range 200 {
 		cmd, lines := child(t, "write", path)
 		for n := rand.IntN(8); lines.Scan(); n-- {
 			if _, err := fmt.Sscan(lines.Text(), &written); err != nil {
@@ -157,7 +160,7 @@ func TestWhatWasWrittenSurvivesKill9(t *testing.T) {
 		}
 		_ = cmd.Wait()
 		_ = os.Remove(path + ".starts") // these crashes are no damage
-		if round%100 != 99 {
+		if round%50 != 49 {
 			continue
 		}
 		s := open(t, path, options())
