@@ -274,6 +274,11 @@ func onASmallDisk(path string) error {
 		if st := s.Stats(); (st.MemoryOnly != nil) != full || st.Salvage == nil || (st.Salvage.MovedTo == "") != full {
 			return fmt.Errorf("full %t: %+v", full, st)
 		}
+		if !full {
+			if err := fillUp(s, junk); err != nil {
+				return err
+			}
+		}
 		if err := errors.Join(s.Close(), os.RemoveAll(junk)); err != nil {
 			return err
 		}
@@ -286,10 +291,38 @@ func onASmallDisk(path string) error {
 	if err != nil {
 		return err
 	}
-	if st := s.Stats(); !errors.Is(st.MemoryOnly, unix.EROFS) || st.Policies() != victims+1 {
+	if st := s.Stats(); !errors.Is(st.MemoryOnly, unix.EROFS) || st.Policies() <= victims {
 		return fmt.Errorf("read-only: %+v", st)
 	}
 	return s.Close()
+}
+
+// fillUp writes until the disk is full, and again when it is not.
+func fillUp(s *cache.Store, junk string) error {
+	_ = os.WriteFile(junk, make([]byte, 64<<20), 0o600) // as much as there is room for
+	large := record("large.example")
+	large.Text = make([]byte, 60_000)
+	var err error
+	for i := 0; err == nil; i++ {
+		if i > 1000 {
+			return errors.New("the disk does not become full")
+		}
+		large.Domain = fmt.Sprintf("large%d.example", i)
+		_, err = s.Write(puts(large))
+	}
+	if errors.Is(err, cache.ErrUnreadable) || s.Stats().Salvaging {
+		return fmt.Errorf("a full disk is taken for damage: %w", err)
+	}
+	for i := range victims {
+		if err := s.Lookup([]byte(victim(i).Domain), new(cache.Hit)); err != nil {
+			return fmt.Errorf("on a full disk: %w", err)
+		}
+	}
+	if err := os.Remove(junk); err != nil {
+		return err
+	}
+	_, err = s.Write(puts(large))
+	return err
 }
 
 func TestAFullAndAReadOnlyDiskAreMemory(t *testing.T) {
