@@ -116,13 +116,10 @@ func harms(b []byte) (list []harm) {
 	for _, n := range []int{1, 4095, 4097, 20_000, len(b) - 1} {
 		add(fmt.Sprintf("cut to %d bytes", n), func(b []byte) []byte { return b[:n] })
 	}
-	for i, f := range fills {
+	for _, f := range fills {
 		add("all "+f.name, over(0, len(b), f.fill))
 		add(f.name+" over both meta pages", over(0, 8192, f.fill))
 		add(f.name+" over the middle", over(len(b)/3, len(b)*2/3, f.fill))
-		if i > 0 && !every {
-			continue
-		}
 		add(f.name+" over the first meta page", over(0, 4096, f.fill))
 		add(f.name+" over the second meta page", over(4096, 8192, f.fill))
 		add(f.name+" over the first half", over(0, len(b)/2, f.fill))
