@@ -64,8 +64,8 @@ func (a *app) check(ctx context.Context) (int, error) {
 
 func (a *app) warn(format string, args ...any) { a.say("warning: "+format, args...) }
 
-// checkDNSSEC says whether the maps with DANE can follow it. It is a warning
-// where the configuration shows that it is wanted.
+// checkDNSSEC says whether the resolver validates, as maps with DANE need. It warns if
+// it does not and the configuration sets DANE.
 func (a *app) checkDNSSEC(ctx context.Context, checker *dane.Checker) {
 	ctx, cancel := context.WithTimeout(ctx, probeWait)
 	defer cancel()
@@ -84,8 +84,8 @@ func (a *app) checkDNSSEC(ctx context.Context, checker *dane.Checker) {
 	}
 }
 
-// checkDaemon says what is wrong with the daemon, where it runs and answers. It
-// is a warning: the configuration may be good all the same.
+// checkDaemon prints the conditions of a running daemon as warnings: the configuration
+// may still be correct.
 func (a *app) checkDaemon() {
 	switch {
 	case errors.Is(a.peerErr, control.ErrNoDaemon):
@@ -101,8 +101,8 @@ func (a *app) checkDaemon() {
 	}
 }
 
-// warnings name settings that are allowed and seldom meant: of a daemon with
-// these sockets, some of which systemd passed in place of the keys overridden.
+// warnings name settings that are allowed but probably not meant. The daemon has the
+// sockets open; systemd passed them in place of the keys overridden.
 func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []string) []string {
 	list := slices.Concat(cfg.Warnings, ignored(cfg, s, overridden))
 	exposed := func(key, risk string) {
@@ -159,7 +159,7 @@ func ignored(cfg *config.Config, s sockets, overridden []string) (list []string)
 	return list
 }
 
-// outside is the way to the world: the DNS and the policy hosts.
+// outside has the clients that use the network: DNS and policy hosts.
 type outside struct {
 	resolver *resolver.Resolver
 	client   *policy.Client
@@ -167,8 +167,7 @@ type outside struct {
 	checker  *dane.Checker
 }
 
-// newOutside makes what asks the world, as the configuration says. Nothing is
-// asked yet.
+// newOutside makes these clients from the configuration. It sends nothing.
 func newOutside(cfg *config.Config, log *slog.Logger) (*outside, error) {
 	servers := make([]string, len(cfg.DNS.Servers))
 	for i, s := range cfg.DNS.Servers {

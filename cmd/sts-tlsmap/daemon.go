@@ -60,8 +60,7 @@ type service struct {
 
 // daemon runs the daemon until SIGTERM or SIGINT.
 func (a *app) daemon() (int, error) {
-	// Caught from here on: a signal that comes while the cache is opened must
-	// not cut that short.
+	// Signals are caught from here on, so that none interrupts the opening of the cache.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -148,8 +147,8 @@ func cacheError(err error, cfg *config.Config) error {
 	return hint(fmt.Errorf("the cache cannot be opened: %w", err), "%s", next)
 }
 
-// run serves until a signal says to end, or until something fails. Lookups are
-// answered to the end, then what they found is written.
+// run serves until a signal or a failure. It then answers the lookups under way and
+// writes the policies that they found.
 func (s *service) run(signals <-chan os.Signal, file string) error {
 	keeping, stopKeeping := context.WithCancel(context.Background())
 	defer stopKeeping()

@@ -119,8 +119,8 @@ func (a *app) printExempt(list []control.ExemptEntry) {
 	}
 }
 
-// cacheNotes say what is exempt for a time, and what rehearsals would have done,
-// of which only the daemon knows.
+// cacheNotes prints the exemptions of -exempt and the rehearsals, which only the
+// daemon knows.
 func (a *app) cacheNotes(ctx context.Context) error {
 	list, err := a.exemptions(ctx)
 	if len(list) > 0 {
@@ -133,8 +133,8 @@ func (a *app) cacheNotes(ctx context.Context) error {
 	return a.rehearsals(ctx)
 }
 
-// rehearsals are what maps with enforce = false would have replied. Each reply
-// that would have deferred mail is named; the others are counted.
+// rehearsals prints the replies of maps with enforce = false: each reply that would
+// have deferred mail, and the number of the others.
 func (a *app) rehearsals(ctx context.Context) error {
 	since := fmt.Sprintf("\nSince the daemon's start, %s, a rehearsal would have", text.Clock(a.health.Started))
 	deferred, others := 0, 0

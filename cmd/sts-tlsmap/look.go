@@ -33,15 +33,15 @@ func (a *app) findPeer(ctx context.Context, socket string) {
 	a.health, a.peerErr = a.client.Health(ctx)
 }
 
-// absent reports whether no daemon answers, so that the file must do.
+// absent reports whether no daemon answers, so that the file is read instead.
 func (a *app) absent() bool { return errors.Is(a.peerErr, control.ErrNoDaemon) || a.mute() }
 
-// mute reports whether somebody holds the socket and gives no answer.
+// mute reports whether the socket is held but gives no answer.
 func (a *app) mute() bool {
 	return errors.Is(a.peerErr, control.ErrNoAnswer) || errors.Is(a.peerErr, control.ErrClosed)
 }
 
-// sayAbsent says that what is shown may not be what the daemon holds.
+// sayAbsent warns that the output may differ from what the daemon holds.
 func (a *app) sayAbsent() {
 	if a.mute() {
 		a.say("%v; reading the file %s instead", a.peerErr, a.cfg.Cache.Path)
@@ -288,7 +288,7 @@ func (a *app) query(ctx context.Context) (int, error) {
 	}
 	wait := a.cfg.Lookup.Timeout + a.askWait
 	if a.mute() {
-		wait = a.askWait // lookups may be answered all the same, but not for sure
+		wait = a.askWait // lookups may still be answered
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()

@@ -61,9 +61,9 @@ func beat(ctx context.Context, interval time.Duration, probe func(context.Contex
 // probe asks every listener in turn, as an MTA does, for the name that the
 // keeper answers after its table and the store.
 //
-// A unix socket may be out of reach for this process alone: its folder is gone
-// with a Postfix that was purged, or its mode lets only Postfix in. A restart
-// would not help. Where all are so, the maps are asked in their place.
+// This process may be unable to reach a unix socket, because its folder was removed
+// with Postfix or its mode admits only Postfix. A restart would not help. If this is
+// true of all sockets, probe asks the maps directly.
 func (s *service) probe(ctx context.Context) error {
 	check := func(reply string, err error) error {
 		if err == nil && !strings.HasPrefix(reply, "NOTFOUND") {

@@ -101,8 +101,8 @@ type Held struct {
 	DANE []DANE `json:"dane,omitempty"`
 }
 
-// NewHeld returns what the store has for a domain: the record or the error of
-// its Get, and the exemptions. A damaged policy is no error.
+// NewHeld makes a Held from the record or error of the store's Get, and from the
+// exemptions. A damaged policy is no error.
 func NewHeld(domain string, rec cache.Record, err error, exemptBy []exempt.Exemption) (Held, error) {
 	h := Held{Domain: domain, Exempt: len(exemptBy) > 0, ExemptBy: ExemptEntries(exemptBy)}
 	permanent := func(e ExemptEntry) bool { return e.Until.IsZero() }
@@ -128,7 +128,7 @@ func (h *Held) Nothing() bool {
 	return h.Entry == nil && h.Negative == nil && h.Damaged == "" && !h.Exempt && len(h.Rehearsed) == 0
 }
 
-// An ExemptEntry exempts a domain, or all below it where it begins with a dot.
+// An ExemptEntry exempts a domain, or all domains below it if it begins with a dot.
 type ExemptEntry struct {
 	Entry string    `json:"entry"`
 	Until time.Time `json:"until,omitzero"` // zero: permanent, by [exempt] in the configuration
@@ -148,7 +148,7 @@ type DANE struct {
 	NextHop string     `json:"next_hop"` // as an MTA asks for it: "[mx.example.com]:587"
 	State   dane.State `json:"state"`
 	Why     string     `json:"why"`
-	Hosts   []string   `json:"hosts,omitempty"` // those that mail may go to, where lookups at others fail
+	Hosts   []string   `json:"hosts,omitempty"` // if lookups fail at some hosts: the others, which mail may go to
 	Until   time.Time  `json:"until"`
 	Kept    bool       `json:"kept,omitempty"` // from before: the DNS does not confirm it now
 }

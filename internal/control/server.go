@@ -101,8 +101,8 @@ func NewServer(o Options) *Server {
 	return s
 }
 
-// admit notes who opened a connection, and closes it when there are too many.
-// Readers must not be able to keep out those who can mend something.
+// admit notes who opened a connection, and closes it if there are too many. Some
+// connections are reserved, so that readers cannot lock out root.
 func (s *Server) admit(ctx context.Context, c net.Conn) context.Context {
 	uid, limit := peerOf(c), int32(MaxClients)
 	if s.mayChange(uid) {
@@ -130,8 +130,8 @@ type call struct {
 	sent    bool
 }
 
-// handle serves a pattern with h. Its error is the answer, or the End of one
-// whose first line is sent.
+// handle serves a pattern with h. An error of h becomes the answer, or the End line
+// if the answer has begun.
 func (s *Server) handle(pattern string, h func(*call) error) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		c := &call{Request: r, w: w, rc: http.NewResponseController(w), timeout: s.WriteTimeout}
@@ -256,8 +256,7 @@ func (s *Server) forget(ctx context.Context, e *Entry) (any, error) {
 	return Forgotten{Domain: e.Domain, Found: held, Failure: failed}, err
 }
 
-// learn takes a policy of another node over, or discovers a domain that comes
-// without one.
+// learn takes over a policy of another node, or discovers a domain without one.
 func (s *Server) learn(ctx context.Context, e *Entry) (any, error) {
 	if e.Policy == "" {
 		return s.o.Keeper.Learn(ctx, e.Domain)

@@ -50,7 +50,7 @@ func (r *Report) decide(s Sources) {
 	}
 	r.DANE.asked = table.AsksForDANE(r.state)
 	r.DANE.take(r.Cache.Held, r.now)
-	if !r.Cache.asked() { // a daemon knows all; what stands in the file may not be in force
+	if !r.Cache.asked() { // a running daemon knows; the file may not be in force
 		r.exemptBy = s.Exempt(r.Domain)
 	}
 	if h := r.Cache.Held; h != nil {
@@ -105,10 +105,10 @@ func (d *DANE) take(h *control.Held, now time.Time) {
 	}
 }
 
-// asked says whether the daemon has told what it holds of the domain.
+// asked says whether the daemon was asked and answered.
 func (c *Cache) asked() bool { return c.From == Daemon && c.notAsked == nil && c.Err == "" }
 
-// exemptWord says by what a domain is exempt, and until when.
+// exemptWord names the exemption of a domain and its end.
 func exemptWord(e control.ExemptEntry, domain string) string {
 	words := "by [exempt] in the configuration"
 	if !e.Until.IsZero() {
@@ -120,8 +120,8 @@ func exemptWord(e control.ExemptEntry, domain string) string {
 	return "by " + e.Entry + " " + strings.Replace(words, "by [exempt]", "of [exempt]", 1)
 }
 
-// compareWithFile says in what the daemon is not as the configuration file has
-// it, since it was not reloaded, or not restarted, after a change.
+// compareWithFile lists settings of the configuration file that the daemon does not
+// use yet, because it was not reloaded or restarted after a change.
 func (r *Report) compareWithFile(s Sources) {
 	notInForce := func(what, name, how, action string) {
 		r.Stale = append(r.Stale, fmt.Sprintf("%s%s: %s, which is not in force until systemctl %s sts-tlsmap", what, name, how, action))

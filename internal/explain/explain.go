@@ -1,9 +1,9 @@
-// Package explain is the words of -explain, -cache and the status page's box: what
-// a domain publishes, what is held of it, what each map replies and why, and what to
-// try next. Gather looks at everything live; FromHeld and WriteHeld go by what is
-// held. Which reply follows from what is package tlsmap's to say.
+// Package explain writes the texts of -explain, -cache and the status page's box:
+// what a domain publishes, what the cache holds for it, what each map replies and
+// why, and what to do next. Gather looks everything up again; FromHeld and WriteHeld
+// use only what is held. Package tlsmap decides the replies.
 //
-// What comes from the network is printed through text.Printable.
+// Text from the network is printed through text.Printable.
 package explain
 
 import (
@@ -45,8 +45,8 @@ type Sources struct {
 	Running  []mta.Map     // the maps of the daemon; none: not known, and those of the file stand in
 	// Exempt returns the entries of [exempt] in the file that are for a domain.
 	Exempt func(domain string) []control.ExemptEntry
-	// Held returns what is held of a domain and where: Daemon or File. An
-	// error that is control.ErrNothingHeld means that it is nothing.
+	// Held returns what is held for a domain and where: Daemon or File. The error
+	// is control.ErrNothingHeld if nothing is held.
 	Held func(ctx context.Context, domain string) (control.Held, string, error)
 	// NotAsked is why the daemon could not be asked, one of control's errors,
 	// and AskHint what to do about it. Nil: it answers.
@@ -73,15 +73,15 @@ type Report struct {
 	DANE   *DANE    `json:"dane,omitempty"`
 	Cache  *Cache   `json:"cache,omitempty"`
 	Maps   []Reply  `json:"maps,omitempty"`
-	Stale  []string `json:"not_in_force,omitempty"` // in what the daemon is not as the file has it
+	Stale  []string `json:"not_in_force,omitempty"` // settings of the file that the daemon does not use yet
 	Next   string   `json:"next"`
 
 	now      time.Time
 	policy   *policy.Policy        // the one that counts; nil if none does
 	state    tlsmap.PolicyState    // of the policy
-	hint     string                // what to do about a discovery that failed; empty: it did not
+	hint     string                // what to do about a failed discovery; empty: it did not fail
 	mapsOf   string                // whose the maps are: Daemon or File
-	exemptBy []control.ExemptEntry // what exempts the domain; none: it is not
+	exemptBy []control.ExemptEntry // the exemptions of the domain
 	mxSet    *dane.MXSet
 	mxErr    error
 }
@@ -128,12 +128,12 @@ type Host struct {
 	Name       string `json:"name"`
 	Preference uint16 `json:"preference"`
 	Listed     *bool  `json:"listed,omitempty"` // by the policy that counts, in terms that an MTA takes; nil: there is none
-	// Unusable: the policy lists it, but as a name that no MTA can be given.
+	// Unusable: the policy lists the host under a name that no MTA takes.
 	Unusable bool `json:"unusable,omitempty"`
 }
 
-// DANE is what RFC 7672 says of the next-hop, and of the resolver on whose
-// word all of it rests.
+// DANE is the DANE of the next-hop (RFC 7672), and of the resolver that authenticates
+// the answers.
 type DANE struct {
 	Resolver  string     `json:"resolver"` // whether it validates
 	Validates *bool      `json:"validates,omitempty"`
@@ -181,7 +181,7 @@ type Cache struct {
 
 	err      error  // whose text is Err
 	notAsked error  // as in Sources
-	askHint  string // what to do about a daemon that could not be asked although there may be one
+	askHint  string // what to do if the daemon could not be asked but may be running
 }
 
 // A Reply is what a map replies, and why.

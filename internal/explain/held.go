@@ -16,7 +16,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
-// heldWords says what is held, but for the policy's text.
+// heldWords writes what is held, except the policy's text.
 func heldWords(p printer, h *control.Held, now time.Time) {
 	p.row("damaged", h.Damaged)
 	if e := h.Entry; e != nil {
@@ -72,8 +72,8 @@ func WriteHeld(w io.Writer, h *control.Held, now time.Time) error {
 	return p.w.Flush()
 }
 
-// WriteHeldJSON writes all that is held of one domain as one line of JSON:
-// the fields of an entry as in a listing, and beside them what else there is.
+// WriteHeldJSON writes all that is held for one domain as one line of JSON: the fields
+// of an entry in a listing, and the negative result, exemption and rehearsals.
 func WriteHeldJSON(w io.Writer, h *control.Held) error {
 	return text.WriteJSON(w, struct {
 		Domain string `json:"domain"`
@@ -87,14 +87,13 @@ func WriteHeldJSON(w io.Writer, h *control.Held) error {
 	}{h.Domain, h.Entry, h.Damaged, h.Negative, h.Exempt, h.ExemptUntil, h.Rehearsed})
 }
 
-// A HeldReport says what follows for a domain from what is held of it alone:
-// nothing was asked of anybody.
+// A HeldReport explains a domain from what is held for it, without the network.
 type HeldReport struct {
 	Text string  // as WriteHeld prints it
 	Maps []Reply // what maps that need no MX and TLSA records reply now; none: the next lookup asks the network first
 }
 
-// errNotAsked stands where a reply would need more than what is held.
+// errNotAsked: the reply needs MX or TLSA records.
 var errNotAsked = errors.New("nothing was asked")
 
 // FromHeld explains a domain from what is held of it.
@@ -122,8 +121,8 @@ func FromHeld(h *control.Held, table *tlsmap.Table, now time.Time) *HeldReport {
 // alignedRows is how many rows of a Listing are aligned to each other.
 const alignedRows = 500
 
-// A Listing prints the cache, an entry a line: a table, or JSON. It holds some
-// rows back to align them, and never more: the cache may hold millions.
+// A Listing prints the cache, one entry per line: a table, or JSON. It buffers
+// alignedRows rows to align them, and not all, because there may be millions.
 type Listing struct {
 	w     io.Writer
 	table *tabwriter.Writer // nil: JSON
@@ -140,7 +139,7 @@ func NewListing(w io.Writer, asJSON bool, now time.Time) *Listing {
 	return l
 }
 
-// Add prints an entry, sooner or later.
+// Add prints an entry, or buffers it.
 func (l *Listing) Add(e control.Entry) error {
 	l.count++
 	if l.table == nil {
@@ -167,7 +166,7 @@ func (l *Listing) Add(e control.Entry) error {
 	return nil
 }
 
-// Close prints what was held back.
+// Close prints the buffered rows.
 func (l *Listing) Close() error {
 	if l.table == nil {
 		return nil

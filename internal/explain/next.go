@@ -17,13 +17,12 @@ import (
 // nothingToDo opens the words for a domain with which all is well.
 const nothingToDo = "Nothing to do: "
 
-// next says what to try next: about the first thing that stands in the way of
-// protected mail, in the order in which they must be put right. Without a
-// daemon no lookup is answered, whatever is held; and what was changed in the
-// file and is not in force may be just what the domain needs.
+// next says what to do about the first obstacle to protected mail: a daemon that does
+// not run, then settings that are not in force yet and may be what the domain needs,
+// then the domain itself.
 func (r *Report) next() string {
 	next, first := r.nextOfDomain(), ""
-	// A daemon that was passed no control socket runs, and has the cache open.
+	// A daemon without a control socket runs and has the cache open.
 	var locked *cache.LockedError
 	switch {
 	case errors.Is(r.Cache.notAsked, control.ErrNoDaemon) && !errors.As(r.Cache.err, &locked):
@@ -68,8 +67,7 @@ func (r *Report) nextOfDomain() string {
 	return r.nextOfMail("The policy is not held yet: the next lookup finds it, keeps it and applies it.")
 }
 
-// nextOfExempt says how the exemption is ended: by its entries, every one of
-// them.
+// nextOfExempt says how to end the exemption: all entries that cover the domain.
 func (r *Report) nextOfExempt() string {
 	var steps []string
 	for _, e := range r.exemptBy {
@@ -82,8 +80,8 @@ func (r *Report) nextOfExempt() string {
 	return "The domain is exempt: its policy is not applied. To end that: " + strings.Join(steps, "; ")
 }
 
-// nextOfMail looks at what would become of mail, and says well if nothing is
-// wrong.
+// nextOfMail says why mail would wait and what to do, or returns well if it would
+// not wait.
 func (r *Report) nextOfMail(well string) string {
 	if next := r.nextOfDANE(); next != "" {
 		return next
@@ -118,8 +116,8 @@ func (r *Report) nextOfMail(well string) string {
 	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. %s", joinSome(unlisted), correct)
 }
 
-// waits says whose mail waits. The maps are named where not all apply the
-// policy, or where those that do are rehearsals.
+// waits says which mail waits. It names the maps if not all of them apply the policy,
+// or if those that do are rehearsals.
 func (r *Report) waits() string {
 	in := r.mapNames(func(m Reply) bool { return m.applies && m.Would == "" })
 	switch {
@@ -131,7 +129,7 @@ func (r *Report) waits() string {
 	return fmt.Sprintf("mail to %s waits", r.Domain)
 }
 
-// mapNames names the maps of which something is true.
+// mapNames names the maps for which f holds.
 func (r *Report) mapNames(is func(Reply) bool) string {
 	var names []string
 	for _, m := range r.Maps {
@@ -150,8 +148,8 @@ func joinSome(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// nextOfDANE says what to do where the maps with DANE let mail wait; nothing if
-// they do not.
+// nextOfDANE says what to do if mail waits on the maps with DANE; otherwise it is
+// empty.
 func (r *Report) nextOfDANE() string {
 	d := r.DANE
 	f, live := d.counts, d.finding.State

@@ -34,7 +34,7 @@ func (p printer) line(s string) {
 }
 
 // row writes a label and a sentence or a short value, which may come from the
-// network; nothing if that is empty.
+// network. It writes nothing for an empty value.
 func (p printer) row(label, value string) {
 	if value == "" {
 		return
@@ -225,7 +225,7 @@ func because(f dane.Finding) string {
 	return strings.TrimSuffix(stateWords[f.State]+": "+f.Why, ": ")
 }
 
-// outcome says what came of a question.
+// outcome returns the answer to a question in words.
 func (l Lookup) outcome() string {
 	words := l.Answer
 	if len(l.Records) == 0 && words == "NOERROR" {

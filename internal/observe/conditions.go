@@ -44,7 +44,7 @@ type condition struct {
 	what, next     func(s *signs) string // what is wrong, and what to do
 }
 
-// signs are what conditions are told from.
+// signs are the data that the conditions are derived from.
 type signs struct {
 	Stats
 	now      time.Time
@@ -190,9 +190,8 @@ func (o *Observer) Run(ctx context.Context) {
 	}
 }
 
-// Look reads the certificate authorities again, and logs each condition that
-// has begun or ended since the last look. Run looks every half a minute; after a
-// reload somebody wants to know at once.
+// Look reads the certificate authorities again, and logs each condition that has begun
+// or ended since the last look. Run looks every half minute; call Look after a reload.
 func (o *Observer) Look() {
 	o.looking.Lock()
 	defer o.looking.Unlock()

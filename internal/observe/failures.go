@@ -28,9 +28,9 @@ type failure struct {
 	Times  int    // since the domain came into the list
 }
 
-// failures remember what failed of late. Strangers, of whom an attacker can make
-// up any number, have a list of their own: they must not crowd out the policies
-// that are held.
+// failures are the recent failures. Domains without a policy here have a list of their
+// own: an attacker can invent any number of them, and must not displace failures of
+// held policies.
 type failures struct {
 	mu              sync.Mutex
 	held, strangers *simplelru.LRU[string, failure]
@@ -45,9 +45,8 @@ func newRecent() *simplelru.LRU[string, failure] {
 	return l
 }
 
-// note remembers a failure, and forgets those of a domain whose policy was
-// fetched. That a domain without a policy has none is no failure; that the
-// record of a held one is gone is.
+// note adds a failure, or drops the failures of a domain whose policy was fetched. A
+// missing record is a failure only for a held policy.
 func (f *failures) note(e keeper.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

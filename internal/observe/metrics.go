@@ -63,9 +63,9 @@ func counters(name, help, label string, read func(*scrape, put)) metric {
 	return define(prometheus.CounterValue, name, help, []string{label}, read)
 }
 
-// metrics are all that the Stats say. docs/metrics.md lists them, and a test
-// compares it. The values of labels come from the program and the configuration,
-// never from the network: the number of series has a bound.
+// metrics are the metrics read from Stats. A test compares docs/metrics.md with them.
+// Label values come from the program and the configuration, never from the network, so
+// the number of series is bounded.
 var metrics = []metric{
 	define(prometheus.GaugeValue, "build_info", "Always 1; the labels say what runs.", []string{"version", "commit", "goversion"},
 		func(s *scrape, put put) { put(1, s.o.Version, s.o.Commit, runtime.Version()) }),

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	keepFor     = 5 * time.Second // for which what was gathered is shown again, however many ask
+	keepFor     = 5 * time.Second // how long an overview is shown again to all requests
 	maxQuestion = 1024            // bytes of a question to the box
 	dueHours    = 24              // in the plot of what is due
 )
@@ -45,7 +45,7 @@ type view struct {
 	Answer   *answer
 }
 
-// An overview is what all who ask see.
+// An overview is the part of the page that is the same for all requests.
 type overview struct {
 	At                time.Time
 	Version, Host, Up string
@@ -98,8 +98,8 @@ func (o *Observer) servePage(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body.Bytes()) // the client may be gone
 }
 
-// overview returns what was gathered last, or gathers anew. One request does that
-// at a time; the others wait for it.
+// overview returns the last overview, or makes a new one. One request makes it, and
+// the others wait.
 func (o *Observer) overview() *overview {
 	o.gathering.Lock()
 	defer o.gathering.Unlock()
