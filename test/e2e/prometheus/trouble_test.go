@@ -29,7 +29,7 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 		condition, alert, line string
 		before, after          func(*testing.T) // the start of the daemon
 	}{
-		{observe.Salvage, "StsTlsmapCacheSalvaged", "the damaged cache file was moved aside", zeroCache, nil},
+		{observe.Salvage, "StsTlsmapCacheSalvaged", "it was set aside, and its enforced policies are carried over", zeroCache, nil},
 		{observe.Clock, "StsTlsmapClockBehind", "condition=clock", cacheFromTomorrow, nil},
 		{observe.Roots, "StsTlsmapNoRoots", "condition=roots", nil, removeRoots},
 		{observe.Writes, "StsTlsmapCannotWrite", "cannot write to the cache", nil, fillDisk},
@@ -37,7 +37,9 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 		t.Run(test.condition, func(t *testing.T) {
 			smallDisk(t)
 			lab := stage.NewLab(t)
-			lab.Domain("enforced.test", testlab.With{})
+			// A long policy does not fit into the pages that a new file has free.
+			long := testlab.PolicyText("enforce", 24*time.Hour, "mx1.enforced.test") + strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 500)
+			lab.Domain("enforced.test", testlab.With{Policy: long})
 			lab.Domain("broken.test", testlab.With{PolicyCert: testlab.CertExpired})
 			d := stage.NewDaemon(t, config(t, lab))
 			if test.before != nil {
