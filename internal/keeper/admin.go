@@ -26,11 +26,11 @@ type Refreshed struct {
 // Get returns the record of a domain, also an expired record and a record that
 // only memory has. The error is cache.ErrNotFound if no record is held.
 func (k *Keeper) Get(domain string) (cache.Record, error) {
-	if c := k.flights.changeOf(domain); c != nil {
-		if c.record == nil {
+	if r, _, ok := k.writer.pending([]byte(domain)); ok {
+		if r == nil {
 			return cache.Record{}, cache.ErrNotFound
 		}
-		return *c.record, nil
+		return *r, nil
 	}
 	r, err := k.o.Store.Get(domain)
 	if errors.Is(err, cache.ErrNotFound) {
@@ -48,7 +48,7 @@ func (k *Keeper) Get(domain string) (cache.Record, error) {
 func (k *Keeper) List(after string, limit int) (page []cache.Record, next string, err error) {
 	limit = min(max(limit, 1), cache.MaxPage)
 	page, next, err = k.o.Store.List(after, limit)
-	pending := k.flights.pending(after, next)
+	pending := k.writer.pendingBetween(after, next)
 	if err != nil || len(pending) == 0 {
 		return page, next, err
 	}
@@ -56,9 +56,9 @@ func (k *Keeper) List(after string, limit int) (page []cache.Record, next string
 	for _, r := range page {
 		byDomain[r.Domain] = r
 	}
-	for _, c := range pending {
-		if delete(byDomain, c.domain); c.record != nil {
-			byDomain[c.domain] = *c.record
+	for domain, r := range pending {
+		if delete(byDomain, domain); r != nil {
+			byDomain[domain] = *r
 		}
 	}
 	page = slices.SortedFunc(maps.Values(byDomain), func(a, b cache.Record) int { return strings.Compare(a.Domain, b.Domain) })
@@ -101,8 +101,8 @@ func (k *Keeper) Forget(ctx context.Context, domain string) (held, failure bool,
 	defer k.flights.end(fl)
 	_, failure = k.Negative(domain)
 	_, err = k.Get(domain)
-	held = !errors.Is(err, cache.ErrNotFound) // an unreadable policy is held too
-	onDisk, err := k.write(fl, nil, false)
+	held = !errors.Is(err, cache.ErrNotFound) // one that cannot be read is held
+	onDisk, err := k.write(domain, nil, false)
 	if err != nil {
 		return held, failure, err
 	}

@@ -6,10 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// flights are the discoveries, refreshes and changes under way, one per domain at a
-// time. A flight ends when its record is on disk, so that the next one does not
-// change an older record. Lookups may use its result before: while the disk is slow
-// or full, they are answered from flights (the overlay).
+// flights are the discoveries, refreshes and changes under way: one a domain at a
+// time. A flight ends when its change is on disk, or waits for it in memory: see
+// writer.
 type flights struct {
 	mu       sync.Mutex
 	byDomain map[string]*flight
@@ -18,13 +17,11 @@ type flights struct {
 // A flight is the work on one domain. Its results are set before done is closed.
 type flight struct {
 	domain string
-	done   chan struct{} // closed when the results are there
-	gone   chan struct{} // closed when another may begin
-	tried  bool          // the network was asked; if not, the results mean nothing
-	waited atomic.Bool   // the flight waited for a place of the limiter
+	done   chan struct{} // closed when the results are there, and another may begin
+	tried  bool          // the network was asked; otherwise the flight says nothing
+	waited atomic.Bool   // for a place of ours
 	entry  *Entry        // the live policy; nil: there is none
-	err    error         // for lookups; set if entry is nil
-	change *change       // the change to be written; nil: none
+	err    error         // of a lookup, where entry is nil
 
 	outcome Refreshed // for the administrator
 }
@@ -37,7 +34,7 @@ func (f *flights) join(domain string) (fl *flight, mine bool) {
 	if fl := f.byDomain[domain]; fl != nil {
 		return fl, false
 	}
-	fl = &flight{domain: domain, done: make(chan struct{}), gone: make(chan struct{}), err: ErrOurFault}
+	fl = &flight{domain: domain, done: make(chan struct{}), err: ErrOurFault}
 	f.byDomain[domain] = fl
 	return fl, true
 }
@@ -51,58 +48,19 @@ func (f *flights) beginExclusive(ctx context.Context, domain string) *flight {
 			return fl
 		}
 		select {
-		case <-fl.gone:
+		case <-fl.done:
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// end publishes the results of a flight. The flight ends now, or once its change is
-// on disk.
+// end makes the results of a flight known.
 func (f *flights) end(fl *flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	delete(f.byDomain, fl.domain)
 	close(fl.done)
-	f.remove(fl)
-}
-
-// written says that the change of a flight is on disk.
-func (f *flights) written(fl *flight) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	close(fl.change.onDisk)
-	f.remove(fl)
-}
-
-func (f *flights) remove(fl *flight) {
-	if isClosed(fl.done) && (fl.change == nil || isClosed(fl.change.onDisk)) {
-		delete(f.byDomain, fl.domain)
-		close(fl.gone)
-	}
-}
-
-// pending returns the unwritten changes of domains after one domain and up to
-// another. An empty upTo sets no bound.
-func (f *flights) pending(after, upTo string) (found []*change) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for domain, fl := range f.byDomain {
-		if domain > after && (upTo == "" || domain <= upTo) && isClosed(fl.done) && fl.change != nil {
-			found = append(found, fl.change)
-		}
-	}
-	return found
-}
-
-// changeOf returns the unwritten change of a domain, or nil.
-func (f *flights) changeOf(domain string) *change {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if fl := f.byDomain[domain]; fl != nil && isClosed(fl.done) {
-		return fl.change
-	}
-	return nil
 }
 
 func (f *flights) length() int {
@@ -129,11 +87,6 @@ func (k *Keeper) runOrJoin(ctx context.Context, domain string, do func(*flight))
 		}
 		if mine || fl.tried {
 			return fl, nil
-		}
-		select {
-		case <-fl.gone:
-		case <-ctx.Done():
-			return fl, ctx.Err()
 		}
 	}
 	return nil, ErrBrokenOff

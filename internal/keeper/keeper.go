@@ -129,7 +129,7 @@ func New(o Options) *Keeper {
 		seed:    maphash.MakeSeed(),
 		flights: flights{byDomain: make(map[string]*flight)},
 
-		writer: writer{urgent: make(chan *change, maxPending), lazy: make(chan *change, maxPending)},
+		writer: writer{changes: make(map[string]*change), wake: make(chan struct{}, 1)},
 
 		rechecked: newRecent(), fetched: newRecent(),
 		questions: newLimiter(maxQuestions),
@@ -196,7 +196,16 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 		return ErrNoPolicy
 	}
 	h.Since = clock
-	changes := k.memory.changes.Load() // before the store is read
+	changes := k.memory.changes.Load() // before anything is read
+	if r, late, _ := k.writer.pending(domain); late {
+		if r != nil && now < liveUntil(r.Fetched.Unix(), r.Expires.Unix()) {
+			e := k.entryOf(r)
+			k.noteLookup(e, now)
+			h.set(&e.hit, e)
+			return nil
+		}
+		return k.await(ctx, string(domain), false, h)
+	}
 	err := k.o.Store.Lookup(domain, &h.hit)
 	switch {
 	case string(domain) == ProbeDomain:

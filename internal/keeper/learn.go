@@ -110,7 +110,7 @@ func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
 	r.Used = now                     // it was learned for the mail that will come
 	fetchAt(r, now.Add(time.Second)) // when this flight has ended
 	schedule(r, now, k.o.UnusedAfter)
-	k.store(fl, r, false)
+	k.store(r, false)
 	fl.tried = true
 	fl.entry = k.entryOf(r)
 	fl.outcome = Refreshed{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), ID: r.ID, Changed: true}

@@ -101,7 +101,16 @@ func (l *limiter) take(ctx context.Context, v *visit, b *bound) bool {
 	return inTime
 }
 
-// admit gives free places to waiting visits, first come first served.
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// admit gives places to those that wait, first come first served.
 func (b *bound) admit() {
 	for len(b.queue) > 0 {
 		switch {

@@ -36,7 +36,7 @@ func (k *Keeper) fetchDue(domain string) {
 		}
 		k.fetchHeld(r, 0, fl, false)
 	} else if !r.Due.Equal(due) {
-		k.store(fl, r, true) // it was used or not used meanwhile
+		k.store(r, true) // it was used or not used meanwhile
 	}
 }
 
@@ -101,7 +101,7 @@ func (k *Keeper) fetch(fl *flight, r *cache.Record, within time.Duration, lazily
 	if isLive(&e.hit, now.Unix()) {
 		fl.entry = e
 	}
-	k.store(fl, r, lazily && fl.entry != nil && !event.Changed)
+	k.store(r, lazily && fl.entry != nil && !event.Changed)
 	event.Mode = r.Mode
 	fl.outcome.Mode, fl.outcome.ID, fl.outcome.Changed = r.Mode.String(), r.ID, event.Changed
 	k.o.Observe(event)

@@ -107,7 +107,7 @@ func (k *Keeper) writeUse(domain string, now time.Time) {
 	if r, err := k.current(domain); err == nil {
 		noteUse(r, now)
 		schedule(r, now, k.o.UnusedAfter)
-		k.store(fl, r, true)
+		k.store(r, true)
 	}
 }
 
@@ -134,7 +134,7 @@ func (k *Keeper) fetchNow(ctx context.Context, domain, id string) {
 	if at := last.Add(minFetchInterval); now.Before(at) && now.After(last) {
 		fetchAt(r, at)
 		schedule(r, now, k.o.UnusedAfter)
-		k.store(fl, r, true)
+		k.store(r, true)
 		return
 	}
 	k.fetchHeld(r, 0, fl, false)

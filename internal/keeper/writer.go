@@ -5,73 +5,108 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 )
 
-// A writer writes changes to the disk. Concurrent changes share a commit. Changes
-// of a failed commit are written again.
+// A writer brings changes to the disk. Those that come at the same time share a
+// commit. What the disk does not take is tried again; meanwhile it counts, before
+// what the store has.
 type writer struct {
-	urgent, lazy chan *change
-	bytes        atomic.Int64 // of waiting changes
-	begun        atomic.Int64 // when the commit under way began, Unix nanoseconds; 0: there is none
-	failing      atomic.Bool  // the last commit failed
-	failed       atomic.Int64 // failed commits so far
+	mu      sync.Mutex
+	changes map[string]*change // what waits for the disk, by domain
+	queue   []*change          // the same, in its order
+	bytes   int64              // of all of them
+	wake    chan struct{}      // somebody waits for one
+
+	begun   atomic.Int64 // when the commit under way began, Unix nanoseconds; 0: there is none
+	failing atomic.Bool  // the last commit failed
+	failed  atomic.Int64 // failed commits so far
 }
 
-// A change is a record to be stored, or a domain to be deleted.
+// A change is the newest record of a domain, which is to be stored.
 type change struct {
-	flight *flight
 	domain string
-	record *cache.Record // nil: delete
+	record *cache.Record // nil: delete; it is not changed any more
 	size   int64
+	late   bool          // lookups are answered from it, before it is on disk
 	onDisk chan struct{} // closed when it is
 }
 
 // errNotKept: too many changes wait for the disk.
 var errNotKept = errors.New("too many changes wait for the disk")
 
-func isClosed(c chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
+// put has a record written, or a domain deleted if r is nil. It takes the place of
+// what waits already of the domain.
+func (w *writer) put(domain string, r *cache.Record, late bool) (*change, error) {
+	size := int64(overheadBytes)
+	if r != nil {
+		size += int64(len(r.Text) + len(r.Match))
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := w.changes[domain]
+	if c == nil {
+		c = &change{domain: domain, onDisk: make(chan struct{})}
+	}
+	if grown := size - c.size; grown > 0 && w.bytes+grown > maxPendingBytes || c.size == 0 && len(w.queue) >= maxPending {
+		return nil, errNotKept
+	}
+	if c.size == 0 {
+		w.changes[domain], w.queue = c, append(w.queue, c)
+	}
+	w.bytes += size - c.size
+	c.record, c.size, c.late = r, size, late || c.late && w.failing.Load()
+	return c, nil
 }
 
-// write queues a flight's change and waits for the disk, at most commitWait. onDisk
-// says whether the change is on disk. A lazy change shares a later commit, and write
-// does not wait for it.
-func (k *Keeper) write(fl *flight, r *cache.Record, lazy bool) (onDisk bool, err error) {
-	c := &change{flight: fl, domain: fl.domain, record: r, size: overheadBytes, onDisk: make(chan struct{})}
+// pending returns what waits for the disk of a domain; ok is false where nothing
+// does. late says whether lookups are answered from it.
+func (w *writer) pending(domain []byte) (r *cache.Record, late, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c, ok := w.changes[string(domain)]
+	if !ok {
+		return nil, false, false
+	}
+	return c.record, c.late, true
+}
+
+// pendingBetween returns what waits for the disk of the domains after one and up
+// to another; an empty upTo is no bound.
+func (w *writer) pendingBetween(after, upTo string) map[string]*cache.Record {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	found := make(map[string]*cache.Record)
+	for domain, c := range w.changes {
+		if domain > after && (upTo == "" || domain <= upTo) {
+			found[domain] = c.record
+		}
+	}
+	return found
+}
+
+// write has a change written, and waits for the disk, but not for long. onDisk
+// says whether it is there. A lazy change shares a later commit, and nobody waits
+// for it.
+func (k *Keeper) write(domain string, r *cache.Record, lazy bool) (onDisk bool, err error) {
 	if r != nil {
 		// A record that the store cannot take would keep all others from the disk.
 		if err := r.Storable(); err != nil {
 			return false, err
 		}
-		c.size += int64(len(r.Text) + len(r.Match))
 	}
-	queue := k.writer.urgent
-	if lazy {
-		queue = k.writer.lazy
+	w := &k.writer
+	c, err := w.put(domain, r, lazy)
+	if err != nil || lazy {
+		return false, err
 	}
-	if k.writer.bytes.Add(c.size) > maxPendingBytes {
-		k.writer.bytes.Add(-c.size)
-		return false, errNotKept
-	}
-	fl.change = c
 	select {
-	case queue <- c:
+	case w.wake <- struct{}{}:
 	default:
-		fl.change = nil
-		k.writer.bytes.Add(-c.size)
-		return false, errNotKept
-	}
-	if lazy {
-		return false, nil
 	}
 	timer := time.NewTimer(commitWait)
 	defer timer.Stop()
@@ -79,13 +114,16 @@ func (k *Keeper) write(fl *flight, r *cache.Record, lazy bool) (onDisk bool, err
 	case <-c.onDisk:
 		return true, nil
 	case <-timer.C:
-		return false, nil
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c.late = true
+	return false, nil
 }
 
-// store writes a record to disk, or keeps it in memory until the disk takes it.
-func (k *Keeper) store(fl *flight, r *cache.Record, lazy bool) {
-	onDisk, err := k.write(fl, r, lazy)
+// store brings a record to the disk, or as near as it can.
+func (k *Keeper) store(r *cache.Record, lazy bool) {
+	onDisk, err := k.write(r.Domain, r, lazy)
 	if onDisk || lazy && err == nil {
 		return
 	}
@@ -108,103 +146,116 @@ func (k *Keeper) remembered(r *cache.Record, always bool) {
 	k.memory.replace(e, always)
 }
 
-// runWriter writes until ctx ends, and then the remaining changes for a few seconds.
-// Lazy changes wait for commitEvery, unless there are many.
+// runWriter writes until ctx ends, and then for a few seconds what is left. Lazy
+// changes wait for commitEvery.
 func (k *Keeper) runWriter(ctx context.Context) error {
 	tick := time.NewTicker(commitEvery)
 	defer tick.Stop()
-	var batch []*change
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case c := <-k.writer.urgent:
-			batch = append(batch, c)
+		case <-k.writer.wake:
 		case <-tick.C:
 		}
-		batch, _ = k.commitAll(ctx, batch)
+		_ = k.commitAll(ctx)
 	}
 	last, cancel := context.WithTimeout(context.Background(), finalCommits)
 	defer cancel()
-	_, err := k.commitAll(last, batch)
-	return err
+	return k.commitAll(last)
 }
 
-// commitAll writes a batch and all other waiting changes. It repeats failed commits
-// until ctx ends. rest are the changes that were not written.
-func (k *Keeper) commitAll(ctx context.Context, batch []*change) (rest []*change, err error) {
+// commitAll writes all that waits. What cannot be written is tried again until ctx
+// ends.
+func (k *Keeper) commitAll(ctx context.Context) error {
 	w := &k.writer
 	for {
-		for more := true; more && len(batch) < commitPolicies; {
-			select {
-			case c := <-w.urgent:
-				batch = append(batch, c)
-			case c := <-w.lazy:
-				batch = append(batch, c)
-			default:
-				more = false
-			}
-		}
-		if len(batch) == 0 {
-			return nil, nil
-		}
-		for err := k.commit(batch); err != nil; err = k.commit(batch) {
-			if !w.failing.Swap(true) { // one line, not one for each failed commit
+		left, err := k.commit()
+		if err != nil {
+			if !w.failing.Swap(true) { // one line, not one for each time
 				k.o.Log.Error("cannot write to the cache; new policies are kept in memory, and writing is tried again",
 					"err", err, "next", "check whether the disk is full, and who owns the folder of the cache")
 			}
 			w.failed.Add(1)
 			select {
 			case <-time.After(commitEvery):
+				continue
 			case <-ctx.Done():
-				return batch, fmt.Errorf("%d changes of the cache could not be written: %w", len(batch)+len(w.urgent)+len(w.lazy), err)
+				return fmt.Errorf("%d changes of the cache could not be written: %w", left, err)
 			}
 		}
 		w.failing.Store(false)
-		batch = nil
+		if left == 0 {
+			return nil
+		}
 	}
 }
 
-// commit writes a batch, and brings memory up to date with it.
-func (k *Keeper) commit(batch []*change) error {
+// commit writes a batch of changes, and brings memory up to date with it. It
+// returns how many are left.
+func (k *Keeper) commit() (left int, err error) {
+	w := &k.writer
+	w.mu.Lock()
+	batch := slices.Clone(w.queue[:min(len(w.queue), commitPolicies)])
 	ops := make([]cache.Op, len(batch))
 	for i, c := range batch {
 		if ops[i].Put = c.record; c.record == nil {
 			ops[i].Delete = c.domain
 		}
 	}
-	k.writer.begun.Store(time.Now().UnixNano())
+	left = len(w.queue)
+	w.mu.Unlock()
+	if left == 0 {
+		return 0, nil
+	}
+	w.begun.Store(time.Now().UnixNano())
 	stuck := time.AfterFunc(commitStuck, func() {
 		k.o.Log.Error("a commit of the cache does not end; new policies are kept in memory",
 			"after", commitStuck, "next", "check the disk and the file system of the cache")
 	})
 	result, err := k.o.Store.Write(ops)
 	stuck.Stop()
-	k.writer.begun.Store(0)
+	w.begun.Store(0)
 	if err != nil {
-		return err
+		return left, err
 	}
 	for _, domain := range result.Evicted {
 		k.memory.forget(k.hash(domain))
 	}
-	for _, c := range batch {
-		if c.record == nil {
-			k.memory.forget(k.hash(c.domain))
-		} else {
-			k.remembered(c.record, slices.Contains(result.Refused, c.domain))
-		}
-		k.writer.bytes.Add(-c.size)
-		k.flights.written(c.flight)
-		if c.record != nil && !c.record.Due.IsZero() && c.record.Due.Before(k.o.Now().Add(idlePoll)) {
-			k.nudge() // the refresher would sleep too long
-		}
-	}
+	left = k.written(batch, ops, result.Refused)
 	if n := len(result.Refused); n > 0 {
 		k.counters.add(&k.counters.Refused, n)
 		if k.mayLog(k.heldLines) {
 			k.o.Log.Warn("the cache is full of policies in use; new ones are kept in memory only", "refused", n, "next", "raise [cache] max_size")
 		}
 	}
-	return nil
+	return left, nil
+}
+
+// written takes what is on disk from the front of the queue, and returns how many
+// changes are left. One that has got a newer record meanwhile stays.
+func (k *Keeper) written(batch []*change, ops []cache.Op, refused []string) (left int) {
+	w := &k.writer
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.queue = slices.Delete(w.queue, 0, len(batch))
+	for i, c := range batch {
+		if c.record != ops[i].Put {
+			w.queue = append(w.queue, c)
+			continue
+		}
+		if c.record == nil {
+			k.memory.forget(k.hash(c.domain))
+		} else {
+			k.remembered(c.record, slices.Contains(refused, c.domain))
+			if !c.record.Due.IsZero() && c.record.Due.Before(k.o.Now().Add(idlePoll)) {
+				k.nudge()
+			}
+		}
+		w.bytes -= c.size
+		delete(w.changes, c.domain)
+		close(c.onDisk)
+	}
+	return len(w.queue)
 }
 
 // commitTakes returns the age of the commit under way, 0 if there is none.
