@@ -74,8 +74,7 @@ func (s *Store) create(sources []source) (*boltFile, error) {
 		return nil, err
 	}
 	file, err := openBolt(fd, s.o.MaxSize, false, func(tx *bbolt.Tx) error {
-		// What is written from now on is newer than what a search finds.
-		return errors.Join(makeBuckets(tx), tx.Bucket(bucketPolicy).SetSequence(uint64(s.o.Now().Unix())<<20), s.putSearches(tx, sources))
+		return errors.Join(s.makeBuckets(tx), s.putSearches(tx, sources))
 	})
 	if err == nil {
 		if err = os.Rename(path, s.path); err != nil {
@@ -92,13 +91,15 @@ func (s *Store) create(sources []source) (*boltFile, error) {
 	return file, nil
 }
 
-func makeBuckets(tx *bbolt.Tx) error {
+func (s *Store) makeBuckets(tx *bbolt.Tx) error {
 	for _, name := range buckets {
 		if _, err := tx.CreateBucket(name); err != nil {
 			return err
 		}
 	}
-	return tx.Bucket(bucketMeta).Put(keySchema, encoded(uint32(schemaVersion)))
+	// What is written from now on is newer than what a search finds.
+	return errors.Join(tx.Bucket(bucketPolicy).SetSequence(uint64(s.o.Now().Unix())<<20),
+		tx.Bucket(bucketMeta).Put(keySchema, encoded(uint32(schemaVersion))))
 }
 
 // createOwned makes a file that belongs to the owner of its folder, so that a
@@ -179,7 +180,7 @@ func (s *Store) openMemory(why error) (*boltFile, error) {
 	if err != nil {
 		return nil, errors.Join(why, err)
 	}
-	file, err := openBolt(fd, min(s.o.MaxSize, memorySize), false, makeBuckets)
+	file, err := openBolt(fd, min(s.o.MaxSize, memorySize), false, s.makeBuckets)
 	if err != nil {
 		return nil, errors.Join(why, err)
 	}

@@ -110,6 +110,28 @@ func TestAFileRemovedOrReplacedUnderTheStoreIsMadeAgain(t *testing.T) {
 	})
 }
 
+// Of two files the newest fetch of a domain counts, but none that is weaker.
+func TestAFileThatReplacesAnotherWeakensNoPolicy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		other, otherPath := openNew(t)
+		none := func(domain string) *cache.Record {
+			r := record(domain)
+			r.Mode, r.Fetched, r.Expires = policy.ModeNone, at(time.Hour), at(8*day)
+			return r
+		}
+		write(t, other, puts(none("ours.example"), record("theirs.example"))...)
+		closeStore(t, other)
+		s, path := openNew(t)
+		write(t, s, puts(record("ours.example"), none("theirs.example"))...)
+		if err := os.Rename(otherPath, path); err != nil {
+			t.Fatal(err)
+		}
+		aMinute()
+		mustHold(t, s, record("ours.example"))
+		mustHold(t, s, record("theirs.example"))
+	})
+}
+
 func TestANewFileBelongsToTheOwnerOfItsFolder(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root makes files for others")

@@ -113,6 +113,7 @@ type Stats struct {
 	MaxSize    int64                         // the limit of UsedSize
 	Damaged    uint64                        // damaged records met since Open
 	Unreadable uint64                        // faults met since Open
+	Files      uint64                        // files used since Open: another may hold other policies
 	Salvage    *Report                       // the last salvage, nil: none since Open
 	Salvaging  bool                          // a file is still being read for records; a domain not read yet is ErrUnreadable
 	MemoryOnly error                         // why the store is a file in memory; nil: it is on disk

@@ -220,9 +220,17 @@ func (f *boltFile) pages(do func([]stored) error) (unread, err error) {
 	}
 }
 
-// copyAll copies the policies of one file into another. The caller has the turn, or
-// the file is not in use yet. If not all policies may fit, it copies only enforced
-// ones.
+// beats says whether a policy takes the place of another when files are merged:
+// the newest fetch wins, and is never weaker.
+func (w *writing) beats(v, known *value) bool {
+	if a, b := w.protects(v), w.protects(known); a != b {
+		return a
+	}
+	return v.Fetched > known.Fetched
+}
+
+// copyAll copies what one file holds into another. The caller has the turn, or the
+// file is not in use yet. Where not all may fit, only enforced policies are copied.
 func (s *Store) copyAll(from, to *boltFile) error {
 	enforcedOnly := from.info.Size() > to.maxSize
 	unread, err := from.pages(func(page []stored) error {
@@ -232,7 +240,7 @@ func (s *Store) copyAll(from, to *boltFile) error {
 				if err != nil || enforcedOnly && policy.Mode(v.Mode) != policy.ModeEnforce || footprint(p.domain, p.raw) > w.room {
 					continue
 				}
-				if known, err := parse(p.domain, w.policy.Get(p.domain)); err == nil && known.Fetched >= v.Fetched {
+				if known, err := parse(p.domain, w.policy.Get(p.domain)); err == nil && !w.beats(v, known) {
 					continue
 				}
 				if err := w.put(p.domain, v); err != nil {

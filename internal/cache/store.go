@@ -52,6 +52,7 @@ type Store struct {
 	report              atomic.Pointer[Report]
 	damaged, unreadable atomic.Uint64
 	stale               atomic.Pointer[[][]byte] // entries of the due index that match no record; the next write deletes them
+	files               atomic.Uint64            // see Stats
 }
 
 // Open opens the cache at path, or makes it. The error is a *LockedError if another
@@ -161,7 +162,9 @@ func (s *Store) run() {
 		case <-s.closing:
 			return
 		case file := <-s.faults:
-			s.replace(file)
+			if s.file.Load() == file { // else the minute came first
+				s.replace(file)
+			}
 		case <-minute.C:
 			s.forgetStarts()
 			s.checkPath()
@@ -178,6 +181,7 @@ func (s *Store) use(file *boltFile) {
 		s.faults <- file
 	}
 	s.file.Store(file)
+	s.files.Add(1)
 }
 
 // view runs fn in a reading transaction; twice, if the file is replaced meanwhile.
@@ -222,6 +226,7 @@ func (s *Store) Stats() Stats {
 	st := Stats{
 		Damaged:    s.damaged.Load(),
 		Unreadable: s.unreadable.Load(),
+		Files:      s.files.Load(),
 		Salvage:    s.report.Load(),
 		Salvaging:  s.salvaging.Load(),
 	}

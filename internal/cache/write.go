@@ -245,7 +245,12 @@ func (w *writing) expired(before int64) ([]byte, error) {
 	return nil, nil
 }
 
-// draw returns a domain to evict, nil if none of those drawn may be evicted.
+// protects says whether a policy is enforced and live.
+func (w *writing) protects(v *value) bool {
+	return policy.Mode(v.Mode) == policy.ModeEnforce && v.Expires > w.now
+}
+
+// draw returns a domain to give up, nil if none of those drawn may go.
 func (w *writing) draw() (domain []byte) {
 	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
 	bestProtects, bestUsed := true, w.now+1
@@ -259,7 +264,7 @@ func (w *writing) draw() (domain []byte) {
 		if err != nil {
 			continue
 		}
-		protects := policy.Mode(v.Mode) == policy.ModeEnforce && v.Expires > w.now
+		protects := w.protects(v)
 		if protects && v.has(flagRegular) && w.now-v.Used < recentUse {
 			continue
 		}
