@@ -1,8 +1,13 @@
 package keeper_test
 
 import (
+	"errors"
+	"os"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
 // Nothing of a domain waits for a disk that is full for hours: a policy that has
@@ -64,6 +69,50 @@ func TestFullDiskForHours(t *testing.T) {
 			if r, err := s.disk.Get(domain); r.ID != "3" {
 				t.Errorf("on disk is %+v, %v", r, err)
 			}
+		}
+	})
+}
+
+// A failure that is remembered does not hide the policies of a cache file that
+// comes back, as after a disk was mounted late.
+func TestAFileThatComesBackIsAnsweredFromThoughADiscoveryHasFailed(t *testing.T) {
+	path := memoryDir(t) + "/cache.db"
+	synctest.Test(t, func(t *testing.T) {
+		net := newFakeNet()
+		net.enforced("a.example", 30*day)
+		s := openSite(t, path, net, nil)
+		s.mustHold(t, "a.example")
+		if err := errors.Join(s.stop(), os.Rename(path, path+".away")); err != nil {
+			t.Fatal(err)
+		}
+		s = openSite(t, path, net, nil)
+		net.change("a.example", func(h *fakeHost) { h.recordErr = policy.ResultDNS })
+		if _, err := s.lookup(t, "a.example"); err == nil {
+			t.Fatal("found")
+		}
+		if err := os.Rename(path+".away", path); err != nil {
+			t.Fatal(err)
+		}
+		settle(2*time.Minute + time.Second)
+		s.mustHold(t, "a.example")
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// An outage on our side says nothing about a domain: one that was used on one day
+// only is still fetched after it.
+func TestAnOutageOfOursEndsNoRefreshes(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.enforced("a.example", 10*day)
+		s.mustHold(t, "a.example")
+		s.net.change("a.example", func(h *fakeHost) { h.fetchErr, h.cause = policy.ResultFetch, policy.ErrProxy })
+		settle(8*day + 2*time.Hour) // due after 8 days at the latest
+		s.net.enforced("a.example", 10*day)
+		settle(time.Hour)
+		if r := mustGet(t, s, "a.example"); time.Since(r.Fetched) > 2*time.Hour {
+			t.Errorf("fetched %v ago: %+v", time.Since(r.Fetched), r)
 		}
 	})
 }

@@ -158,7 +158,7 @@ func TestNobodyGivesTheWatchdogsNameAPolicy(t *testing.T) {
 func TestWhatIsTakenOverNeverRemovesProtection(t *testing.T) {
 	newer := func(mode, mx string) keeper.Foreign {
 		now := time.Now()
-		return keeper.Foreign{Domain: "a.test", ID: "2", Text: []byte(policyText(mode, 9*day, mx)), Fetched: now, Expires: now.Add(9 * day)}
+		return keeper.Foreign{Domain: "a.test", ID: "2", Text: []byte(policyText(mode, 40*day, mx)), Fetched: now, Expires: now.Add(40 * day)}
 	}
 	for name, test := range map[string]struct {
 		foreign func() keeper.Foreign
@@ -167,9 +167,14 @@ func TestWhatIsTakenOverNeverRemovesProtection(t *testing.T) {
 	}{
 		"an older one":      {func() keeper.Foreign { return foreign("a.test", "enforce") }, false, false},
 		"the same, renewed": {func() keeper.Foreign { return newer("enforce", "mx.a.test") }, true, true},
-		"another mx":        {func() keeper.Foreign { return newer("enforce", "mx.evil.test") }, false, true},
-		"mode none":         {func() keeper.Foreign { return newer("none", "mx.a.test") }, false, true},
-		"mode testing":      {func() keeper.Foreign { return newer("testing", "mx.a.test") }, false, true},
+		"a shorter life": {func() keeper.Foreign {
+			f := newer("enforce", "mx.a.test")
+			f.Expires = f.Fetched.Add(day)
+			return f
+		}, false, true},
+		"another mx":   {func() keeper.Foreign { return newer("enforce", "mx.evil.test") }, false, true},
+		"mode none":    {func() keeper.Foreign { return newer("none", "mx.a.test") }, false, true},
+		"mode testing": {func() keeper.Foreign { return newer("testing", "mx.a.test") }, false, true},
 	} {
 		inSite(t, nil, func(t *testing.T, s *site) {
 			s.net.enforced("a.test", 30*day)

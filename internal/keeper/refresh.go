@@ -19,7 +19,8 @@ func (k *Keeper) fetchDue(domain string) {
 		return // a lookup or the administrator has fetched the policy meanwhile
 	}
 	r, err := k.current(domain)
-	if err != nil && !errors.Is(err, cache.ErrNotFound) && k.fetchRate.Wait(k.life) == nil {
+	_, failed := k.Negative(domain)
+	if err != nil && !errors.Is(err, cache.ErrNotFound) && !failed && k.fetchRate.Wait(k.life) == nil {
 		k.counters.add(&k.counters.StoreErrors, 1)
 		k.discover(fl) // an unreadable policy is fetched anew
 		return
@@ -85,7 +86,8 @@ func (k *Keeper) fetch(fl *flight, r *cache.Record, within time.Duration, lazily
 		k.o.Observe(event)
 		return err
 	case policy.OurFault(err):
-		r.Slow = true // it waits in the troubled lane, although nothing failed
+		r.Slow = true // nothing has failed, but it waits with those that did
+		r.Unattended -= min(r.Unattended, 1)
 		fetchAt(r, now.Add(backoff(1)))
 	default:
 		k.noteFailure(r, recordErr, err, now)

@@ -16,7 +16,9 @@ func (k *Keeper) upkeep(ctx context.Context) {
 	defer tick.Stop()
 	last := time.Now()
 	purgeAt := last.Add(purgeEvery)
-	if beat := k.o.Store.Stats().Heartbeat; !beat.IsZero() && last.Sub(beat) > keepExpired {
+	stats := k.o.Store.Stats()
+	files := stats.Files
+	if beat := stats.Heartbeat; !beat.IsZero() && last.Sub(beat) > keepExpired {
 		purgeAt = last.Add(purgeAfterJump) // the clock may have been ahead from the beginning
 	}
 	wasLate := false
@@ -25,6 +27,10 @@ func (k *Keeper) upkeep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if n := k.o.Store.Stats().Files; n != files {
+			files = n
+			k.ForgetFailures() // they would hide the policies of that file
 		}
 		now := time.Now()
 		k.health.report(k.o.Log, now)
