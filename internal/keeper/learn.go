@@ -57,12 +57,12 @@ func (k *Keeper) Learn(ctx context.Context, domain string) (Learned, error) {
 	return Learned{Domain: domain, Result: fl.outcome.Result, Mode: fl.outcome.Mode, Err: fl.outcome.Err}, nil
 }
 
-// Take takes over a policy that another node has fetched, until the end that its
-// fetch gave it; a fetch of our own is due at once (RFC 8461, 3.3). What another
-// node says may add or keep protection, never remove it: a policy that is not
-// enforced is not taken, and a live one is renewed only by one that allows no
-// other mx and lives as long. Other news makes a fetch of our own due. Where nothing is held, our
-// own TXT record has to have the same id, or a discovery to fail.
+// Take takes over a policy that another node has fetched. It keeps its own expiry,
+// and our own fetch is due at once (RFC 8461, 3.3). Another node may add or keep
+// protection, never remove it: only an enforced policy is taken, and it replaces a
+// live one only if it allows no other mx and lives as long; otherwise our own fetch
+// becomes due. If no policy is held, our own TXT record must have the same id, or our
+// discovery fail.
 func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
 	p, err := f.check(k.o.Now())
 	if err != nil {

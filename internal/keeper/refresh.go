@@ -86,7 +86,7 @@ func (k *Keeper) fetch(fl *flight, r *cache.Record, within time.Duration, lazily
 		k.o.Observe(event)
 		return err
 	case policy.OurFault(err):
-		r.Slow = true // nothing has failed, but it waits with those that did
+		r.Slow = true // it waits in the troubled lane, although nothing failed
 		r.Unattended -= min(r.Unattended, 1)
 		fetchAt(r, now.Add(backoff(1)))
 	default:
