@@ -64,13 +64,13 @@ func (a *app) learn(ctx context.Context) (int, error) {
 		err = a.client.Learn(ctx, control.Named(l.domains), l.learned)
 	}
 	l.bar.End()
-	fmt.Fprintf(a.stdout, "%d policies found, %d taken over, %d held already; %d domains without one, %d failed\n",
+	fmt.Fprintf(a.stdout, "policies: %d found, %d taken over, %d held already; domains: %d without a policy, %d failed\n",
 		l.found, l.taken, l.held, l.none, l.failed)
 	if l.taken > 0 {
-		fmt.Fprintln(a.stdout, "what was taken over counts until its own expiry, and is fetched anew now, in the background")
+		fmt.Fprintln(a.stdout, "a policy taken over is valid until its own expiry; the daemon fetches it again now, in the background")
 	}
 	if l.bad > 0 {
-		a.say("%d lines are not domains and were left out", l.bad)
+		a.say("%s left out: not a domain", numbered(l.bad, "line"))
 	}
 	switch {
 	case err != nil && l.answers > 0:

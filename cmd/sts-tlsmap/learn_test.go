@@ -56,7 +56,7 @@ func TestALearningThatIsCutShortSaysThatItCanBeRunAgain(t *testing.T) {
 		if got := strings.Contains(string(said), "hint: run the same again"); got != (answered > 0) || !strings.Contains(string(said), "broke off") {
 			t.Errorf("after %d answers: %s", answered, said)
 		}
-		if want := fmt.Sprintf("%d policies found", answered); !strings.Contains(stdout.String(), want) {
+		if want := fmt.Sprintf("policies: %d found", answered); !strings.Contains(stdout.String(), want) {
 			t.Errorf("after %d answers: %s", answered, &stdout)
 		}
 	}
