@@ -38,7 +38,7 @@ func (a *app) check(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	if err := cache.CheckPath(a.cfg.Cache.Path); err != nil {
-		return 0, cacheError(err, a.cfg)
+		return 0, cacheError(err)
 	}
 	h, open := &a.health, socketsOf(a.cfg)
 	now := map[string][]string{keyListen: h.Listeners, keyControl: {h.Control}, keyMetrics: strings.Fields(h.Metrics)}

@@ -5,20 +5,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
-	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sys/unix"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
@@ -65,6 +63,10 @@ func (a *app) daemon() (int, error) {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
+	// A damaged cache file can make bbolt recurse without end. Then the process must
+	// end soon, before it takes all memory; after ten such crashes the file is set aside.
+	debug.SetMaxStack(64 << 20)
+
 	s := &service{cfg: a.cfg, level: new(slog.LevelVar), started: time.Now(), failed: make(chan error, 8)}
 	s.level.Set(a.cfg.LogLevel)
 	s.log = text.NewLogger(a.stderr, s.level)
@@ -94,7 +96,7 @@ func (s *service) open() error {
 	}
 	s.store, err = cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: s.log})
 	if err != nil {
-		return cacheError(err, cfg)
+		return cacheError(err)
 	}
 	s.observer = observe.New(s.observed(table))
 	s.keeper = keeper.New(keeper.Options{
@@ -124,25 +126,12 @@ func (s *service) open() error {
 	return nil
 }
 
-// cacheError adds the hint that fits an error of opening the cache.
-func cacheError(err error, cfg *config.Config) error {
-	dir := filepath.Dir(cfg.Cache.Path)
-	var locked *cache.LockedError
-	var noFile *cache.NotAFileError
-	next := "see that the disk is there and has room, or set path in [cache]"
-	switch {
-	case !isDir(dir):
-		err = fmt.Errorf("there is no folder %s", dir)
-		next = "make it, owned by the daemon's user, or set path in [cache]"
-	case errors.As(err, &noFile):
-		next = "set path in [cache]"
-	case errors.As(err, &locked):
+// cacheError adds the hint that fits an error of opening the cache. A path that
+// cannot be written is not such an error: the cache is then in memory.
+func cacheError(err error) error {
+	next := "set path in [cache]"
+	if errors.As(err, new(*cache.LockedError)) {
 		next = "stop that daemon, or give this one a cache of its own: path in [cache]"
-	case errors.Is(err, unix.EROFS):
-		next = fmt.Sprintf("where systemd runs the daemon, let it write there: systemctl edit sts-tlsmap, with "+
-			"[Service] and ReadWritePaths=%s below it; the folder must belong to its user", dir)
-	case errors.Is(err, fs.ErrPermission):
-		next = fmt.Sprintf("the folder %s and what is in it must belong to the daemon's user (uid %d)", dir, os.Geteuid())
 	}
 	return hint(fmt.Errorf("the cache cannot be opened: %w", err), "%s", next)
 }
