@@ -14,9 +14,12 @@ import (
 // fetchDue fetches the policy of a domain that is due.
 func (k *Keeper) fetchDue(domain string) {
 	defer k.recoverPanic("refresh", domain)
-	fl, mine := k.flights.join(domain)
-	if !mine {
-		return // a lookup or the administrator has fetched the policy meanwhile
+	// A flight under way may be no fetch: a use may be on its way to the disk.
+	ctx, cancel := context.WithTimeout(k.life, 2*commitEvery)
+	defer cancel()
+	fl := k.flights.beginExclusive(ctx, domain)
+	if fl == nil {
+		return
 	}
 	r, err := k.current(domain)
 	_, failed := k.Negative(domain)
