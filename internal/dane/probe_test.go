@@ -232,7 +232,7 @@ func TestTheLogHasEachChangeOfTheVerdictOnce(t *testing.T) {
 			func(f *fake) { f.blind = false; f.untrusted = true },
 		} {
 			f.change(change)
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			for range 3 {
 				c.Probe(t.Context())
 				c.Verdict()
@@ -653,7 +653,7 @@ func TestAProbeThatBeganBeforeDoesNotSpeakForTheResolver(t *testing.T) {
 		c.Verdict()
 		synctest.Wait()
 		f.change(func(f *fake) { f.blind = true })
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if got := c.Check(t.Context(), NextHop{Host: "example.com"}, everyHost); !got.State.protects() {
 			t.Errorf("the state became %+v", got)
 		}
@@ -679,7 +679,7 @@ func TestProbesAtTheSameTimeAreOne(t *testing.T) {
 		for range 10 {
 			waiting.Go(func() {
 				c.Verdict()
-				time.Sleep(1) // the first one began before it was asked for
+				time.Sleep(time.Nanosecond) // the first one began before it was asked for
 				if p := c.Probe(t.Context()); p.Verdict != Validates {
 					t.Errorf("verdict %v", p.Verdict)
 				}
