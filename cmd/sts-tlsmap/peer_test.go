@@ -48,7 +48,7 @@ func TestNoModeWaitsForADaemonThatDoesNotAnswer(t *testing.T) {
 		// A lookup has an end too.
 		{"-query one.test", exitFailed, "", silence + "inet:" + lookups.Addr().String()},
 		// The configuration may be good all the same.
-		{"-check", exitDone, "sts-tlsmap.toml: ok", "warning: the daemon could not be asked what is wrong with it: the daemon does not answer"},
+		{"-check", exitDone, "sts-tlsmap.toml: ok", "warning: the daemon could not be asked for its conditions: the daemon does not answer"},
 	} {
 		f, err := parseFlags(append(strings.Fields(test.args), "-config", file))
 		if err != nil {
