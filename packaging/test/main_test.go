@@ -8,6 +8,7 @@
 package test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -31,6 +32,11 @@ const (
 // TestMain builds the packages, while there is a network, and then enters the
 // stage.
 func TestMain(m *testing.M) {
+	// Booted machines share one tree of control groups: one at a time.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "1"); err != nil {
+		panic(err)
+	}
 	if os.Getenv(packages) != "" {
 		stage.Main(m)
 	}

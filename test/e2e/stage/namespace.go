@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,13 +49,9 @@ const dir = "/run"
 // Path returns the path of a file in dir.
 func Path(name string) string { return filepath.Join(dir, name) }
 
-// atOnce is how many tests of a package run at once. They mostly wait for their
-// MTAs.
-const atOnce = 3
-
 // Main is the TestMain of the end-to-end tests. It runs each test in a copy of
 // the test binary, the first process of new network, mount and process
-// namespaces, several tests at once, and exits with the worst code. Outside the
+// namespaces, as many at once as -parallel says, and exits with the worst code. Outside the
 // namespaces it calls atEnd before it exits.
 func Main(m *testing.M, atEnd ...func()) {
 	if program := os.Getenv(onStage); program != "" {
@@ -100,9 +97,13 @@ func playAll() (code int, err error) {
 	if err != nil {
 		return 1, fmt.Errorf("listing the tests: %w", err)
 	}
+	parallel, err := strconv.Atoi(flag.Lookup("test.parallel").Value.String())
+	if err != nil {
+		return 1, err
+	}
 	var mu sync.Mutex
 	var group errgroup.Group
-	group.SetLimit(atOnce)
+	group.SetLimit(parallel)
 	for name := range strings.FieldsSeq(string(list)) {
 		if !strings.HasPrefix(name, "Test") {
 			continue
