@@ -322,7 +322,7 @@ func (r *relay) upgrade(t *testing.T) {
 	r.lab.DNS.Forget()
 	started := r.property(t, "sts-tlsmap.socket", "ActiveEnterTimestampMonotonic")
 	r.underLoad(t, "an upgrade", func(*load) {
-		r.run(t, "dpkg", "-i", r.bring(t, packageFile(t, newer, ".deb")))
+		r.run(t, "dpkg", "--force-confold", "-i", r.bring(t, packageFile(t, newer, ".deb")))
 	})
 	if again := r.property(t, "sts-tlsmap.socket", "ActiveEnterTimestampMonotonic"); again != started {
 		t.Error("the upgrade restarted the socket")
