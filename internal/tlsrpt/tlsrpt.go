@@ -1,0 +1,149 @@
+// Package tlsrpt is the outcome of SMTP sessions as TLS reports count them
+// (RFC 8460): what one session was, what a day of them was for one policy, and how
+// far the delivery of a report is. Normalize brings what an MTA says into the form of
+// the report. The package reads no sockets and no files: collect and store do, and
+// report and deliver make reports of what is stored.
+package tlsrpt
+
+import (
+	"net/netip"
+	"time"
+)
+
+// A PolicyType is the kind of a policy (RFC 8460, 4.4).
+type PolicyType string
+
+// The policy types.
+const (
+	TypeTLSA PolicyType = "tlsa"
+	TypeSTS  PolicyType = "sts"
+	TypeNone PolicyType = "no-policy-found"
+)
+
+// A ResultType is the kind of a failure (RFC 8460, 4.3).
+type ResultType string
+
+// The result types, all of RFC 8460, 4.3.
+const (
+	StartTLSNotSupported    ResultType = "starttls-not-supported"
+	CertificateHostMismatch ResultType = "certificate-host-mismatch"
+	CertificateNotTrusted   ResultType = "certificate-not-trusted"
+	CertificateExpired      ResultType = "certificate-expired"
+	ValidationFailure       ResultType = "validation-failure"
+	STSPolicyFetchError     ResultType = "sts-policy-fetch-error"
+	STSPolicyInvalid        ResultType = "sts-policy-invalid"
+	STSWebPKIInvalid        ResultType = "sts-webpki-invalid"
+	TLSAInvalid             ResultType = "tlsa-invalid"
+	DNSSECInvalid           ResultType = "dnssec-invalid"
+	DANERequired            ResultType = "dane-required"
+)
+
+// ResultTypes is all result types. Stored details name a type by its place in this
+// table: new ones go to the end.
+var ResultTypes = [...]ResultType{
+	StartTLSNotSupported, CertificateHostMismatch, CertificateNotTrusted, CertificateExpired, ValidationFailure,
+	STSPolicyFetchError, STSPolicyInvalid, STSWebPKIInvalid, TLSAInvalid, DNSSECInvalid, DANERequired,
+}
+
+// Bounds of what is kept.
+const (
+	MaxPolicyStrings = 1200 // strings of a policy, and MX patterns
+	MaxFailures      = 64   // failures of a session
+	MaxText          = 256  // bytes of a policy string, or of a reason
+	MaxDetails       = 100  // details of a policy's day
+)
+
+// A Policy is what a session was judged by.
+type Policy struct {
+	Type    PolicyType
+	Domain  string   // policy-domain, A-labels; for tlsa the MX host (RFC 8460, 1.1)
+	Strings []string // policy-string (RFC 8460, 4.5): at most MaxPolicyStrings, printable, of at most MaxText bytes
+	MXHosts []string // mx-host, of sts only: at most MaxPolicyStrings host names, or "*." and one
+}
+
+// A Failure is what was wrong with a session. It is comparable: failures that are
+// equal are one detail of a report.
+type Failure struct {
+	Result      ResultType
+	SendingIP   netip.Addr // zero: not known
+	MXHost      string     // receiving-mx-hostname; "": not known
+	HELO        string     // receiving-mx-helo, one host name; "": not known
+	ReceivingIP netip.Addr // zero: not known
+	Reason      string     // failure-reason-code, printable ASCII of at most MaxText bytes
+}
+
+// An Event is one session under one policy, or one policy fetch that failed.
+type Event struct {
+	Domain   string // recipient domain or smart host: A-labels, lower case, no trailing dot
+	Policy   Policy
+	Failed   bool
+	Failures []Failure // of a failed session: at most MaxFailures, perhaps none
+}
+
+// A Day is a day of UTC, as "2006-01-02".
+type Day string
+
+// DayOf returns the day of a moment.
+func DayOf(t time.Time) Day { return Day(t.UTC().Format(time.DateOnly)) }
+
+// Begin returns the first moment of the day; the zero time if d is no day.
+func (d Day) Begin() time.Time {
+	t, err := time.Parse(time.DateOnly, string(d))
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// End returns the first moment after the day.
+func (d Day) End() time.Time { return d.Begin().AddDate(0, 0, 1) }
+
+// A Detail is a failure and how many sessions had it.
+type Detail struct {
+	Failure
+	Sessions uint64
+}
+
+// A Summary is one policy's day. Failure types are not exclusive (RFC 8460, 4): the
+// sessions of the details may be more than Failed, or fewer.
+type Summary struct {
+	Policy             Policy
+	Successful, Failed uint64
+	Details            []Detail // at most MaxDetails; the rest is folded into details with a Result and nothing else
+}
+
+// A DomainDay is what is known of a recipient domain's day.
+type DomainDay struct {
+	Domain   string
+	Day      Day
+	Policies []Summary
+}
+
+// A StateKind is how far a delivery is.
+type StateKind string
+
+// The kinds of states.
+const (
+	Planned    StateKind = "planned"
+	Attempting StateKind = "attempting" // on disk before the attempt
+	Accepted   StateKind = "accepted"
+	Refused    StateKind = "refused"
+	Expired    StateKind = "expired"
+	Suppressed StateKind = "suppressed"
+)
+
+// Open reports whether a delivery is still to be done.
+func (k StateKind) Open() bool { return k == Planned || k == Attempting }
+
+// A State is the delivery of one domain's day to one destination.
+type State struct {
+	Day         Day
+	Domain      string
+	Destination string // a URI of the record, normalized; "": the domain's own row
+	Kind        StateKind
+	ReportID    string // stored before the first attempt
+	Next        time.Time
+	Attempts    int
+	Changed     time.Time
+	Reason      string // of the last failure, printable, bounded
+}
