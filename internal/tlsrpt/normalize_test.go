@@ -137,6 +137,9 @@ func TestADayIsOfUTC(t *testing.T) {
 	if d != "2026-11-30" || d.Begin() != time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC) || d.End() != time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC) {
 		t.Error(d, d.Begin(), d.End())
 	}
+	if got, want := d.Begin(), tlsrpt.DayOf(d.End()).Begin(); want.Sub(got) != 24*time.Hour {
+		t.Error(got, want)
+	}
 	if !tlsrpt.Day("x").Begin().IsZero() {
 		t.Error("x is a day")
 	}

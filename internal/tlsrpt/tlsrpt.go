@@ -135,15 +135,22 @@ const (
 // Open reports whether a delivery is still to be done.
 func (k StateKind) Open() bool { return k == Planned || k == Attempting }
 
-// A State is the delivery of one domain's day to one destination.
+// A State is the delivery of one domain's day to one destination. Two rows are not
+// about one destination: Destination "" is the domain's own, and done when its Kind is
+// no longer open; Domain "" too is the day's own, accepted when nothing is left to do.
 type State struct {
 	Day         Day
 	Domain      string
-	Destination string // a URI of the record, normalized; "": the domain's own row
+	Destination string // a URI of the record, normalized
 	Kind        StateKind
 	ReportID    string // stored before the first attempt
+	Sessions    uint64 // of the domain on that day
 	Next        time.Time
+	Begun       time.Time // the first attempt; zero: none yet
 	Attempts    int
 	Changed     time.Time
 	Reason      string // of the last failure, printable, bounded
 }
+
+// Key is what tells the states of a day apart, and their order.
+func (s State) Key() string { return s.Domain + "\x00" + s.Destination }
