@@ -184,12 +184,12 @@ func newOutside(cfg *config.Config, log *slog.Logger) (*outside, error) {
 	case err != nil && cfg.Fetch.CAFile != "":
 		return nil, cfg.CAFileError(err)
 	case err != nil:
-		return nil, hint(err, "without authorities no policy can be fetched; Debian has them in the package ca-certificates")
+		return nil, hint(err, "without authorities no policy can be fetched; install ca-certificates, and restart the daemon: it reads them once")
 	}
 	proxy, named, err := policy.ProxyFromEnvironment()
 	if err != nil {
 		return nil, hint(err, "write it as http://proxy.example:3128; with user:password@ before the name, each special character "+
-			"in these is written as its code, so %% is %%25")
+			"in these is written as its code, so %% is %%25; then restart the daemon")
 	}
 	client, err := policy.NewClient(policy.Config{
 		Resolver: r, Roots: roots, Timeout: cfg.Fetch.Timeout, AllowPrivate: cfg.Fetch.AllowPrivate, Proxy: proxy,

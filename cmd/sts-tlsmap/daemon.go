@@ -51,7 +51,9 @@ type service struct {
 	control  *control.Server
 	observer *observe.Observer
 
-	listeners  listeners
+	passed     listeners // by systemd; nil: not asked for yet
+	own        map[socket]net.Listener
+	listeners  listeners  // those passed, and own ones
 	overridden []string   // keys of the configuration in whose place systemd passed sockets
 	failed     chan error // of what must not end by itself
 }
@@ -67,20 +69,30 @@ func (a *app) daemon() (int, error) {
 	// end soon, before it takes all memory; after ten such crashes the file is set aside.
 	debug.SetMaxStack(64 << 20)
 
-	s := &service{cfg: a.cfg, level: new(slog.LevelVar), started: time.Now(), failed: make(chan error, 8)}
-	s.level.Set(a.cfg.LogLevel)
+	s := &service{level: new(slog.LevelVar), started: time.Now(), own: make(map[socket]net.Listener), failed: make(chan error, 8)}
 	s.log = text.NewLogger(a.stderr, s.level)
-	err := s.open()
-	if err == nil {
-		err = s.listen()
+	if err := s.start(a.flags.config); err != nil {
+		if ended, err := s.hold(signals, a.flags.config, err); ended || err != nil {
+			return exitDone, err
+		}
 	}
-	if err == nil {
-		return exitDone, s.run(signals, a.flags.config)
+	if err := s.listen(false); err != nil {
+		return 0, errors.Join(err, s.store.Close())
 	}
-	if s.store != nil {
+	return exitDone, s.run(signals, a.flags.config)
+}
+
+// start reads the configuration and makes everything that answers, the cache last.
+// After an error nothing is open, and cfg has defaults in place of mistakes.
+func (s *service) start(file string) (err error) {
+	if s.cfg, err = config.Load(file); err != nil {
+		return configError(err)
+	}
+	s.level.Set(s.cfg.LogLevel)
+	if err = s.open(); err != nil && s.store != nil {
 		err = errors.Join(err, s.store.Close())
 	}
-	return 0, err
+	return err
 }
 
 // open makes everything that answers, the cache before the listeners.
@@ -99,6 +111,11 @@ func (s *service) open() error {
 		return cacheError(err)
 	}
 	s.observer = observe.New(s.observed(table))
+	most := discoveries(cfg, socketmap.Descriptors())
+	if most < cfg.Lookup.Concurrency {
+		s.log.Warn("fewer domains are discovered at once than concurrency", "concurrency", cfg.Lookup.Concurrency, "at_once", most,
+			"next", "raise LimitNOFILE=, or lower max_connections in [socket] or concurrency in [lookup]")
+	}
 	s.keeper = keeper.New(keeper.Options{
 		Store:            s.store,
 		Network:          s.out.client,
@@ -107,7 +124,7 @@ func (s *service) open() error {
 		Observe:          s.observer.Observe,
 		Log:              s.log,
 
-		LookupTimeout: cfg.Lookup.Timeout, LookupConcurrency: cfg.Lookup.Concurrency, FetchTimeout: cfg.Fetch.Timeout,
+		LookupTimeout: cfg.Lookup.Timeout, LookupConcurrency: min(most, cfg.Lookup.Concurrency), MaxQuestions: most, FetchTimeout: cfg.Fetch.Timeout,
 		Recheck: cfg.Refresh.Recheck, UnusedAfter: cfg.Refresh.UnusedAfter,
 		FetchRate: float64(cfg.Refresh.FetchRate), RefreshConcurrency: cfg.Refresh.Concurrency,
 	})
@@ -124,6 +141,13 @@ func (s *service) open() error {
 		DANE: s.out.checker.Findings, Metrics: s.observer.Metrics(), Log: s.log,
 	})
 	return nil
+}
+
+// discoveries returns how many domains the descriptors allow to be discovered at
+// once: half of those that connections leave. The rest is for refreshes, DANE and
+// the daemon's own files.
+func discoveries(cfg *config.Config, descriptors int) int {
+	return max((descriptors-min(cfg.Socket.MaxConnections, descriptors/2))/2, 1)
 }
 
 // cacheError adds the hint that fits an error of opening the cache. A path that
@@ -148,7 +172,7 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	s.serve(keyMetrics, s.observer.Serve)
 	s.announce()
 	watching, stopWatching := context.WithCancel(keeping)
-	go s.watch(watching)
+	go s.watch(watching, s.probe)
 	go s.observer.Run(watching)
 	go s.out.checker.Run(watching)
 
@@ -281,21 +305,13 @@ func (s *service) reload(file string) {
 	defer s.notify(daemon.SdNotifyReady)
 	s.observer.Look()
 
-	const next = "the old one stays in force; correct it and reload"
 	cfg, err := config.Load(file)
 	if err == nil {
 		err = s.maps.SetExempt(cfg.Exempt.Domains)
 	}
-	var mistakes config.Errors
-	switch {
-	case errors.As(err, &mistakes):
-		for _, m := range mistakes {
-			s.log.Error("mistake in the configuration", "err", m.Error())
-		}
-		s.log.Error("the configuration was not reloaded", "mistakes", len(mistakes), "next", next)
-		return
-	case err != nil:
-		s.log.Error("the configuration could not be reloaded", "err", err, "next", next)
+	if err != nil {
+		s.log.Error("the configuration was not reloaded", "err", err,
+			"next", "the old one stays in force; correct it and reload: with this file, a restart would answer every lookup TEMP")
 		return
 	}
 	s.level.Set(cfg.LogLevel)

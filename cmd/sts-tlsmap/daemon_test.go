@@ -203,13 +203,19 @@ func startProgram(t *testing.T, dir string, env []string, args ...any) *program 
 	return p
 }
 
-// notified waits until the program has told systemd the words.
+// notified waits until the program has told systemd what begins with the words.
 func (p *program) notified(t *testing.T, words string) {
 	t.Helper()
 	p.notify.SetReadDeadline(time.Now().Add(patience))
-	buf := make([]byte, 256)
-	if n, err := p.notify.Read(buf); err != nil || string(buf[:n]) != words {
-		t.Fatalf("systemd was told %q, %v; want %s", buf[:n], err, words)
+	buf := make([]byte, 1024)
+	for {
+		n, err := p.notify.Read(buf)
+		if err != nil {
+			t.Fatalf("systemd was not told %s: %v", words, err)
+		}
+		if strings.HasPrefix(string(buf[:n]), words) {
+			return
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"slices"
@@ -60,43 +61,76 @@ func (l listeners) sockets() sockets {
 	return s
 }
 
+// A socket is one that this process opens for a key of the configuration.
+type socket struct {
+	key  string
+	at   endpoint.Endpoint
+	mode fs.FileMode
+}
+
+func (s socket) open() (net.Listener, error) {
+	if s.key == keyControl {
+		return control.Listen(s.at.Address)
+	}
+	return endpoint.Listen(s.at, s.mode)
+}
+
 // listen opens the sockets of the configuration, or takes those that systemd
 // passed. Where it passed any, the others are masked or stopped, and none is
 // opened in their place: a socket of this process would end with it. The metrics
 // are another matter: their socket unit is off unless somebody wants it.
-func (s *service) listen() (err error) {
-	if s.listeners, err = passedListeners(); err != nil {
-		return err
+//
+// Sockets that are open already and still wanted stay open. On hold, one socket for
+// lookups is enough, and there are no metrics.
+func (s *service) listen(onHold bool) (err error) {
+	if s.passed == nil {
+		if s.passed, err = passedListeners(); err != nil {
+			return err
+		}
 	}
-	if len(s.listeners) > 0 {
+	if len(s.passed) > 0 {
 		s.overridden = []string{keyListen, keyControl}
-		if len(s.listeners[keyMetrics]) > 0 {
+		if len(s.passed[keyMetrics]) > 0 {
 			s.overridden = socketKeys
 		}
 	}
-	wanted := socketsOf(s.cfg)
+	var wanted []socket
 	for _, key := range socketKeys {
-		for _, e := range wanted[key] {
-			var l net.Listener
-			switch {
-			case slices.Contains(s.overridden, key):
-				continue
-			case key == keyControl:
-				l, err = control.Listen(e.Address)
-			default:
-				l, err = endpoint.Listen(e, s.cfg.Socket.Mode)
+		for _, e := range socketsOf(s.cfg)[key] {
+			if !slices.Contains(s.overridden, key) && !(onHold && key == keyMetrics) {
+				wanted = append(wanted, socket{key, e, s.cfg.Socket.Mode})
 			}
-			if err != nil {
-				return err
-			}
-			s.listeners[key] = append(s.listeners[key], l)
 		}
 	}
-	if len(s.listeners[keyListen]) == 0 {
-		return hint(errors.New("systemd passed no socket for lookups"),
-			"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap")
+	for one, l := range s.own {
+		if !slices.Contains(wanted, one) {
+			l.Close()
+			delete(s.own, one)
+		}
 	}
-	return nil
+	s.listeners = maps.Clone(s.passed)
+	var failed error
+	for _, one := range wanted {
+		l := s.own[one]
+		if l == nil {
+			if l, err = one.open(); err != nil && !onHold {
+				return err
+			} else if err != nil {
+				failed = errors.Join(failed, err)
+				continue
+			}
+		}
+		s.own[one] = l
+		s.listeners[one.key] = append(s.listeners[one.key], l)
+	}
+	switch {
+	case len(s.listeners[keyListen]) > 0:
+		return nil
+	case failed != nil:
+		return failed
+	}
+	return hint(errors.New("systemd passed no socket for lookups"),
+		"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap")
 }
 
 // passedListeners returns what systemd passed (sd_listen_fds(3)).

@@ -70,12 +70,15 @@ func (a *app) run(ctx context.Context) (int, error) {
 		_, err := fmt.Fprintf(a.stdout, "sts-tlsmap %s, commit %s of %s\n", version, commit, date)
 		return exitDone, err
 	}
-	var err error
-	if a.cfg, err = config.Load(a.flags.config); err != nil {
-		return 0, a.configError(err)
-	}
 	if a.flags.mode == nil {
 		return a.daemon()
+	}
+	var err error
+	if a.cfg, err = config.Load(a.flags.config); err != nil {
+		if a.flags.is("check") && errors.As(err, new(config.Errors)) {
+			return 0, err // each mistake names its place
+		}
+		return 0, configError(err)
 	}
 	a.findPeer(ctx, a.cfg.Control.Address)
 	defer a.client.Close()
@@ -117,14 +120,12 @@ func (a *app) fail(err error) int {
 }
 
 // configError adds the hint that fits an error of the configuration.
-func (a *app) configError(err error) error {
+func configError(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return hint(err, "run this as root, or name a file that you can read with -config FILE")
 	case errors.Is(err, os.ErrNotExist):
 		return hint(err, "name a file that is there with -config FILE, or none: the default, %s, may be absent", config.DefaultPath)
-	case a.flags.is("check"):
-		return err // each mistake names its place
 	}
 	return hint(err, "correct the file, then check it with: sts-tlsmap -check -config FILE")
 }

@@ -2,9 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -73,6 +78,59 @@ func TestNoModeWaitsForADaemonThatDoesNotAnswer(t *testing.T) {
 			t.Errorf("%s: exit %d\n%s\n%s", test.args, code, &stdout, said)
 		}
 	}
+}
+
+// TestCommandsSayWhatTheySawOfTheDaemon has a daemon that crashed before and while it
+// was asked, and one that closes connections. TestNoModeWaitsForADaemonThatDoesNotAnswer
+// has the one that is silent.
+func TestCommandsSayWhatTheySawOfTheDaemon(t *testing.T) {
+	lab := testlab.New(t)
+	gate := lab.Domain("slow.test", testlab.With{}).Policy.Hold()
+	lookups := listenAt(t, "tcp", "127.0.0.1:0")
+	at := lookups.Addr().String()
+	lookups.Close()
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{Listen: "inet:" + at})
+	socket := filepath.Join(dir, "control.sock")
+	says := func(args string, want ...string) {
+		t.Helper()
+		out, err := exec.Command("sts-tlsmap", append(strings.Fields(args), "-config", file)...).CombinedOutput()
+		if err == nil || slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(string(out), w) }) {
+			t.Errorf("%s: %v, %s\nwant %q", args, err, out, want)
+		}
+	}
+	p := startProgram(t, dir, []string{"HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file)
+	crashed := make(chan struct{})
+	go func() {
+		defer close(crashed)
+		says("-refresh slow.test", "the daemon's answer broke off: unexpected EOF")
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := lab.Await(ctx, func() bool { return gate.Waiting() > 0 })
+	if err = errors.Join(err, p.cmd.Process.Kill()); err != nil {
+		t.Fatal(err)
+	}
+	<-crashed
+	<-p.ended
+	says("-refresh slow.test", "the daemon is not running (nothing listens at "+socket, "hint: start it")
+	says("-query slow.test", "ask inet:"+at, "connection refused; is the daemon running?")
+
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []net.Listener{listenAt(t, "unix", socket), listenAt(t, "tcp", at)} {
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				c.Close()
+			}
+		}()
+	}
+	says("-refresh slow.test", "the daemon closed the connection without an answer at "+socket, "hint: it crashed or is stopping")
+	says("-query slow.test", "the server closed the connection: its log says why")
 }
 
 // fillCache makes a cache with a policy and an exemption.

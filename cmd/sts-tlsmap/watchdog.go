@@ -20,9 +20,9 @@ const (
 	probeMap       = "postfix" // is always there
 )
 
-// watch tells systemd's watchdog that lookups are answered (WatchdogSec=,
+// watch tells systemd's watchdog that the probe succeeds (WatchdogSec=,
 // sd_watchdog_enabled(3)), until ctx ends. Without one it returns at once.
-func (s *service) watch(ctx context.Context) {
+func (s *service) watch(ctx context.Context, probe func(context.Context) error) {
 	period, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		s.log.Warn("systemd's watchdog cannot be served", "err", err, "next", "see WatchdogSec= in the unit")
@@ -30,7 +30,7 @@ func (s *service) watch(ctx context.Context) {
 	if err != nil || period <= 0 {
 		return
 	}
-	beat(ctx, period/beatsPerPeriod, s.probe,
+	beat(ctx, period/beatsPerPeriod, probe,
 		func() { s.notify(daemon.SdNotifyWatchdog) },
 		func(err error) {
 			s.log.Error("lookups are not being answered", "err", err, "next", "systemd restarts the daemon if it stays so")

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -127,7 +128,8 @@ func Default() *Config {
 }
 
 // Load reads the file at path. An empty path stands for DefaultPath, whose
-// absence is no error. If the file could be read, the error is an Errors.
+// absence is no error. If the file could be read, the error is an Errors. Beside
+// any error the Config has the default in place of what is missing or wrong.
 func Load(path string) (*Config, error) {
 	name := path
 	if name == "" {
@@ -138,7 +140,7 @@ func Load(path string) (*Config, error) {
 		return Default(), nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the configuration file cannot be read: %w", err)
+		return Default(), fmt.Errorf("the configuration file cannot be read: %w", err)
 	}
 	return Parse(name, text)
 }
@@ -160,10 +162,13 @@ func Parse(path string, text []byte) (*Config, error) {
 	for _, w := range d.warnings.sorted() {
 		c.Warnings = append(c.Warnings, w.Error())
 	}
-	if len(d.errs) > 0 {
-		return c, d.errs.sorted()
+	if len(d.errs) == 0 {
+		return c, nil
 	}
-	return c, nil
+	if c.Listen = slices.DeleteFunc(c.Listen, func(e endpoint.Endpoint) bool { return e.Network == "" }); len(c.Listen) == 0 {
+		c.Listen = Default().Listen
+	}
+	return c, d.errs.sorted()
 }
 
 // finish resolves relative paths and checks what concerns several keys or other

@@ -54,6 +54,10 @@ type Options struct {
 	DANE       func(host string) map[dane.NextHop]dane.Finding // what is held for next hops of that name
 	Metrics    http.Handler
 	Log        *slog.Logger
+
+	// Refuse is the answer of a daemon that has not started: an error. Where it is
+	// set, the others but Log are not used.
+	Refuse func() error
 }
 
 // A Server answers on the control socket.
@@ -136,7 +140,11 @@ func (s *Server) handle(pattern string, h func(*call) error) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		c := &call{Request: r, w: w, rc: http.NewResponseController(w), timeout: s.WriteTimeout}
 		err := s.receive(c)
-		if err == nil {
+		switch {
+		case err != nil:
+		case s.o.Refuse != nil:
+			err = s.o.Refuse()
+		default:
 			err = h(c)
 		}
 		c.end(err)

@@ -6,6 +6,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
@@ -78,6 +79,7 @@ type Options struct {
 	LookupTimeout     time.Duration // how long a lookup waits for a discovery
 	FetchTimeout      time.Duration // how long a fetch takes at most
 	LookupConcurrency int           // fetches for lookups at once
+	MaxQuestions      int           // DNS questions for lookups at once; 0: maxQuestions, which is the most
 
 	Recheck            time.Duration // how old a check may be when a lookup comes
 	UnusedAfter        time.Duration // after which a policy is left to expire
@@ -132,7 +134,7 @@ func New(o Options) *Keeper {
 		writer: writer{changes: make(map[string]*change), wake: make(chan struct{}, 1)},
 
 		rechecked: newRecent(), fetched: newRecent(),
-		questions: newLimiter(maxQuestions),
+		questions: newLimiter(min(cmp.Or(o.MaxQuestions, maxQuestions), maxQuestions)),
 		lookups:   newLimiter(o.LookupConcurrency),
 		refreshes: newLimiter(o.RefreshConcurrency + 2*maxRechecks), // due, rechecked, and the administrator's
 		attention: make(chan string, maxAttention),

@@ -61,7 +61,7 @@ func queryError(ctx context.Context, e endpoint.Endpoint, err error) error {
 		hint = "; is the daemon running? See systemctl status sts-tlsmap"
 	case errors.Is(err, fs.ErrPermission):
 		hint = "; the socket's mode does not let this user in"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		hint = "; the server closed the connection: its log says why"
 	case errors.Is(err, errMalformed), errors.Is(err, errTooLong):
 		hint = "; is it a socketmap server?"

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+)
+
+// This file: what the daemon does while it cannot start. It must not end: the MTA
+// would hang at sockets that nobody serves, and systemd would start it in a loop.
+
+const (
+	startEvery = time.Second // between two tries to start
+	maxReason  = 400         // bytes of a reply
+)
+
+// A reason is why the daemon cannot start yet. It answers every lookup.
+type reason struct{ atomic.Pointer[string] }
+
+func (r *reason) AppendReply(_ context.Context, dst, _, _ []byte) []byte {
+	return append(append(dst, "TEMP "...), *r.Load()...)
+}
+
+// hold answers every lookup TEMP with the reason, and every command too, until a try
+// to start succeeds, or until a signal (ended) or an error.
+func (s *service) hold(signals <-chan os.Signal, file string, why error) (ended bool, err error) {
+	if err := s.listen(true); err != nil {
+		return false, errors.Join(why, err)
+	}
+	var r reason
+	say := func(err error) {
+		var h *hinted
+		next := "it is tried again each second"
+		if errors.As(err, &h) {
+			next = h.hint + "; " + next
+		}
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		first = text.Cut(text.Printable(first), maxReason)
+		r.Store(&first)
+		s.log.Error("the daemon cannot start yet, and answers every lookup TEMP", "err", err, "next", next)
+		s.notify(daemon.SdNotifyReady + "\nSTATUS=cannot start yet, every lookup is answered TEMP: " + first)
+	}
+	say(why)
+	lookups := socketmap.NewServer(&r, socketmap.Options{MaxConnections: s.cfg.Socket.MaxConnections, Log: s.log})
+	commands := control.NewServer(control.Options{Log: s.log, Refuse: func() error {
+		return errors.New("it cannot start yet: " + *r.Load())
+	}})
+	watching, stopWatching := context.WithCancel(context.Background())
+	defer func() {
+		stopWatching()
+		ctx, cancel := context.WithTimeout(context.Background(), socketmap.DrainTimeout)
+		defer cancel()
+		_ = lookups.Shutdown(ctx)
+		_ = commands.Close()
+	}()
+	for key, serve := range map[string]func(net.Listener) error{keyListen: lookups.Serve, keyControl: commands.Serve} {
+		for _, l := range s.listeners[key] {
+			l, err := shared(l)
+			if err != nil {
+				return false, errors.Join(why, err)
+			}
+			go func() { _ = serve(l) }()
+		}
+	}
+	go s.watch(watching, func(context.Context) error { return nil })
+
+	tick := time.NewTicker(startEvery)
+	defer tick.Stop()
+	seen := stateOf(file)
+	for {
+		select {
+		case sig := <-signals:
+			if sig != syscall.SIGHUP {
+				s.log.Info("ending", "signal", sig.String())
+				return true, nil
+			}
+		case <-tick.C:
+			// A file that has just changed may not be written to its end.
+			if now := stateOf(file); now != seen {
+				seen = now
+				continue
+			}
+		}
+		err := s.start(file)
+		if err == nil {
+			s.notify("STATUS=")
+			return false, nil
+		}
+		if err.Error() != why.Error() {
+			why = err
+			say(why)
+		}
+	}
+}
+
+// A fileState tells a file from what it was before.
+type fileState struct {
+	size     int64
+	modified time.Time
+}
+
+func stateOf(file string) fileState {
+	st, err := os.Stat(cmp.Or(file, config.DefaultPath))
+	if err != nil {
+		return fileState{}
+	}
+	return fileState{st.Size(), st.ModTime()}
+}
+
+// shared returns another listener at the socket of l. The socket stays open when
+// one of them is closed.
+func shared(l net.Listener) (net.Listener, error) {
+	f, err := l.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return net.FileListener(f)
+}

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+)
+
+// A held is a daemon that cannot start yet.
+type held struct {
+	*program
+	lab       *testlab.T
+	dir, file string
+	at        endpoint.Endpoint
+}
+
+// hold starts the daemon after spoil has changed something, with a socket of its own
+// or one that systemd passes.
+func hold(t *testing.T, bySystemd bool, env string, spoil func(h *held)) *held {
+	t.Helper()
+	h := &held{lab: testlab.New(t)}
+	h.lab.Domain("one.test", testlab.With{})
+	socket := filepath.Join(t.TempDir(), "map.sock")
+	h.dir, h.file = writeConfig(t, h.lab, testlab.DaemonConfig{Listen: "unix:" + socket})
+	h.at = endpoint.Endpoint{Network: "unix", Address: socket}
+	spoil(h)
+	all := []string{"HTTPS_PROXY=" + h.lab.Proxy.URL(), "WATCHDOG_USEC=200000"}
+	if env != "" {
+		all = append(all, env)
+	}
+	args := []any{"-config", h.file}
+	if bySystemd {
+		inet, unixControl := listenTCP(t), listenUnix(t, h.dir, "control.sock")
+		h.at = endpoint.Endpoint{Network: "tcp", Address: inet.addr}
+		all = append(all, "LISTEN_FDS=2", "LISTEN_FDNAMES=socketmap:control")
+		args = append(args, inet.file, unixControl.file)
+	}
+	h.program = startProgram(t, h.dir, all, args...)
+	return h
+}
+
+func (h *held) query(t *testing.T) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	reply, err := socketmap.Query(ctx, h.at, "postfix", "one.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply
+}
+
+// started waits until the daemon has started, and checks that it answers. The log
+// must have so many lines about why it could not.
+func (h *held) started(t *testing.T, lines int) {
+	t.Helper()
+	h.notified(t, "STATUS=")
+	h.notified(t, "READY=1")
+	if reply := h.query(t); !strings.HasPrefix(reply, "OK secure match=mx1.one.test") {
+		t.Errorf("after the start: %q", reply)
+	}
+	h.stop(t)
+	if log := h.stderr.String(); strings.Count(log, "level=ERROR") != lines || strings.Count(log, "cannot start yet") != lines {
+		t.Errorf("the log has not %d errors:\n%s", lines, log)
+	}
+}
+
+func TestADaemonWithABrokenFileAnswersTEMPWithTheLineAndStartsOnceItIsCorrected(t *testing.T) {
+	for _, bySystemd := range []bool{false, true} {
+		t.Run(fmt.Sprintf("systemd %t", bySystemd), func(t *testing.T) {
+			var good []byte
+			h := hold(t, bySystemd, "", func(h *held) {
+				good, _ = os.ReadFile(h.file)
+				writeFile(t, h.file, string(good)+"[lookup2]\n")
+			})
+			mistake := fmt.Sprintf("TEMP %s:%d: lookup2: there is no such key", h.file, strings.Count(string(good), "\n")+1)
+			if reply := h.query(t); !strings.HasPrefix(reply, mistake) {
+				t.Errorf("got %q, want %q", reply, mistake)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if _, err := control.NewClient(filepath.Join(h.dir, "control.sock")).Health(ctx); err == nil ||
+				!strings.Contains(err.Error(), "the daemon says: it cannot start yet: "+h.file) {
+				t.Errorf("a command is told %v", err)
+			}
+			h.notified(t, "WATCHDOG=1")
+			h.notified(t, "WATCHDOG=1")
+			// Another mistake is said too.
+			writeFile(t, h.file, "listen = oops\n"+string(good))
+			for mistake = "TEMP " + h.file + ":1: listen: "; !strings.HasPrefix(h.query(t), mistake); {
+				if ctx.Err() != nil {
+					t.Fatalf("got %q, want %q", h.query(t), mistake)
+				}
+			}
+			writeFile(t, h.file, string(good))
+			h.started(t, 2)
+		})
+	}
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestADaemonWithoutWhatItNeedsAnswersTEMP has what is not in the file: the first
+// two need a restart, the others are noticed.
+func TestADaemonWithoutWhatItNeedsAnswersTEMP(t *testing.T) {
+	for _, c := range []struct {
+		name, env, reply string
+		spoil            func(h *held) (mend func())
+	}{
+		{"a proxy that is none", "HTTPS_PROXY=::garbage", "TEMP HTTPS_PROXY is not the URL of a proxy", func(*held) func() { return nil }},
+		{"no authorities", "SSL_CERT_FILE=/dev/null", "TEMP no certificate authorities to trust: the system has none", func(h *held) func() {
+			t.Setenv("SSL_CERT_DIR", t.TempDir())
+			writeFile(t, h.file, "control = \"unix:control.sock\"\nlisten = [\"unix:"+h.at.Address+"\"]\n[cache]\npath = \"cache.db\"\n")
+			return nil
+		}},
+		{"a file of authorities that is gone", "", "TEMP %s:", func(h *held) func() {
+			pem := filepath.Join(h.dir, "lab.pem")
+			if err := os.Rename(pem, pem+".away"); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := os.Rename(pem+".away", pem); err != nil {
+					t.Error(err)
+				}
+			}
+		}},
+		{"a cache in use", "", "TEMP the cache cannot be opened: open the cache: cache %s/cache.db: another process has it open", func(h *held) func() {
+			store, err := cache.Open(filepath.Join(h.dir, "cache.db"), cache.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := store.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		}},
+		{"a folder in the place of the cache", "", "TEMP the cache cannot be opened: %s/cache.db is a folder; name a file", func(h *held) func() {
+			if err := os.Mkdir(filepath.Join(h.dir, "cache.db"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := os.Remove(filepath.Join(h.dir, "cache.db")); err != nil {
+					t.Error(err)
+				}
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var mend func()
+			h := hold(t, false, c.env, func(h *held) { mend = c.spoil(h) })
+			want := strings.Replace(c.reply, "%s:", h.file+":", 1)
+			want = strings.Replace(want, "%s/", h.dir+"/", 1)
+			if reply := h.query(t); !strings.HasPrefix(reply, want) {
+				t.Errorf("got %q, want %q", reply, want)
+			}
+			if mend == nil {
+				h.stop(t)
+				return
+			}
+			mend()
+			h.started(t, 1)
+		})
+	}
+}
+
+// TestFewDescriptorsCostNoProtection has a daemon with 64 descriptors, 200 idle
+// connections, and more new domains at once than it can look for.
+func TestFewDescriptorsCostNoProtection(t *testing.T) {
+	lab := testlab.New(t)
+	server := lab.PolicyServer("")
+	var domains []string
+	for i := range 40 {
+		domains = append(domains, lab.Domain(fmt.Sprintf("d%d.test", i), testlab.With{Server: server}).Name)
+	}
+	dir := t.TempDir()
+	exe, err := exec.LookPath("sts-tlsmap")
+	if err == nil {
+		err = lab.CA.WritePEM(filepath.Join(dir, "lab.pem"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := testlab.NewDaemon(exe, dir, testlab.DaemonConfig{DNS: lab.DNS.Addr, CA: "lab.pem"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Wrapper = []string{"/bin/sh", "-c", `ulimit -n 64; exec "$0" "$@"`}
+	d.Env = append(testlab.WithoutProxies(os.Environ()), "HTTPS_PROXY="+lab.Proxy.URL())
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	if err := d.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		idle, err := net.Dial("tcp", d.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer idle.Close()
+	}
+	at := endpoint.Endpoint{Network: "tcp", Address: d.Address}
+	// An honest client asks again when it is told TEMP, or when its connection had
+	// to make room.
+	var asking sync.WaitGroup
+	for _, domain := range domains {
+		asking.Go(func() {
+			for {
+				reply, err := socketmap.Query(ctx, at, "postfix", domain)
+				switch {
+				case ctx.Err() != nil:
+					t.Errorf("%s: no answer: %q, %v", domain, reply, err)
+					return
+				case err == nil && strings.HasPrefix(reply, "OK secure"):
+					return
+				case err == nil && !strings.HasPrefix(reply, "TEMP "):
+					t.Errorf("%s: got %q", domain, reply)
+					return
+				}
+			}
+		})
+	}
+	asking.Wait()
+	if err := d.Stop(); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{
+		`msg="fewer connections are held than max_connections" max_connections=4096 held=32`,
+		`msg="fewer domains are discovered at once than concurrency" concurrency=256 at_once=16`,
+	} {
+		if !strings.Contains(d.Log(), want) {
+			t.Errorf("the log has no %s", want)
+		}
+	}
+}
+
+func TestDiscoveriesGetHalfOfTheDescriptorsThatConnectionsLeave(t *testing.T) {
+	cfg := config.Default()
+	for descriptors, want := range map[int]int{1: 1, 64: 16, 1024: 256, 16384: 6144, 1 << 20: 1<<19 - 2048} {
+		if got := discoveries(cfg, descriptors); got != want {
+			t.Errorf("of %d: %d, want %d", descriptors, got, want)
+		}
+	}
+}
