@@ -98,6 +98,20 @@ func TestMetricsAreServedOnTheControlSocketAndWhereTheyAreConfigured(t *testing.
 			t.Log(got)
 		}
 	}
+	// A web site whose name leads to 127.0.0.1 reads nothing through a browser here.
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+e.Address+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "evil.com"
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if text, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusForbidden || strings.Contains(string(text), "sts_tlsmap") {
+		t.Errorf("asked as evil.com: %s, %v\n%s", res.Status, err, text)
+	}
 	p.stop(t)
 }
 

@@ -105,6 +105,7 @@ var policyFaults = map[string]testlab.PolicyFault{
 
 var policyCerts = map[string]testlab.CertKind{
 	"expired": testlab.CertExpired, "self-signed": testlab.CertSelfSigned, "wrong-name": testlab.CertWrongName,
+	"no-intermediate": testlab.CertNoIntermediate,
 }
 
 // labCommand changes the internet:
@@ -119,6 +120,7 @@ var policyCerts = map[string]testlab.CertKind{
 //	lab signs NAME              answers for it and all below it are authenticated
 //	lab set RECORD...           DNS records, in zone-file form
 //	lab fails NAME TYPE         that question fails
+//	lab drops edns              questions with EDNS get no answer
 func labCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: lab domain|publish|record|down|servfail NAME ...")
@@ -139,6 +141,9 @@ func labCommand(ts *testscript.TestScript, neg bool, args []string) {
 		return
 	case "set":
 		ts.Check(lab.DNS.Set(args[1:]...))
+		return
+	case "drops":
+		lab.DNS.Break("*", "", testlab.SilentToEDNS)
 		return
 	case "fails":
 		lab.DNS.Break(name, args[2], testlab.ServFail)
@@ -186,7 +191,7 @@ func addDomain(lab *testlab.Lab, name string, options []string) (*testlab.Domain
 		case "mx":
 			w.MX = append(w.MX, value)
 		case "policy":
-			w.Policy = strings.NewReplacer(`\n`, "\n", `\e`, "\x1b").Replace(value)
+			w.Policy = strings.NewReplacer(`\n`, "\n", `\e`, "\x1b", `\ufeff`, "\ufeff", `\u009b`, "\u009b", `\u202e`, "\u202e").Replace(value)
 		case "record":
 			record = strings.ReplaceAll(value, `\e`, "\x1b")
 		case "fault":

@@ -41,6 +41,9 @@ func (r *Report) decide(s Sources) {
 			h := &r.MX.Hosts[i]
 			listed := tlsmap.Lists(list, h.Name)
 			h.Listed, h.Unusable = new(listed), !listed && r.policy.Lists(h.Name)
+			if f := r.Fetch; r.Cache.Counts == "held" && f != nil && f.policy != nil && f.Text != r.Cache.Held.Entry.Policy {
+				h.published = new(tlsmap.Lists(tlsmap.MatchList(f.policy), h.Name))
+			}
 		}
 	}
 	table := s.Table

@@ -130,6 +130,8 @@ type Host struct {
 	Listed     *bool  `json:"listed,omitempty"` // by the policy that counts, in terms that an MTA takes; nil: there is none
 	// Unusable: the policy lists the host under a name that no MTA takes.
 	Unusable bool `json:"unusable,omitempty"`
+
+	published *bool // listed by the policy that is published, if it is another than the one held
 }
 
 // DANE is the DANE of the next-hop (RFC 7672), and of the resolver that authenticates

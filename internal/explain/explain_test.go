@@ -349,6 +349,41 @@ func TestAHostWhoseNameNoMTATakesIsNotSaidToBeListed(t *testing.T) {
 	shows(t, textOf(t, r), "hostname, listed by the policy, but NOT usable", "left out     no MTA takes such a name: hostname")
 }
 
+func TestWhichPolicyListsAHostIsSaidWhereTheOneHeldIsNotTheOnePublished(t *testing.T) {
+	w := honest()
+	w.mx = []string{"10 both.a.test.", "20 held.a.test.", "30 new.a.test.", "40 none.a.test."}
+	w.held.Entry.Policy = enforced + "mx: both.a.test\nmx: held.a.test\n"
+	w.text = enforced + "mx: both.a.test\nmx: new.a.test\n"
+	shows(t, textOf(t, w.gather(t, "a.test")),
+		"both.a.test, listed by the policy held, and by the one published now",
+		"held.a.test, listed by the policy held, but NOT by the one published now",
+		"new.a.test, NOT listed by the policy held, but by the one published now",
+		"none.a.test, NOT listed by the policy held, and NOT by the one published now",
+		"publishes another policy than the one held",
+	)
+	w.held.Entry.Policy = w.text
+	shows(t, textOf(t, w.gather(t, "a.test")), "both.a.test, listed by the policy\n", "none.a.test, NOT listed by the policy\n")
+}
+
+func TestAnAddressInThePolicyIsSaidToListNoHost(t *testing.T) {
+	for _, address := range []string{"212.114.86.56", "010.0.0.01", "2001:db8::1", "mx.123"} {
+		w := honest()
+		w.text = enforced + "mx: " + address + "\n"
+		w.held.Entry.Policy = w.text
+		shows(t, textOf(t, w.gather(t, "a.test")), "left out     no MTA takes such a name: "+address, "reply        OK secure match=mx1.a.test servername=hostname")
+
+		w.text = strings.ReplaceAll(enforced, "mx1.a.test", address)
+		w.held.Entry.Policy = w.text
+		r := w.gather(t, "a.test")
+		shows(t, textOf(t, r), "left out     no MTA takes such a name: "+address, "the MTA can use none of its mx patterns", "mx1.a.test, NOT listed by the policy")
+		for _, m := range r.Maps {
+			if !strings.HasPrefix(m.Reply, "TEMP ") {
+				t.Errorf("%s: map %s: %q", address, m.Map, m.Reply)
+			}
+		}
+	}
+}
+
 func TestMXHostsAreShownAsTheDNSHasThem(t *testing.T) {
 	w := honest()
 	w.mx = []string{"20 B.test.", "10 mx1.a.test."}

@@ -162,12 +162,15 @@ func (r *Report) nextOfDANE() string {
 	case d.Held != nil && d.Held.Kept:
 		return fmt.Sprintf("The domain had DANE, and nothing confirms what the DNS says of it now: with a map with DANE its mail waits, "+
 			"if the relay asks the same resolver. Have that validate: %s", d.Resolver)
-	case (f.State == dane.Undecided || f.State == dane.LookupFailed) && live != f.State:
+	case (f.State == dane.Undecided || f.State == dane.LookupFailed || f.State == dane.SomeFailed) && live != f.State:
 		return fmt.Sprintf("A DANE lookup failed a moment ago, and works now: with a map with DANE mail goes again in %s at the latest.", text.Span(d.Held.Until.Sub(r.now)))
 	case f.State == dane.Undecided:
 		return fmt.Sprintf("Whether DANE protects the domain cannot be found out (%s), and with a map with DANE its mail waits. Try: dig %s",
 			text.Printable(f.Why), question)
-	case f.State == dane.LookupFailed, f.State == dane.SomeFailed:
+	case f.State == dane.SomeFailed:
+		return fmt.Sprintf("A DANE lookup fails at some MX hosts. With a map with DANE mail waits until it succeeds (RFC 7672, 2.2.2); "+
+			"with one that has tlsrpt too, mail goes to the other hosts. It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec %s", question)
+	case f.State == dane.LookupFailed:
 		return fmt.Sprintf("A DANE lookup fails, and with a map with DANE mail waits until it succeeds (RFC 7672, 2.2.2). "+
 			"It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec %s", question)
 	}

@@ -158,18 +158,29 @@ func (r *Report) mxWords(p printer) {
 	p.row("DNS says", m.Answer+authenticated(m.Authenticated))
 	p.row("note", m.Note)
 	for _, h := range m.Hosts {
-		listed := ""
-		switch {
-		case h.Listed == nil:
-		case *h.Listed:
-			listed = ", listed by the policy"
-		case h.Unusable:
-			listed = ", listed by the policy, but NOT usable: no MTA takes such a name"
-		default:
-			listed = ", NOT listed by the policy"
-		}
-		p.row(fmt.Sprint(h.Preference), h.Name+listed)
+		p.row(fmt.Sprint(h.Preference), h.Name+h.listedWords())
 	}
+}
+
+// listedWords says whether the policy that counts lists the host, and where that is
+// the one held, whether the one published now does.
+func (h *Host) listedWords() string {
+	held, published := "", ""
+	if h.published != nil {
+		held, published = " held", ", and NOT by the one published now"
+		if *h.published {
+			published = ", and by the one published now"
+		}
+	}
+	switch {
+	case h.Listed == nil:
+		return ""
+	case *h.Listed:
+		return ", listed by the policy" + held + strings.Replace(published, "and NOT", "but NOT", 1)
+	case h.Unusable:
+		return ", listed by the policy" + held + ", but NOT usable: no MTA takes such a name"
+	}
+	return ", NOT listed by the policy" + held + strings.Replace(published, "and by", "but by", 1)
 }
 
 func (r *Report) daneWords(p printer) {

@@ -20,19 +20,31 @@ func TestADomainAskedForEachMinuteNeverExpiresAtALongMaxAge(t *testing.T) {
 	neverExpires(t, day, 7*day)
 }
 
-// One mail, then silence.
-func TestHowOftenAPolicyIsFetchedThatWasUsedOnOneDayOnly(t *testing.T) {
-	for maxAge, most := range map[time.Duration]int{15 * time.Minute: 2, time.Hour: 2, day: 10, 30 * day: 7} {
-		inSite(t, nil, func(t *testing.T, s *site) {
-			s.net.enforced("example.com", maxAge)
-			s.mustHold(t, "example.com")
-			settle(time.Second)
-			s.mustHold(t, "example.com")
-			settle(90 * day)
-			if _, n := s.net.asked("example.com"); n > most || maxAge >= day && n < 3 {
-				t.Errorf("max_age %v: %d fetches in 90 days", maxAge, n)
-			}
-		})
+// One mail, then silence. (The policy was fetched 12,271 times in 90 days at a max_age
+// of 15 minutes, 3,304 times at an hour, and 136 times at a day.)
+func TestOneMailLeadsToFewFetchesInNinetyDaysOfSilence(t *testing.T) {
+	for _, test := range []struct {
+		maxAge time.Duration
+		most   int // fetches, the discovery's included
+	}{
+		{15 * time.Minute, 1}, {time.Hour, 1}, {6 * time.Hour, 1}, {day - time.Second, 1}, {day, 9}, {7 * day, 9}, {30 * day, 6},
+	} {
+		for retries := range 2 { // of the mail, which are a use after the fetch
+			inSite(t, nil, func(t *testing.T, s *site) {
+				s.net.enforced("example.com", test.maxAge)
+				s.mustHold(t, "example.com")
+				for range retries {
+					settle(10 * time.Minute)
+					s.mustHold(t, "example.com")
+				}
+				settle(90 * day)
+				_, n := s.net.asked("example.com")
+				t.Logf("max_age %v, %d retries: %d fetches", test.maxAge, retries, n)
+				if n > test.most+retries || test.maxAge >= day && n < test.most/2 {
+					t.Errorf("max_age %v, %d retries: %d fetches, want at most %d", test.maxAge, retries, n, test.most+retries)
+				}
+			})
+		}
 	}
 }
 

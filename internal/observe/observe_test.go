@@ -144,6 +144,11 @@ func TestALoopbackListenerIsAskedByAddressOnly(t *testing.T) {
 			{"::1", "[::1]:9461", 200},
 			{"::1", "[::1]", 200},
 			{"127.0.0.1", "rebound.example:9461", 403},
+			{"127.0.0.1", "evil.com", 403},
+			{"127.0.0.1", "localhost.evil.com", 403},
+			{"127.0.0.1", "127.0.0.1.evil.com:9461", 403},
+			{"::1", "[::1].evil.com", 403},
+			{"::ffff:127.0.0.1", "evil.com", 403},
 			{"127.0.0.1", "", 403},
 			{"192.0.2.1", "relay.example:9461", 200},
 		} {

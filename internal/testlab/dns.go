@@ -118,7 +118,7 @@ func (d *DNS) handler(tcp bool) dns.HandlerFunc {
 		f := d.faults.find(found.names, q.qtype)
 		// Count last: a test that sees the count knows which fault was used.
 		d.note(q, req, tcp)
-		if f.how == Silent || !f.gate.wait(nil) {
+		if f.how == Silent || f.how == SilentToEDNS && req.IsEdns0() != nil || !f.gate.wait(nil) {
 			return
 		}
 		if f.how == ServFail {

@@ -11,8 +11,9 @@ import (
 type How uint8
 
 const (
-	ServFail How = iota + 1
-	Silent       // no answer
+	ServFail     How = iota + 1
+	Silent           // no answer
+	SilentToEDNS     // no answer to a question with EDNS
 )
 
 // A fault is a How, or a gate at which answers wait.

@@ -40,6 +40,28 @@ func TestJSONIsOneLineThatATerminalObeysNothingOf(t *testing.T) {
 	}
 }
 
+func TestNoControlOrBidiCharacterIsPrintedInTextOrJSON(t *testing.T) {
+	marks := []rune{0x200E, 0x200F, 0x061C, 0xFEFF, 0x2028, 0x2029, 0x7F, 0x00AD}
+	for from, to := range map[rune]rune{0: 0x1F, 0x80: 0x9F, 0x202A: 0x202E, 0x2066: 0x2069} {
+		for r := from; r <= to; r++ {
+			marks = append(marks, r)
+		}
+	}
+	for _, r := range marks {
+		var b strings.Builder
+		if err := text.WriteJSON(&b, map[string]string{"a": string(r)}); err != nil {
+			t.Fatal(err)
+		}
+		var back map[string]string
+		if err := json.Unmarshal([]byte(b.String()), &back); err != nil || back["a"] != string(r) {
+			t.Errorf("%U: JSON %s, %v", r, b.String(), err)
+		}
+		if line := strings.TrimSuffix(b.String(), "\n"); strings.ContainsRune(line, r) || strings.ContainsRune(text.Printable(string(r)), r) {
+			t.Errorf("%U is printed: %q, %q", r, line, text.Printable(string(r)))
+		}
+	}
+}
+
 func TestCutKeepsCharactersWhole(t *testing.T) {
 	if got := text.Cut("aüb", 2); got != "a..." {
 		t.Errorf("got %q", got)

@@ -118,6 +118,30 @@ func TestTheTLSRPTAttributesAreThePolicy(t *testing.T) {
 	}
 }
 
+// Postfix takes such a name for an address, and then no certificate matches.
+func TestAddressesOfAPolicyAreNotRendered(t *testing.T) {
+	const addresses = "mx: 212.114.86.56\nmx: 010.0.0.01\nmx: 1.2.3.4.\nmx: mx.123\nmx: *.0.2.1\nmx: 7\nmx: 2001:DB8::1\nmx: [IPv6:2001:db8::1]\nmx: ::ffff:1.2.3.4\n"
+	for text, want := range map[string]string{
+		addresses + "mx: *.IPMX.test\n": "OK secure match=.ipmx.test servername=hostname policy_type=sts policy_domain=example.com mx_host_pattern=*.ipmx.test {",
+		addresses:                       "TEMP MTA-STS policy lists no usable MX host name; see: sts-tlsmap -explain example.com",
+	} {
+		p, err := policy.Parse([]byte("version: STSv1\nmode: enforce\nmax_age: 604800\n" + text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tlsrpt, plain := render(t, tlsrptMap, "example.com", p), render(t, plainMap, "example.com", p)
+		if want, _, _ := strings.Cut(want, " policy_type"); plain != want {
+			t.Errorf("%q, want %q", plain, want)
+		}
+		if !strings.HasPrefix(tlsrpt, want) || strings.Count(tlsrpt, "mx_host_pattern") > 1 {
+			t.Errorf("%q, want %q", tlsrpt, want)
+		}
+		if left := tlsmap.LeftOut(p); len(left) != 9 {
+			t.Errorf("left out: %q", left)
+		}
+	}
+}
+
 func TestOnlyStandardFieldsWhoseValuesCannotEndAnAttributeAreRendered(t *testing.T) {
 	for _, f := range []policy.Field{
 		{Key: "Version", Value: "STSv1"},

@@ -180,6 +180,62 @@ var daneRows = []row{{
 	reply:  replySecure,
 	fate:   func(_ *world, d *testlab.Domain) fate { return verified(d.Mail[1]) },
 }, {
+	name:    "when the address lookups of one host fail, an unsigned host before it gets the mail",
+	domain:  "hoster-1.signed.example",
+	hosts:   []string{"ok.hoster-1.test", "bad.hoster-1.test"},
+	broken:  []string{"bad.hoster-1.test A", "bad.hoster-1.test AAAA"},
+	reply:   replySecure + "ok.hoster-1.test servername=hostname",
+	byHosts: secureByHosts("hoster-1.signed.example", "ok.hoster-1.test"),
+	fate:    toTheFirst,
+}, {
+	name:    "when the address lookups of one host fail, an unsigned host after it gets the mail",
+	domain:  "hoster-2.signed.example",
+	hosts:   []string{"bad.hoster-2.test", "ok.hoster-2.test"},
+	broken:  []string{"bad.hoster-2.test A", "bad.hoster-2.test AAAA"},
+	reply:   replySecure + "ok.hoster-2.test servername=hostname",
+	byHosts: secureByHosts("hoster-2.signed.example", "ok.hoster-2.test"),
+	fate:    func(_ *world, d *testlab.Domain) fate { return verified(d.Mail[1]) },
+}, {
+	name:   "a host that the policy does not list stops no mail when its address lookups fail",
+	domain: "hoster-3.signed.example",
+	hosts:  []string{"ok.hoster-3.test", "bad.hoster-3.test"},
+	with:   testlab.With{MX: []string{"ok.hoster-3.test"}},
+	broken: []string{"bad.hoster-3.test A", "bad.hoster-3.test AAAA"},
+	reply:  replySecure + "ok.hoster-3.test servername=hostname",
+	fate:   toTheFirst,
+}, {
+	name:    "a host that the policy does not list stops no mail when its TLSA lookup fails",
+	domain:  "tlsa-unlisted.signed.example",
+	hosts:   []string{"mx1.tlsa-unlisted.signed.example", "mx2.tlsa-unlisted.signed.example"},
+	with:    testlab.With{MX: []string{"mx2.tlsa-unlisted.signed.example"}},
+	records: matchingTLSA,
+	broken:  []string{"_25._tcp.mx1.tlsa-unlisted.signed.example TLSA"},
+	reply:   replySecure + "mx2.tlsa-unlisted.signed.example servername=hostname",
+	fate:    func(_ *world, d *testlab.Domain) fate { return verified(d.Mail[1]) },
+}, {
+	// mx_host_pattern keeps Postfix from the host that may have DANE.
+	name:    "when the TLSA lookup of one host fails, one without TLSA records gets the mail where Postfix can tell the hosts apart",
+	domain:  "tlsa-some.signed.example",
+	hosts:   []string{"mx1.tlsa-some.signed.example", "mx2.tlsa-some.signed.example"},
+	with:    testlab.With{MX: []string{"*.tlsa-some.signed.example"}},
+	records: matchingTLSA,
+	broken:  []string{"_25._tcp.mx1.tlsa-some.signed.example TLSA"},
+	reply:   replyDANE,
+	byHosts: secureByHosts("tlsa-some.signed.example", "mx2.tlsa-some.signed.example") + "{ policy_string = version: STSv1 } { policy_string = mode: enforce } { policy_string = mx: *.tlsa-some.signed.example } ",
+	fate: func(w *world, d *testlab.Domain) fate {
+		if w.strict {
+			return verified(d.Mail[1])
+		}
+		return deferred(tlsaFailed)
+	},
+}, {
+	name:   "when lookups fail at every host, Postfix defers by itself",
+	domain: "all-fail.signed.example",
+	hosts:  []string{"mx1.all-fail.signed.example", "mx2.all-fail.signed.example"},
+	broken: []string{"mx1.all-fail.signed.example A", "mx2.all-fail.signed.example A"},
+	reply:  replyDANE,
+	fate:   toNobody(addrFailed),
+}, {
 	name:   "an alias into an unsigned zone has its TLSA records at its own name: they match",
 	domain: "alias.signed.example",
 	hosts:  []string{"mx.outside-1.test"},
@@ -288,6 +344,12 @@ var daneRows = []row{{
 	reply:   replySecure,
 	fate:    func(*world, *testlab.Domain) fate { return bounced(nullMX) },
 }}
+
+// secureByHosts is the beginning of a reply that names one host on a map with the
+// policy's attributes.
+func secureByHosts(domain, host string) string {
+	return fmt.Sprintf("%s%s servername=hostname policy_type=sts policy_domain=%s mx_host_pattern=%[2]s ", replySecure, host, domain)
+}
 
 // toNobodyForged is the fate of mail to a host that the policy does not list, with
 // a certificate that only DANE vouches for.

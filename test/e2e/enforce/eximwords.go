@@ -60,12 +60,17 @@ var eximsFates = map[string]func(*world, *testlab.Domain) fate{
 	},
 	// The main log has the daemon's reason.
 	"keyword.test": toNobody("MTA-STS: keyword.test: MTA-STS " + noUsable),
+	"only-ip.test": toNobody("MTA-STS: only-ip.test: MTA-STS " + noUsable),
 	// Exim gets only the hosts that the policy lists.
 	"unlisted.signed.example": toNobody(unlisted),
 	"null.signed.example":     toNobody(takesNone),
 	// A router that cannot look up one host's address defers.
 	"address-fails.signed.example":   toNobody(noAddress),
 	"address-fails-2.signed.example": toNobody(noAddress),
+	"hoster-1.signed.example":        toNobody(noAddress),
+	"hoster-2.signed.example":        toNobody(noAddress),
+	"all-fail.signed.example":        toNobody(noAddress),
+	"tlsa-some.signed.example":       toTheSecond,
 	// Exim asks for TLSA records at the alias's target and matches the
 	// certificate with the listed name.
 	"alias.signed.example":          toNobody(badCert),

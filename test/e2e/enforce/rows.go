@@ -3,6 +3,7 @@ package enforce
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -31,6 +32,8 @@ type row struct {
 	broken  []string                                   // "NAME TYPE": SERVFAIL from the resolver
 	nextHop string                                     // in transport_maps
 	reply   string                                     // beginning of the map's reply
+	byHosts string                                     // the same for a Postfix that matches by hosts; empty: reply
+	ending  string                                     // of the map's reply
 
 	held *holding // what the daemon must hold afterwards; nil: not checked
 }
@@ -155,7 +158,39 @@ var rows = []row{{
 	with:   testlab.With{MX: []string{"hostname"}},
 	fate:   toNobody(noPolicy),
 	reply:  "TEMP MTA-STS " + noUsable,
+}, {
+	// Postfix takes them for addresses, and then defers with "IP address mismatch".
+	name:   "addresses and names that end in a number do not stop mail to the hosts beside them",
+	domain: "ipmx.test",
+	with:   testlab.With{MX: append(addressPatterns, "*.ipmx.test")},
+	fate:   toTheFirst,
+	reply:  "OK secure match=.ipmx.test servername=hostname",
+}, {
+	name:   "a policy that lists nothing but addresses lets nothing through",
+	domain: "only-ip.test",
+	with:   testlab.With{MX: addressPatterns},
+	fate:   toNobody(noPolicy),
+	reply:  "TEMP MTA-STS " + noUsable,
+}, {
+	// The reply with the policy's attributes would be longer than Postfix reads.
+	name:   "a policy with a thousand hosts gets its mail",
+	domain: "thousand.test",
+	with:   testlab.With{MX: append(thousandPatterns(), "*.thousand.test")},
+	fate:   toTheFirst,
+	reply:  "OK secure match=mx000.",
+	ending: ":.thousand.test servername=hostname",
 }}
+
+// addressPatterns are mx patterns that list no host.
+var addressPatterns = []string{"212.114.86.56", "010.0.0.01", "1.2.3.4.", "MX.123", "2001:db8::1", "[IPv6:2001:db8::1]"}
+
+// thousandPatterns are as many as a policy may have, with one more, of 57 bytes each.
+func thousandPatterns() (mx []string) {
+	for i := range 999 {
+		mx = append(mx, fmt.Sprintf("mx%03d.%s.example", i, strings.Repeat("x", 43)))
+	}
+	return mx
+}
 
 func toTheFirst(_ *world, d *testlab.Domain) fate        { return verified(d.Mail[0]) }
 func toTheFirstInClear(_ *world, d *testlab.Domain) fate { return inClear(d.Mail[0]) }
@@ -202,8 +237,12 @@ func (w *world) play(t *testing.T, r row, d *testlab.Domain) {
 	if r.reply == "" || w.exim != nil {
 		return
 	}
-	if reply := w.reply(t, cmp.Or(r.nextHop, d.Name)); !strings.HasPrefix(reply, r.reply) {
-		t.Errorf("the map's reply is %q, want %q", reply, r.reply)
+	want := r.reply
+	if w.strict {
+		want = cmp.Or(r.byHosts, want)
+	}
+	if reply := w.reply(t, cmp.Or(r.nextHop, d.Name)); !strings.HasPrefix(reply, want) || !strings.HasSuffix(reply, r.ending) {
+		t.Errorf("the map's reply is %q, want %q...%q", reply, want, r.ending)
 	}
 }
 
