@@ -242,6 +242,10 @@ func (s *Store) checkPath() {
 		return
 	}
 	defer s.endTurn()
+	if s.memoryOnly.Load() == nil {
+		s.log.Error("the cache file was removed or replaced while the daemon had it open", "path", s.path,
+			"next", "its policies are written to the file at the path now; see who changed it")
+	}
 	there, err := s.openDisk(nil)
 	if err == nil {
 		if err = s.copyAll(file, there); err != nil {

@@ -83,6 +83,40 @@ func TestAPathThatCannotBeWrittenIsMemoryUntilItCan(t *testing.T) {
 	})
 }
 
+func TestALinkLeadsToTheFileAlsoWhereThatIsNotThereYet(t *testing.T) {
+	dir := t.TempDir()
+	for name, target := range map[string]string{"a.db": "data/a.db", "b.db": filepath.Join(dir, "data", "b.db"), "c.db": "b2.db", "b2.db": "data/c.db"} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, filepath.Join(dir, "a.db"), options())
+		write(t, s, puts(record("a.example"))...)
+		if err := os.Mkdir(filepath.Join(dir, "data"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		aMinute()
+		if st := s.Stats(); st.MemoryOnly != nil {
+			t.Error(st.MemoryOnly)
+		}
+		closeStore(t, s)
+	})
+	for _, name := range []string{"a.db", "b.db", "c.db"} {
+		s := open(t, filepath.Join(dir, name), options())
+		if st := s.Stats(); st.MemoryOnly != nil || name == "a.db" && st.Policies() != 1 {
+			t.Errorf("%s: %+v", name, st)
+		}
+		closeStore(t, s)
+		if info, err := os.Lstat(filepath.Join(dir, "data", name)); err != nil || !info.Mode().IsRegular() {
+			t.Errorf("%s: %v", name, err)
+		}
+		if info, err := os.Lstat(filepath.Join(dir, name)); err != nil || info.Mode()&os.ModeSymlink == 0 {
+			t.Errorf("%s: the link is gone: %v", name, err)
+		}
+	}
+}
+
 func TestAFileRemovedOrReplacedUnderTheStoreIsMadeAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		other, otherPath := openNew(t)
@@ -91,7 +125,9 @@ func TestAFileRemovedOrReplacedUnderTheStoreIsMadeAgain(t *testing.T) {
 		write(t, other, puts(record("theirs.example"), older)...)
 		closeStore(t, other)
 
-		s, path := openNew(t)
+		o, log := logged(options())
+		path := filepath.Join(t.TempDir(), "cache.db")
+		s := open(t, path, o)
 		write(t, s, puts(record("ours.example"), newer)...)
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
@@ -102,6 +138,9 @@ func TestAFileRemovedOrReplacedUnderTheStoreIsMadeAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		aMinute()
+		if n := strings.Count(log.String(), `level=ERROR msg="the cache file was removed or replaced`); n != 2 {
+			t.Errorf("%d lines about it in the log\n%s", n, log)
+		}
 		closeStore(t, s)
 		s = open(t, path, options())
 		for _, r := range []*cache.Record{record("ours.example"), record("later.example"), record("theirs.example"), newer} {
@@ -140,9 +179,19 @@ func TestANewFileBelongsToTheOwnerOfItsFolder(t *testing.T) {
 	if err := os.Chown(filepath.Dir(path), 4711, 4712); err != nil {
 		t.Fatal(err)
 	}
-	open(t, path, options())
-	if info, err := os.Stat(path); err != nil || !strings.Contains(fmt.Sprintf("%+v", info.Sys()), "Uid:4711 Gid:4712") {
-		t.Errorf("%+v, %v", info.Sys(), err)
+	for _, before := range []string{"", "no cache"} { // no file, and a damaged one
+		if before != "" {
+			if err := os.WriteFile(path, []byte(before), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := open(t, path, options())
+		for _, name := range []string{path, path + ".starts"} {
+			if info, err := os.Stat(name); err != nil || !strings.Contains(fmt.Sprintf("%+v", info.Sys()), "Uid:4711 Gid:4712") {
+				t.Errorf("%+v, %v", info, err)
+			}
+		}
+		closeStore(t, s)
 	}
 }
 

@@ -20,6 +20,7 @@ const (
 
 	closeWait  = 10 * time.Second // how long Close waits for a commit
 	checkEvery = time.Minute      // how often the path is looked at
+	maxLinks   = 40               // symbolic links followed to the file; as Linux
 )
 
 // Options of a store.
@@ -111,10 +112,7 @@ func openToRead(path string) (*boltFile, error) {
 }
 
 func newStore(path string, o Options) *Store {
-	// Follow a symbolic link: a new file replaces its target, not the link.
-	if p, err := filepath.EvalSymlinks(path); err == nil {
-		path = p
-	}
+	path = followLinks(path)
 	o.MaxSize = cmp.Or(max(o.MaxSize, 0), DefaultMaxSize)
 	if o.Now == nil {
 		o.Now = time.Now
@@ -127,6 +125,25 @@ func newStore(path string, o Options) *Store {
 		ended:   make(chan struct{}),
 		faults:  make(chan *boltFile, 1),
 	}
+}
+
+// followLinks follows symbolic links, since a new file replaces their target and not
+// the link. The target need not exist yet.
+func followLinks(path string) string {
+	for range maxLinks {
+		if target, err := filepath.EvalSymlinks(path); err == nil {
+			return target
+		}
+		target, err := os.Readlink(path)
+		if err != nil {
+			return path
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(path), target)
+		}
+		path = target
+	}
+	return path
 }
 
 // Close ends the store. Calls under way end first; later ones are ErrClosed.
