@@ -15,9 +15,7 @@ import (
 )
 
 const (
-	// DefaultMaxSize is the bytes of used pages when Options.MaxSize is 0.
-	DefaultMaxSize = 4 << 30
-
+	unlimited  = 32 << 30         // Options.MaxSize if it is 0: twice as much address space is reserved
 	closeWait  = 10 * time.Second // how long Close waits for a commit
 	checkEvery = time.Minute      // how often the path is looked at
 	maxLinks   = 40               // symbolic links followed to the file; as Linux
@@ -25,7 +23,7 @@ const (
 
 // Options of a store.
 type Options struct {
-	MaxSize int64            // bytes of used pages; 0: DefaultMaxSize
+	MaxSize int64            // bytes of used pages; 0: no limit
 	Log     *slog.Logger     // nil: none
 	Now     func() time.Time // the clock; nil: time.Now
 }
@@ -113,7 +111,7 @@ func openToRead(path string) (*boltFile, error) {
 
 func newStore(path string, o Options) *Store {
 	path = followLinks(path)
-	o.MaxSize = cmp.Or(max(o.MaxSize, 0), DefaultMaxSize)
+	o.MaxSize = cmp.Or(max(o.MaxSize, 0), unlimited)
 	if o.Now == nil {
 		o.Now = time.Now
 	}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
@@ -66,7 +67,7 @@ func (a at) Query(_ context.Context, name string, qtype resolver.Type) (*resolve
 func refusal(t *testing.T, addr netip.Addr) string {
 	t.Helper()
 	c, err := policy.NewClient(policy.Config{
-		Resolver: at(addr), Roots: x509.NewCertPool(),
+		Resolver: at(addr), Roots: x509.NewCertPool(), Timeout: time.Minute,
 		Dial: func(context.Context, string, string) (net.Conn, error) { return nil, io.EOF },
 	})
 	if err != nil {

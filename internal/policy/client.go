@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -19,10 +18,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
-
-// DefaultTimeout is the whole time of a fetch where Config has none. RFC 8461,
-// 3.3 suggests a minute; mail waits for the answer, so this is shorter.
-const DefaultTimeout = 30 * time.Second
 
 // RecordName is where a domain's TXT record is (RFC 8461, 3.1).
 func RecordName(domain string) string { return "_mta-sts." + domain }
@@ -42,7 +37,7 @@ type Resolver interface {
 type Config struct {
 	Resolver Resolver
 	Roots    *x509.CertPool // see LoadRoots; required
-	Timeout  time.Duration  // of a fetch, including DNS and the wait at a gate; zero: DefaultTimeout
+	Timeout  time.Duration  // of a fetch, including DNS and the wait at a gate (RFC 8461, 3.3); required
 
 	// AllowPrivate accepts policy hosts with loopback, private and other special
 	// addresses: for tests, and for networks with domains of their own.
@@ -68,10 +63,9 @@ type Client struct {
 
 // NewClient returns a client.
 func NewClient(config Config) (*Client, error) {
-	if config.Resolver == nil || config.Roots == nil { // nil would mean the system's roots
-		return nil, errors.New("policy: a client needs a resolver and certificate authorities")
+	if config.Resolver == nil || config.Roots == nil || config.Timeout <= 0 { // nil would mean the system's roots
+		return nil, errors.New("policy: a client needs a resolver, certificate authorities and a time-out")
 	}
-	config.Timeout = cmp.Or(config.Timeout, DefaultTimeout)
 	if config.Dial == nil {
 		config.Dial = new(net.Dialer).DialContext
 	}

@@ -221,16 +221,17 @@ func TestRFC8461_10_3_SpecialAddressesAreRefused(t *testing.T) {
 	}
 }
 
-func TestAClientNeedsAuthorities(t *testing.T) {
+func TestAClientNeedsResolverAuthoritiesAndTimeout(t *testing.T) {
 	lab := testlab.New(t)
 	dns, err := resolver.New(resolver.Config{Servers: []string{lab.DNS.Addr}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := policy.NewClient(policy.Config{Resolver: dns}); err == nil {
-		t.Error("a client without authorities was made")
-	}
-	if _, err := policy.NewClient(policy.Config{Roots: lab.CA.Pool()}); err == nil {
-		t.Error("a client without a resolver was made")
+	for _, config := range []policy.Config{
+		{Resolver: dns, Timeout: time.Minute}, {Roots: lab.CA.Pool(), Timeout: time.Minute}, {Resolver: dns, Roots: lab.CA.Pool()},
+	} {
+		if _, err := policy.NewClient(config); err == nil {
+			t.Errorf("a client was made of %+v", config)
+		}
 	}
 }

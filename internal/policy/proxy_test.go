@@ -292,7 +292,7 @@ func TestATunnelThatStandsWhenItsTimeIsOverIsNotUsed(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	late := &lateConn{end: end, spoilt: make(chan struct{})}
 	c, err := policy.NewClient(policy.Config{
-		Resolver: at(netip.MustParseAddr("93.184.215.14")), Roots: x509.NewCertPool(),
+		Resolver: at(netip.MustParseAddr("93.184.215.14")), Roots: x509.NewCertPool(), Timeout: time.Minute,
 		Proxy: func(*url.URL) (*url.URL, error) { return url.Parse("http://proxy.test:3128") },
 		Dial:  func(context.Context, string, string) (net.Conn, error) { return late, nil },
 	})

@@ -166,6 +166,12 @@ var rows = []row{{
 	fate:   toTheFirst,
 	reply:  "OK secure match=.ipmx.test servername=hostname",
 }, {
+	name:   "IPv6 addresses do not cost the hosts beside them their protection",
+	domain: "ipv6mx.test",
+	with:   testlab.With{MX: []string{"2001:db8::1", "[IPv6:2001:db8::1]", "*.ipv6mx.test"}},
+	fate:   toTheFirst,
+	reply:  "OK secure match=.ipv6mx.test servername=hostname",
+}, {
 	name:   "a policy that lists nothing but addresses lets nothing through",
 	domain: "only-ip.test",
 	with:   testlab.With{MX: addressPatterns},
@@ -182,7 +188,7 @@ var rows = []row{{
 }}
 
 // addressPatterns are mx patterns that list no host.
-var addressPatterns = []string{"212.114.86.56", "010.0.0.01", "1.2.3.4.", "MX.123", "2001:db8::1", "[IPv6:2001:db8::1]"}
+var addressPatterns = []string{"212.114.86.56", "010.0.0.01", "1.2.3.4.", "MX.123"}
 
 // thousandPatterns are as many as a policy may have, with one more, of 57 bytes each.
 func thousandPatterns() (mx []string) {
