@@ -138,7 +138,14 @@ func TestAFileRemovedOrReplacedUnderTheStoreIsMadeAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		aMinute()
-		if n := strings.Count(log.String(), `level=ERROR msg="the cache file was removed or replaced`); n != 2 {
+		if err := os.Rename(path, path+".away"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("no cache"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		aMinute()
+		if n := strings.Count(log.String(), `level=ERROR msg="the cache file was removed or replaced`); n != 3 || len(asides(t, path)) != 1 {
 			t.Errorf("%d lines about it in the log\n%s", n, log)
 		}
 		closeStore(t, s)
