@@ -44,7 +44,7 @@ func (s *Store) WriteExemptions(list []exempt.Exemption) error {
 // copyExemptions copies those of one file into another, as far as they can be read.
 func (s *Store) copyExemptions(from, to *boltFile) error {
 	var list []exempt.Exemption
-	err := from.view(func(tx *bbolt.Tx) (err error) {
+	err := from.View(func(tx *bbolt.Tx) (err error) {
 		list, err = readExemptions(tx)
 		return err
 	})

@@ -9,11 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/boltfile"
 )
 
 const (
@@ -53,7 +54,7 @@ func (s *Store) openDisk(why error) (*boltFile, error) {
 		return nil, err
 	}
 	// Continue a search that the last stop interrupted.
-	return file, file.view(func(tx *bbolt.Tx) error {
+	return file, file.View(func(tx *bbolt.Tx) error {
 		for name := range strings.FieldsSeq(string(tx.Bucket(bucketMeta).Get(keySalvage))) {
 			path := filepath.Join(filepath.Dir(s.path), name)
 			s.sources = append(s.sources, source{path, Report{Why: errors.New("its search was broken off"), MovedTo: path, Lost: -1}})
@@ -69,7 +70,7 @@ func (s *Store) create(sources []source) (*boltFile, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	fd, err := createOwned(path)
+	fd, err := boltfile.Create(path)
 	if err != nil {
 		return nil, err
 	}
@@ -100,24 +101,6 @@ func (s *Store) makeBuckets(tx *bbolt.Tx) error {
 	// What is written from now on is newer than what a search finds.
 	return errors.Join(tx.Bucket(bucketPolicy).SetSequence(uint64(s.o.Now().Unix())<<20),
 		tx.Bucket(bucketMeta).Put(keySchema, encoded(uint32(schemaVersion))))
-}
-
-// createOwned makes a file that belongs to the owner of its folder, so that a
-// start by root leaves none that the daemon's user cannot open.
-func createOwned(path string) (*os.File, error) {
-	fd, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o640)
-	if err != nil || os.Geteuid() != 0 {
-		return fd, err
-	}
-	info, err := os.Stat(filepath.Dir(path))
-	if err == nil {
-		owner := info.Sys().(*syscall.Stat_t)
-		err = fd.Chown(int(owner.Uid), int(owner.Gid))
-	}
-	if err != nil {
-		return nil, errors.Join(err, fd.Close(), os.Remove(path))
-	}
-	return fd, nil
 }
 
 // setAside gives the file at the path another name, puts a new one in its place
@@ -211,7 +194,7 @@ func (s *Store) setMemoryOnly(why error) {
 func (s *Store) replace(broken *boltFile) {
 	var why error
 	if s.isAtPath(broken) {
-		why = broken.fault
+		why = broken.Fault()
 	}
 	file, err := s.openDisk(why)
 	if err != nil {
@@ -225,16 +208,13 @@ func (s *Store) replace(broken *boltFile) {
 }
 
 // isAtPath reports whether the path leads to the file.
-func (s *Store) isAtPath(file *boltFile) bool {
-	info, err := os.Lstat(s.path)
-	return err == nil && os.SameFile(info, file.info)
-}
+func (s *Store) isAtPath(file *boltFile) bool { return file.IsAt(s.path) }
 
 // checkPath moves the store back to the path if it is in memory, or if its file was
 // removed or replaced.
 func (s *Store) checkPath() {
 	file := s.file.Load()
-	if file.isBroken() {
+	if file.IsBroken() {
 		s.replace(file)
 		return
 	}
@@ -272,26 +252,13 @@ const crashes = 10
 
 var errCrashed = fmt.Errorf("%d starts in a row ended within a minute of opening it", crashes)
 
-// countStart counts a start by the size of a file beside the cache, because damage
-// that ends the process would end it again before bbolt could read a count. It
-// returns errCrashed if there were too many. If the file cannot be written, nothing
-// is counted.
+// countStart counts a start. It returns errCrashed if there were too many.
 func (s *Store) countStart() error {
-	fd, err := os.OpenFile(s.path+startsSuffix, os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		fd, err = createOwned(s.path + startsSuffix)
-	}
-	if err != nil {
-		return nil
-	}
-	defer fd.Close()
-	if _, err = fd.Write([]byte{'.'}); err == nil {
-		if info, err := fd.Stat(); err == nil && info.Size() > crashes && len(s.asideSince(24*time.Hour)) == 0 {
-			return errCrashed
-		}
+	if s.starts.Count() > crashes && len(s.asideSince(24*time.Hour)) == 0 {
+		return errCrashed
 	}
 	return nil
 }
 
 // forgetStarts resets the count, after a run of a minute or at a clean stop.
-func (s *Store) forgetStarts() { _ = os.Remove(s.path + startsSuffix) }
+func (s *Store) forgetStarts() { s.starts.Forget() }

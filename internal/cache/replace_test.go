@@ -6,6 +6,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -17,7 +19,7 @@ func TestAFileIsReplacedOnceAfterAFault(t *testing.T) {
 			t.Fatal(err)
 		}
 		broken := s.file.Load()
-		_ = broken.noted(faultf("as the test wants it"))
+		_ = broken.View(func(*bbolt.Tx) error { return faultf("as the test wants it") })
 		synctest.Wait()
 		s.faults <- broken
 		time.Sleep(10 * time.Second) // longer than it waits for the lock

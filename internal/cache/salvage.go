@@ -43,7 +43,7 @@ func (s *Store) search() {
 			"recovered", src.report.Recovered, "damaged", src.report.Damaged, "lost", src.report.Lost, "err", src.report.Why)
 		s.sources = s.sources[1:]
 	}
-	if file := s.file.Load(); file == nil || !file.isBroken() {
+	if file := s.file.Load(); file == nil || !file.IsBroken() {
 		s.salvaging.Store(false)
 	}
 }
@@ -204,7 +204,7 @@ func (s *Store) findUnreadable(src *source) error {
 func (f *boltFile) pages(do func([]stored) error) (unread, err error) {
 	for after := ""; ; {
 		var page []stored
-		unread = f.view(func(tx *bbolt.Tx) (err error) {
+		unread = f.View(func(tx *bbolt.Tx) (err error) {
 			page, err = readPage(tx, after, MaxPage)
 			return err
 		})
@@ -232,7 +232,7 @@ func (w *writing) beats(v, known *value) bool {
 // copyAll copies what one file holds into another. The caller has the turn, or the
 // file is not in use yet. Where not all may fit, only enforced policies are copied.
 func (s *Store) copyAll(from, to *boltFile) error {
-	enforcedOnly := from.info.Size() > to.maxSize
+	enforcedOnly := from.OpenedSize() > to.maxSize
 	unread, err := from.pages(func(page []stored) error {
 		return s.updateIn(to, func(w *writing) error {
 			for _, p := range page {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/boltfile"
 )
 
 const (
@@ -34,6 +36,7 @@ type Store struct {
 	o        Options
 	log      *slog.Logger
 	readOnly bool
+	starts   boltfile.Starts
 	file     atomic.Pointer[boltFile] // nil: closed
 	turn     chan struct{}            // holds a token while somebody writes or replaces the file
 
@@ -117,6 +120,7 @@ func newStore(path string, o Options) *Store {
 	}
 	return &Store{
 		path: path, o: o,
+		starts:  boltfile.Starts(path + startsSuffix),
 		log:     cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		turn:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
@@ -190,7 +194,7 @@ func (s *Store) run() {
 // use makes file the current one. The caller closes the one that it replaces.
 func (s *Store) use(file *boltFile) {
 	s.salvaging.Store(len(s.sources) > 0) // before a policy can be missed in file
-	file.onFault = func(file *boltFile) {
+	file.OnFault = func() {
 		s.unreadable.Add(1)
 		s.salvaging.Store(true)
 		s.faults <- file
@@ -206,7 +210,7 @@ func (s *Store) view(fn func(*bbolt.Tx) error) error {
 		if file == nil {
 			return ErrClosed
 		}
-		if err := file.view(fn); err != ErrClosed || s.file.Load() == file {
+		if err := file.View(fn); err != ErrClosed || s.file.Load() == file {
 			return err
 		}
 	}
