@@ -76,6 +76,9 @@ func NewClient(config Config) (*Client, error) {
 		RootCAs:    config.Roots,
 		MinVersion: tls.VersionTLS12, // RFC 8461, 7.2 through RFC 7525, 3.1.1
 		NextProtos: []string{"http/1.1"},
+		// A policy is public, so its secrecy in the future does not matter: without the
+		// post-quantum key exchange a fetch takes a quarter less CPU time.
+		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521},
 	}}, nil
 }
 
