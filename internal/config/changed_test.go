@@ -27,7 +27,7 @@ func TestEachKeyThatHasChangedIsNamedAsInTheFile(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrittenAnotherWayHasNotChanged(t *testing.T) {
+func TestAnotherSpellingIsNoChange(t *testing.T) {
 	for _, test := range []struct{ was, is, want string }{
 		{"dns.servers = []", "", ""},
 		{"cache.max_size = \"1GiB\"", "[cache]\nmax_size = \"1024MiB\"", ""},

@@ -231,7 +231,7 @@ func TestAllMistakesAreReportedAtOnceInTheOrderOfTheLines(t *testing.T) {
 	}
 }
 
-func TestAByteOrderMarkIsNoPartOfAFile(t *testing.T) {
+func TestAByteOrderMarkIsSkipped(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "f.toml")
 	for path, text := range map[string]string{
@@ -319,7 +319,7 @@ func TestTheNumberOfMapsIsBounded(t *testing.T) {
 	}
 }
 
-func TestATableNamedAsAnAliasBeginsWithTheMapThatTheAliasStandsFor(t *testing.T) {
+func TestATableNamedLikeAnAliasStartsFromTheAliasedMap(t *testing.T) {
 	c, err := config.Parse("f", []byte("[map.query]\nenforce = false\n[map.postfix-dane]\ntesting = \"enforce\"\n[map.sts]\nservername = false\n"))
 	if err != nil {
 		t.Fatal(err)
@@ -440,7 +440,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func TestASocketsPathIsMeasuredWithTheFolderItIsTakenFrom(t *testing.T) {
+func TestTheLimitOfASocketPathIncludesItsFolder(t *testing.T) {
 	file := filepath.Join(t.TempDir(), strings.Repeat("d", 80), "sts-tlsmap.toml")
 	for key, text := range map[string]string{
 		"control":   `control = "unix:run/control.sock"`,

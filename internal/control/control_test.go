@@ -235,7 +235,7 @@ func TestAListingThatIsCutOffIsAnErrorForTheClient(t *testing.T) {
 	}
 }
 
-func TestAClientThatDoesNotReadIsDroppedAndHoldsUpNobody(t *testing.T) {
+func TestAClientThatDoesNotReadIsDisconnectedAndBlocksNobody(t *testing.T) {
 	for _, timeout := range []time.Duration{time.Hour, short} {
 		c, path := serve(t, &fakeKeeper{records: many(1000)}, func(_ *control.Options, s *http.Server) { s.WriteTimeout = timeout })
 		conn := ask(t, path, "GET /v1/cache HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -353,7 +353,7 @@ func TestARefreshEndsWhenItsClientGoesAway(t *testing.T) {
 	}
 }
 
-func TestPoliciesAreTakenOverAndDomainsDiscoveredInRequestsThatTheServerTakes(t *testing.T) {
+func TestLearningSplitsItsInputIntoRequestsThatTheServerAccepts(t *testing.T) {
 	c, _ := serve(t, &fakeKeeper{}, nil)
 	got := map[string]keeper.Learned{}
 	all := []control.Entry{{Domain: "a.test"}, {Domain: "b.test", ID: "1", Policy: "text", Expires: end}, {Domain: "bad.test", Policy: "x"}}
@@ -366,7 +366,7 @@ func TestPoliciesAreTakenOverAndDomainsDiscoveredInRequestsThatTheServerTakes(t 
 	}
 }
 
-func TestAnExemptionThatIsNotOnDiskIsInForceAndSaysSo(t *testing.T) {
+func TestAnExemptionThatIsNotOnDiskAppliesAndIsReported(t *testing.T) {
 	x := new(fakeExemptions)
 	c, _ := serve(t, &fakeKeeper{}, func(o *control.Options, _ *http.Server) {
 		o.Exemptions = x
@@ -452,7 +452,7 @@ func TestTheClientSaysWhatItSaw(t *testing.T) {
 	}
 }
 
-func TestAClientThatDoesNotFinishItsRequestIsHungUpOn(t *testing.T) {
+func TestAnUnfinishedRequestIsDisconnected(t *testing.T) {
 	_, path := serve(t, &fakeKeeper{}, func(_ *control.Options, s *http.Server) {
 		s.ReadHeaderTimeout, s.ReadTimeout, s.IdleTimeout = short, short, short
 	})
@@ -469,7 +469,7 @@ func TestAClientThatDoesNotFinishItsRequestIsHungUpOn(t *testing.T) {
 	}
 }
 
-func TestARequestThatTakesLongIsNotEndedByTheTimeForItsArrival(t *testing.T) {
+func TestTheReadTimeoutDoesNotEndASlowRequest(t *testing.T) {
 	k := &fakeKeeper{refresh: make(chan struct{}), waiting: make(chan string, 1)}
 	c, path := serve(t, k, func(_ *control.Options, s *http.Server) { s.ReadTimeout, s.ReadHeaderTimeout = short, short })
 	done := make(chan error, 1)

@@ -126,7 +126,7 @@ func expected(hosts ...HostState) State {
 	return Absent
 }
 
-func TestRFC7672_2_2_2_EachKindOfHostAloneAndBesideEachOther(t *testing.T) {
+func TestRFC7672_2_2_2_EachKindOfHostAloneAndInPairs(t *testing.T) {
 	for _, a := range hostKinds {
 		t.Run(a.name, func(t *testing.T) {
 			f := newFake().set("example.com", "MX", secure("10 a.example.com."))
@@ -192,9 +192,9 @@ func TestRFC7672_2_1_1_TheFourKindsOfMXAnswersWithEachKindOfHost(t *testing.T) {
 	}
 }
 
-// TestRFC7672_2_1_1_AnAnswerThatNothingVouchesForDoesNotHideASERVFAIL has one
+// TestRFC7672_2_1_1_AnUnauthenticatedAnswerDoesNotHideASERVFAIL has one
 // of two servers validate, and the other have what the first one refused.
-func TestRFC7672_2_1_1_AnAnswerThatNothingVouchesForDoesNotHideASERVFAIL(t *testing.T) {
+func TestRFC7672_2_1_1_AnUnauthenticatedAnswerDoesNotHideASERVFAIL(t *testing.T) {
 	other := func(e reply) reply { e.servFail = true; return e }
 	for name, c := range map[string]struct {
 		mx, tlsa reply
@@ -431,7 +431,7 @@ func TestWhatIsNotDecidedInTimeIsUndecided(t *testing.T) {
 	}
 }
 
-func TestATLSANameThatCannotBeAskedForIsALookupThatFailed(t *testing.T) {
+func TestAnInvalidTLSANameCountsAsAFailedLookup(t *testing.T) {
 	f := newFake().set("h.example", "A", secure("192.0.2.1")).set(port25+"h.example", "TLSA", reply{kind: resolver.KindName})
 	if got := checker(f).Check(t.Context(), NextHop{Host: "h.example", Bracketed: true}, everyHost); got.State != LookupFailed {
 		t.Errorf("%v; %s", got.State, got.Why)

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestRFC7672_2_2_1_AnInsecureMXRRsetProtectsNothingHoweverGoodItsHostsAre(t *testing.T) {
+func TestRFC7672_2_2_1_AnInsecureMXRRsetProtectsNothing(t *testing.T) {
 	perfect := func(mx reply) *fake {
 		return newFake().set("example.com", "MX", mx).set("mx.example.org", "A", secure("192.0.2.1")).
 			set(port25+"mx.example.org", "TLSA", secure(usableTLSA...))

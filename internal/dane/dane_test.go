@@ -44,7 +44,7 @@ func TestFindingsAreKeptForTheLeastTTLWithinBounds(t *testing.T) {
 	}
 }
 
-func TestWhatFailedIsTriedAgainSoon(t *testing.T) {
+func TestFailedLookupsAreRetriedSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake().set("example.com", "MX", reply{security: Bogus})
 		daneDomain(f, "half.example")
@@ -93,7 +93,7 @@ func TestLookupsAtTheSameTimeShareOneCheck(t *testing.T) {
 	})
 }
 
-func TestALookupThatGivesUpIsUndecidedAndTheCheckGoesOn(t *testing.T) {
+func TestACheckContinuesAfterItsLookupTimedOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		daneDomain(f, "example.com")
@@ -164,7 +164,7 @@ func TestOneDomainWithManyPortsCannotTakeAllTurns(t *testing.T) {
 	})
 }
 
-func TestWhatIsHeldOfAHostIsTold(t *testing.T) {
+func TestFindingsOfAHostAreReturned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		daneDomain(f, "example.com")

@@ -46,7 +46,7 @@ func mined(log *bytes.Buffer) (*bomb, *Checker) {
 		Probe: ProbeNames{Signed: []string{"signed.test"}, Unsigned: []string{"unsigned.test"}}})
 }
 
-func TestAPanicInACheckIsSurvivedAndWhoWaitsDefers(t *testing.T) {
+func TestAPanicInACheckDefersTheWaitingLookups(t *testing.T) {
 	for name, qtype := range map[string]resolver.Type{"in the MX lookup": resolver.TypeMX, "at a host": resolver.TypeA, "in the TLSA lookup": resolver.TypeTLSA} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -133,7 +133,7 @@ func TestAPanicInAProbeIsAProbeWithoutAnAnswer(t *testing.T) {
 	})
 }
 
-func TestManyPanicsAreFewLines(t *testing.T) {
+func TestLogLinesAboutPanicsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		b, c := mined(&log)

@@ -15,7 +15,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
-func TestOnlyAPositiveProofSpeaksAgainstTheResolver(t *testing.T) {
+func TestOnlyProofMarksTheResolverAsNotValidating(t *testing.T) {
 	yes := &Lookup{Security: Secure, Answer: &resolver.Answer{Other: []string{"a. b. 1 1 1 1 1"}}}
 	no := &Lookup{Security: Insecure, Answer: &resolver.Answer{Other: []string{"a. b. 1 1 1 1 1"}}}
 	empty := &Lookup{Security: Insecure, Answer: &resolver.Answer{}}
@@ -76,7 +76,7 @@ func TestAResolverProvenNotToValidateIsNotAskedForDANE(t *testing.T) {
 	}
 }
 
-func TestAProbeWithoutAnAnswerSwitchesNothingOffAndIsRepeated(t *testing.T) {
+func TestAnUnansweredProbeChangesNothingAndIsRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake().set("signed.test", "SOA", reply{delay: time.Hour})
 		daneDomain(f, "example.com")
@@ -172,9 +172,9 @@ func TestTheResolverIsProbedWithoutAnyLookupsOnceDANEIsInUse(t *testing.T) {
 	})
 }
 
-// TestNoStateGetsWeakerBecauseTheResolverStopsToValidate goes through the ways
+// TestNoStateWeakensWhenTheResolverStopsValidating goes through the ways
 // in which validation can end while the daemon runs.
-func TestNoStateGetsWeakerBecauseTheResolverStopsToValidate(t *testing.T) {
+func TestNoStateWeakensWhenTheResolverStopsValidating(t *testing.T) {
 	hops := []NextHop{{Host: "example.com"}, {Host: "mx.example.com", Bracketed: true}}
 	for name, change := range map[string]func(f *fake){
 		"it stops":                               func(f *fake) { f.blind = true },
@@ -249,7 +249,7 @@ func TestTheLogHasEachChangeOfTheVerdictOnce(t *testing.T) {
 	})
 }
 
-func TestADomainMayGiveDANEUp(t *testing.T) {
+func TestADomainMayGiveUpDANE(t *testing.T) {
 	for name, change := range map[string]func(f *fake){
 		"its zone is no longer signed": func(f *fake) { f.answers["example.com MX"] = insecure("10 mx.example.com.") },
 		"its TLSA records are gone":    func(f *fake) { delete(f.answers, port25+"mx.example.com TLSA") },
@@ -290,7 +290,7 @@ func goneAt(t *testing.T, f *fake, change func(f *fake)) Finding {
 	return got
 }
 
-func TestADenialWithTheADBitIsNotBelievedOfAResolverThatVouchesForAnything(t *testing.T) {
+func TestADenialIsNotBelievedFromAResolverThatSetsADOnAnything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got := goneAt(t, newFake(), func(f *fake) {
 			f.liar = true
@@ -303,7 +303,7 @@ func TestADenialWithTheADBitIsNotBelievedOfAResolverThatVouchesForAnything(t *te
 }
 
 // The MTA would take the attacker's TLSA records for the domain's.
-func TestDANEIsNotLeftToAResolverThatVouchesForAnything(t *testing.T) {
+func TestDANEIsNotUsedWithAResolverThatSetsADOnAnything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		daneDomain(f, "example.com")
@@ -322,7 +322,7 @@ func TestDANEIsNotLeftToAResolverThatVouchesForAnything(t *testing.T) {
 	})
 }
 
-func TestAbsenceIsNotBelievedWhileTheProbeOfAResolverThatDidValidateHasNoAnswer(t *testing.T) {
+func TestAbsenceIsNotBelievedWhileTheProbeIsUnanswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got := goneAt(t, newFake(), func(f *fake) {
 			delete(f.answers, port25+"mx.example.com TLSA")
@@ -334,7 +334,7 @@ func TestAbsenceIsNotBelievedWhileTheProbeOfAResolverThatDidValidateHasNoAnswer(
 	})
 }
 
-func TestWhereNoProbeWasEverAnsweredPresenceAndAbsenceRestOnTheSameWord(t *testing.T) {
+func TestWithoutAnyProbeAnswerAbsenceIsBelieved(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(f *fake)
 		want   State
@@ -361,7 +361,7 @@ func forged(f *fake, domain string) {
 		set(port25+"mx.attacker.example", "TLSA", secure(usableTLSA...))
 }
 
-func TestAForgedMXGetsNoDANEFromAResolverThatVouchesForAnything(t *testing.T) {
+func TestAForgedMXGetsNoDANEFromAResolverThatSetsADOnAnything(t *testing.T) {
 	hop := NextHop{Host: "victim.example"}
 	slowProbe := func(f *fake) {
 		f.set("signed.test", "SOA", reply{security: Secure, data: []string{"ns.test. h.test. 1 1 1 1 1"}, delay: time.Second}).
@@ -406,9 +406,9 @@ func TestAForgedMXGetsNoDANEFromAResolverThatVouchesForAnything(t *testing.T) {
 	}
 }
 
-// TestWhatAProbeOfJustBeforeLetInFallsWithTheNextOne has the resolver begin to
+// TestAnUnconfirmedStateEndsWithTheNextProbe has the resolver begin to
 // lie right after a probe, which then is believed once.
-func TestWhatAProbeOfJustBeforeLetInFallsWithTheNextOne(t *testing.T) {
+func TestAnUnconfirmedStateEndsWithTheNextProbe(t *testing.T) {
 	for name, next := range map[string]func(c *Checker){
 		"at the renewal":            func(c *Checker) { time.Sleep(6 * time.Minute) },
 		"at once, when one is made": func(c *Checker) { c.Probe(context.Background()) },
@@ -449,7 +449,7 @@ func (i *impatient) TrustsAD() bool {
 	return i.fake.TrustsAD()
 }
 
-func TestADoubtfulFindingIsCheckedOnceWhereTheADBitIsNoLongerBelieved(t *testing.T) {
+func TestAnUnconfirmedFindingIsCheckedOnceWhenADIsDistrusted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		f := &impatient{fake: newFake(), giveUp: cancel}
@@ -467,7 +467,7 @@ func TestADoubtfulFindingIsCheckedOnceWhereTheADBitIsNoLongerBelieved(t *testing
 	})
 }
 
-func TestACheckThatIsCutShortBeforeTheProbeHasAnAnswerIsUndecided(t *testing.T) {
+func TestACheckThatEndsBeforeTheProbeIsUndecided(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := func(e reply) reply { e.delay = 4900 * time.Millisecond; return e }
 		f := newFake()
@@ -492,7 +492,7 @@ func TestACheckThatIsCutShortBeforeTheProbeHasAnAnswerIsUndecided(t *testing.T) 
 	})
 }
 
-func TestNewDANEDomainsShareAProbeAndARenewalCostsNone(t *testing.T) {
+func TestNewDANEDomainsShareAProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		c := checker(f)
@@ -530,9 +530,9 @@ func TestNewDANEDomainsShareAProbeAndARenewalCostsNone(t *testing.T) {
 	})
 }
 
-// TestAnOutageDoesNotMakeANextHopForgetThatItHadDANE has the resolver away for
+// TestAnOutageDoesNotEndDANE has the resolver away for
 // longer than a finding lives, and then back without validation.
-func TestAnOutageDoesNotMakeANextHopForgetThatItHadDANE(t *testing.T) {
+func TestAnOutageDoesNotEndDANE(t *testing.T) {
 	for name, back := range map[string]func(f *fake){
 		"it does not validate": func(f *fake) { f.blind = true },
 		"the same, and the probe is not answered": func(f *fake) {
@@ -584,7 +584,7 @@ func TestAnOutageDoesNotMakeANextHopForgetThatItHadDANE(t *testing.T) {
 	}
 }
 
-func TestTheLogSaysOnceAVerdictThatANextHopKeepsItsState(t *testing.T) {
+func TestAKeptStateIsLoggedOnceForEachVerdict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		f := newFake()
@@ -638,7 +638,7 @@ func TestTheLogSaysOnceAVerdictThatANextHopKeepsItsState(t *testing.T) {
 	})
 }
 
-func TestAProbeThatBeganBeforeDoesNotSpeakForTheResolver(t *testing.T) {
+func TestAnEarlierProbeConfirmsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		daneDomain(f, "example.com")

@@ -87,7 +87,7 @@ func TestOfSeveralExemptionsTheLongestCounts(t *testing.T) {
 	}
 }
 
-func TestTheEntriesThatAreForADomainAreNamed(t *testing.T) {
+func TestEntriesThatExemptADomainAreListed(t *testing.T) {
 	always, err := exempt.ForGood([]string{".example", "b.example", "other.test"})
 	if err != nil {
 		t.Fatal(err)

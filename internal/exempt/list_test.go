@@ -95,7 +95,7 @@ func TestAnExemptionIsInForceKeptAndEndsByItself(t *testing.T) {
 	})
 }
 
-func TestAnExemptionOfNoTimeEndsOne(t *testing.T) {
+func TestAnExemptionForZeroEndsIt(t *testing.T) {
 	store := new(fakeStore)
 	inForce(t, store, func(t *testing.T, l *exempt.List, server *fakeServer, _ *bytes.Buffer) {
 		if _, was, err := l.Set("a.test", 0); was || err != nil || store.writes != 0 {
@@ -110,7 +110,7 @@ func TestAnExemptionOfNoTimeEndsOne(t *testing.T) {
 	})
 }
 
-func TestStoredExemptionsAreInForceAfterAStartUnlessTheyAreOver(t *testing.T) {
+func TestStoredExemptionsApplyAfterAStartUntilTheyEnd(t *testing.T) {
 	// The bubble's clock begins in 2000.
 	end := time.Date(2000, 1, 2, 0, 0, 0, 0, time.UTC)
 	store := &fakeStore{
@@ -127,7 +127,7 @@ func TestStoredExemptionsAreInForceAfterAStartUnlessTheyAreOver(t *testing.T) {
 	})
 }
 
-func TestAnExemptionIsInForceAlthoughTheDiskIsFullAndIsWrittenLater(t *testing.T) {
+func TestAnExemptionAppliesOnAFullDiskAndIsWrittenLater(t *testing.T) {
 	store := &fakeStore{fails: errors.New("no space left on device")}
 	inForce(t, store, func(t *testing.T, l *exempt.List, server *fakeServer, _ *bytes.Buffer) {
 		_, _, err := l.Set("a.test", time.Hour)
@@ -144,7 +144,7 @@ func TestAnExemptionIsInForceAlthoughTheDiskIsFullAndIsWrittenLater(t *testing.T
 	})
 }
 
-func TestWhatCannotBeExemptIsAnError(t *testing.T) {
+func TestInvalidExemptionsAreErrors(t *testing.T) {
 	store := new(fakeStore)
 	for i := range exempt.MaxTimed - 1 {
 		store.list = append(store.list, exempt.Exemption{Domain: fmt.Sprintf("d%d.test", i), Until: time.Date(2000, 1, 2, 0, 0, 0, 0, time.UTC)})

@@ -67,7 +67,7 @@ func textOf(t *testing.T, r *explain.Report) string {
 	return b.String()
 }
 
-func TestTheDANESectionShowsWhatWasAskedAndWhatFollows(t *testing.T) {
+func TestTheDANESectionShowsLookupsAndResult(t *testing.T) {
 	r := daneDomain().gather(t, "a.test")
 	shows(t, textOf(t, r),
 		"\nDANE of a.test (RFC 7672)\n",
@@ -138,7 +138,7 @@ func TestTheReplyOfADANEMapFollowsFromTheSection(t *testing.T) {
 	}
 }
 
-func TestWhereNoPolicyIsEnforcedTheSectionSaysThatMailDoesNotNeedIt(t *testing.T) {
+func TestWithoutAnEnforcedPolicyTheDANESectionSaysThatItIsNotUsed(t *testing.T) {
 	w := daneDomain()
 	w.held.Entry.Policy = strings.ReplaceAll(enforced, "enforce", "testing")
 	r := w.gather(t, "a.test")
@@ -148,7 +148,7 @@ func TestWhereNoPolicyIsEnforcedTheSectionSaysThatMailDoesNotNeedIt(t *testing.T
 	shows(t, textOf(t, r), "for mail     not looked up: without an enforced policy, or a map with DANE, the MTA does DANE itself")
 }
 
-func TestWhereAMapEnforcesTestingPoliciesTheSectionDoesNotSayThatMailDoesNotNeedIt(t *testing.T) {
+func TestWithAMapThatEnforcesTestingTheDANESectionApplies(t *testing.T) {
 	w := daneDomain()
 	w.maps = append(mta.Builtin(), mta.Map{Name: "strict", Format: mta.FormatPostfix, DANE: true, Enforce: true, Servername: true, Testing: true})
 	w.text = strings.ReplaceAll(enforced, "enforce", "testing")
@@ -160,7 +160,7 @@ func TestWhereAMapEnforcesTestingPoliciesTheSectionDoesNotSayThatMailDoesNotNeed
 	shows(t, textOf(t, r), "for mail     maps with DANE reply dane-only")
 }
 
-func TestTheNextThingToTryTakesDANEIntoAccount(t *testing.T) {
+func TestTheNextStepConsidersDANE(t *testing.T) {
 	heldDANE := func(state dane.State, kept bool) func(*world) {
 		return func(w *world) {
 			w.held.DANE = []control.DANE{{NextHop: "[a.test]:587", State: dane.NoMail, Until: now.Add(time.Hour)},
@@ -212,7 +212,7 @@ func TestTheNextThingToTryTakesDANEIntoAccount(t *testing.T) {
 	}
 }
 
-func TestTheStateThatTheDaemonHoldsIsShownBesideTheLiveOne(t *testing.T) {
+func TestTheDaemonsDANEStateIsShownBesideTheLiveOne(t *testing.T) {
 	w := daneDomain()
 	w.held.DANE = []control.DANE{{NextHop: "a.test", State: dane.LookupFailed, Why: "so it was", Until: now.Add(20 * time.Second)}}
 	shows(t, textOf(t, w.gather(t, "a.test")),

@@ -135,7 +135,7 @@ func (w *world) gather(t *testing.T, key string) *explain.Report {
 	})
 }
 
-func TestADaemonThatCouldNotBeAskedIsNotSaidToBeDown(t *testing.T) {
+func TestAnUnreachableDaemonIsNotReportedAsDown(t *testing.T) {
 	locked := errors.New("cache c.db: process 1 (sts-tlsmap) has it open")
 	for _, test := range []struct {
 		name   string
@@ -167,7 +167,7 @@ func TestADaemonThatCouldNotBeAskedIsNotSaidToBeDown(t *testing.T) {
 	}
 }
 
-func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
+func TestTheNextStepFitsTheProblem(t *testing.T) {
 	negative := &control.Negative{Result: policy.ResultFetch, Err: "it was down", Until: now.Add(time.Minute)}
 	for _, test := range []struct {
 		name   string
@@ -225,7 +225,7 @@ func TestTheNextThingToTryFitsWhatIsWrong(t *testing.T) {
 	}
 }
 
-func TestADaemonThatIsDownComesFirstWhateverIsHeld(t *testing.T) {
+func TestAStoppedDaemonIsReportedFirst(t *testing.T) {
 	const start = "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. "
 	for _, test := range []struct {
 		name   string
@@ -338,7 +338,7 @@ func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
 	}
 }
 
-func TestAHostWhoseNameNoMTATakesIsNotSaidToBeListed(t *testing.T) {
+func TestAnUnusableHostNameIsReportedAsUnusable(t *testing.T) {
 	w := honest()
 	w.text = strings.ReplaceAll(enforced, "mx1.a.test", "hostname")
 	w.held.Entry.Policy, w.mx = w.text, []string{"10 hostname."}
@@ -410,7 +410,7 @@ func TestMXHostsAreShownAsTheDNSHasThem(t *testing.T) {
 	}
 }
 
-func TestAKeyThatIsNoPolicyDomainIsExplainedWithoutAPacket(t *testing.T) {
+func TestAKeyWithoutAPolicyDomainIsExplainedWithoutTraffic(t *testing.T) {
 	for key, want := range map[string]string{
 		"[192.0.2.1]": "NOTFOUND ", "localhost": "NOTFOUND ", ".example.com": "NOTFOUND ", "a\x1b[31m b": "NOTFOUND ", "xn--a-\xff.test": "TEMP",
 	} {

@@ -10,7 +10,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
 
-func TestTheDaemonDecidesWhatIsExemptAndTheFileIsComparedWithIt(t *testing.T) {
+func TestExemptionsOfTheDaemonCountAndDifferencesAreListed(t *testing.T) {
 	listed := []control.ExemptEntry{{Entry: "a.test"}}
 	timed := []control.ExemptEntry{{Entry: "a.test", Until: now.Add(time.Hour)}}
 	for _, test := range []struct {

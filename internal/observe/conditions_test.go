@@ -26,7 +26,7 @@ func with(stats observe.Stats) *observe.Observer {
 	return observe.New(s)
 }
 
-func TestEachConditionIsToldByItsSignsAndSaysWhatToDo(t *testing.T) {
+func TestEachConditionIsDetectedAndSaysWhatToDo(t *testing.T) {
 	now := time.Now()
 	newer := &cache.SchemaError{Path: "/cache.db"}
 	var told []string
@@ -75,7 +75,7 @@ func TestEachConditionIsToldByItsSignsAndSaysWhatToDo(t *testing.T) {
 	}
 }
 
-func TestWhatBeginsAndWhatEndsIsLoggedOnce(t *testing.T) {
+func TestStartAndEndOfAConditionAreLoggedOnce(t *testing.T) {
 	var log bytes.Buffer
 	stats, rootsErr := observe.Stats{}, error(nil)
 	s := observetest.Sources()

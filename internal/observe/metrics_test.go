@@ -45,7 +45,7 @@ func TestTheNumbersOfTheSourcesAreServed(t *testing.T) {
 	}
 }
 
-func TestHowManyPoliciesAFileLostThatCouldNotBeOpenedIsNotKnown(t *testing.T) {
+func TestLossesOfAFileThatCannotBeOpenedAreUnknown(t *testing.T) {
 	for want, r := range map[string]*cache.Report{"0": nil, "9": {Lost: 9}, "NaN": {Lost: -1}} {
 		s := observetest.Sources()
 		s.Stats = func() observe.Stats { return observe.Stats{Cache: cache.Stats{Salvage: r}} }

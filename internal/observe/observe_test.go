@@ -101,7 +101,7 @@ func TestTheListenerAnswersReadsOfTwoPathsOnly(t *testing.T) {
 	})
 }
 
-func TestAClientThatDoesNotFinishItsRequestOrReadTheAnswerIsHungUpOn(t *testing.T) {
+func TestAStalledClientIsDisconnected(t *testing.T) {
 	for _, start := range []string{
 		"", "GET /met", "GET /metrics HTTP/1.1\r\nHost: [::1]\r\n",
 		"POST /metrics HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 1000\r\n\r\nx",
@@ -121,7 +121,7 @@ func TestAClientThatDoesNotFinishItsRequestOrReadTheAnswerIsHungUpOn(t *testing.
 	}
 }
 
-func TestManySilentClientsDelayAScrapeAndDoNotStopIt(t *testing.T) {
+func TestManySilentClientsOnlyDelayAScrape(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dial, began := serve(t, observetest.New()), time.Now()
 		for range 100 {

@@ -24,7 +24,7 @@ const nasty = "a\"'><script>alert(1)</script>\u202eb\nc\x1b[31m&amp;"
 
 func question(domain string) string { return "/?domain=" + url.QueryEscape(domain) }
 
-func TestHostileNamesAndTextsAreShownAndDoNothing(t *testing.T) {
+func TestHostileTextIsEscapedOnThePage(t *testing.T) {
 	s := observetest.Sources()
 	s.Host = nasty
 	s.Stats = func() observe.Stats {
@@ -101,7 +101,7 @@ func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
 	}
 }
 
-func TestThoseWhoAskWithinFiveSecondsShareTheWork(t *testing.T) {
+func TestRequestsWithinFiveSecondsShareOnePage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reads := 0
 		s := observetest.Sources()
@@ -164,7 +164,7 @@ func failures(o *observe.Observer) (held, strangers string) {
 	return list(h), list(s)
 }
 
-func TestTheFailuresListedAreTheLastOnesOfEachDomainUntilItsPolicyIsFetched(t *testing.T) {
+func TestEachDomainsLastFailureIsListedUntilAFetchSucceeds(t *testing.T) {
 	ok := func(step keeper.Step, domain string) keeper.Event {
 		return keeper.Event{Step: step, Domain: domain, Result: policy.ResultOK}
 	}

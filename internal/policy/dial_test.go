@@ -199,14 +199,14 @@ func (w *world) wantFrom(addr string, took time.Duration) {
 	}
 }
 
-func TestAnAddressThatDoesNotAnswerGetsCompany(t *testing.T) {
+func TestTheNextAddressIsTriedBesideASilentOne(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": stall, "2a00::2": answer, "93.184.215.14": stall}, func(t *testing.T, w *world) {
 		w.wantFrom("2a00::2", 2*stagger)
 		w.wantDials("0s 2a00::1", "250ms 93.184.215.14", "500ms 2a00::2")
 	})
 }
 
-func TestAnAddressThatRefusesIsFollowedAtOnce(t *testing.T) {
+func TestTheNextAddressIsTriedAtOnceAfterARefusal(t *testing.T) {
 	inWorld(t, map[string]dialing{"2a00::1": refuse, "93.184.215.14": answer}, func(t *testing.T, w *world) {
 		w.wantFrom("93.184.215.14", 0)
 		w.wantDials("0s 2a00::1", "0s 93.184.215.14")
@@ -336,7 +336,7 @@ func (w *world) serveProxy(ctx context.Context, conn net.Conn) {
 	io.Copy(conn, to)
 }
 
-func TestOnlySoManyAddressesAreTried(t *testing.T) {
+func TestTheNumberOfAddressesTriedIsBounded(t *testing.T) {
 	addrs := map[string]dialing{}
 	for i := range 3 * policy.MaxAddresses {
 		addrs[fmt.Sprintf("2a00::%x", i+1)], addrs[fmt.Sprintf("93.184.215.%d", i+1)] = refuse, refuse

@@ -65,7 +65,7 @@ func TestWhichFailuresAreOurFault(t *testing.T) {
 	}
 }
 
-func TestWhatIsRememberedOfAFailureIsShort(t *testing.T) {
+func TestTheReasonOfAFailureIsShort(t *testing.T) {
 	long := &policy.Error{Domain: "example.com", Result: policy.ResultDNS, Err: errors.New(strings.Repeat("é", 4000))}
 	if got := policy.Reason(long); len(got) > policy.MaxReason+len("...") || strings.ContainsRune(got, '\uFFFD') {
 		t.Errorf("%d bytes: %q", len(got), got)

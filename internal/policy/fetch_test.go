@@ -161,7 +161,7 @@ var faults = []struct {
 	{"a client certificate wanted", testlab.ClientCertificateOnly, policy.ErrHTTP}, // TLS 1.3 says so after the handshake
 }
 
-func TestRFC8461_3_3_WhateverElseThePolicyHostDoesIsNoPolicy(t *testing.T) {
+func TestRFC8461_3_3_AnyOtherAnswerOfThePolicyHostIsNoPolicy(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
 	c := newClient(t, lab, nil)

@@ -72,7 +72,7 @@ func TestAProxyIsNotAskedForSpecialAddresses(t *testing.T) {
 	}
 }
 
-func TestTheEnvironmentNamesTheProxyAndWhatGoesWithoutIt(t *testing.T) {
+func TestProxySettingsComeFromTheEnvironment(t *testing.T) {
 	lab := testlab.New(t)
 	for _, name := range []string{"with.test", "without.test"} {
 		lab.Domain(name, testlab.With{NoMail: true})
@@ -101,7 +101,7 @@ func TestTheEnvironmentNamesTheProxyAndWhatGoesWithoutIt(t *testing.T) {
 	}
 }
 
-func TestAVariableThatNamesNoProxyIsAnErrorThatShowsNothingOfIt(t *testing.T) {
+func TestAnInvalidProxyVariableIsAnErrorWithoutItsValue(t *testing.T) {
 	for _, value := range []string{
 		"http://user:50%off@127.0.0.1:3199", "user:50%off@127.0.0.1:3199", "::garbage", "http://", "http://:3199",
 		"http://user:50off@proxy.test:port", "http://user:50off@proxy.test:65536", "http://user:50off@proxy.test:0",
@@ -172,7 +172,7 @@ func proxyThat(t *testing.T, config *tls.Config, do func(conn net.Conn, r *http.
 	return addr
 }
 
-func TestAProxyThatDoesNotLeadOnIsSaidToBeTheReason(t *testing.T) {
+func TestAFailingProxyIsNamedInTheError(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
 	onTheInternet(lab, d, "93.184.215.14")
@@ -288,7 +288,7 @@ func (c *lateConn) Read(b []byte) (int, error) {
 
 func (c *lateConn) Close() error { c.once.Do(func() { close(c.spoilt) }); return nil }
 
-func TestATunnelThatStandsWhenItsTimeIsOverIsNotUsed(t *testing.T) {
+func TestATunnelOpenedAfterTheTimeoutIsNotUsed(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	late := &lateConn{end: end, spoilt: make(chan struct{})}
 	c, err := policy.NewClient(policy.Config{

@@ -222,7 +222,7 @@ func TestThePortOfASmartHostIsWrittenOnce(t *testing.T) {
 	}
 }
 
-func TestWhatTheOwnTransportDoesIsTakenAlong(t *testing.T) {
+func TestOptionsOfTheSitesTransportAreKept(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
 	own := named(k.c.Transports, "remote_smtp").Options
 	own["dkim_domain"], own["helo_data"] = "relay.example", "$primary_hostname"
@@ -232,7 +232,7 @@ func TestWhatTheOwnTransportDoesIsTakenAlong(t *testing.T) {
 	}
 }
 
-func TestAFilterAProxyAndTLSFromTheStartAreNotLost(t *testing.T) {
+func TestFilterProxyAndImplicitTLSAreKept(t *testing.T) {
 	for option, value := range map[string]string{
 		"transport_filter": "/usr/local/bin/encrypt", "socks_proxy": "192.0.2.1", "protocol": "smtps",
 		"hosts_require_dane": "*.partner.example", "hosts_require_ocsp": "*", "authenticated_sender_force": "true",
@@ -250,7 +250,7 @@ func TestAFilterAProxyAndTLSFromTheStartAreNotLost(t *testing.T) {
 
 // Exim's key for a host that fails has the interface and, if it is asked to,
 // the address: one of the two has to differ.
-func TestHostsThatFailAreRememberedApartFromTheOwnTransports(t *testing.T) {
+func TestFailedHostsAreRememberedForEachTransport(t *testing.T) {
 	for _, c := range []struct {
 		ownInterface, ownIncludes string
 		wantInterface, wantOwn    string
@@ -277,7 +277,7 @@ func TestHostsThatFailAreRememberedApartFromTheOwnTransports(t *testing.T) {
 	}
 }
 
-func TestWhatUndoesTheProtectionIsWarnedOf(t *testing.T) {
+func TestSettingsThatUndoTheProtectionAreWarnedOf(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil func(t *testing.T, k *eximKitchen)
 		want  string
@@ -379,7 +379,7 @@ func TestASmartHostNeedsNoRetryRule(t *testing.T) {
 	}
 }
 
-func TestAQueueRunInOrderIsToldOf(t *testing.T) {
+func TestQueueRunInOrderIsWarnedOf(t *testing.T) {
 	for line, want := range map[string]bool{"": false, "queue_run_in_order": true, "queue_run_in_order = true": true, "queue_run_in_order = false": false} {
 		k := newEximKitchen(t, "trixie")
 		k.c.Text += "\n" + line + "\n"
@@ -406,7 +406,7 @@ func TestAnEximThatCannotAskGetsNoRecipe(t *testing.T) {
 	}
 }
 
-func TestInstalledAsShippedThereIsNothingToWarnOf(t *testing.T) {
+func TestTheShippedFilesCauseNoWarnings(t *testing.T) {
 	k := newEximKitchen(t, "trixie")
 	k.install()
 	if r := k.cook(t); len(r.Warnings) > 0 {

@@ -49,7 +49,7 @@ func TestEachSettingThatUndoesTheProtectionIsWarnedOf(t *testing.T) {
 	}
 }
 
-func TestWhereTLSIsAMustAlreadyTheRecipeLeavesItOne(t *testing.T) {
+func TestMandatoryTLSStaysMandatory(t *testing.T) {
 	for _, tt := range []struct{ level, enforce, peername, want string }{
 		{"", "no", "yes", "may"},
 		{"none", "yes", "yes", "may"}, // a level goes before the old settings
@@ -66,7 +66,7 @@ func TestWhereTLSIsAMustAlreadyTheRecipeLeavesItOne(t *testing.T) {
 	}
 }
 
-func TestPostfixReadsYesAndNoAndTheNamesOfLevelsInAnyCaseAndSoDoWe(t *testing.T) {
+func TestPostfixValuesAreReadInAnyCase(t *testing.T) {
 	for setting, want := range map[string]string{
 		"tls_required_enable = Yes":             "tls_required_enable = no",
 		"smtp_tls_enforce_sts_mx_patterns = NO": "smtp_tls_enforce_sts_mx_patterns = yes",
@@ -109,7 +109,7 @@ func TestDANEInMasterCFAloneIsOverriddenAndTheRecipeSaysSo(t *testing.T) {
 	}
 }
 
-func TestACAFileMayBeNamedByAWayUp(t *testing.T) {
+func TestACAFilePathMayContainDotDot(t *testing.T) {
 	k := newKitchen(recipe.Version{3, 10, 5})
 	k.p.Settings["smtp_tls_CAfile"] = "/etc/postfix/.." + strings.TrimPrefix(k.p.Settings["smtp_tls_CAfile"], "/etc")
 	if r := k.cook(t); len(r.Warnings) != 0 {
@@ -117,7 +117,7 @@ func TestACAFileMayBeNamedByAWayUp(t *testing.T) {
 	}
 }
 
-func TestWhatMakesDANEImpossibleIsWarnedOfAndTheMapIsOneWithoutDANE(t *testing.T) {
+func TestImpossibleDANEIsWarnedOfAndGetsAPlainMap(t *testing.T) {
 	resolvConf := func(text string) func(*kitchen) {
 		return func(k *kitchen) { k.root["etc/resolv.conf"] = &fstest.MapFile{Data: []byte(text)} }
 	}
@@ -171,7 +171,7 @@ func TestAResolverAcrossANetworkIsWarnedOf(t *testing.T) {
 	}
 }
 
-func TestPostfixBelievesItsResolverWithoutTrustADAndTheDaemonMayNot(t *testing.T) {
+func TestDifferentTrustInTheResolverIsWarnedOf(t *testing.T) {
 	for text, want := range map[string][]string{
 		"nameserver 127.0.0.1\n": nil,
 		"":                       nil, // libc asks this machine
@@ -196,7 +196,7 @@ func TestPostfixBelievesItsResolverWithoutTrustADAndTheDaemonMayNot(t *testing.T
 	}
 }
 
-func TestTablesThatAreThereKeepTheirPlace(t *testing.T) {
+func TestExistingTablesKeepTheirPlace(t *testing.T) {
 	const ours = "socketmap:inet:127.0.0.1:8461:postfix-tlsrpt"
 	for before, want := range map[string]string{
 		"":                                     ours,

@@ -12,7 +12,7 @@ import (
 
 const realTXT = "example.com. 300 IN TXT real"
 
-func TestAnswersThatDoNotMatchAreWaitedOut(t *testing.T) {
+func TestMismatchedAnswersAreIgnored(t *testing.T) {
 	t.Parallel()
 	forge := func(change func(m *dns.Msg)) func(q *dns.Msg) []byte {
 		return func(q *dns.Msg) []byte {

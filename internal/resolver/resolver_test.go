@@ -259,7 +259,7 @@ func TestAQueryEndsInTimeHoweverManyServersAreSilent(t *testing.T) {
 	}
 }
 
-func TestReportsWhatSaysMostOfSeveralFailures(t *testing.T) {
+func TestTheMostTellingFailureIsReported(t *testing.T) {
 	t.Parallel()
 	silent := (&fake{}).start(t, "127.0.0.1", 0)
 	broken := (&fake{udp: only(func(q *dns.Msg) *dns.Msg {

@@ -166,7 +166,7 @@ func TestResolvConfIsReadAgainWhenItChanges(t *testing.T) {
 	}
 }
 
-func TestAChangeOfTheOptionsKeepsWhatIsKnownOfTheServers(t *testing.T) {
+func TestAChangeOfOptionsKeepsTheStateOfTheServers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	write := func(text string) {
 		t.Helper()

@@ -151,7 +151,7 @@ func streams() []string {
 	}
 }
 
-func TestStreamsInPiecesAreAnsweredAsWholeOnes(t *testing.T) {
+func TestASplitStreamGetsTheSameReplies(t *testing.T) {
 	for _, stream := range streams() {
 		for _, cuts := range [][]byte{nil, {0}, {1, 0, 2}, {254, 7}, {255}} {
 			checkStream(t, []byte(stream), cuts)

@@ -60,7 +60,7 @@ func waiting(cancelled chan<- string) socketmap.Handler {
 	})
 }
 
-func TestWhenNoneIsIdleABusyOneGivesWayThatIsOlderThanASecond(t *testing.T) {
+func TestWhenFullABusyConnectionOlderThanASecondIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cancelled := make(chan string, 100)
 		s := socketmap.NewServer(waiting(cancelled), socketmap.Options{MaxConnections: 10})
@@ -91,7 +91,7 @@ func TestWhenNoneIsIdleABusyOneGivesWayThatIsOlderThanASecond(t *testing.T) {
 	})
 }
 
-func TestABusyConnectionWhoseClientIsGoneGivesWayFirst(t *testing.T) {
+func TestWhenFullAConnectionWhoseClientIsGoneIsClosedFirst(t *testing.T) {
 	cancelled := make(chan string, 10)
 	l := startLabOf(t, waiting(cancelled), 3)
 	halfClosed, gone, alive := l.dialUnix(), l.dialUnix(), l.dialUnix()
@@ -114,7 +114,7 @@ func TestABusyConnectionWhoseClientIsGoneGivesWayFirst(t *testing.T) {
 }
 
 // Victims are noted 64 at a time; those that ask meanwhile are spared.
-func TestEvictionGoesByTheLatestUse(t *testing.T) {
+func TestTheLeastRecentlyUsedConnectionIsClosed(t *testing.T) {
 	const n = 3 * 64
 	l := startLabOf(t, echo, n)
 	clients := make([]*testClient, n)
@@ -278,7 +278,7 @@ func TestAClientThatDoesNotReadIsNotReadFrom(t *testing.T) {
 	}
 }
 
-func TestAFloodOfConnectionsKeepsNobodyFromAnAnswerAndLeavesNothingBehind(t *testing.T) {
+func TestAConnectionFloodBlocksNobodyAndLeaksNothing(t *testing.T) {
 	const connections, held = 1500, 1000
 	l := startLabOf(t, echo, held)
 	l.flood(connections, held) // the runtime keeps the descriptors of goroutines for reuse

@@ -59,7 +59,7 @@ func TestAnswersARequestThatComesByteByByte(t *testing.T) {
 }
 
 // Exim's readsocket shuts its sending side and reads to the end of file.
-func TestAnswersAClientThatHasHalfClosedAndThenCloses(t *testing.T) {
+func TestAHalfClosedClientIsAnsweredAndThenClosed(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
 			l := startLab(t, echo)
@@ -184,7 +184,7 @@ func TestTheLogShowsHowMalformedInputBegins(t *testing.T) {
 	}
 }
 
-func TestMalformedInputIsNotLoggedWithoutEnd(t *testing.T) {
+func TestLogLinesAboutMalformedInputAreLimited(t *testing.T) {
 	l := startLab(t, echo)
 	for range 20 {
 		c := l.dial()

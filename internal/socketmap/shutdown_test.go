@@ -47,7 +47,7 @@ func TestShutdownClosesIdleConnectionsAndListeners(t *testing.T) {
 }
 
 // Exim connects to ask once, and does not connect again.
-func TestShutdownLetsAConnectionAskThatHasNotAskedYet(t *testing.T) {
+func TestShutdownWaitsForTheFirstRequestOfAConnection(t *testing.T) {
 	l := startLab(t, echo)
 	oneShot, kept := l.dial(), l.dial()
 	kept.ask("example.com")
@@ -137,7 +137,7 @@ func (n *closeNoter) Close() error {
 }
 
 // A client that is hung up on connects again, and must not meet the same server.
-func TestShutdownHangsUpOnNobodyBeforeAllListenersAreClosed(t *testing.T) {
+func TestShutdownClosesListenersBeforeConnections(t *testing.T) {
 	l := startLab(t, echo)
 	c := l.dial()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
@@ -166,7 +166,7 @@ func TestShutdownHangsUpOnNobodyBeforeAllListenersAreClosed(t *testing.T) {
 	}
 }
 
-func TestShutdownAnswersWhatWasReceived(t *testing.T) {
+func TestShutdownAnswersReceivedRequests(t *testing.T) {
 	arrived, goOn := make(chan struct{}), make(chan struct{})
 	l := startLab(t, slowHandler(arrived, goOn))
 	c := l.dial()

@@ -157,7 +157,7 @@ func TestAStartedRequestMustBeCompleteIn10Seconds(t *testing.T) {
 	}
 }
 
-func TestADrippingRequestGetsNoMoreTimeThanASilentOne(t *testing.T) {
+func TestASlowlySentRequestGetsNoExtraTime(t *testing.T) {
 	bubble(t, echo, func(t *testing.T, _ *socketmap.Server, l *pipeListener) {
 		c := newPipeClient(t, l.dial())
 		start := time.Now()
@@ -216,7 +216,7 @@ func TestAClientThatDoesNotReadIsClosedAfter10Seconds(t *testing.T) {
 	})
 }
 
-func TestEveryWriteHasItsWholeTime(t *testing.T) {
+func TestEachWriteHasItsOwnDeadline(t *testing.T) {
 	bubble(t, echo, func(t *testing.T, _ *socketmap.Server, l *pipeListener) {
 		nc := l.dial()
 		defer nc.Close()
@@ -232,7 +232,7 @@ func TestEveryWriteHasItsWholeTime(t *testing.T) {
 	})
 }
 
-func TestALookupMayTakeLongerThanAnyLimitOfTheConnection(t *testing.T) {
+func TestALookupMayTakeLongerThanConnectionTimeouts(t *testing.T) {
 	slow := handlerFunc(func(_ context.Context, dst, mapName, key []byte) []byte {
 		time.Sleep(3 * socketmap.IdleTimeout)
 		return echoReply(dst, mapName, key)

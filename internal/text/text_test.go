@@ -10,7 +10,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-func TestPrintableEscapesWhatATerminalWouldObey(t *testing.T) {
+func TestPrintableEscapesControlCharacters(t *testing.T) {
 	for in, want := range map[string]string{
 		"mx.example.com":         "mx.example.com",
 		"a\x1b[2Jb":              `a\x1b[2Jb`,
@@ -27,7 +27,7 @@ func TestPrintableEscapesWhatATerminalWouldObey(t *testing.T) {
 	}
 }
 
-func TestJSONIsOneLineThatATerminalObeysNothingOf(t *testing.T) {
+func TestJSONIsOneLineWithoutControlCharacters(t *testing.T) {
 	in := map[string]string{"a": "\u009b31m\u202e\x1b\n\x7f", "b": "Grüße \U000E0001"}
 	var b strings.Builder
 	if err := text.WriteJSON(&b, in); err != nil {

@@ -63,7 +63,7 @@ func TestWhereLookupsFailAtSomeHostsTheReplyNamesTheOthers(t *testing.T) {
 	}
 }
 
-func TestOneReplyKeptForAPlainMapDoesNotAnswerForDANE(t *testing.T) {
+func TestACachedPlainReplyIsNotUsedForADANEMap(t *testing.T) {
 	l := daneLab(t)
 	l.policies.held["dane.example"] = l.policies.held["enforce.example"]
 	for range 3 {
@@ -76,7 +76,7 @@ func TestOneReplyKeptForAPlainMapDoesNotAnswerForDANE(t *testing.T) {
 	}
 }
 
-func TestDANEIsAskedForOnDANEMapsUnderAnAppliedPolicyOnly(t *testing.T) {
+func TestDANEIsLookedUpOnlyOnDANEMapsUnderAnAppliedPolicy(t *testing.T) {
 	l := daneLab(t)
 	if err := l.SetExempt([]string{"exempt.example"}); err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func TestTheNextHopKeepsItsFormForDANE(t *testing.T) {
 	}
 }
 
-func TestAServiceWithoutAKnownPortIsNotProtectedByTheRecordsOfAnother(t *testing.T) {
+func TestAnUnknownServiceNameDefersMail(t *testing.T) {
 	l := daneLab(t)
 	if got := l.ask("postfix-dane", "[enforce.example]:no-such-service"); !strings.HasPrefix(got, "TEMP ") || l.hops.asked != nil {
 		t.Errorf("%q, asked for %v", got, l.hops.asked)
@@ -147,7 +147,7 @@ func TestTheProbeBeginsWithTheFirstQuestionToADANEMap(t *testing.T) {
 	}
 }
 
-func TestTheDNSOfANextHopHasWhatIsLeftOfTheLookupsTime(t *testing.T) {
+func TestDANELookupsEndWithTheLookupTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, 20*time.Second)
 		l.hops.takes = 30 * time.Second

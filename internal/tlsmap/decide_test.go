@@ -16,7 +16,7 @@ const (
 	daneStates   = dane.NotValidating + 1
 )
 
-func TestWhatIsUnknownIsDeferred(t *testing.T) {
+func TestUnknownStatesAreDeferred(t *testing.T) {
 	for _, m := range []mta.Map{{}, {DANE: true}, {DANE: true, Testing: true}} {
 		if got := tlsmap.Decide(policyStates, &m, dane.Usable); got != tlsmap.Defer {
 			t.Errorf("an unknown state of the policy: %v", got)
@@ -92,7 +92,7 @@ func tableUnder(t *testing.T, page, line string) [][]string {
 	return rows[2:]
 }
 
-func TestTheTablesOfTheDecisionAreThoseOfTheCode(t *testing.T) {
+func TestTheDecisionTablesMatchTheCode(t *testing.T) {
 	text, err := os.ReadFile("../../docs/decision.md")
 	if err != nil {
 		t.Fatal(err)

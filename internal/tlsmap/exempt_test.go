@@ -33,7 +33,7 @@ func TestAnExemptionEndsByItself(t *testing.T) {
 	})
 }
 
-func TestAnExemptionOfADotIsForAllBelow(t *testing.T) {
+func TestALeadingDotExemptsAllSubdomains(t *testing.T) {
 	l := newLab(t, 0)
 	now := time.Now()
 	if err := l.SetExempt([]string{"always.test"}); err != nil {

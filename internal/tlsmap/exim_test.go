@@ -88,7 +88,7 @@ func TestRFC8461_4_1_EximIsToldTheListedHostsInOrder(t *testing.T) {
 	}
 }
 
-func TestEximIsToldNOTFOUNDWhereNoPolicyIsEnforcedAndNoHostIsLookedUp(t *testing.T) {
+func TestWithoutAnEnforcedPolicyEximGetsNOTFOUNDWithoutAnMXLookup(t *testing.T) {
 	l := newLab(t, 0)
 	if err := l.SetExempt([]string{"exempt.example"}); err != nil {
 		t.Fatal(err)
@@ -118,7 +118,7 @@ func TestEximIsToldNOTFOUNDWhereNoPolicyIsEnforcedAndNoHostIsLookedUp(t *testing
 	}
 }
 
-func TestAReplyKeptForPostfixDoesNotAnswerExim(t *testing.T) {
+func TestACachedPostfixReplyIsNotUsedForExim(t *testing.T) {
 	l := eximLab(t, mxSet("10 mx.example.com"), nil, "mx.example.com")
 	for range 3 {
 		if got := l.ask("postfix", "example.com"); !strings.HasPrefix(got, "OK secure match=") {
@@ -130,7 +130,7 @@ func TestAReplyKeptForPostfixDoesNotAnswerExim(t *testing.T) {
 	}
 }
 
-func TestInBracketsTheNameIsTheHostForEximToo(t *testing.T) {
+func TestABracketedNameIsTheHostForExim(t *testing.T) {
 	l := eximLab(t, mxSet("10 mx.example.com"), nil, "example.com")
 	if got := l.ask("exim", "[example.com]"); got != "OK example.com" || l.hops.mxAsked != nil {
 		t.Errorf("%q, asked for %v", got, l.hops.mxAsked)
@@ -140,7 +140,7 @@ func TestInBracketsTheNameIsTheHostForEximToo(t *testing.T) {
 	}
 }
 
-func TestEqualHostsAreShuffledForEachRequestAndOthersAreNot(t *testing.T) {
+func TestOnlyEquallyPreferredHostsAreShuffled(t *testing.T) {
 	set := mxSet("5 first.example.com", "10 a.example.com", "10 evil.example", "10 b.example.com", "10 c.example.com", "20 y.example.com", "20 z.example.com")
 	l := eximLab(t, set, nil, "*.example.com")
 	before := slices.Clone(set.Hosts)
@@ -199,7 +199,7 @@ func TestALongListOfHostsFitsIntoAReply(t *testing.T) {
 	}
 }
 
-func TestTheHostsOfADomainAreLookedUpInWhatIsLeftOfTheLookupsTime(t *testing.T) {
+func TestMXLookupsForEximEndWithTheLookupTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, 20*time.Second)
 		l.hops.takes = time.Hour

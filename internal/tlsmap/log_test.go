@@ -18,7 +18,7 @@ const (
 	maxRehearsed = 2000
 )
 
-func TestTheLogHasTheDomainAndTheReasonThatTheMTAIsGivenOnceAnHour(t *testing.T) {
+func TestADeferralIsLoggedOnceAnHour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, 0)
 		l.hops.mxErr = &resolver.Error{Name: "enforce.example", Type: resolver.TypeMX, Kind: resolver.KindServFail, Server: "192.0.2.53:53"}
@@ -38,7 +38,7 @@ func TestTheLogHasTheDomainAndTheReasonThatTheMTAIsGivenOnceAnHour(t *testing.T)
 	})
 }
 
-func TestLinesAboutManyDomainsAreCutOffAndTheNextLineSaysSo(t *testing.T) {
+func TestDroppedLogLinesAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, 0)
 		for i := range 10 * lineBurst {
@@ -58,7 +58,7 @@ func TestLinesAboutManyDomainsAreCutOffAndTheNextLineSaysSo(t *testing.T) {
 	})
 }
 
-func TestARehearsalLogsTheReplyThatItDoesNotGiveOnceAnHour(t *testing.T) {
+func TestARehearsalLogsItsReplyOnceAnHour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, 0)
 		for range 10 {
@@ -87,7 +87,7 @@ func TestTheLogShowsLongKeysCutOff(t *testing.T) {
 	}
 }
 
-func TestHostsInAnotherOrderAreNoNewRehearsal(t *testing.T) {
+func TestShuffledHostsAreTheSameRehearsal(t *testing.T) {
 	l := eximLab(t, mxSet("10 a.example.com", "10 b.example.com", "10 c.example.com"), nil, "*.example.com")
 	for range 100 {
 		l.ask("exim-rehearsal", "example.com")
@@ -97,7 +97,7 @@ func TestHostsInAnotherOrderAreNoNewRehearsal(t *testing.T) {
 	}
 }
 
-func TestARehearsalRemembersTheRepliesThatItDidNotGive(t *testing.T) {
+func TestARehearsalRemembersItsReplies(t *testing.T) {
 	l := newLab(t, 0)
 	for range 3 {
 		l.ask("rehearsal", "enforce.example")
@@ -126,7 +126,7 @@ func TestARehearsalRemembersTheRepliesThatItDidNotGive(t *testing.T) {
 	}
 }
 
-func TestRehearsedRepliesAreBoundedAndOKDoesNotPushOutTEMP(t *testing.T) {
+func TestRehearsedRepliesAreBoundedAndTEMPIsKept(t *testing.T) {
 	l := newLab(t, 0)
 	l.ask("rehearsal", "unreadable.example")
 	p := enforced(longPolicy(100).MX...)

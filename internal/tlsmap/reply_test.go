@@ -142,7 +142,7 @@ func TestAddressesOfAPolicyAreNotRendered(t *testing.T) {
 	}
 }
 
-func TestOnlyStandardFieldsWhoseValuesCannotEndAnAttributeAreRendered(t *testing.T) {
+func TestOnlySafeStandardFieldsAreRendered(t *testing.T) {
 	for _, f := range []policy.Field{
 		{Key: "Version", Value: "STSv1"},
 		{Key: "mode", Value: "enforce }"},
@@ -184,7 +184,7 @@ func longPolicy(n int) *policy.Policy {
 	return policyOf(mx...)
 }
 
-func TestALongReplyLosesItsPolicyStringsFirstAndThenAllPolicyAttributes(t *testing.T) {
+func TestALongReplyDropsPolicyStringsAndThenAllAttributes(t *testing.T) {
 	var seen [4]int // replies with policy strings, with patterns only, plain, and TEMP
 	last := 0
 	for n := 1; n < 2200; n += 13 {
@@ -242,7 +242,7 @@ func TestTheLimitOfAReplyIsExact(t *testing.T) {
 	}
 }
 
-func TestAStoredMatchListSaysByWhichRuleItWasMade(t *testing.T) {
+func TestAStoredMatchListHasTheVersionOfItsRule(t *testing.T) {
 	list := tlsmap.MatchList(policyOf("mx.example.com", "*.example.net"))
 	if string(list[1:]) != "mx.example.com:.example.net" || !tlsmap.MatchListCurrent(list) {
 		t.Errorf("%q", list)

@@ -185,7 +185,7 @@ func TestNamesThatCannotHaveAPolicyAreNotAskedFor(t *testing.T) {
 	assertNotAsked(t, "", "localhost", "[mailhub]", "a..b", "_dmarc.example", "a b.example", "enforce.example\x00", "enforce.example\n")
 }
 
-func TestRFC8461_3_3_WithoutAPolicyItIsAsIfThereWereNoMTASTS(t *testing.T) {
+func TestRFC8461_3_3_WithoutAPolicyTheReplyIsNOTFOUND(t *testing.T) {
 	l := newLab(t, 0)
 	if got := l.ask("postfix", "unknown.example"); got != "NOTFOUND " {
 		t.Errorf("%q", got)
@@ -202,7 +202,7 @@ func TestRFC8461_5_TestingIsAppliedOnlyWhereTheMapSaysSo(t *testing.T) {
 	}
 }
 
-func TestAReplyIsKeptOnItsEntryForEachKindOfMap(t *testing.T) {
+func TestEachMapsReplyIsCachedWithThePolicy(t *testing.T) {
 	l := newLab(t, 0)
 	p := l.policies.held["enforce.example"]
 	want := make(map[string]string)
@@ -239,7 +239,7 @@ func TestAPolicyTooLongForItsAttributesIsLoggedOnce(t *testing.T) {
 	}
 }
 
-func TestOnlyLookupsThatAreNotAnsweredFromMemoryAreTimed(t *testing.T) {
+func TestOnlyLookupsNotAnsweredFromMemoryAreTimed(t *testing.T) {
 	l := newLab(t, 0)
 	l.ask("postfix", "fast.example")
 	l.ask("postfix", "[192.0.2.1]")
@@ -252,7 +252,7 @@ func TestOnlyLookupsThatAreNotAnsweredFromMemoryAreTimed(t *testing.T) {
 	}
 }
 
-func TestAKeptReplyIsNotOverwrittenByTheNextOne(t *testing.T) {
+func TestACachedReplyIsNotOverwritten(t *testing.T) {
 	l := newLab(t, 0)
 	room := make([]byte, 0, 1000)
 	first := string(l.AppendReply(context.Background(), room, []byte("postfix"), []byte("enforce.example")))

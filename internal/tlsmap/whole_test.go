@@ -259,7 +259,7 @@ func TestAResolverThatIsSlowAtTheStartAndAnswersWeakensNoReply(t *testing.T) {
 	}
 }
 
-func TestAResolverWhoseADBitIsNotBelievedMakesDANEMapsAnswerAsPlainOnes(t *testing.T) {
+func TestWithoutTrustInTheADBitDANEMapsAnswerAsPlainMaps(t *testing.T) {
 	for name, change := range map[string]func(w *dnsWorld){
 		"on another host":        func(w *dnsWorld) { w.remote = true },
 		"proven not to validate": func(w *dnsWorld) { w.blind = true },
