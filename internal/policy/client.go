@@ -176,7 +176,7 @@ func (c *Client) fetch(ctx context.Context, domain string, gate Gate) (*Fetched,
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.connect(ctx, domain, addrs, gate)
+	s, err := c.connect(ctx, host, addrs, gate)
 	if err != nil {
 		return nil, err
 	}

@@ -47,13 +47,12 @@ func (s *session) Close() error {
 	return nil
 }
 
-// connect returns a session with the policy host of domain at the first of its
-// addresses where the TLS handshake succeeds. The next address is tried when
-// one fails, a bad certificate included, and beside one that takes long (RFC
-// 8305); through a proxy only when one fails. All other attempts have stopped at
-// the return.
-func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr, gate Gate) (*session, error) {
-	proxy, err := c.config.Proxy(&url.URL{Scheme: "https", Host: HostName(domain)})
+// connect returns a session with host at the first of its addresses where the TLS
+// handshake succeeds. The next address is tried when one fails, a bad certificate
+// included, and beside one that takes long (RFC 8305); through a proxy only when
+// one fails. All other attempts have stopped at the return.
+func (c *Client) connect(ctx context.Context, host string, addrs []netip.Addr, gate Gate) (*session, error) {
+	proxy, err := c.config.Proxy(&url.URL{Scheme: "https", Host: host})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrProxy, printable{err})
 	}
@@ -73,7 +72,7 @@ func (c *Client) connect(ctx context.Context, domain string, addrs []netip.Addr,
 			addr := addrs[0]
 			addrs, pending = addrs[1:], pending+1
 			go func() {
-				if s, err := c.open(ctx, HostName(domain), addr, proxy, gate); err != nil {
+				if s, err := c.open(ctx, host, addr, proxy, gate); err != nil {
 					lost <- err
 				} else {
 					opened <- s
