@@ -58,7 +58,7 @@ func laneOf(n uint8) Lane {
 // that put and delete agree.
 func entriesOf(domain, raw []byte) (due, expiry []byte, count uint8) {
 	var h header
-	if !decode(raw, &h) {
+	if !h.read(raw) {
 		return nil, nil, 0
 	}
 	if validMode(h.Mode) {

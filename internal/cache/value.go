@@ -58,6 +58,25 @@ type value struct {
 	domain, id, pending, lastError, text, match []byte
 }
 
+// read decodes the front of a stored value, and reports whether raw is long enough.
+// Each lookup reads one, and the reflection of encoding/binary would take a fifth of
+// the time of reading the store.
+func (h *header) read(raw []byte) bool {
+	if len(raw) < headerSize {
+		return false
+	}
+	le := binary.LittleEndian
+	copy(h.Mark[:], raw)
+	h.Version, h.Checksum, h.Length, h.Sequence = raw[7], le.Uint32(raw[8:]), le.Uint32(raw[12:]), le.Uint64(raw[16:])
+	for i, to := range [...]*int64{&h.Fetched, &h.Expires, &h.Checked, &h.Used, &h.Due, &h.Reserved, &h.FetchAt, &h.FetchUnused, &h.FailedAt} {
+		*to = int64(le.Uint64(raw[24+8*i:]))
+	}
+	h.Failures, h.Mode, h.Lane, h.DomainLen = le.Uint32(raw[96:]), raw[100], raw[101], raw[102]
+	h.IDLen, h.PendingLen, h.Flags, h.ErrorLen = raw[103], raw[104], raw[105], le.Uint16(raw[106:])
+	h.TextLen, h.MatchLen = le.Uint32(raw[108:]), le.Uint32(raw[112:])
+	return true
+}
+
 // fields returns the fields in the order in which they are stored.
 func (v *value) fields() [6]*[]byte {
 	return [...]*[]byte{&v.domain, &v.id, &v.pending, &v.lastError, &v.text, &v.match}
@@ -84,7 +103,7 @@ func parse(domain, raw []byte) (*value, error) {
 
 func parseAny(raw []byte) (*value, error) {
 	v := new(value)
-	if !decode(raw, &v.header) {
+	if !v.read(raw) {
 		return nil, errors.New("it is shorter than its header")
 	}
 	if v.Mark != mark || v.Version != valueVersion {

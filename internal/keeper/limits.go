@@ -29,7 +29,7 @@ const (
 	// Of what lookups of held policies cause.
 	maxRechecks        = 64   // TXT questions at once
 	maxAttention       = 1024 // domains that wait
-	attentionPerSecond = 100
+	attentionPerSecond = 50
 
 	learnsPerSecond = 50 // discoveries that no mail waits for
 
