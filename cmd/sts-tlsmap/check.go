@@ -19,27 +19,113 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/recipe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// probeWait is how long -check waits for the probe of the resolver.
-const probeWait = 5 * time.Second
+// unknownFor is how long a lookup in an unknown map counts as a failure. Postfix asks
+// again for mail that waits after 4,000 s at most (maximal_backoff_time).
+const unknownFor = 2 * time.Hour
 
-// check is -check: everything about the configuration that can be known without
-// starting the daemon, and the conditions of a daemon that runs. The only
-// questions sent out are those that tell whether the resolver validates.
+// The states of a finding. The worst one decides the exit code of -check.
+const (
+	stateOK     = "ok"
+	stateNote   = "note"   // perhaps not meant
+	stateFailed = "failed" // mail waits, or is less protected than configured
+	stateWrong  = "wrong"  // the configuration is
+)
+
+// A finding is a line of -check.
+type finding struct {
+	Check string `json:"check"`
+	State string `json:"state"`
+	What  string `json:"what"`
+	Next  string `json:"next,omitempty"` // what to do
+}
+
+// find prints a finding.
+func (a *app) find(state, check, what, next string) {
+	f := finding{check, state, text.Printable(strings.ReplaceAll(what, "\n", "; ")), text.Printable(next)}
+	a.found[state]++
+	if a.flags.json {
+		_ = text.WriteJSON(a.stdout, f)
+		return
+	}
+	line := fmt.Sprintf("%-6s  %s: %s", f.State, f.Check, f.What)
+	if f.Next != "" {
+		line += "; " + f.Next
+	}
+	fmt.Fprintln(a.stdout, line)
+}
+
+// findErr prints an error with its hint.
+func (a *app) findErr(state, check string, err error) {
+	next := ""
+	if h := (*hinted)(nil); errors.As(err, &h) {
+		next = h.hint
+	}
+	a.find(state, check, err.Error(), next)
+}
+
+// check is -check: the configuration, the running daemon, the resolver, and the MTA
+// of this machine. Each part has an end, after some times askWait.
 func (a *app) check(ctx context.Context) (int, error) {
+	a.found = make(map[string]int)
+	out := a.checkConfiguration()
+	if out == nil {
+		if a.peerErr == nil {
+			a.find(stateNote, "daemon", "runs with the configuration that it had at its start; with this one, a restart would answer every lookup TEMP", "")
+		}
+	} else {
+		a.checkDaemon(ctx)
+		a.checkResolver(ctx, out, a.checkMTA(ctx))
+	}
+	switch {
+	case a.found[stateWrong] > 0:
+		a.find(stateWrong, "verdict", "the configuration is wrong", "")
+		return exitFailed, nil
+	case a.found[stateFailed] > 0:
+		a.find(stateFailed, "verdict", "mail waits, or is less protected than configured: "+numbered(a.found[stateFailed], "failure"), "")
+		return exitNotFound, nil
+	}
+	a.find(stateOK, "verdict", "all is well", "")
+	return exitDone, nil
+}
+
+// checkConfiguration checks all that can be known without the daemon. It returns
+// nil if something is wrong.
+func (a *app) checkConfiguration() *outside {
+	const what = "configuration"
+	var mistakes config.Errors
+	switch {
+	case errors.As(a.cfgErr, &mistakes):
+		for _, m := range mistakes {
+			a.find(stateWrong, what, m.Error(), "")
+		}
+		return nil
+	case a.cfgErr != nil:
+		a.findErr(stateWrong, what, configError(a.cfgErr))
+		return nil
+	}
 	out, err := newOutside(a.cfg, nil)
+	if err == nil {
+		_, _, err = newMaps(a.cfg)
+	}
+	if err == nil {
+		if err = cache.CheckPath(a.cfg.Cache.Path); err != nil {
+			err = cacheError(err)
+		}
+	}
 	if err != nil {
-		return 0, err
+		a.findErr(stateWrong, what, err)
+		return nil
 	}
-	if _, _, err := newMaps(a.cfg); err != nil {
-		return 0, err
-	}
-	if err := cache.CheckPath(a.cfg.Cache.Path); err != nil {
-		return 0, cacheError(err)
-	}
+	a.find(stateOK, what, cmp.Or(a.cfg.File, config.DefaultPath+" (absent; these are the defaults)"), "")
 	h, open := &a.health, socketsOf(a.cfg)
 	now := map[string][]string{keyListen: h.Listeners, keyControl: {h.Control}, keyMetrics: strings.Fields(h.Metrics)}
 	for _, key := range h.Overridden {
@@ -51,54 +137,109 @@ func (a *app) check(ctx context.Context) (int, error) {
 		}
 	}
 	for _, w := range slices.Concat(warnings(a.cfg, out.resolver, open, h.Overridden), folderWarnings(a.cfg, h.Overridden)) {
-		a.warn("%s", w)
+		a.find(stateNote, what, w, "")
 	}
 	if out.proxy != "" {
-		fmt.Fprintf(a.stdout, "proxy: %s, from this environment; the daemon uses the proxy in its own environment\n", out.proxy)
+		a.find(stateOK, "proxy", out.proxy+", from this environment; the daemon uses the proxy in its own environment", "")
 	}
-	a.checkDNSSEC(ctx, out.checker)
-	a.checkDaemon()
-	fmt.Fprintf(a.stdout, "%s: ok\n", cmp.Or(a.cfg.File, config.DefaultPath+" (absent; these are the defaults)"))
-	return exitDone, nil
+	return out
 }
 
-func (a *app) warn(format string, args ...any) { a.say("warning: "+format, args...) }
-
-// checkDNSSEC says whether the resolver validates, as maps with DANE need. It warns if
-// it does not and the configuration sets DANE.
-func (a *app) checkDNSSEC(ctx context.Context, checker *dane.Checker) {
-	ctx, cancel := context.WithTimeout(ctx, probeWait)
-	defer cancel()
-	v := checker.Probe(ctx).Verdict
-	words := fmt.Sprintf("DNSSEC: %s", v)
-	switch {
-	case v == dane.NoVerdict:
-		words += "; until a probe is answered, maps with DANE trust the AD bit and keep what they know"
-	case v != dane.Validates:
-		words += "; maps with DANE answer as maps without DANE"
-	}
-	if v != dane.Validates && a.cfg.SetsDANE() {
-		a.warn("%s", words)
+// checkDaemon checks whether the daemon runs and answers lookups, and its conditions.
+func (a *app) checkDaemon(ctx context.Context) {
+	if h := &a.health; a.peerErr != nil {
+		a.find(stateFailed, "daemon", a.peerErr.Error(), a.nextOf(a.peerErr))
 	} else {
-		fmt.Fprintln(a.stdout, words)
+		a.find(stateOK, "daemon", fmt.Sprintf("version %s runs since %s", h.Version, text.Clock(h.Started)), "")
+		for _, t := range h.Troubles {
+			state := stateNote
+			if t.Severity == observe.Page {
+				state = stateFailed
+			}
+			a.find(state, t.Condition, t.What, t.Next)
+		}
+		if h.UnknownMap != "" && time.Since(h.UnknownAt) < unknownFor {
+			a.find(stateFailed, "unknown map", fmt.Sprintf("map %s was asked for at %s, and there is none of that name: mail waits", h.UnknownMap, text.Clock(h.UnknownAt)),
+				"correct the map's name in the MTA's configuration")
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.askWait)
+	defer cancel()
+	for _, name := range a.listeners() {
+		e, err := endpoint.Parse(name)
+		var reply string
+		if at, _ := e.Local(); err == nil {
+			reply, err = socketmap.Query(ctx, at, probeMap, keeper.ProbeDomain)
+		}
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			a.find(stateNote, "lookups", err.Error(), "run this as a user who may ask")
+		case errors.Is(err, context.DeadlineExceeded):
+			a.find(stateFailed, "lookups", fmt.Sprintf("%v at %s in %s", control.ErrNoAnswer, name, a.askWait), a.nextOf(control.ErrNoAnswer))
+		case err != nil:
+			a.find(stateFailed, "lookups", err.Error(), "")
+		case !strings.HasPrefix(reply, "NOTFOUND"):
+			a.find(stateFailed, "lookups", fmt.Sprintf("the daemon replies at %s: %s", name, reply), "")
+		default:
+			a.find(stateOK, "lookups", "answered at "+name, "")
+		}
 	}
 }
 
-// checkDaemon prints the conditions of a running daemon as warnings: the configuration
-// may still be correct.
-func (a *app) checkDaemon() {
-	switch {
-	case errors.Is(a.peerErr, control.ErrNoDaemon):
-	case a.peerErr != nil:
-		a.warn("the daemon could not be asked for its conditions: %v", a.peerErr)
-		if next := a.nextOf(a.peerErr); next != "" {
-			a.say("hint: %s", next)
-		}
-	default:
-		for _, t := range a.health.Troubles {
-			a.warn("the daemon: %s; %s", t.What, t.Next)
+// checkMTA checks whether an MTA of this machine asks the daemon. Where one does,
+// the others need not. It reports whether a map with DANE is asked for.
+func (a *app) checkMTA(ctx context.Context) (dane bool) {
+	ctx, cancel := context.WithTimeout(ctx, 2*a.askWait)
+	defer cancel()
+	d := recipe.Daemon{Maps: a.cfg.Maps}
+	if a.peerErr == nil { // otherwise systemd may hold other sockets
+		d.Listen = a.health.Listeners
+		if len(a.health.Maps) > 0 {
+			d.Maps = a.health.Maps
 		}
 	}
+	all := recipe.Askings(ctx, d)
+	ours := slices.ContainsFunc(all, func(m recipe.Asking) bool { return m.Asks })
+	for _, m := range all {
+		switch {
+		case m.Asks:
+			a.find(stateOK, m.MTA, m.What, "")
+		case ours:
+			a.find(stateNote, m.MTA, m.What, m.Next)
+		default:
+			a.find(stateFailed, m.MTA, m.What, m.Next)
+		}
+		dane = dane || m.DANE
+	}
+	if len(all) == 0 {
+		a.find(stateNote, "MTA", "none on this machine: whether one asks the daemon is not known", "")
+	}
+	return dane
+}
+
+// checkResolver checks whether the resolver answers, and whether it validates, as maps
+// with DANE need: the configuration's own, or the one that the MTA asks for.
+func (a *app) checkResolver(ctx context.Context, out *outside, asked bool) {
+	ctx, cancel := context.WithTimeout(ctx, 3*a.askWait) // the first server may be silent
+	defer cancel()
+	if _, err := out.resolver.Query(ctx, "org", resolver.TypeSOA); err != nil {
+		a.find(stateFailed, "resolver", err.Error(), "see servers in [dns], or /etc/resolv.conf")
+		return
+	}
+	verdict := out.checker.Probe(ctx).Verdict
+	words, state := verdict.String(), stateNote
+	switch {
+	case verdict == dane.Validates:
+		state = stateOK
+	case verdict == dane.NoVerdict:
+		words += "; until one is answered, maps with DANE trust the AD bit and keep what they know"
+	default:
+		words += "; maps with DANE answer as maps without DANE"
+		if asked || a.cfg.SetsDANE() {
+			state = stateFailed
+		}
+	}
+	a.find(state, "resolver", words, "")
 }
 
 // warnings name settings that are allowed but probably not meant. The daemon has the

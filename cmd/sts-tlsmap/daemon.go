@@ -264,12 +264,13 @@ func (s *service) notify(state string) {
 
 // health is /v1/health.
 func (s *service) health() control.Health {
-	open := s.listeners.sockets()
+	open, unknown := s.listeners.sockets(), s.maps.Stats().LastUnknown
 	return control.Health{
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: open.names(keyListen), Cache: s.cfg.Cache.Path, Metrics: strings.Join(open.names(keyMetrics), " "),
 		Control: strings.Join(open.names(keyControl), " "), Overridden: s.overridden,
 		Maps: s.cfg.Maps, Troubles: s.observer.Troubles(),
+		UnknownMap: unknown.Name, UnknownAt: unknown.At,
 	}
 }
 

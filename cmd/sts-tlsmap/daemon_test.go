@@ -80,19 +80,16 @@ func TestKeysThatSystemdsSocketsReplaceAreNamed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.Command(exe, "-check", "-config", other).CombinedOutput()
-		if err != nil {
-			t.Errorf("-check: %v\n%s", err, out)
-		}
+		out, _ := exec.Command(exe, "-check", "-config", other).CombinedOutput() // a Postfix here would ask elsewhere
 		return string(out)
 	}
 	ignored := "listen: inet:127.0.0.1:8642 in the file has no effect, since systemd holds the sockets: inet:" + open.Addr().String()
-	if out := check("inet:127.0.0.1:8642"); !strings.Contains(out, "warning: "+ignored) || !strings.Contains(out, "systemctl edit sts-tlsmap.socket") {
+	if out := check("inet:127.0.0.1:8642"); !strings.Contains(out, "note    configuration: "+ignored) || !strings.Contains(out, "systemctl edit sts-tlsmap.socket") {
 		t.Errorf("-check:\n%s", out)
 	}
 	// The address of the file is loopback; the one that is open is not.
 	reached := "listen: inet:" + open.Addr().String() + " can be reached from the network"
-	if out := check("inet:127.0.0.1:8461"); !strings.Contains(out, "warning: "+reached) || strings.Contains(out, "does not count") {
+	if out := check("inet:127.0.0.1:8461"); !strings.Contains(out, "note    configuration: "+reached) || strings.Contains(out, "does not count") {
 		t.Errorf("-check:\n%s", out)
 	}
 	p.stop(t)

@@ -34,7 +34,8 @@ var modes = []mode{
 		"from the output of -cache -json on another node"},
 	{"exempt", "[DOMAIN -for T]", 0, 1, (*app).exempt, "ignore the policy of DOMAIN for a time such as 4h (0 ends it);\n" +
 		"without a domain, list what is exempt"},
-	{"check", "", 0, 0, (*app).check, "check the configuration, the resolver and the running daemon"},
+	{"check", "", 0, 0, (*app).check, "check the configuration, the daemon, the resolver and the MTA;\n" +
+		"exit 1: mail waits or is less protected; 2: wrong configuration"},
 	{"recipe", "postfix|exim", 1, 1, (*app).recipe, "print the configuration that the installed MTA needs"},
 	{"version", "", 0, 0, nil, "print the version"},
 }
@@ -47,7 +48,7 @@ var options = []struct {
 }{
 	{"config", "FILE", nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
 	{"for", "T", []string{"exempt"}, "with -exempt: for how long"},
-	{"json", "", []string{"cache", "explain"}, "with -cache, -explain: one JSON object per line"},
+	{"json", "", []string{"cache", "explain", "check"}, "with -cache, -explain, -check: one JSON object per line"},
 	{"map", "NAME", []string{"query"}, "with -query: the map to ask in (default postfix)"},
 }
 

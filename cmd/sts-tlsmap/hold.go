@@ -106,18 +106,12 @@ func (s *service) hold(signals <-chan os.Signal, file string, why error) (ended 
 	}
 }
 
-// A fileState tells a file from what it was before.
-type fileState struct {
-	size     int64
-	modified time.Time
-}
-
-func stateOf(file string) fileState {
-	st, err := os.Stat(cmp.Or(file, config.DefaultPath))
-	if err != nil {
-		return fileState{}
+// stateOf tells a file from what it was before: its size and when it was written.
+func stateOf(file string) (state [2]int64) {
+	if st, err := os.Stat(cmp.Or(file, config.DefaultPath)); err == nil {
+		state = [2]int64{st.Size(), st.ModTime().UnixNano()}
 	}
-	return fileState{st.Size(), st.ModTime()}
+	return state
 }
 
 // shared returns another listener at the socket of l. The socket stays open when

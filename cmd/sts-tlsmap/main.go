@@ -35,6 +35,8 @@ type app struct {
 	stdout io.Writer
 	stderr *os.File
 	cfg    *config.Config
+	cfgErr error          // of a file with mistakes: only for -check
+	found  map[string]int // by -check: how often each state
 
 	// Of the modes that ask the daemon: see look.go.
 	client  *control.Client
@@ -73,12 +75,8 @@ func (a *app) run(ctx context.Context) (int, error) {
 	if a.flags.mode == nil {
 		return a.daemon()
 	}
-	var err error
-	if a.cfg, err = config.Load(a.flags.config); err != nil {
-		if a.flags.is("check") && errors.As(err, new(config.Errors)) {
-			return 0, err // each mistake names its place
-		}
-		return 0, configError(err)
+	if a.cfg, a.cfgErr = config.Load(a.flags.config); a.cfgErr != nil && !a.flags.is("check") {
+		return 0, configError(a.cfgErr)
 	}
 	a.findPeer(ctx, a.cfg.Control.Address)
 	defer a.client.Close()

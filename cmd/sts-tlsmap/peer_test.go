@@ -52,8 +52,8 @@ func TestNoModeWaitsForADaemonThatDoesNotAnswer(t *testing.T) {
 		{"-learn " + list, exitFailed, "", silence},
 		// A lookup has an end too.
 		{"-query one.test", exitFailed, "", silence + "inet:" + lookups.Addr().String()},
-		// The configuration may be good all the same.
-		{"-check", exitDone, "sts-tlsmap.toml: ok", "warning: the daemon could not be asked for its conditions: the daemon does not answer"},
+		{"-check", exitNotFound, "failed  daemon: the daemon does not answer at " + dir + "/control.sock in 0s; it hangs, or cannot start while systemd", ""},
+		{"-check", exitNotFound, "failed  lookups: the daemon does not answer at inet:" + lookups.Addr().String() + " in 300ms; it hangs", ""},
 	} {
 		f, err := parseFlags(append(strings.Fields(test.args), "-config", file))
 		if err != nil {

@@ -48,6 +48,9 @@ type Health struct {
 	Overridden []string  `json:"overridden,omitempty"` // keys without effect, since systemd passed sockets
 
 	Troubles []Trouble `json:"troubles"`
+
+	UnknownMap string    `json:"unknown_map,omitempty"` // the last map asked for that does not exist
+	UnknownAt  time.Time `json:"unknown_at,omitzero"`
 }
 
 // A Trouble is a condition that needs an operator; package observe finds them.

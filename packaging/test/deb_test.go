@@ -117,7 +117,9 @@ func wantDashboard(t *testing.T, scraped string) {
 
 func (r *relay) configure(t *testing.T) {
 	r.root.Write(t, configFile, config)
-	r.run(t, "sts-tlsmap", "-check")
+	if out, code := r.try(t, "sts-tlsmap", "-check"); code != 1 || !strings.Contains(out, "smtp_tls_policy_maps does not ask the daemon") {
+		t.Errorf("-check before Postfix asks: exit %d, %s", code, out)
+	}
 	r.run(t, "systemctl", "restart", "sts-tlsmap")
 }
 
@@ -183,6 +185,9 @@ func (r *relay) deliver(t *testing.T) {
 			t.Errorf("Postfix's log has no %q:\n%s", want, log)
 		}
 	}
+	if out, code := r.try(t, "sts-tlsmap", "-check"); code != 0 || !strings.Contains(out, "asks "+chroot) {
+		t.Errorf("-check once Postfix asks: exit %d, %s", code, out)
+	}
 }
 
 // awaitMail waits until Postfix's log has all of want, and returns the log.
@@ -215,6 +220,14 @@ func (r *relay) reload(t *testing.T) {
 		return strings.Contains(r.run(t, "journalctl", "--no-pager", "-u", "sts-tlsmap.service"), configFile+":8")
 	}); err != nil {
 		t.Error("the journal does not name the line of the mistake")
+	}
+	// A restart does not loop, and Postfix is told.
+	r.run(t, "systemctl", "restart", "sts-tlsmap")
+	if out, code := r.try(t, "postmap", "-q", honest, inet); code == 0 || !strings.Contains(out, configFile+":8: ") {
+		t.Errorf("the lookup after a restart: exit %d, %s", code, out)
+	}
+	if status := r.property(t, "sts-tlsmap.service", "StatusText"); !strings.Contains(status, "cannot start yet, every lookup is answered TEMP: "+configFile+":8: ") {
+		t.Errorf("systemctl status says %q", status)
 	}
 	r.root.Write(t, configFile, config+"\n[exempt]\ndomains = [\""+honest+"\"]\n")
 	r.run(t, "systemctl", "reload", "sts-tlsmap")
