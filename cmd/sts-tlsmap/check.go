@@ -268,13 +268,15 @@ func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []
 // folderWarnings name the folders that are missing and that the daemon needs.
 func folderWarnings(cfg *config.Config, overridden []string) (list []string) {
 	wanted := socketsOf(cfg)
-	wanted["cache.path"] = []endpoint.Endpoint{{Network: "unix", Address: cfg.Cache.Path}}
 	for _, key := range slices.Sorted(maps.Keys(wanted)) {
 		for _, e := range wanted[key] {
 			if dir := filepath.Dir(e.Address); e.Network == "unix" && !slices.Contains(overridden, key) && !isDir(dir) {
 				list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there", key, dir))
 			}
 		}
+	}
+	if dir := filepath.Dir(cfg.Cache.Path); !isDir(dir) {
+		list = append(list, fmt.Sprintf("cache.path: there is no folder %s: until it is there, the cache is in memory only", dir))
 	}
 	return list
 }
