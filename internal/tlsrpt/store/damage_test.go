@@ -1,0 +1,176 @@
+package store_test
+
+import (
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
+)
+
+// overwrite changes the file in place, as a failing disk does.
+func overwrite(t *testing.T, path string, harm func([]byte) []byte) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	b = harm(b)
+	if err := fd.Truncate(int64(len(b))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fd.WriteAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestADamagedFileIsSetAsideAndANewOneBegun(t *testing.T) {
+	noise := rand.New(rand.NewPCG(1, 2))
+	harms := map[string]func([]byte) []byte{
+		"zeroes": func(b []byte) []byte { clear(b); return b },
+		"noise": func(b []byte) []byte {
+			for i := range b {
+				b[i] = byte(noise.Uint32())
+			}
+			return b
+		},
+		"noise behind the meta pages": func(b []byte) []byte {
+			for i := 8192; i < len(b); i++ {
+				b[i] = byte(noise.Uint32())
+			}
+			return b
+		},
+		"cut":   func(b []byte) []byte { return b[:8192] },
+		"empty": func(b []byte) []byte { return b[:0] },
+		"text":  func(b []byte) []byte { return []byte(strings.Repeat("not a database\n", 1000)) },
+	}
+	for name, harm := range harms {
+		for _, open := range []bool{true, false} {
+			t.Run(name, func(t *testing.T) {
+				l := newLab(t, store.Options{})
+				var events []tlsrpt.Event
+				for i := range 3000 {
+					events = append(events, success(numbered(i)))
+				}
+				l.write(events...)
+				l.merge()
+				l.write(success("waiting.test")) // in the log
+				if open {
+					overwrite(t, l.path, harm)
+				} else {
+					if err := l.Close(); err != nil {
+						t.Fatal(err)
+					}
+					overwrite(t, l.path, harm)
+					l.open()
+				}
+				for range 3 { // what meets the damage may fail
+					_ = l.Upkeep()
+					_, _ = l.Domains(day, "", 10_000)
+					_ = l.PutStates([]tlsrpt.State{{Day: day, Kind: tlsrpt.Planned}})
+					l.clock.add(60 * 60 * 1e9)
+				}
+				l.write(success("new.test"))
+				l.merge()
+				l.mustCount(day, "new.test", 1, 0)
+				if st := l.Stats(); st.Err != nil || name != "empty" && st.Damaged == 0 {
+					t.Errorf("%+v", st)
+				}
+				aside, _ := filepath.Glob(l.path + ".damaged-*")
+				if name != "empty" && (len(aside) == 0 || !strings.Contains(l.log.String(), "set aside")) {
+					t.Errorf("%q, %s", aside, &l.log)
+				}
+				l.reopen()
+				l.mustCount(day, "new.test", 1, 0)
+			})
+		}
+	}
+}
+
+// The text of a policy that only the lost file had comes with the next batch.
+func TestPoliciesAreStoredAgainAfterDamage(t *testing.T) {
+	l := newLab(t, store.Options{})
+	l.write(success("a.test"))
+	l.merge()
+	overwrite(t, l.path, func(b []byte) []byte { clear(b); return b })
+	for range 2 {
+		_, _ = l.Days()
+	}
+	l.write(success("a.test"))
+	l.merge()
+	l.mustCount(day, "a.test", 1, 0)
+}
+
+func TestAFileThatWasRemovedIsMadeAgain(t *testing.T) {
+	l := newLab(t, store.Options{})
+	l.write(success("a.test"))
+	l.merge()
+	if err := os.Remove(l.path); err != nil {
+		t.Fatal(err)
+	}
+	l.upkeep()
+	l.write(success("b.test"))
+	l.merge()
+	l.mustCount(day, "b.test", 1, 0)
+	if _, err := os.Stat(l.path); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAPathThatCannotBeUsedIsTriedAgain(t *testing.T) {
+	l := newLab(t, store.Options{})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.path = filepath.Join(t.TempDir(), "missing", "reports.db")
+	l.open()
+	e := success("a.test")
+	l.batch.Reset(day)
+	l.batch.Add(&e)
+	if err := l.Write(&l.batch); err == nil || l.Stats().Err == nil {
+		t.Fatal("it writes into a missing folder")
+	}
+	if err := l.Upkeep(); err == nil {
+		t.Fatal("it is kept up in a missing folder")
+	}
+	if err := os.Mkdir(filepath.Dir(l.path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l.upkeep()
+	if err := l.Write(&l.batch); err != nil || l.Stats().Err != nil {
+		t.Fatal(err, l.Stats())
+	}
+	l.merge()
+	l.mustCount(day, "a.test", 1, 0)
+}
+
+// Each crash leaves one byte in a file beside the store.
+func TestTenStartsThatEndBeforeAMergeAreDamage(t *testing.T) {
+	l := newLab(t, store.Options{})
+	l.write(success("a.test"))
+	l.merge()
+	for n := 0; n <= 10; n++ {
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(l.path+".starts", make([]byte, n), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l.open()
+		if want := uint64(n / 10); l.Stats().Damaged != want {
+			t.Fatalf("%d crashes: %+v", n, l.Stats())
+		}
+	}
+	l.upkeep()
+	if _, err := os.Stat(l.path + ".starts"); err == nil {
+		t.Error("the count goes on after a merge")
+	}
+}

@@ -1,0 +1,254 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+)
+
+const (
+	closeAfter = 10 * time.Minute // after a day's end, for batches on their way
+	maxClosed  = 1000             // days of which it is known that they are closed
+	// unreported is how long after its end a day without a state counts as delivered:
+	// nobody reports.
+	unreported = 48 * time.Hour
+)
+
+// Upkeep does what is due: it merges the log once an hour and where a segment is full,
+// closes days, and deletes those that are too old or for which there is no room. After an
+// error, call it again in a minute.
+func (s *Store) Upkeep() (err error) {
+	defer recoverPanic(&err)
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	if file := s.file.Load(); file != nil && !file.IsAt(s.path) {
+		s.o.Log.Error("the file of TLS reports was removed or replaced; the days in it are lost", "path", s.path)
+		s.replace(file, nil)
+	}
+	if err := s.reopen(nil); err != nil {
+		return err
+	}
+	now := s.o.Now()
+	days, err := s.Days()
+	if err != nil {
+		return err
+	}
+	ending := s.refuse(days, now)
+	if len(ending) > 0 || !now.Truncate(time.Hour).Equal(s.lastMerge.Truncate(time.Hour)) {
+		if err := s.seal(); err != nil {
+			return err
+		}
+		s.lastMerge = now
+	}
+	if err := s.mergeSealed(); err != nil {
+		s.lastMerge = time.Time{}
+		return err
+	}
+	s.starts.Forget()
+	if err := s.close(ending, now); err != nil {
+		return err
+	}
+	return s.prune(now)
+}
+
+// Merge merges the log now, so that Load sees all that was written.
+func (s *Store) Merge() (err error) {
+	defer recoverPanic(&err)
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	return errors.Join(s.seal(), s.mergeSealed())
+}
+
+func (s *Store) seal() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.seal()
+}
+
+// refuse returns the days that are to be closed now. Nothing more is written for them.
+// A clock that jumps back reopens no day.
+func (s *Store) refuse(days []tlsrpt.Day, now time.Time) (ending []tlsrpt.Day) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, day := range days {
+		if !now.Before(day.End().Add(closeAfter)) && !s.refused[day] {
+			s.refused[day] = false
+			ending = append(ending, day)
+		}
+	}
+	return ending
+}
+
+// close marks days as closed. The log is merged, and has nothing more of them.
+func (s *Store) close(days []tlsrpt.Day, now time.Time) error {
+	if len(days) == 0 {
+		return nil
+	}
+	err := s.update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketClosed)
+		for _, day := range days {
+			if err := b.Put([]byte(day), []byte(now.UTC().Format(time.RFC3339))); err != nil {
+				return err
+			}
+		}
+		var all [][]byte
+		err := b.ForEach(func(k, _ []byte) error {
+			all = append(all, bytes.Clone(k))
+			return nil
+		})
+		for i := 0; i < len(all)-maxClosed; i++ {
+			err = errors.Join(err, b.Delete(all[i]))
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("close %v: %w", days, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, day := range days {
+		s.refused[day] = true
+	}
+	return nil
+}
+
+// prune deletes the days that are too old, and delivered ones, the oldest first, until
+// there is room.
+func (s *Store) prune(now time.Time) error {
+	days, err := s.Days()
+	for _, day := range days {
+		if err != nil {
+			return err
+		}
+		if now.Sub(day.End()) > s.o.Keep {
+			err = s.drop(day)
+		} else if s.short && s.used() > s.o.MaxSize/8*7 {
+			var done bool
+			if done, err = s.delivered(day, now); done {
+				s.o.Log.Warn("no room for TLS sessions: a delivered day is deleted before its time", "path", s.path, "day", day)
+				err = s.drop(day)
+			}
+		}
+	}
+	s.short = false
+	return err
+}
+
+// used returns the bytes of the file that are in use.
+func (s *Store) used() (used int64) {
+	if file := s.file.Load(); file != nil {
+		_ = file.View(func(tx *bbolt.Tx) error {
+			used, _ = file.Sizes(tx)
+			return nil
+		})
+	}
+	return used
+}
+
+// delivered reports whether nothing is left to be reported of a day.
+func (s *Store) delivered(day tlsrpt.Day, now time.Time) (done bool, err error) {
+	closed, err := s.Closed(day, now)
+	if err != nil || !closed {
+		return false, err
+	}
+	own, err := s.States(day, "", 1)
+	if len(own) == 0 {
+		return err == nil && now.Sub(day.End()) > unreported, err
+	}
+	return own[0].Domain == "" && own[0].Kind == tlsrpt.Accepted, nil
+}
+
+// drop deletes a day.
+func (s *Store) drop(day tlsrpt.Day) error {
+	err := s.update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketDay, bucketPolicy, bucketState} {
+			if err := tx.Bucket(name).DeleteBucket([]byte(day)); err != nil && !errors.Is(err, bolterrors.ErrBucketNotFound) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", day, err)
+	}
+	return nil
+}
+
+// Days returns the days that hold data, the oldest first.
+func (s *Store) Days() (days []tlsrpt.Day, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketDay).ForEachBucket(func(k []byte) error {
+			days = append(days, tlsrpt.Day(k))
+			return nil
+		})
+	})
+	return days, err
+}
+
+// Closed reports whether a day is closed: merged, and nothing more is counted for it.
+func (s *Store) Closed(day tlsrpt.Day, _ time.Time) (closed bool, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		closed = tx.Bucket(bucketClosed).Get([]byte(day)) != nil
+		return nil
+	})
+	return closed, err
+}
+
+// Domains returns the recipient domains of a day that come after a name, in order, limit
+// at most.
+func (s *Store) Domains(day tlsrpt.Day, after string, limit int) (domains []string, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketDay).Bucket([]byte(day))
+		if b == nil {
+			return nil
+		}
+		c := b.Cursor()
+		seek := []byte(after)
+		if after != "" {
+			seek = append(seek, 1) // behind the NUL after the domain
+		}
+		for len(domains) < limit {
+			k, _ := c.Seek(seek)
+			if k == nil {
+				return nil
+			}
+			domain, _, ok := bytes.Cut(k, []byte{0})
+			if !ok || bytes.Compare(k, seek) < 0 {
+				return errValue
+			}
+			domains = append(domains, string(domain))
+			seek = append(bytes.Clone(domain), 1)
+		}
+		return nil
+	})
+	return domains, err
+}
+
+// Load returns what is known of a domain's day: no policies if there is nothing.
+func (s *Store) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
+	loaded := tlsrpt.DomainDay{Domain: domain, Day: day}
+	err := s.view(func(tx *bbolt.Tx) error {
+		sums, policies := tx.Bucket(bucketDay).Bucket([]byte(day)), tx.Bucket(bucketPolicy).Bucket([]byte(day))
+		if sums == nil || policies == nil {
+			return nil
+		}
+		prefix := dayKey("", domain)
+		c := sums.Cursor()
+		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix) && len(loaded.Policies) < maxPolicies; k, v = c.Next() {
+			text, counts := decoder{b: policies.Get(k[len(prefix):])}, decoder{b: v}
+			sum := tlsrpt.Summary{Policy: text.policy(), Successful: counts.uint(), Failed: counts.uint(), Details: counts.details()}
+			if text.bad || counts.bad {
+				return errValue
+			}
+			loaded.Policies = append(loaded.Policies, sum)
+		}
+		return nil
+	})
+	return loaded, err
+}

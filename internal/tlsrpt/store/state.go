@@ -1,0 +1,138 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+)
+
+// Bounds of what deliver stores.
+const (
+	MaxStateKey   = 2048 // bytes of a state's domain and destination
+	maxStateText  = 1024 // bytes of a report id, or of a reason
+	maxAddress    = 320  // bytes of a suppressed address
+	MaxSuppressed = 10_000
+)
+
+// Errors of states and suppressions.
+var (
+	ErrNoDay      = errors.New("the day is not in the store")
+	ErrTooLong    = errors.New("too long to be stored")
+	ErrSuppressed = fmt.Errorf("%d addresses are suppressed, which is all that may be", MaxSuppressed)
+)
+
+// States returns the states of a day whose Key comes after a key, in order, limit at
+// most.
+func (s *Store) States(day tlsrpt.Day, after string, limit int) (states []tlsrpt.State, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketState).Bucket([]byte(day))
+		if b == nil {
+			return nil
+		}
+		c := b.Cursor()
+		k, v := c.Seek([]byte(after))
+		if string(k) == after {
+			k, v = c.Next()
+		}
+		for ; k != nil && len(states) < limit; k, v = c.Next() {
+			domain, destination, ok := strings.Cut(string(k), "\x00")
+			st := tlsrpt.State{Day: day, Domain: domain, Destination: destination}
+			d := decoder{b: v}
+			if d.state(&st); d.bad || !ok {
+				return errValue
+			}
+			states = append(states, st)
+		}
+		return nil
+	})
+	return states, err
+}
+
+// PutStates stores states, all or none; one with the day and key of a stored state
+// replaces it. They are on disk when it returns nil. ErrNoDay: the store holds nothing of
+// the day any more.
+func (s *Store) PutStates(states []tlsrpt.State) error {
+	err := s.update(func(tx *bbolt.Tx) error {
+		for i := range states {
+			st := &states[i]
+			if len(st.Key()) > MaxStateKey || max(len(st.ReportID), len(st.Reason)) > maxStateText {
+				return ErrTooLong
+			}
+			if tx.Bucket(bucketDay).Bucket([]byte(st.Day)) == nil {
+				return ErrNoDay
+			}
+			b, err := tx.Bucket(bucketState).CreateBucketIfNotExists([]byte(st.Day))
+			if err == nil {
+				err = b.Put([]byte(st.Key()), encodeState(st))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("store the state of reports: %w", err)
+	}
+	return nil
+}
+
+// Suppress has no reports sent to an address until a moment; one in the past ends it.
+// ErrSuppressed: there are too many.
+func (s *Store) Suppress(address string, until time.Time) error {
+	if address == "" || len(address) > maxAddress {
+		return ErrTooLong
+	}
+	now := s.o.Now()
+	return s.update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketSuppress)
+		var over [][]byte
+		n := 0
+		err := b.ForEach(func(k, v []byte) error {
+			if n++; !suppressedUntil(v).After(now) {
+				over = append(over, bytes.Clone(k))
+			}
+			return nil
+		})
+		for _, k := range over {
+			err = errors.Join(err, b.Delete(k))
+		}
+		switch {
+		case err != nil:
+			return err
+		case !until.After(now):
+			return b.Delete([]byte(address))
+		case n-len(over) >= MaxSuppressed && b.Get([]byte(address)) == nil:
+			return ErrSuppressed
+		}
+		return b.Put([]byte(address), binary.BigEndian.AppendUint64(nil, uint64(until.Unix())))
+	})
+}
+
+// Suppressed returns the addresses that get no reports now, and until when.
+func (s *Store) Suppressed() (map[string]time.Time, error) {
+	list := make(map[string]time.Time)
+	err := s.view(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketSuppress).ForEach(func(k, v []byte) error {
+			if until := suppressedUntil(v); until.After(s.o.Now()) {
+				list[string(k)] = until
+			}
+			return nil
+		})
+	})
+	return list, err
+}
+
+func suppressedUntil(v []byte) time.Time {
+	if len(v) != 8 {
+		return time.Time{}
+	}
+	return time.Unix(int64(binary.BigEndian.Uint64(v)), 0).UTC()
+}
