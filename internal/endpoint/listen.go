@@ -38,6 +38,24 @@ func Listen(e Endpoint, mode fs.FileMode) (net.Listener, error) {
 	return l, nil
 }
 
+// ListenDatagrams makes the unix datagram socket at path, as Listen makes a stream
+// socket.
+func ListenDatagrams(path string, mode fs.FileMode) (*net.UnixConn, error) {
+	e := Endpoint{Network: "unixgram", Address: path}
+	if err := removeStale(e); err != nil {
+		return nil, err
+	}
+	config := net.ListenConfig{Control: setMode(mode)}
+	conn, err := config.ListenPacket(context.Background(), e.Network, path)
+	if err == nil {
+		if err = os.Chmod(path, mode.Perm()); err == nil {
+			return conn.(*net.UnixConn), nil
+		}
+		err = errors.Join(err, conn.Close(), os.Remove(path))
+	}
+	return nil, listenError(e, err)
+}
+
 // setMode sets the mode of a socket before it is bound. The kernel gives the
 // socket file that mode less the umask, so that the file is never open to more
 // users than it should be.
@@ -83,7 +101,7 @@ func listenError(e Endpoint, err error) error {
 		hint = "; another server runs there (ss -lxtp names it): stop it or choose another endpoint"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		hint = "; this machine does not have the address: see ip address"
-	case errors.Is(err, fs.ErrPermission) && e.Network == "unix":
+	case errors.Is(err, fs.ErrPermission) && e.Network != "tcp":
 		hint = "; the daemon's user must be able to write to the directory"
 	case errors.Is(err, fs.ErrPermission):
 		hint = "; choose a port above 1023"

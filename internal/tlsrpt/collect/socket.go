@@ -1,0 +1,81 @@
+package collect
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+)
+
+const (
+	// Group is the group of Postfix's daemons: whoever may write can forge sessions.
+	Group = "postfix"
+
+	socketMode = 0o660
+	folderMode = 0o710
+
+	// MinQueue is the least net.unix.max_dgram_qlen that loses nothing at an ordinary pace.
+	MinQueue = 128
+)
+
+// Listen makes the datagram socket, and its folder if that is missing. Socket and folder
+// are given to Group, where it exists and we may. A socket on which nobody listens is
+// replaced.
+func Listen(path string) (*net.UnixConn, error) {
+	gid := -1
+	if g, err := user.LookupGroup(Group); err == nil {
+		gid, _ = strconv.Atoi(g.Gid)
+	}
+	folder := filepath.Dir(path)
+	if err := os.Mkdir(folder, folderMode); err == nil {
+		if err := errors.Join(os.Chmod(folder, folderMode), give(folder, gid)); err != nil {
+			return nil, err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make the folder of the socket for TLS sessions: %w", err)
+	}
+	conn, err := endpoint.ListenDatagrams(path, socketMode)
+	if err != nil {
+		return nil, err
+	}
+	if err := give(path, gid); err != nil {
+		return nil, errors.Join(err, conn.Close(), os.Remove(path))
+	}
+	return conn, nil
+}
+
+// give gives a file to a group. Without the right to, it leaves the file ours, unless
+// then nobody else could use it.
+func give(path string, gid int) error {
+	if gid < 0 {
+		return nil
+	}
+	if err := os.Chown(path, -1, gid); err != nil {
+		return fmt.Errorf("%w; run as root, or let systemd make the socket (sts-tlsmap-tlsrpt.socket)", err)
+	}
+	return nil
+}
+
+// Passed returns the socket that systemd has made. It must be a unix datagram socket.
+func Passed(conn net.PacketConn) (*net.UnixConn, error) {
+	c, ok := conn.(*net.UnixConn)
+	if !ok || c.LocalAddr().Network() != "unixgram" {
+		return nil, errors.New("the socket for TLS sessions is not a unix datagram socket: it needs ListenDatagram=")
+	}
+	return c, nil
+}
+
+// QueueLength returns how many datagrams the kernel holds for a socket made now; 0: it
+// does not say.
+func QueueLength() int {
+	b, _ := os.ReadFile("/proc/sys/net/unix/max_dgram_qlen")
+	n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return n
+}
