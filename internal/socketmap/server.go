@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"runtime/debug"
 	"sync"
@@ -50,7 +51,7 @@ type Server struct {
 
 // Options are a Server's settings. Zero values stand for defaults.
 type Options struct {
-	MaxConnections int          // DefaultMaxConnections; half of Descriptors at most
+	MaxConnections int          // half of Descriptors at most; 0: so many
 	Log            *slog.Logger // discards
 }
 
@@ -69,7 +70,7 @@ type Stats struct {
 func NewServer(handler Handler, o Options) *Server {
 	s := &Server{
 		handler: handler,
-		max:     cmp.Or(o.MaxConnections, DefaultMaxConnections),
+		max:     cmp.Or(o.MaxConnections, math.MaxInt),
 		log:     cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		epoch:   time.Now(),
 		done:    make(chan struct{}),
@@ -78,10 +79,10 @@ func NewServer(handler Handler, o Options) *Server {
 	for _, l := range []*rate.Sometimes{&s.malformedLog, &s.slowLog, &s.panicLog, &s.acceptLog} {
 		l.Interval = logEvery
 	}
-	if most := max(Descriptors()/2, 1); s.max > most {
-		s.log.Warn("fewer connections are held than max_connections", "max_connections", s.max, "held", most,
+	s.max = min(s.max, max(Descriptors()/2, 1))
+	if s.max < o.MaxConnections {
+		s.log.Warn("fewer connections are held than max_connections", "max_connections", o.MaxConnections, "held", s.max,
 			"next", "raise LimitNOFILE= to twice max_connections and more, or lower max_connections in [socket]")
-		s.max = most
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s

@@ -62,8 +62,6 @@ const (
 
 // Limits of number and memory.
 const (
-	DefaultMaxConnections = 4096
-
 	// What a connection has at rest, in bytes. An MTA's request is a few dozen
 	// bytes, a reply a few hundred.
 	readBuffer  = 1 << 10
