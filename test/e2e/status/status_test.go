@@ -193,7 +193,7 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 	if to := os.Getenv("STS_TLSMAP_SCREENSHOT"); to != "" {
 		shot = to
 	}
-	browse(ctx, t, "--window-size=1060,1890", "--screenshot="+shot, page+"/")
+	browse(ctx, t, "--window-size=1060,1500", "--screenshot="+shot, page+"/")
 	png, err := os.ReadFile(shot)
 	if err != nil || len(png) < 10_000 || !bytes.HasPrefix(png, []byte("\x89PNG")) {
 		t.Errorf("the screenshot is %d bytes, %v", len(png), err)
