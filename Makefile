@@ -42,7 +42,7 @@ test:
 # Floods in full size, damaged caches in every way, and tests of long times,
 # without the race detector.
 slow:
-	$(GO) test -tags slow -timeout 30m ./internal/cache ./internal/keeper ./internal/tlsrpt/store ./test/damage
+	$(GO) test -tags slow -timeout 30m ./internal/cache ./internal/keeper ./internal/tlsrpt/store ./test/clock ./test/damage
 
 # Real MTAs in network namespaces, and the packages under a booted systemd; needs root. They mostly wait for each other:
 # more packages at once than there are processors.

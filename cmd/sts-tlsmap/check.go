@@ -112,7 +112,7 @@ func (a *app) checkConfiguration() *outside {
 		a.findErr(stateWrong, what, configError(a.cfgErr))
 		return nil
 	}
-	out, err := newOutside(a.cfg, nil)
+	out, err := newOutside(a.cfg, nil, nil)
 	if err == nil {
 		_, _, err = newMaps(a.cfg)
 	}
@@ -311,7 +311,7 @@ type outside struct {
 }
 
 // newOutside makes these clients from the configuration. It sends nothing.
-func newOutside(cfg *config.Config, log *slog.Logger) (*outside, error) {
+func newOutside(cfg *config.Config, log *slog.Logger, clockInDoubt func() bool) (*outside, error) {
 	servers := make([]string, len(cfg.DNS.Servers))
 	for i, s := range cfg.DNS.Servers {
 		servers[i] = s.String()
@@ -336,7 +336,7 @@ func newOutside(cfg *config.Config, log *slog.Logger) (*outside, error) {
 	}
 	client, err := policy.NewClient(policy.Config{
 		Resolver: r, Roots: roots, Timeout: cfg.Fetch.Timeout, AllowPrivate: cfg.Fetch.AllowPrivate, Proxy: proxy,
-		UserAgent: "sts-tlsmap/" + version,
+		ClockInDoubt: clockInDoubt, UserAgent: "sts-tlsmap/" + version,
 	})
 	if err != nil {
 		return nil, err

@@ -42,6 +42,7 @@ type service struct {
 	level   *slog.LevelVar
 	started time.Time
 
+	clock    *keeper.Clock
 	out      *outside
 	store    *cache.Store
 	keeper   *keeper.Keeper
@@ -99,17 +100,19 @@ func (s *service) start(file string) (err error) {
 func (s *service) open() error {
 	cfg := s.cfg
 	var err error
-	if s.out, err = newOutside(cfg, s.log); err != nil {
+	s.clock = keeper.SystemClock()
+	if s.out, err = newOutside(cfg, s.log, func() bool { return s.clock.Off() != 0 }); err != nil {
 		return err
 	}
 	table, err := tlsmap.NewTable(cfg.Maps)
 	if err != nil {
 		return err
 	}
-	s.store, err = cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: s.log})
+	s.store, err = cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: s.log, Now: s.clock.Now})
 	if err != nil {
 		return cacheError(err)
 	}
+	s.clock.NotBefore(s.store.Stats().Heartbeat)
 	s.observer = observe.New(s.observed(table))
 	most := discoveries(cfg, socketmap.Descriptors())
 	if most < cfg.Lookup.Concurrency {
@@ -117,6 +120,7 @@ func (s *service) open() error {
 			"next", "raise LimitNOFILE=, or lower max_connections in [socket] or concurrency in [lookup]")
 	}
 	s.keeper = keeper.New(keeper.Options{
+		Clock:            s.clock,
 		Store:            s.store,
 		Network:          s.out.client,
 		MatchList:        tlsmap.MatchList,
@@ -132,7 +136,7 @@ func (s *service) open() error {
 	if err := s.maps.SetExempt(cfg.Exempt.Domains); err != nil {
 		return err
 	}
-	if s.exempt, err = exempt.Open(s.store, s.maps.SetTimedExempt, s.log); err != nil {
+	if s.exempt, err = exempt.Open(s.store, s.maps.SetTimedExempt, s.clock.Latest, s.log); err != nil {
 		return err
 	}
 	s.sockets = socketmap.NewServer(s.maps, socketmap.Options{MaxConnections: cfg.Socket.MaxConnections, Log: s.log})
@@ -269,7 +273,7 @@ func (s *service) health() control.Health {
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: open.names(keyListen), Cache: s.cfg.Cache.Path, Metrics: strings.Join(open.names(keyMetrics), " "),
 		Control: strings.Join(open.names(keyControl), " "), Overridden: s.overridden,
-		Maps: s.cfg.Maps, Troubles: s.observer.Troubles(),
+		Maps: s.cfg.Maps, Troubles: s.observer.Troubles(), ClockOff: int64(s.clock.Off() / time.Second),
 		UnknownMap: unknown.Name, UnknownAt: unknown.At,
 	}
 }

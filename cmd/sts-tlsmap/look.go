@@ -33,6 +33,11 @@ func (a *app) findPeer(ctx context.Context, socket string) {
 	a.health, a.peerErr = a.client.Health(ctx)
 }
 
+// now is the time by which the daemon's policies live; without a daemon, the clock.
+func (a *app) now() time.Time {
+	return time.Now().Add(-time.Duration(a.health.ClockOff) * time.Second)
+}
+
 // absent reports whether no daemon answers, so that the file is read instead.
 func (a *app) absent() bool { return errors.Is(a.peerErr, control.ErrNoDaemon) || a.mute() }
 
@@ -152,7 +157,7 @@ func (a *app) cache(ctx context.Context) (int, error) {
 	if len(a.flags.args) == 0 {
 		return exitDone, a.list(ctx)
 	}
-	write := func(h *control.Held) error { return explain.WriteHeld(a.stdout, h, time.Now()) }
+	write := func(h *control.Held) error { return explain.WriteHeld(a.stdout, h, a.now()) }
 	if a.flags.json {
 		write = func(h *control.Held) error { return explain.WriteHeldJSON(a.stdout, h) }
 	}
@@ -186,7 +191,7 @@ func (a *app) cache(ctx context.Context) (int, error) {
 
 // list is -cache without a domain.
 func (a *app) list(ctx context.Context) error {
-	listing := explain.NewListing(a.stdout, a.flags.json, time.Now())
+	listing := explain.NewListing(a.stdout, a.flags.json, a.now())
 	var err error
 	switch {
 	case a.absent():
@@ -234,7 +239,7 @@ func (a *app) listFile(listing *explain.Listing) error {
 
 // explain is -explain: live, with or without a daemon.
 func (a *app) explain(ctx context.Context) (int, error) {
-	out, err := newOutside(a.cfg, nil)
+	out, err := newOutside(a.cfg, nil, func() bool { return a.health.ClockOff != 0 })
 	if err != nil {
 		return 0, err
 	}
@@ -252,7 +257,7 @@ func (a *app) explain(ctx context.Context) (int, error) {
 		Held:     a.held,
 		NotAsked: a.peerErr,
 		AskHint:  a.nextOf(a.peerErr),
-		Now:      time.Now,
+		Now:      a.now,
 	})
 	if a.flags.json {
 		err = text.WriteJSON(a.stdout, report)

@@ -34,7 +34,7 @@ func TestAFileOfCertificatesThatMayNotBeReadIsNamedWithItsKeyWhereItIsNeeded(t *
 		if err != nil {
 			t.Errorf("who needs no certificates is held up by them: %v", err)
 		} else {
-			_, err = newOutside(cfg, nil)
+			_, err = newOutside(cfg, nil, nil)
 		}
 		done <- err
 	}()

@@ -107,7 +107,7 @@ type WriteResult struct {
 // Stats are counts of what the store holds and has seen.
 type Stats struct {
 	ByMode     [policy.ModeEnforce + 1]int64 // policies by mode; unreadable modes at 0
-	Heartbeat  time.Time                     // the wall clock at the last commit; right after Open, that of the previous run
+	Heartbeat  time.Time                     // Options.Now at the last commit; right after Open, that of the previous run
 	UsedSize   int64                         // bytes of used pages
 	FileSize   int64                         // bytes of the file, free pages included
 	MaxSize    int64                         // the limit of UsedSize

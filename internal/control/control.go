@@ -48,6 +48,7 @@ type Health struct {
 	Overridden []string  `json:"overridden,omitempty"` // keys without effect, since systemd passed sockets
 
 	Troubles []Trouble `json:"troubles"`
+	ClockOff int64     `json:"clock_off,omitempty"` // seconds by which the clock is ahead of the time by which policies live
 
 	UnknownMap string    `json:"unknown_map,omitempty"` // the last map asked for that does not exist
 	UnknownAt  time.Time `json:"unknown_at,omitzero"`

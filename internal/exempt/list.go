@@ -35,6 +35,7 @@ type Store interface {
 type List struct {
 	store   Store
 	apply   func([]Exemption) error
+	now     func() time.Time
 	log     *slog.Logger
 	retry   *time.Timer // saves again
 	writing sync.Mutex  // held while the store writes
@@ -44,9 +45,10 @@ type List struct {
 }
 
 // Open reads what is stored and hands it to apply, which is told of every
-// change. Exemptions that cannot be read have ended.
-func Open(store Store, apply func([]Exemption) error, log *slog.Logger) (*List, error) {
-	l := &List{store: store, apply: apply, log: log, until: map[string]time.Time{}}
+// change. Exemptions that cannot be read have ended. now is the clock; while clocks
+// disagree, the one that is ahead.
+func Open(store Store, apply func([]Exemption) error, now func() time.Time, log *slog.Logger) (*List, error) {
+	l := &List{store: store, apply: apply, now: now, log: log, until: map[string]time.Time{}}
 	l.retry = time.AfterFunc(writeAgain, func() { l.save() })
 	l.retry.Stop()
 	stored, err := store.Exemptions()
@@ -54,7 +56,7 @@ func Open(store Store, apply func([]Exemption) error, log *slog.Logger) (*List, 
 		log.Error("some exemptions could not be read and have ended", "err", err, "next", "see sts-tlsmap -exempt")
 	}
 	for _, x := range stored {
-		if _, err := Parse(x.Domain); err == nil && x.Until.After(time.Now()) {
+		if _, err := Parse(x.Domain); err == nil && x.Until.After(now()) {
 			l.until[x.Domain] = x.Until
 			l.endLater(x)
 		}
@@ -93,7 +95,7 @@ func (l *List) Set(domain string, long time.Duration) (until time.Time, was bool
 		return until, false, ErrTooLong
 	}
 	if long > 0 {
-		until = time.Now().Add(long + time.Second - 1).Truncate(time.Second)
+		until = l.now().Add(long + time.Second - 1).Truncate(time.Second)
 	}
 	l.mu.Lock()
 	next := maps.Clone(l.until)
@@ -118,9 +120,10 @@ func (l *List) Set(domain string, long time.Duration) (until time.Time, was bool
 	return until, was, l.save()
 }
 
-// endLater drops an exemption at its end, unless it was changed before.
+// endLater drops an exemption after the time that it has left, unless it was changed
+// before. Lookups end it earlier if the wall clock says so.
 func (l *List) endLater(x Exemption) {
-	time.AfterFunc(time.Until(x.Until), func() {
+	time.AfterFunc(x.Until.Sub(l.now()), func() {
 		l.mu.Lock()
 		current := l.until[x.Domain].Equal(x.Until)
 		l.mu.Unlock()

@@ -65,7 +65,7 @@ func (f *fakeServer) isExempt(domain string) bool {
 func inForce(t *testing.T, store *fakeStore, test func(t *testing.T, l *exempt.List, server *fakeServer, log *bytes.Buffer)) {
 	synctest.Test(t, func(t *testing.T) {
 		server, log := new(fakeServer), new(bytes.Buffer)
-		l, err := exempt.Open(store, server.setTimed, slog.New(slog.NewTextHandler(log, nil)))
+		l, err := exempt.Open(store, server.setTimed, time.Now, slog.New(slog.NewTextHandler(log, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,6 +123,34 @@ func TestStoredExemptionsApplyAfterAStartUntilTheyEnd(t *testing.T) {
 		}
 		if !strings.Contains(log.String(), "a page is damaged") || !strings.Contains(log.String(), "domains=[a.test]") {
 			t.Errorf("the log says:\n%s", log)
+		}
+	})
+}
+
+// The wall clock was set back: lookups would go by it, but the time has passed.
+func TestAnExemptionEndsWhenItsTimeHasPassedWhateverTheWallClockSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		steady := func() time.Time { return time.Now().AddDate(0, 0, 8) }
+		store := &fakeStore{list: []exempt.Exemption{
+			{Domain: "stored.test", Until: steady().Add(time.Hour)}, {Domain: "over.test", Until: steady().Add(-time.Hour)},
+		}}
+		server := new(fakeServer)
+		l, err := exempt.Open(store, server.setTimed, steady, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := l.Set("new.test", time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		for domain, want := range map[string]bool{"stored.test": true, "over.test": false, "new.test": true} {
+			if got := server.isExempt(domain); got != want {
+				t.Errorf("%s is exempt: %t", domain, got)
+			}
+		}
+		time.Sleep(time.Hour + time.Second)
+		synctest.Wait()
+		if server.isExempt("stored.test") || server.isExempt("new.test") {
+			t.Errorf("an hour later %v are exempt", l.InForce())
 		}
 	})
 }

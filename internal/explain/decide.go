@@ -25,7 +25,7 @@ func (r *Report) choosePolicy() {
 		r.policy, r.Cache.Counts = p, "held"
 	} else if r.negative() == nil && r.Fetch != nil && r.Fetch.policy != nil {
 		r.policy, r.Cache.Counts = r.Fetch.policy, "live"
-	} else if h := r.Cache.Held; h != nil && h.Damaged != "" {
+	} else if h := r.Cache.Held; h != nil && h.Damaged != "" || r.ours && r.negative() == nil {
 		r.state = tlsmap.PolicyUnreadable
 	}
 	if r.policy != nil {
@@ -64,7 +64,7 @@ func (r *Report) decide(s Sources) {
 		exempt = append(exempt, exemptWord(e, r.Domain))
 	}
 	for _, m := range table.Replies(tlsmap.Known{
-		Domain: r.Domain, State: r.state, Policy: r.policy, DANE: r.DANE.counts, MX: r.mxSet, MXErr: r.mxErr,
+		Domain: r.Domain, State: r.state, Policy: r.policy, Ours: r.ours, DANE: r.DANE.counts, MX: r.mxSet, MXErr: r.mxErr,
 	}) {
 		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
 		if len(r.exemptBy) > 0 {

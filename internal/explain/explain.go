@@ -80,6 +80,7 @@ type Report struct {
 	policy   *policy.Policy        // the one that counts; nil if none does
 	state    tlsmap.PolicyState    // of the policy
 	hint     string                // what to do about a failed discovery; empty: it did not fail
+	ours     bool                  // it failed for a fault of our own
 	mapsOf   string                // whose the maps are: Daemon or File
 	exemptBy []control.ExemptEntry // the exemptions of the domain
 	mxSet    *dane.MXSet

@@ -186,6 +186,7 @@ func TestTheNextStepFitsTheProblem(t *testing.T) {
 		{"a resolver that fails", fresh(), func(w *world) { w.txtErr = errors.New("SERVFAIL") }, "NOTFOUND", "dig _mta-sts.a.test TXT"},
 		{"a policy host that is down", fresh(), func(w *world) { w.fetch = policy.ErrConnect }, "NOTFOUND", "curl -v https://mta-sts.a.test/"},
 		{"a policy host that is down, one held", honest(), func(w *world) { w.fetch = policy.ErrConnect }, "OK secure", "stays in force. Try: curl"},
+		{"a clock in doubt", fresh(), func(w *world) { w.fetch = fmt.Errorf("%w; %w", policy.ErrCertExpired, policy.ErrClock) }, "TEMP this relay could not look", "sts-tlsmap -check"},
 		{"a policy that is none", fresh(), func(w *world) { w.text = "version: STSv2\n" }, "NOTFOUND", "must correct its policy file"},
 		{"another policy published", honest(), func(w *world) { w.text = strings.ReplaceAll(enforced, "enforce", "testing") }, "OK secure", "sts-tlsmap -refresh a.test"},
 		{"another id published", honest(), func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, "OK secure", "sts-tlsmap -refresh a.test"},

@@ -82,6 +82,7 @@ func (r *Report) discover(ctx context.Context, s Sources) {
 
 // failed notes what to do about a discovery that failed, and returns the reason.
 func (r *Report) failed(err error) string {
+	r.ours = policy.OurFault(err)
 	r.hint = cmp.Or(strings.ReplaceAll(policy.Hint(err), "DOMAIN", r.Domain), "See the error above.")
 	return policy.Reason(err)
 }

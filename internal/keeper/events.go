@@ -45,6 +45,7 @@ type Stats struct {
 	FetchDead    bool  `json:"fetch_dead"`     // no policy fetch has succeeded for some minutes
 	Untrusted    bool  `json:"untrusted"`      // FetchDead, and most certificates were not trusted
 	LateSeconds  int64 `json:"late_seconds"`   // how far behind the refresher is
+	ClockOff     int64 `json:"clock_off"`      // seconds: how far the wall clock is ahead; 0: it is not in doubt
 	Counts
 }
 
@@ -81,7 +82,7 @@ func (k *Keeper) Stats() Stats {
 		Discovering: k.flights.length(), Pending: len(k.writer.pendingBetween("", "")), RecheckQueue: len(k.attention),
 		Failing:      k.writer.failing.Load() || k.writer.commitTakes() >= commitStuck,
 		WritesFailed: k.writer.failed.Load(), CommitTakes: int64(k.writer.commitTakes() / time.Second),
-		LateSeconds: k.late.Load(),
+		LateSeconds: k.late.Load(), ClockOff: int64(k.o.Off() / time.Second),
 	}
 	if s.Failing {
 		s.Late = int64(s.Pending)

@@ -62,9 +62,10 @@ type Store interface {
 	Stats() cache.Stats
 }
 
-// Options are what a Keeper is made of. All but Now are required; the defaults
+// Options are what a Keeper is made of. All but Clock are required; the defaults
 // are in the configuration.
 type Options struct {
+	*Clock  // the time by which policies live; nil: one that follows time.Now
 	Store   Store
 	Network Discoverer
 	// MatchList renders the match list of a policy, which is stored beside it.
@@ -74,7 +75,6 @@ type Options struct {
 	MatchListCurrent func(list []byte) bool
 	Observe          func(Event) // is told of every question and fetch; must not block
 	Log              *slog.Logger
-	Now              func() time.Time // the clock by which policies live; nil: time.Now
 
 	LookupTimeout     time.Duration // how long a lookup waits for a discovery
 	FetchTimeout      time.Duration // how long a fetch takes at most
@@ -123,8 +123,8 @@ type Keeper struct {
 // New makes a Keeper. It answers from the store at once; it writes and
 // refreshes while Run runs.
 func New(o Options) *Keeper {
-	if o.Now == nil {
-		o.Now = time.Now
+	if o.Clock == nil {
+		o.Clock = NewClock(time.Now, monotonic())
 	}
 	k := &Keeper{
 		o:       o,
@@ -197,7 +197,7 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 		}
 		return ErrNoPolicy
 	}
-	h.Since = clock
+	h.Since = time.Now()
 	changes := k.memory.changes.Load() // before anything is read
 	if r, late, _ := k.writer.pending(domain); late {
 		if r != nil && now < liveUntil(r.Fetched.Unix(), r.Expires.Unix()) {

@@ -137,7 +137,7 @@ func (f *Foreign) check(now time.Time) (*policy.Policy, error) {
 		return nil, errProbeDomain
 	case err != nil:
 		return nil, fmt.Errorf("the policy of %s does not parse: %w", f.Domain, err)
-	case f.Fetched.After(now.Add(ClockSlack)):
+	case f.Fetched.After(now.Add(clockSlack)):
 		return nil, fmt.Errorf("the policy of %s was fetched in the future (%s): check the clocks", f.Domain, f.Fetched.Format(time.RFC3339))
 	case f.Expires.After(f.Fetched.Add(p.MaxAge)):
 		return nil, fmt.Errorf("the policy of %s would last longer than its max_age", f.Domain)

@@ -5,8 +5,11 @@ import "time"
 // Every limit of the keeper. docs/limits.md has those that an operator can meet.
 const (
 	MaxSlots   = 16          // rendered replies on an Entry
-	ClockSlack = time.Minute // how far ahead of the clock the fetch of a policy may be
+	clockSlack = time.Minute // how far ahead of the clock the fetch of a policy may be
 	LateAfter  = time.Hour   // the lateness of the refresher that is a condition
+
+	clockStep  = time.Hour // a wall clock that moves by more is in doubt
+	clockDoubt = oneDay    // for so long; see Clock
 
 	minLife = time.Minute // how long a policy counts after its fetch, whatever its max_age
 
@@ -56,11 +59,10 @@ const (
 	overdueBy        = time.Hour       // see turns
 	visitsPerSecond  = 500             // due records looked at
 
-	keepExpired    = 7 * 24 * time.Hour // an expired policy stays in the store, in case the clock was ahead
-	purgeAfterJump = 24 * time.Hour     // nothing is deleted so long after the clock jumped
-	purgeEvery     = 10 * time.Minute
-	purgeBatch     = 500
-	upkeepEvery    = time.Minute
+	keepExpired = 7 * 24 * time.Hour // an expired policy stays in the store, in case the clock was ahead
+	purgeEvery  = 10 * time.Minute
+	purgeBatch  = 500
+	upkeepEvery = time.Minute
 
 	failingAfter   = 5 * time.Minute // without any success,
 	failingDomains = 3               // and with so many domains tried, DNS or HTTPS counts as failing

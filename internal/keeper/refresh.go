@@ -79,6 +79,10 @@ func (k *Keeper) fetch(fl *flight, r *cache.Record, within time.Duration, lazily
 		fl.outcome.Err = policy.Reason(err)
 	}
 	now := k.o.Now()
+	if err != nil && r != nil && r.Fetched.Sub(now) > clockSlack {
+		// Fetched by a clock that was ahead: its life begins now.
+		r.Fetched, r.Expires = now, r.Expires.Add(now.Sub(r.Fetched))
+	}
 	switch {
 	case err == nil && r == nil:
 		r = &cache.Record{Domain: fl.domain, Used: now}

@@ -14,14 +14,11 @@ import (
 func (k *Keeper) upkeep(ctx context.Context) {
 	tick := time.NewTicker(upkeepEvery)
 	defer tick.Stop()
-	last := time.Now()
-	purgeAt := last.Add(purgeEvery)
-	stats := k.o.Store.Stats()
-	files := stats.Files
-	if beat := stats.Heartbeat; !beat.IsZero() && last.Sub(beat) > keepExpired {
-		purgeAt = last.Add(purgeAfterJump) // the clock may have been ahead from the beginning
-	}
-	wasLate := false
+	start := time.Now()
+	purgeAt, stats := start.Add(purgeEvery), k.o.Store.Stats()
+	files, beat := stats.Files, stats.Heartbeat
+	mayBeAhead := !beat.IsZero() && start.Sub(beat) > keepExpired // nothing contradicts the clock, but it may be
+	wasLate, wasInDoubt := false, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -32,6 +29,11 @@ func (k *Keeper) upkeep(ctx context.Context) {
 			files = n
 			k.ForgetFailures() // they would hide the policies of that file
 		}
+		isInDoubt := k.o.Off() != 0
+		if wasInDoubt && !isInDoubt {
+			k.ForgetFailures() // the time may have gone back
+		}
+		wasInDoubt = isInDoubt
 		now := time.Now()
 		k.health.report(k.o.Log, now)
 		by := time.Duration(k.late.Load()) * time.Second
@@ -39,22 +41,22 @@ func (k *Keeper) upkeep(ctx context.Context) {
 			k.o.Log.Error("policies are refreshed late", "by", by, "next", "raise [refresh] fetch_rate or concurrency if it stays so")
 		}
 		wasLate = by >= LateAfter || wasLate && by > LateAfter/2 // hysteresis: one line, not one for each crossing
-		// After the wall clock has jumped ahead, nothing is deleted for a day, so
-		// that the clock can be corrected.
-		if ahead := now.Round(0).Sub(last.Round(0)) - now.Sub(last); ahead > ClockSlack {
-			purgeAt = now.Add(purgeAfterJump)
-		}
-		if last = now; !now.Before(purgeAt) {
+		if !now.Before(purgeAt) {
 			purgeAt = now.Add(purgeEvery)
-			k.purge(ctx)
+			before := k.o.Now().Add(-keepExpired)
+			if mayBeAhead && now.Sub(start) < clockDoubt {
+				before = time.Time{} // nothing, so that the clock can be corrected
+			}
+			k.purge(ctx, before)
 		}
 	}
 }
 
-// purge deletes what has been expired for a week, a batch at a time.
-func (k *Keeper) purge(ctx context.Context) {
+// purge deletes what expired before a time, a batch at a time. Where there is nothing
+// to delete, the store still writes its heartbeat.
+func (k *Keeper) purge(ctx context.Context, before time.Time) {
 	for ctx.Err() == nil {
-		gone, err := k.o.Store.Purge(k.o.Now().Add(-keepExpired), purgeBatch)
+		gone, err := k.o.Store.Purge(before, purgeBatch)
 		if err != nil {
 			k.counters.add(&k.counters.StoreErrors, 1)
 			k.o.Log.Warn("cannot delete expired policies from the cache", "err", err, "next", "tried again in "+purgeEvery.String())

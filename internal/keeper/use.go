@@ -92,7 +92,7 @@ func (k *Keeper) recheck(r *cache.Record) {
 	ctx, cancel := context.WithTimeout(k.life, discoverySteps)
 	defer cancel()
 	record, err := k.checkRecord(ctx, r)
-	if now := k.o.Now(); r.Fetched.Sub(now) > ClockSlack || err == nil && isNews(r, record.ID, now) {
+	if now := k.o.Now(); r.Fetched.Sub(now) > clockSlack || err == nil && isNews(r, record.ID, now) {
 		k.fetchNow(ctx, r.Domain, record.ID)
 	}
 }

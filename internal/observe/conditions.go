@@ -72,13 +72,13 @@ var conditions = []condition{
 	{Resolver, Page, true, func(s *signs) bool { return s.Keeper.DNSDead },
 		words("no TXT lookup has succeeded for some minutes, although several domains were tried"),
 		words("see whether the resolver answers: servers in [dns], or /etc/resolv.conf")},
-	{Clock, Page, false, func(s *signs) bool { return s.Cache.Heartbeat.Sub(s.now) > keeper.ClockSlack },
+	{Clock, Page, false, func(s *signs) bool { return s.Keeper.ClockOff != 0 },
 		func(s *signs) string {
-			return fmt.Sprintf("the clock says %s, which is before the last write to the cache, %s",
-				s.now.UTC().Format(time.RFC3339), s.Cache.Heartbeat.UTC().Format(time.RFC3339))
+			return fmt.Sprintf("the clock says %s; going by the last write to the cache and the time that has passed, it is %s",
+				text.Clock(s.now), text.Clock(s.time(s.now)))
 		},
-		words("set the clock: with a wrong one policies expire too early or live too long; " +
-			"if it is right, it was ahead before, and this ends when it gets there again")},
+		words("set the clock if it is wrong; a day after it moved it counts again, right or wrong: until then policies live by the time " +
+			"that passes, and mail to new domains waits where the clock says that a certificate is expired or not yet valid")},
 	{Refresher, Ticket, true, func(s *signs) bool { return s.late() >= keeper.LateAfter },
 		func(s *signs) string { return fmt.Sprintf("the refresher is %s late", text.Span(s.late())) },
 		words("if it stays so, raise fetch_rate or concurrency in [refresh]")},

@@ -27,7 +27,6 @@ func with(stats observe.Stats) *observe.Observer {
 }
 
 func TestEachConditionIsDetectedAndSaysWhatToDo(t *testing.T) {
-	now := time.Now()
 	newer := &cache.SchemaError{Path: "/cache.db"}
 	var told []string
 	for _, test := range []struct {
@@ -38,7 +37,7 @@ func TestEachConditionIsDetectedAndSaysWhatToDo(t *testing.T) {
 		{observe.Discovery, observe.Stats{Keeper: keeper.Stats{FetchDead: true}}, "no policy fetch has succeeded", "port 443"},
 		{observe.Roots, observe.Stats{Keeper: keeper.Stats{FetchDead: true, Untrusted: true}}, "no policy host's certificate has been trusted", "ca-certificates"},
 		{observe.Resolver, observe.Stats{Keeper: keeper.Stats{DNSDead: true}}, "no TXT lookup has succeeded", "/etc/resolv.conf"},
-		{observe.Clock, observe.Stats{Cache: cache.Stats{Heartbeat: now.Add(time.Hour)}}, "before the last write to the cache", "set the clock"},
+		{observe.Clock, observe.Stats{Keeper: keeper.Stats{ClockOff: 8 * 24 * 3600}}, "it is " + time.Now().AddDate(0, 0, -8).Format(time.DateOnly), "set the clock"},
 		{observe.Refresher, observe.Stats{Keeper: keeper.Stats{LateSeconds: 7200}}, "the refresher is 2h late", "raise fetch_rate"},
 		{observe.Writes, observe.Stats{Keeper: keeper.Stats{Failing: true}}, "the cache cannot be written to", "whether the disk is full"},
 		{observe.Writes, observe.Stats{Keeper: keeper.Stats{Failing: true, CommitTakes: 12}}, "has not ended for 12 s", "whether the disk is full"},
@@ -50,7 +49,6 @@ func TestEachConditionIsDetectedAndSaysWhatToDo(t *testing.T) {
 			"lost is not known; the old file is /cache.db.aside", "to go back, stop the daemon"},
 		{observe.Validation, observe.Stats{DANE: dane.Stats{Kept: 3, Verdict: dane.NoAD}}, "3 next-hops keep the DANE that they had", "run a validating resolver"},
 		{"", observe.Stats{ // all is well
-			Cache:  cache.Stats{Heartbeat: now.Add(keeper.ClockSlack)},
 			Keeper: keeper.Stats{LateSeconds: 3599},
 			DANE:   dane.Stats{Kept: 7, Verdict: dane.Validates}, // which lose it at their next renewal
 		}, "", ""},
@@ -89,7 +87,7 @@ func TestStartAndEndOfAConditionAreLoggedOnce(t *testing.T) {
 	if look(); log.Len() > 0 {
 		t.Errorf("all is well:\n%s", &log)
 	}
-	stats, rootsErr = observe.Stats{Cache: cache.Stats{Heartbeat: time.Now().Add(time.Hour)}, Keeper: keeper.Stats{Failing: true}}, errors.New("no such file")
+	stats, rootsErr = observe.Stats{Keeper: keeper.Stats{Failing: true, ClockOff: -7200}}, errors.New("no such file")
 	look()
 	for want, times := range map[string]int{"condition=clock": 1, "condition=roots": 1, "condition=writes": 0} { // the keeper logs that one
 		if n := strings.Count(log.String(), want); n != times {

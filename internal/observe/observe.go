@@ -51,6 +51,11 @@ type Stats struct {
 	DANE    dane.Stats
 }
 
+// time is the time by which policies live, when the clock says now.
+func (s *Stats) time(now time.Time) time.Time {
+	return now.Add(-time.Duration(s.Keeper.ClockOff) * time.Second)
+}
+
 // Sources are what an Observer reads. The functions are called from the first
 // request on, not by New.
 type Sources struct {

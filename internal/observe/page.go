@@ -117,7 +117,7 @@ func (o *Observer) gather(now time.Time) *overview {
 		Troubles: o.Troubles(), Policies: s.Cache.Policies(), Modes: modes(s.Cache.ByMode[:], s.Cache.Policies()),
 	}
 	v.Held, v.Strangers = o.failures.latest(now)
-	counts, complete, err := o.Due(now, dueHours)
+	counts, complete, err := o.Due(s.time(now), dueHours)
 	if err != nil {
 		v.DueError = err.Error()
 		return v
@@ -166,5 +166,6 @@ func (o *Observer) answer(question string) *answer {
 		return &answer{Wrong: fmt.Sprintf("Nothing is held of %s. The next lookup of a mail server finds out whether it has a policy. "+
 			"This page asks nobody; sts-tlsmap -explain %[1]s does.", text.Printable(domain))}
 	}
-	return &answer{HeldReport: explain.FromHeld(&h, o.Table, time.Now())}
+	s := o.Stats()
+	return &answer{HeldReport: explain.FromHeld(&h, o.Table, s.time(time.Now()))}
 }

@@ -63,7 +63,7 @@ func TestHostileTextIsEscapedOnThePage(t *testing.T) {
 func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
 	entry := func(left time.Duration) *control.Entry {
 		return &control.Entry{
-			Mode: "enforce", ID: "7", Fetched: time.Now().Add(-time.Hour), Expires: time.Now().Add(left),
+			Mode: "enforce", ID: "7", Fetched: time.Now().Add(-4 * time.Hour), Expires: time.Now().Add(left),
 			Policy: "version: STSv1\nmode: enforce\nmx: *.one.test\nmax_age: 604800\n",
 		}
 	}
@@ -72,9 +72,9 @@ func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
 		h := control.Held{Domain: domain}
 		switch domain {
 		case "one.test":
-			h.Entry = entry(time.Hour)
+			h.Entry = entry(-time.Hour) // by the clock, which is two hours ahead
 		case "old.test":
-			h.Entry = entry(-time.Hour)
+			h.Entry = entry(-3 * time.Hour)
 		case "exempt.test":
 			h.Exempt, h.ExemptBy = true, []control.ExemptEntry{{Entry: "exempt.test"}}
 		case "damaged.test":

@@ -51,6 +51,10 @@ type Config struct {
 	// hosts, always at port 443, and to the proxy. It must return when ctx ends.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+	// ClockInDoubt says whether the dates of certificates cannot be judged, because
+	// this machine's clock may be wrong. Nil: never.
+	ClockInDoubt func() bool
+
 	UserAgent string
 }
 

@@ -144,7 +144,11 @@ func (c *Client) open(ctx context.Context, host string, addr netip.Addr, proxy *
 	config.ServerName = host // RFC 8461, 3.3: SNI, and the name in the certificate
 	s.Conn = tls.Client(uncutConn{conn}, config)
 	if err := s.HandshakeContext(ctx); err != nil {
-		return nil, handshakeError(ctx, host, addr, err)
+		err = handshakeError(ctx, host, addr, err)
+		if isAny(err, ErrCertExpired) && c.config.ClockInDoubt != nil && c.config.ClockInDoubt() {
+			err = fmt.Errorf("%w; %w", err, ErrClock)
+		}
+		return nil, err
 	}
 	return s, nil
 }

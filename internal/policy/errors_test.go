@@ -32,6 +32,7 @@ func TestWhichFailuresAreOurFault(t *testing.T) {
 		{"no DNS server reached", fmt.Errorf("%w: %w", policy.ErrRecordLookup, lookup(resolver.KindUnreachable)), true},
 		{"the proxy", policy.ErrProxy, true},
 		{"no roots", policy.ErrNoRoots, true},
+		{"a clock in doubt", fmt.Errorf("%w; %w", policy.ErrCertExpired, policy.ErrClock), true},
 
 		{"success", nil, false},
 		{"no record", policy.ErrNoRecord, false},

@@ -92,6 +92,26 @@ func TestRFC8461_3_3_TheCertificateMustBeValid(t *testing.T) {
 	}
 }
 
+func TestDatesOfACertificateAreOurFaultWhileTheClockIsInDoubt(t *testing.T) {
+	lab := testlab.New(t)
+	d := lab.Domain("example.test", testlab.With{NoMail: true})
+	inDoubt := true
+	c := newClient(t, lab, func(c *policy.Config) { c.ClockInDoubt = func() bool { return inDoubt } })
+	for kind, ours := range map[testlab.CertKind]bool{
+		testlab.CertExpired: true, testlab.CertNotYetValid: true, testlab.CertWrongName: false, testlab.CertOtherCA: false,
+	} {
+		if err := d.Policy.Present(kind); err != nil {
+			t.Fatal(err)
+		}
+		for _, inDoubt = range []bool{true, false} {
+			_, err := c.Fetch(t.Context(), "example.test", nil)
+			if policy.ResultOf(err) != policy.ResultWebPKI || policy.OurFault(err) != (ours && inDoubt) || errors.Is(err, policy.ErrClock) != (ours && inDoubt) {
+				t.Errorf("certificate %v, clock in doubt %t: %v; our fault: %t", kind, inDoubt, err, policy.OurFault(err))
+			}
+		}
+	}
+}
+
 func present(t *testing.T, lab *testlab.T, h *testlab.PolicyHost, names ...string) {
 	t.Helper()
 	cert, err := lab.Issue(testlab.CertGood, names...)

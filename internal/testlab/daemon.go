@@ -24,12 +24,12 @@ const (
 	daemonPoll  = time.Millisecond
 )
 
-// BuildDaemon builds the program with the flags of a release and returns its
-// path in dir.
-func BuildDaemon(ctx context.Context, dir string) (path string, err error) {
+// BuildDaemon builds the program with the flags of a release, and others, and returns
+// its path in dir.
+func BuildDaemon(ctx context.Context, dir string, others ...string) (path string, err error) {
 	path = filepath.Join(dir, "sts-tlsmap")
-	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path,
-		"github.com/sts-tlsmap/sts-tlsmap/cmd/sts-tlsmap")
+	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", path}, others...)
+	c := exec.CommandContext(ctx, "go", append(args, "github.com/sts-tlsmap/sts-tlsmap/cmd/sts-tlsmap")...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the daemon: %w\n%s", err, out)

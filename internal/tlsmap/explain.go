@@ -26,6 +26,7 @@ type Known struct {
 	Domain string         // the policy domain, in canonical form
 	State  PolicyState    // of Policy
 	Policy *policy.Policy // nil: there is none, or it cannot be read
+	Ours   bool           // State is PolicyUnreadable for a fault of our own
 	DANE   dane.Finding
 	MX     *dane.MXSet // for format exim; nil: MXErr says why
 	MXErr  error
@@ -69,7 +70,11 @@ func (k *Known) explain(m *mta.Map) (reply, why string) {
 		if applies(m, k.State) {
 			return string(appendTemp(nil, m, reasonUndecided, domain)), because(reasonUndecided, k.DANE.Why)
 		}
-		return string(appendTemp(nil, m, reasonUnreadable, domain)), reasonUnreadable
+		reason := reasonUnreadable
+		if k.Ours {
+			reason = reasonOurFault
+		}
+		return string(appendTemp(nil, m, reason, domain)), reason
 	}
 	why = "the policy is enforced"
 	if k.State == PolicyTesting {

@@ -18,14 +18,14 @@ import (
 )
 
 // Stats are numbers that are all different from zero where it matters. The clock
-// is before the newest record.
+// is in doubt.
 func Stats() observe.Stats {
 	// 10 lookups from memory, one of up to a millisecond, and two of minutes.
 	m := tlsmap.MapStats{Map: "postfix", By: map[string]uint64{"ok": 5, "notfound": 6, "temp": 2, "exempt": 0, "rehearsed-ok": 0, "rehearsed-temp": 0}, SlowSum: 4 * time.Minute}
 	m.Slow[0], m.Slow[len(m.Slow)-1] = 1, 2
 	return observe.Stats{
-		Keeper: keeper.Stats{Pending: 3, LateSeconds: 7},
-		Cache: cache.Stats{ByMode: [4]int64{1, 2, 3, 4}, Heartbeat: time.Now().Add(time.Hour), UsedSize: 5, FileSize: 6, MaxSize: 7,
+		Keeper: keeper.Stats{Pending: 3, LateSeconds: 7, ClockOff: 7200},
+		Cache: cache.Stats{ByMode: [4]int64{1, 2, 3, 4}, Heartbeat: time.Now(), UsedSize: 5, FileSize: 6, MaxSize: 7,
 			Damaged: 8},
 		Maps:    tlsmap.Stats{Maps: []tlsmap.MapStats{m}, UnknownMap: 8},
 		Sockets: socketmap.Stats{Open: 2, Accepted: 3, Requests: 21, Panics: 4},

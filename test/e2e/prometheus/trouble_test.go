@@ -30,7 +30,7 @@ func TestEachTroubleIsToldByLogMetricAlertAndCheck(t *testing.T) {
 		before, after          func(*testing.T) // the start of the daemon
 	}{
 		{observe.Salvage, "StsTlsmapCacheSalvaged", "it was set aside, and its enforced policies are carried over", zeroCache, nil},
-		{observe.Clock, "StsTlsmapClockBehind", "condition=clock", cacheFromTomorrow, nil},
+		{observe.Clock, "StsTlsmapClock", "condition=clock", cacheFromTomorrow, nil},
 		{observe.Roots, "StsTlsmapNoRoots", "condition=roots", nil, removeRoots},
 		{observe.Writes, "StsTlsmapCannotWrite", "cannot write to the cache", nil, fillDisk},
 	} {
