@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -110,7 +111,7 @@ var policyCerts = map[string]testlab.CertKind{
 
 // labCommand changes the internet:
 //
-//	lab domain NAME [mode=M] [id=ID] [mx=PATTERN] [record=TEXT] [policy=TEXT] [fault=F] [cert=C] [norecord]
+//	lab domain NAME [mode=M] [id=ID] [mx=PATTERN] [record=TEXT] [policy=TEXT] [fault=F] [cert=C] [big] [norecord]
 //	lab publish NAME ID MODE    a new policy and its id
 //	lab record NAME [TEXT...]   the TXT records at _mta-sts
 //	lab down NAME               its policy host answers 404
@@ -200,8 +201,8 @@ func addDomain(lab *testlab.Lab, name string, options []string) (*testlab.Domain
 			w.PolicyCert = policyCerts[value]
 		case "nopolicy":
 			w.NoPolicy = true
-		case "big": // near the limit of 64 KiB
-			w.Policy = testlab.PolicyText("enforce", 24*time.Hour, "mx1."+name) + strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 600)
+		case "big": // near the limit of 64 KiB; after mode=M
+			w.Policy = testlab.PolicyText(cmp.Or(w.Mode, "enforce"), 24*time.Hour, "mx1."+name) + strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 600)
 		default:
 			return nil, fmt.Errorf("option %s is not known", o)
 		}

@@ -78,6 +78,7 @@ type Entry struct {
 	FailedAt  time.Time `json:"failed_at,omitzero"`
 	LastError string    `json:"last_error,omitempty"`
 	Policy    string    `json:"policy,omitempty"` // the text as served
+	NotOnDisk bool      `json:"not_on_disk,omitempty"`
 }
 
 // EntryOf returns the record as an Entry.
@@ -86,7 +87,7 @@ func EntryOf(r *cache.Record) Entry {
 		Domain: r.Domain, Mode: r.Mode.String(), ID: r.ID, PendingID: r.PendingID,
 		Fetched: r.Fetched.UTC(), Expires: r.Expires.UTC(), Checked: r.Checked.UTC(), Used: r.Used.UTC(), Due: r.Due.UTC(),
 		Failures: r.Failures, FailedAt: r.FailedAt.UTC(), LastError: r.LastError,
-		Policy: string(r.Text),
+		Policy: string(r.Text), NotOnDisk: r.NotOnDisk,
 	}
 }
 

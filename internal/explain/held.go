@@ -34,6 +34,9 @@ func heldWords(p printer, h *control.Held, now time.Time) {
 			p.row("failures", fmt.Sprintf("%d in a row, the last one %s", e.Failures, text.When(e.FailedAt, now)))
 		}
 		p.row("last error", e.LastError)
+		if e.NotOnDisk {
+			p.row("on disk", "no: it is answered from memory, and a restart loses it; see sts-tlsmap -check")
+		}
 	}
 	if n := h.Negative; n != nil {
 		p.row("not found", fmt.Sprintf("%s; not tried again before %s", n.Result, moment(n.Until, now)))
@@ -158,8 +161,12 @@ func (l *Listing) Add(e control.Entry) error {
 			expires = "expired " + expires
 		}
 	}
-	fmt.Fprintf(l.table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", text.Printable(e.Domain), text.Printable(e.Mode), text.Printable(e.ID),
-		age, expires, text.When(e.Checked, l.now), text.When(e.Used, l.now), e.Failures)
+	note := ""
+	if e.NotOnDisk {
+		note = " (not on disk)"
+	}
+	fmt.Fprintf(l.table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d%s\n", text.Printable(e.Domain), text.Printable(e.Mode), text.Printable(e.ID),
+		age, expires, text.When(e.Checked, l.now), text.When(e.Used, l.now), e.Failures, note)
 	if l.count%alignedRows == 0 {
 		return l.table.Flush()
 	}

@@ -23,9 +23,19 @@ type Refreshed struct {
 	Err     string        `json:"error,omitempty"`
 }
 
-// Get returns the record of a domain, also an expired record and a record that
-// only memory has. The error is cache.ErrNotFound if no record is held.
+// Get returns the record of a domain, also an expired record and a record that is
+// not on disk. The error is cache.ErrNotFound if no record is held.
 func (k *Keeper) Get(domain string) (cache.Record, error) {
+	r, err := k.newest(domain)
+	if err == nil {
+		stored, e := k.o.Store.Get(domain)
+		r.NotOnDisk = e != nil || isNewer(&r, &stored)
+	}
+	return r, err
+}
+
+// newest returns the newest record of a domain, wherever it is.
+func (k *Keeper) newest(domain string) (cache.Record, error) {
 	if r, _, ok := k.writer.pending([]byte(domain)); ok {
 		if r == nil {
 			return cache.Record{}, cache.ErrNotFound
@@ -41,15 +51,19 @@ func (k *Keeper) Get(domain string) (cache.Record, error) {
 	return r, err
 }
 
+// isNewer says whether a policy is another than the stored one, in whole seconds as
+// they are stored.
+func isNewer(r, stored *cache.Record) bool { return r.Fetched.Unix() != stored.Fetched.Unix() }
+
 // List returns up to limit records in the order of their domains, from the first
-// one after the given domain. Records that wait for the disk are included, records
-// that only memory has are not. next is the domain to continue after, empty at the
-// end of the list. A page before the end may be empty.
+// one after the given domain. Records that are not on disk are included. next is the
+// domain to continue after, empty at the end of the list. A page before the end may
+// be empty.
 func (k *Keeper) List(after string, limit int) (page []cache.Record, next string, err error) {
 	limit = min(max(limit, 1), cache.MaxPage)
 	page, next, err = k.o.Store.List(after, limit)
-	pending := k.writer.pendingBetween(after, next)
-	if err != nil || len(pending) == 0 {
+	pending, unstored := k.writer.pendingBetween(after, next), k.memory.unstoredBetween(after, next)
+	if err != nil || len(pending)+len(unstored) == 0 {
 		return page, next, err
 	}
 	byDomain := make(map[string]cache.Record, len(page))
@@ -57,8 +71,19 @@ func (k *Keeper) List(after string, limit int) (page []cache.Record, next string
 		byDomain[r.Domain] = r
 	}
 	for domain, r := range pending {
+		stored := byDomain[domain]
 		if delete(byDomain, domain); r != nil {
-			byDomain[domain] = *r
+			waits := *r
+			waits.NotOnDisk = isNewer(r, &stored)
+			byDomain[domain] = waits
+		}
+	}
+	for _, e := range unstored {
+		_, listed := byDomain[e.domain]
+		if _, waits := pending[e.domain]; !listed && !waits {
+			r := e.record()
+			r.NotOnDisk = true
+			byDomain[e.domain] = r
 		}
 	}
 	page = slices.SortedFunc(maps.Values(byDomain), func(a, b cache.Record) int { return strings.Compare(a.Domain, b.Domain) })
@@ -100,7 +125,7 @@ func (k *Keeper) Forget(ctx context.Context, domain string) (held, failure bool,
 	}
 	defer k.flights.end(fl)
 	_, failure = k.Negative(domain)
-	_, err = k.Get(domain)
+	_, err = k.newest(domain)
 	held = !errors.Is(err, cache.ErrNotFound) // one that cannot be read is held
 	onDisk, err := k.write(domain, nil, false)
 	if err != nil {

@@ -40,7 +40,7 @@ func (k *Keeper) await(ctx context.Context, domain string, unreadable bool, h *H
 // current reads the newest record of a domain, with a match list of today's rule.
 // A text that this version does not understand counts as damaged.
 func (k *Keeper) current(domain string) (*cache.Record, error) {
-	r, err := k.Get(domain)
+	r, err := k.newest(domain)
 	if err == nil && !k.o.MatchListCurrent(r.Match) {
 		var p *policy.Policy
 		if p, err = policy.Parse(r.Text); err == nil {

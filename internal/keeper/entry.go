@@ -18,6 +18,7 @@ type Entry struct {
 	id            string       // of the TXT record; empty in an entry made from the store
 	hit           cache.Hit    // but for Used and Checked
 	used, checked atomic.Int64 // Unix seconds; the latest known
+	unstored      bool         // the disk did not take it, or not yet
 
 	size    int64 // bytes, kept replies included; guarded by home.mu
 	replies [MaxSlots]atomic.Pointer[[]byte]

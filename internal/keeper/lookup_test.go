@@ -202,8 +202,8 @@ func TestAFullDiskLosesNoPolicyAndIsTriedAgain(t *testing.T) {
 			s.mustHold(t, d)
 		}
 		page, _, err := s.List("", 10)
-		if err != nil || len(page) != 3 {
-			t.Errorf("listed %d, %v", len(page), err)
+		if err != nil || len(page) != 3 || !page[0].NotOnDisk || !mustGet(t, s, "b.example").NotOnDisk {
+			t.Errorf("listed %+v, %v", page, err)
 		}
 		time.Sleep(10 * time.Minute)
 		if !strings.Contains(s.log.String(), "cannot write to the cache") {
@@ -213,9 +213,16 @@ func TestAFullDiskLosesNoPolicyAndIsTriedAgain(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		for _, d := range []string{"a.example", "b.example", "c.example"} {
-			if _, err := s.disk.Store.Get(d); err != nil {
+			if _, err := s.disk.Store.Get(d); err != nil || mustGet(t, s, d).NotOnDisk {
 				t.Errorf("%s: %v", d, err)
 			}
+		}
+		s.disk.set(func(d *faultyStore) { d.full = true })
+		time.Sleep(2 * day)
+		s.mustHold(t, "a.example") // its use waits for the disk, its policy does not
+		time.Sleep(time.Second)
+		if mustGet(t, s, "a.example").NotOnDisk {
+			t.Error("a note that waits for the disk makes the policy one that is not on disk")
 		}
 	})
 }

@@ -85,6 +85,7 @@ func (b *bounded[V]) size() (entries int, bytes int64) {
 type memory struct {
 	bounded[*Entry]
 	changes    atomic.Uint64 // replacements and removals so far
+	unstored   atomic.Bool   // there may be entries that are not on disk
 	doorkeeper [doorkeeperSlots]atomic.Uint32
 }
 
@@ -105,14 +106,36 @@ func (m *memory) putStored(e *Entry, changes uint64) {
 }
 
 // replace replaces the older entry of the domain. Without one, it adds the entry
-// only if always is set.
-func (m *memory) replace(e *Entry, always bool) {
+// only if it is not on disk.
+func (m *memory) replace(e *Entry) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.changes.Add(1)
-	if always || m.values.Contains(e.hash) {
+	if e.unstored {
+		m.unstored.Store(true)
+	}
+	if e.unstored || m.values.Contains(e.hash) {
 		m.add(e.hash, e)
 	}
+}
+
+// unstoredBetween returns the entries that are not on disk, of the domains after one
+// and up to another; an empty upTo is no bound.
+func (m *memory) unstoredBetween(after, upTo string) (found []*Entry) {
+	if !m.unstored.Load() {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	more := false
+	for _, e := range m.values.Values() {
+		more = more || e.unstored
+		if e.unstored && e.domain > after && (upTo == "" || e.domain <= upTo) {
+			found = append(found, e)
+		}
+	}
+	m.unstored.Store(more)
+	return found
 }
 
 // forget removes the entry of a domain.

@@ -60,7 +60,7 @@ func (k *Keeper) attend(ctx context.Context) {
 		case domain = <-k.attention:
 		}
 		now, hash := k.o.Now(), k.hash(domain)
-		r, err := k.Get(domain)
+		r, err := k.newest(domain)
 		if err != nil {
 			continue
 		}

@@ -139,11 +139,12 @@ func (k *Keeper) store(r *cache.Record, lazy bool) {
 }
 
 // remembered replaces the entry of the domain in memory. Without one, it adds an
-// entry only if always is set.
-func (k *Keeper) remembered(r *cache.Record, always bool) {
+// entry only if the record is not on disk.
+func (k *Keeper) remembered(r *cache.Record, unstored bool) {
 	e := k.entryOf(r)
+	e.unstored = unstored
 	k.negative.drop(e.hash)
-	k.memory.replace(e, always)
+	k.memory.replace(e)
 }
 
 // runWriter writes until ctx ends, and then for a few seconds what is left. Lazy

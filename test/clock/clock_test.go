@@ -174,7 +174,7 @@ func (m *machine) says(t *testing.T, args ...string) (text string, code int) {
 func (m *machine) checks(t *testing.T, when string, inDoubt bool) {
 	t.Helper()
 	text, code := m.says(t, "-check")
-	if strings.Contains(text, "the clock says") != inDoubt {
+	if strings.Contains(text, "failed  clock: the clock says") != inDoubt || inDoubt && code != 1 {
 		t.Errorf("%s: -check exits with %d and says:\n%s", when, code, text)
 	}
 }
