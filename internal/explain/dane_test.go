@@ -189,6 +189,9 @@ func TestTheNextStepConsidersDANE(t *testing.T) {
 		}, "OK dane-only", "with a map with DANE all is well. Its policy does not list mx2.a.test", "-exempt"},
 		{"lookups that fail at one host of two", "a.test", func(w *world) { w.signed["_25._tcp.mx1.a.test TLSA"] = nil }, "OK dane-only", "mail waits until it succeeds (RFC 7672, 2.2.2); with one that has tlsrpt too, mail goes to the other hosts", "Nothing to do"},
 		{"the daemon holds such a failure", "a.test", heldDANE(dane.SomeFailed, false), "OK dane-only", "mail goes again in 20s at the latest", "Nothing to do"},
+		{"addresses that cannot be looked up at one host of two", "a.test", func(w *world) {
+			w.signed["_25._tcp.mx1.a.test TLSA"], w.signed["mx2.a.test A"], w.signed["mx2.a.test AAAA"] = []string{}, nil, nil
+		}, "OK secure match=mx1.a.test ", "Mail goes to the other MX hosts: the addresses of some cannot be looked up. It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec mx2.a.test A", "waits"},
 		{"no DANE and hosts that the policy does not list", "a.test", func(w *world) { unlisted(w); w.signed = nil; w.mx = []string{"10 mx1.a.test."} }, "OK secure", "-exempt", "DANE"},
 		{"the daemon holds another state", "a.test", heldDANE(dane.Absent, false), "OK secure", "Nothing to do", ""},
 		{"the daemon holds a failure", "a.test", heldDANE(dane.Undecided, false), "TEMP", "mail goes again in 20s at the latest", "Nothing to do"},

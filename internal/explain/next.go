@@ -148,8 +148,8 @@ func joinSome(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// nextOfDANE says what to do if mail waits on the maps with DANE; otherwise it is
-// empty.
+// nextOfDANE says what to do if mail waits on the maps with DANE, or if lookups fail at
+// some MX hosts; otherwise it is empty.
 func (r *Report) nextOfDANE() string {
 	d := r.DANE
 	f, live := d.counts, d.finding.State
@@ -170,6 +170,9 @@ func (r *Report) nextOfDANE() string {
 	case f.State == dane.SomeFailed:
 		return fmt.Sprintf("A DANE lookup fails at some MX hosts. With a map with DANE mail waits until it succeeds (RFC 7672, 2.2.2); "+
 			"with one that has tlsrpt too, mail goes to the other hosts. It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec %s", question)
+	case f.State == dane.AddressesFailed:
+		return fmt.Sprintf("Mail goes to the other MX hosts: the addresses of some cannot be looked up. It is the domain's name servers, or signatures, "+
+			"or our resolver. Try: dig +dnssec %s", question)
 	case f.State == dane.LookupFailed:
 		return fmt.Sprintf("A DANE lookup fails, and with a map with DANE mail waits until it succeeds (RFC 7672, 2.2.2). "+
 			"It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec %s", question)

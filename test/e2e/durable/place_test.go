@@ -54,8 +54,11 @@ func try(t *testing.T, errs ...error) {
 // written. Lookups are answered; once the path can be written, policies are on disk.
 func startsWithoutDisk(t *testing.T, spoil, mend func(t *testing.T)) {
 	lab := stage.NewLab(t)
+	startsInMemory(t, lab, newDaemon(t, lab), spoil, mend)
+}
+
+func startsInMemory(t *testing.T, lab *testlab.T, d *stage.Daemon, spoil, mend func(t *testing.T)) {
 	one := lab.Domain("one.test", testlab.With{})
-	d := newDaemon(t, lab)
 	spoil(t)
 	d.Start(t)
 	mustHold(t, one.Name)
@@ -112,6 +115,23 @@ func TestTheDaemonStartsOnALinkThatLeadsNowhere(t *testing.T) {
 	}
 }
 
+func TestTheDaemonStartsWhereItsUserMayNotWrite(t *testing.T) {
+	lab := stage.NewLab(t)
+	d := newDaemon(t, lab)
+	runAs(t, d, 4711)
+	startsInMemory(t, lab, d, func(t *testing.T) { try(t, os.Chmod(folder, 0o755)) }, func(t *testing.T) { try(t, os.Chown(folder, 4711, 4711)) })
+}
+
+// runAs has the daemon run as a user who owns its files but not the cache.
+func runAs(t *testing.T, d *stage.Daemon, user int) {
+	t.Helper()
+	log, err := os.OpenFile(d.LogFile, os.O_CREATE|os.O_APPEND, 0o644)
+	try(t, err, log.Close(), os.Chown(d.LogFile, user, user), os.Chown(filepath.Dir(d.Control), user, user))
+	d.Tweak = func(c *exec.Cmd) {
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(user), Gid: uint32(user)}}
+	}
+}
+
 // An administrator starts the daemon by hand to see what is wrong.
 func TestAStartByRootOnADamagedFileLeavesACacheThatTheServiceCanUse(t *testing.T) {
 	const user = 4711
@@ -128,10 +148,7 @@ func TestAStartByRootOnADamagedFileLeavesACacheThatTheServiceCanUse(t *testing.T
 	}
 
 	one.RemoveRecord()
-	try(t, os.Chown(filepath.Dir(d.Control), user, user), os.Chown(d.LogFile, user, user))
-	d.Tweak = func(c *exec.Cmd) {
-		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
-	}
+	runAs(t, d, user)
 	d.Start(t)
 	mustHold(t, one.Name)
 	d.Stop(t)
