@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
@@ -183,13 +184,18 @@ func TestADaemonWithoutWhatItNeedsAnswersTEMP(t *testing.T) {
 }
 
 // TestFewDescriptorsCostNoProtection has a daemon with 64 descriptors, 200 idle
-// connections, and more new domains at once than it can look for.
+// connections, a hundred new domains whose DNS is silent for ten seconds, and more
+// honest ones than it can look for at once.
 func TestFewDescriptorsCostNoProtection(t *testing.T) {
 	lab := testlab.New(t)
 	server := lab.PolicyServer("")
 	var domains []string
 	for i := range 40 {
 		domains = append(domains, lab.Domain(fmt.Sprintf("d%d.test", i), testlab.With{Server: server}).Name)
+	}
+	const silent = 100
+	for i := range silent {
+		lab.DNS.Break(fmt.Sprintf("_mta-sts.s%d.test", i), "TXT", testlab.Silent)
 	}
 	dir := t.TempDir()
 	exe, err := exec.LookPath("sts-tlsmap")
@@ -218,15 +224,32 @@ func TestFewDescriptorsCostNoProtection(t *testing.T) {
 		defer idle.Close()
 	}
 	at := endpoint.Endpoint{Network: "tcp", Address: d.Address}
+	var strangers sync.WaitGroup
+	while, end := context.WithCancel(ctx)
+	defer end()
+	for i := range silent {
+		strangers.Go(func() { _, _ = socketmap.Query(while, at, "postfix", fmt.Sprintf("s%d.test", i)) })
+	}
+	if err := lab.Await(ctx, func() bool {
+		asked := 0
+		for i := range silent {
+			asked += min(1, lab.DNS.Asked(fmt.Sprintf("_mta-sts.s%d.test", i), "TXT"))
+		}
+		return asked >= 16
+	}); err != nil {
+		t.Fatal(err)
+	}
+	soon, cancel := context.WithTimeout(ctx, 7*time.Second)
+	defer cancel()
 	// An honest client asks again when it is told TEMP, or when its connection had
 	// to make room.
 	var asking sync.WaitGroup
 	for _, domain := range domains {
 		asking.Go(func() {
 			for {
-				reply, err := socketmap.Query(ctx, at, "postfix", domain)
+				reply, err := socketmap.Query(soon, at, "postfix", domain)
 				switch {
-				case ctx.Err() != nil:
+				case soon.Err() != nil:
 					t.Errorf("%s: no answer: %q, %v", domain, reply, err)
 					return
 				case err == nil && strings.HasPrefix(reply, "OK secure"):
@@ -239,6 +262,8 @@ func TestFewDescriptorsCostNoProtection(t *testing.T) {
 		})
 	}
 	asking.Wait()
+	end()
+	strangers.Wait()
 	if err := d.Stop(); err != nil {
 		t.Error(err)
 	}
