@@ -295,9 +295,9 @@ func listenUnix(t *testing.T, dir, name string) passed {
 	return passed{f, path}
 }
 
-// TestALookupUnderWayAtSIGTERMIsAnsweredAndItsPolicyKept ends the program
+// TestALookupDuringSIGTERMIsAnsweredAndItsPolicyKept ends the program
 // while a policy host takes its time.
-func TestALookupUnderWayAtSIGTERMIsAnsweredAndItsPolicyKept(t *testing.T) {
+func TestALookupDuringSIGTERMIsAnsweredAndItsPolicyKept(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("slow.test", testlab.With{})
 	gate := d.Policy.Hold()
@@ -342,9 +342,9 @@ func TestALookupUnderWayAtSIGTERMIsAnsweredAndItsPolicyKept(t *testing.T) {
 // a bound above that would see nothing.
 const atOnce = 1500 * time.Millisecond
 
-// TestAControlClientThatStopsReadingHoldsUpNoLookup lets a listing of the cache
+// TestAStalledControlClientBlocksNoLookup lets a listing of the cache
 // stall in its middle, with the real program, while new domains are asked for.
-func TestAControlClientThatStopsReadingHoldsUpNoLookup(t *testing.T) {
+func TestAStalledControlClientBlocksNoLookup(t *testing.T) {
 	lab := testlab.New(t)
 	server := lab.PolicyServer("")
 	mail := lab.MailHost("mx.test", "")

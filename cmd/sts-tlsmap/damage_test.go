@@ -54,11 +54,11 @@ var harms = []struct {
 	}},
 }
 
-// TestAfterDamageToItsFileTheDaemonStillEnforcesWhatItHeld has the real program
+// TestTheDaemonEnforcesHeldPoliciesAfterDamageToItsFile has the real program
 // learn a policy, harms its file while it does not run, and takes away all that
 // the policy could be learned from again. A domain is not to lose its
 // protection by that: it is enforced, or its mail waits.
-func TestAfterDamageToItsFileTheDaemonStillEnforcesWhatItHeld(t *testing.T) {
+func TestTheDaemonEnforcesHeldPoliciesAfterDamageToItsFile(t *testing.T) {
 	lab := testlab.New(t)
 	server := lab.PolicyServer("")
 	one := lab.Domain("one.test", testlab.With{})

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-func TestALearningThatIsCutShortSaysThatItCanBeRunAgain(t *testing.T) {
+func TestAnInterruptedLearnSaysThatItCanBeRunAgain(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "control.sock")
 	l, err := net.Listen("unix", socket)

@@ -31,7 +31,7 @@ func (p *pager) Write(b []byte) (int, error) {
 	return p.Buffer.Write(b)
 }
 
-func TestAListingOfTheFileKeepsNoDaemonFromStartingWhileItsReaderWaits(t *testing.T) {
+func TestAStalledListingDoesNotBlockAStartOfTheDaemon(t *testing.T) {
 	const n = 2*cache.MaxPage + 1
 	cfg := new(config.Config)
 	cfg.Cache.Path = filepath.Join(t.TempDir(), "cache.db")

@@ -16,7 +16,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-func TestAFileOfCertificatesThatMayNotBeReadIsNamedWithItsKeyWhereItIsNeeded(t *testing.T) {
+func TestAnUnreadableCAFileIsNamedWithItsKey(t *testing.T) {
 	ca, err := testlab.NewCA("roots")
 	if err != nil {
 		t.Fatal(err)

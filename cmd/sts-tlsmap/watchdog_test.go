@@ -201,7 +201,7 @@ func TestThereIsNoBeatWhileOneListenerIsNotServed(t *testing.T) {
 }
 
 // A restart does not bring back the folder of a Postfix that was purged.
-func TestASocketWhosePathIsGoneIsNoReasonForARestart(t *testing.T) {
+func TestAMissingSocketPathCausesNoRestart(t *testing.T) {
 	dir := t.TempDir()
 	chroot := listenAt(t, "unix", filepath.Join(dir, "map.sock"))
 	s, store := probed(t, listenAt(t, "tcp", "127.0.0.1:0"), chroot)

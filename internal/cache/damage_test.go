@@ -255,7 +255,7 @@ func damageMatrix(t *testing.T, every bool) {
 	}
 }
 
-func TestADamagedFileKeepsWhatCanBeReadOfIt(t *testing.T) { damageMatrix(t, false) }
+func TestReadablePoliciesSurviveADamagedFile(t *testing.T) { damageMatrix(t, false) }
 
 func sealOld(v []byte) {
 	binary.LittleEndian.PutUint32(v[8:], crc32.Checksum(v[12:], crc32.MakeTable(crc32.Castagnoli)))

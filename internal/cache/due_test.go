@@ -56,7 +56,7 @@ func TestLanesAreReadApartAndSayWhenTheNextRecordIsDue(t *testing.T) {
 	expectDue(t, s, cache.LaneTroubled, at(1000*day), 10, time.Time{})
 }
 
-func TestAFloodOfShortLivedPoliciesComesAfterOneThatRunsOutSooner(t *testing.T) {
+func TestThePolicyThatExpiresFirstComesFirstInAFlood(t *testing.T) {
 	s, _ := openNew(t)
 	var ops []cache.Op
 	for i := range 100 { // max_age 1500, always overdue
@@ -102,7 +102,7 @@ func edit(t *testing.T, path string, change func(*bbolt.Tx) error) {
 	}
 }
 
-func TestEntriesThatMatchNoRecordAreSkippedAndGoneAfterTheNextWrite(t *testing.T) {
+func TestStaleIndexEntriesAreSkippedAndThenDeleted(t *testing.T) {
 	s, path := openNew(t)
 	write(t, s, puts(record("a.example"))...)
 	closeStore(t, s)

@@ -57,7 +57,7 @@ func TestAFullStoreRefusesRatherThanDisplaceAPolicyInRegularUse(t *testing.T) {
 	}
 }
 
-func TestAFullStoreGivesUpWhatWasNotUsedForLongestForAnEnforcedPolicyOnly(t *testing.T) {
+func TestAFullStoreEvictsTheLeastRecentlyUsedForEnforcedPoliciesOnly(t *testing.T) {
 	s := full(t, func(i int, r *cache.Record) {
 		if r.Used = at(-20 * day); i%2 == 0 {
 			r.Used = at(-time.Hour)
@@ -94,7 +94,7 @@ func TestAFullStoreGivesUpWhatWasNotUsedForLongestForAnEnforcedPolicyOnly(t *tes
 	}
 }
 
-func TestAFullStoreGivesUpWhatHasExpiredFirst(t *testing.T) {
+func TestAFullStoreEvictsExpiredPoliciesFirst(t *testing.T) {
 	s := full(t, func(i int, r *cache.Record) {
 		if i < 40 {
 			r.Expires = at(-time.Hour)
@@ -109,7 +109,7 @@ func TestAFullStoreGivesUpWhatHasExpiredFirst(t *testing.T) {
 	}
 }
 
-func TestAPolicyThatGrowsBeyondTheRoomIsDeletedButNotesAboutItAlwaysFit(t *testing.T) {
+func TestAPolicyThatNoLongerFitsIsDeletedButItsNotesAlwaysFit(t *testing.T) {
 	s := full(t, func(i int, r *cache.Record) { r.Regular = true })
 	held, err := s.Get("a0.held.example")
 	if err != nil {

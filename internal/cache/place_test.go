@@ -52,7 +52,7 @@ func aMinute() {
 	synctest.Wait()
 }
 
-func TestAPathThatCannotBeWrittenIsMemoryUntilItCan(t *testing.T) {
+func TestTheCacheStaysInMemoryUntilItsPathCanBeWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "missing", "cache.db")
 		o, log := logged(options())
@@ -217,7 +217,7 @@ func settled(t *testing.T, s *cache.Store) {
 	await(t, "the end of the salvage", func() bool { return !s.Stats().Salvaging })
 }
 
-func TestASalvageCarriesOverEnforcedPoliciesTheNewestAndDueAtOnce(t *testing.T) {
+func TestASalvageKeepsTheNewestEnforcedPoliciesAndMakesThemDue(t *testing.T) {
 	s, path := openNew(t)
 	first, second, testing, none := record("a.example"), record("a.example"), record("t.example"), record("n.example")
 	second.ID, testing.Mode, none.Mode = "2", policy.ModeTesting, policy.ModeNone
@@ -263,7 +263,7 @@ func TestASalvageCarriesOverEnforcedPoliciesTheNewestAndDueAtOnce(t *testing.T) 
 	mustMiss(t, s, "t.example") // a week later
 }
 
-func TestASalvageThatWasBrokenOffGoesOnAfterTheNextStart(t *testing.T) {
+func TestAnInterruptedSalvageContinuesAfterTheNextStart(t *testing.T) {
 	s, path := openNew(t)
 	write(t, s, puts(record("a.example"))...)
 	closeStore(t, s)
@@ -307,7 +307,7 @@ func TestAFileOfANewerProgramIsSetAside(t *testing.T) {
 	}
 }
 
-func TestFilesSetAsideAreAFewAndNoneIsDeletedWithinAWeek(t *testing.T) {
+func TestFewDamagedFilesAreKeptAndEachForAWeek(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache.db")
 	now := noon
 	o := options()

@@ -23,9 +23,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 )
 
-func TestADamagedFileKeepsWhatCanBeReadOfItHoweverItIsDamaged(t *testing.T) { damageMatrix(t, true) }
+func TestReadablePoliciesSurviveAnyDamage(t *testing.T) { damageMatrix(t, true) }
 
-func TestNobodyHangsBesideAReaderOrAWriterThatMeetsDamage(t *testing.T) {
+func TestDamageHangsNoOtherReaderOrWriter(t *testing.T) {
 	whole := wholeFile(t)
 	for i, h := range harms(whole) {
 		if i%5 != 0 {
@@ -198,7 +198,7 @@ func lookUp(path string) error {
 	return s.Close()
 }
 
-func TestPagesThatLeadBackToThemselvesAreDamageAfterTenCrashes(t *testing.T) {
+func TestACircleOfPagesCountsAsDamageAfterTenCrashes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache.db")
 	b := wholeFile(t)
 	circles := 0
@@ -325,7 +325,7 @@ func fillUp(s *cache.Store, junk string) error {
 	return err
 }
 
-func TestAFullAndAReadOnlyDiskAreMemory(t *testing.T) {
+func TestOnAFullOrReadOnlyDiskTheCacheIsInMemory(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "whole.db")
 	if err := os.WriteFile(path, wholeFile(t), 0o600); err != nil {
 		t.Fatal(err)

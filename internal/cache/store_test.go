@@ -15,7 +15,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-func TestWhatIsWrittenIsReadBackAlsoAfterReopening(t *testing.T) {
+func TestWritesAreReadBackAfterReopening(t *testing.T) {
 	s, path := openNew(t)
 	full := record("full.example")
 	full.PendingID, full.Failures, full.FailedAt, full.LastError = "2", 3, at(time.Hour), "connection refused"
@@ -210,7 +210,7 @@ func TestOneProcessHasTheCacheAndOthersOnlyReadAClosedOne(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoFileIsAMistake(t *testing.T) {
+func TestAPathThatIsNotAFileIsAnError(t *testing.T) {
 	var notFile *cache.NotAFileError
 	for _, path := range []string{t.TempDir(), "/dev/null"} {
 		if _, err := cache.Open(path, options()); !errors.As(err, &notFile) {

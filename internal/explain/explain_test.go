@@ -350,7 +350,7 @@ func TestAnUnusableHostNameIsReportedAsUnusable(t *testing.T) {
 	shows(t, textOf(t, r), "hostname, listed by the policy, but NOT usable", "left out     no MTA takes such a name: hostname")
 }
 
-func TestWhichPolicyListsAHostIsSaidWhereTheOneHeldIsNotTheOnePublished(t *testing.T) {
+func TestTheHeldAndThePublishedPolicyAreToldApartForEachHost(t *testing.T) {
 	w := honest()
 	w.mx = []string{"10 both.a.test.", "20 held.a.test.", "30 new.a.test.", "40 none.a.test."}
 	w.held.Entry.Policy = enforced + "mx: both.a.test\nmx: held.a.test\n"

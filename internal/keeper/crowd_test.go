@@ -61,7 +61,7 @@ func TestStallingPolicyHostsDoNotKeepAnHonestOneFromBeingFound(t *testing.T) {
 	}
 }
 
-func TestOneAddressHasThirtyTwoConnectionsAtMostAndWhoWaitsInVainMustWait(t *testing.T) {
+func TestAnAddressGetsThirtyTwoConnectionsAndFurtherLookupsAreDeferred(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.stall(t, 60, func(int) string { return "2a00::1" })
 		settle(16 * time.Second)
@@ -84,7 +84,7 @@ func TestOneAddressHasThirtyTwoConnectionsAtMostAndWhoWaitsInVainMustWait(t *tes
 }
 
 // In the wider bounds half of the places at most are those of slow fetches.
-func TestTheSlowestFetchEndsWhenAnotherNeedsItsPlaceAndIsNotRemembered(t *testing.T) {
+func TestTheOldestSlowFetchYieldsItsPlaceAndIsNotRemembered(t *testing.T) {
 	inSite(t, func(o *keeper.Options) { o.LookupConcurrency = 4 }, func(t *testing.T, s *site) {
 		addr := func(i int) string { return fmt.Sprintf("2a00:%x::1", i) }
 		s.stall(t, 4, addr)
@@ -127,7 +127,7 @@ func TestManyHonestDomainsAtOneHostAreAllFound(t *testing.T) {
 	})
 }
 
-func TestTheRefresherNeedsNoneOfTheLookupsPlaces(t *testing.T) {
+func TestTheRefresherHasPlacesOfItsOwn(t *testing.T) {
 	inSite(t, func(o *keeper.Options) { o.LookupConcurrency = 1 }, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
 		s.net.change("example.com", func(h *fakeHost) { h.addr = "2a00::1" })
@@ -165,7 +165,7 @@ func TestTooManyQuestionsBelowOneDomainEndTheOldestOfThem(t *testing.T) {
 	})
 }
 
-func TestAFloodOfSilentDomainsKeepsNobodyOut(t *testing.T) {
+func TestAFloodOfSilentDomainsBlocksNoOtherDomain(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		never := make(chan struct{})
 		for i := range 5000 {

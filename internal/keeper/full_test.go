@@ -75,7 +75,7 @@ func TestFullDiskForHours(t *testing.T) {
 
 // A failure that is remembered does not hide the policies of a cache file that
 // comes back, as after a disk was mounted late.
-func TestAFileThatComesBackIsAnsweredFromThoughADiscoveryHasFailed(t *testing.T) {
+func TestAPolicyOfARestoredFileIsAnsweredDespiteAFailedDiscovery(t *testing.T) {
 	path := memoryDir(t) + "/cache.db"
 	synctest.Test(t, func(t *testing.T) {
 		net := newFakeNet()

@@ -9,7 +9,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-func TestWhatAnAttemptSaysOfTheDNSAndOfTheWayToPolicyHosts(t *testing.T) {
+func TestAttemptsUpdateTheHealthOfDNSAndFetches(t *testing.T) {
 	fetch := func(result policy.Result, err error) error {
 		return &policy.Error{Domain: "a.test", Result: result, Err: fmt.Errorf("%w: in words", err)}
 	}
@@ -120,7 +120,7 @@ func TestWhenFailuresAreTrouble(t *testing.T) {
 	}
 }
 
-func TestADNSThatFailedForThreeDomainsBeforeAQuietHourIsNoTrouble(t *testing.T) {
+func TestOldDNSFailuresBeforeAQuietHourAreNoCondition(t *testing.T) {
 	lame := &policy.Error{Result: policy.ResultDNS, Err: policy.ErrRecordLookup}
 	start := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 	var h health

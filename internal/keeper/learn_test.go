@@ -71,7 +71,7 @@ func TestAPolicyTakenOverIsNotExtendedWithoutAFetch(t *testing.T) {
 	})
 }
 
-func TestWhatIsNoGoodPolicyIsNotTakenOver(t *testing.T) {
+func TestInvalidPoliciesAreNotTakenOver(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		for want, bend := range map[string]func(*keeper.Foreign){
 			"does not parse":          func(f *keeper.Foreign) { f.Text = []byte("version: STSv2\n") },
@@ -103,7 +103,7 @@ func TestWhatIsNoGoodPolicyIsNotTakenOver(t *testing.T) {
 	})
 }
 
-func TestLearningIsPacedAndAsksForNothingThatIsKnown(t *testing.T) {
+func TestLearningIsPacedAndSkipsKnownDomains(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("a.test", 30*day)
 		s.net.enforced("b.test", 30*day)
@@ -132,7 +132,7 @@ func TestLearningIsPacedAndAsksForNothingThatIsKnown(t *testing.T) {
 	})
 }
 
-func TestNobodyGivesTheWatchdogsNameAPolicy(t *testing.T) {
+func TestTheWatchdogsDomainNeverHasAPolicy(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced(keeper.ProbeDomain, 30*day)
 		if _, err := s.Learn(t.Context(), keeper.ProbeDomain); err == nil {
@@ -155,7 +155,7 @@ func TestNobodyGivesTheWatchdogsNameAPolicy(t *testing.T) {
 }
 
 // What comes from elsewhere may add or keep protection, never remove it.
-func TestWhatIsTakenOverNeverRemovesProtection(t *testing.T) {
+func TestATakenOverPolicyNeverRemovesProtection(t *testing.T) {
 	newer := func(mode, mx string) keeper.Foreign {
 		now := time.Now()
 		return keeper.Foreign{Domain: "a.test", ID: "2", Text: []byte(policyText(mode, 40*day, mx)), Fetched: now, Expires: now.Add(40 * day)}
@@ -195,7 +195,7 @@ func TestWhatIsTakenOverNeverRemovesProtection(t *testing.T) {
 	}
 }
 
-func TestWithNothingHeldAnotherNodesWordNeedsOurOwnRecord(t *testing.T) {
+func TestWithoutAHeldPolicyAForeignOneNeedsOurOwnRecord(t *testing.T) {
 	for name, test := range map[string]struct {
 		mode string
 		host fakeHost

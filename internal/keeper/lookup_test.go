@@ -16,7 +16,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-func TestALookupDiscoversThePolicyAndItIsOnDiskBeforeTheAnswer(t *testing.T) {
+func TestADiscoveredPolicyIsOnDiskBeforeTheAnswer(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
 		if got := s.mustHold(t, "example.com"); got != "enforce [mx.example.com]" {
@@ -131,7 +131,7 @@ func TestTheDenialIsKeptForItsTTLAMinuteAtLeastAndAnHourAtMost(t *testing.T) {
 	}
 }
 
-func TestRFC8461_3_3_AFailedDiscoveryIsNotTriedAgainForFiveMinutesAndThenForLonger(t *testing.T) {
+func TestRFC8461_3_3_AFailedDiscoveryIsRetriedAfterFiveMinutesOrMore(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.set("example.com", fakeHost{id: "1", fetchErr: policy.ResultFetch})
 		asked := func() int { _, n := s.net.asked("example.com"); return n }
@@ -245,7 +245,7 @@ func (s *site) listed(t *testing.T, limit int) (domains []string) {
 	}
 }
 
-func TestAListingIsWholeWhereWhatWaitsForTheDiskIsPartOfIt(t *testing.T) {
+func TestAListingIncludesPoliciesThatWaitForTheDisk(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		// Long policies: the store's pages are shorter than what is asked for.
 		text := []byte(policyText("enforce", 30*day, "mx.example.com") + strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 550))
@@ -304,7 +304,7 @@ func TestForgetDropsThePolicyFromMemoryAndDisk(t *testing.T) {
 	})
 }
 
-func TestWhatWasFoundSurvivesARestart(t *testing.T) {
+func TestADiscoveredPolicySurvivesARestart(t *testing.T) {
 	path := t.TempDir() + "/cache.db"
 	synctest.Test(t, func(t *testing.T) {
 		net := newFakeNet()
@@ -346,7 +346,7 @@ func TestADamagedOrUnreadablePolicyMakesMailWaitUntilItIsFetchedAgain(t *testing
 	}
 }
 
-func TestASlowDiskHoldsUpAFindForTwoSecondsAndThenItIsAnsweredFromMemory(t *testing.T) {
+func TestASlowDiskDelaysANewPolicyForTwoSecondsAtMost(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		gate := make(chan struct{})
 		s.disk.set(func(d *faultyStore) { d.gate = gate })
@@ -375,7 +375,7 @@ func TestASlowDiskHoldsUpAFindForTwoSecondsAndThenItIsAnsweredFromMemory(t *test
 	})
 }
 
-func TestWhenTooMuchWaitsForTheDiskNewPoliciesAreAnsweredAndNotKept(t *testing.T) {
+func TestWhenTheOverlayIsFullNewPoliciesAreAnsweredAndNotKept(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.disk.set(func(d *faultyStore) { d.full = true })
 		long := strings.Repeat("x: "+strings.Repeat("y", 100)+"\n", 550)
@@ -495,7 +495,7 @@ func TestAMatchListOfAnotherRuleIsRenderedAgain(t *testing.T) {
 	})
 }
 
-func TestALookupThatIsBrokenOffIsNotTakenForNoPolicy(t *testing.T) {
+func TestACancelledLookupIsNotReportedAsNoPolicy(t *testing.T) {
 	path := t.TempDir() + "/cache.db"
 	synctest.Test(t, func(t *testing.T) {
 		net := newFakeNet()
@@ -526,7 +526,7 @@ func TestALookupThatIsBrokenOffIsNotTakenForNoPolicy(t *testing.T) {
 
 // What this machine is to blame for is neither remembered nor taken for "no
 // policy".
-func TestWhatIsOurOwnFaultMakesMailWait(t *testing.T) {
+func TestOurOwnFaultsDeferMail(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.set("example.com", fakeHost{id: "1", fetchErr: policy.ResultFetch, cause: policy.ErrProxy})
 		for range 3 {
@@ -545,7 +545,7 @@ func TestWhatIsOurOwnFaultMakesMailWait(t *testing.T) {
 	})
 }
 
-func TestALookupSaysWhenItBeganUnlessMemoryHasTheAnswer(t *testing.T) {
+func TestOnlyLookupsNotAnsweredFromMemoryReportTheirStart(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
 		timed := 0

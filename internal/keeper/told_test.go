@@ -32,7 +32,7 @@ func TestAFailureToRefreshIsAnErrorOnceTheEndIsNear(t *testing.T) {
 	})
 }
 
-func TestADeadResolverIsToldApartFromCertificatesThatNobodyTrusts(t *testing.T) {
+func TestADeadResolverAndUntrustedCertificatesAreReportedApart(t *testing.T) {
 	for _, test := range []struct {
 		name                     string
 		host                     fakeHost
@@ -61,7 +61,7 @@ func TestADeadResolverIsToldApartFromCertificatesThatNobodyTrusts(t *testing.T) 
 	}
 }
 
-func TestADiskThatCannotBeWrittenToIsOneError(t *testing.T) {
+func TestAnUnwritableDiskIsLoggedOnce(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.disk.set(func(d *faultyStore) { d.full = true })
 		s.net.enforced("example.com", 30*day)
@@ -78,7 +78,7 @@ func TestADiskThatCannotBeWrittenToIsOneError(t *testing.T) {
 	})
 }
 
-func TestALateRefresherIsOneError(t *testing.T) {
+func TestALateRefresherIsLoggedOnce(t *testing.T) {
 	inSite(t, func(o *keeper.Options) { o.FetchRate = 0.01 }, func(t *testing.T, s *site) {
 		for i := range 1000 {
 			s.net.enforced(fmt.Sprintf("d%d.example", i), 2*day)
@@ -91,7 +91,7 @@ func TestALateRefresherIsOneError(t *testing.T) {
 	})
 }
 
-func TestStrangersDoNotCrowdOutTheWarningsAboutPoliciesHeld(t *testing.T) {
+func TestUnknownDomainsDoNotCrowdOutWarningsAboutHeldPolicies(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		s.net.enforced("example.com", 30*day)
 		s.mustHold(t, "example.com")
