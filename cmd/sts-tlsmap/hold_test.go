@@ -216,6 +216,7 @@ func TestFewDescriptorsCostNoProtection(t *testing.T) {
 	if err := d.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
+	defer d.Kill() // if the test fails before it ends
 	for range 200 {
 		idle, err := net.Dial("tcp", d.Address)
 		if err != nil {
