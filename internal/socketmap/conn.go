@@ -114,6 +114,9 @@ func (c *conn) read() (request []byte, err error) {
 	if _, err := c.in.Peek(1); err != nil {
 		return nil, err
 	}
+	if err := c.server.awaitRoom(c); err != nil {
+		return nil, err
+	}
 	b, _ := c.in.Peek(c.in.Buffered())
 	if length, size, _ := parseHeader(b, MaxRequest); size == 0 || size+length >= len(b) { // the rest is still to come
 		if err := c.enter(reading, c.server.now()); err != nil {

@@ -93,6 +93,19 @@ func (s *Server) endStalled() bool {
 // release returns the bytes that charge took.
 func (s *Server) release(c *conn) { s.unread.Add(-c.large.Swap(0)) }
 
+// awaitRoom waits as long as the budget for unread replies is used up and the client
+// of c has replies to read: further lookups would fill memory with more of them.
+func (s *Server) awaitRoom(c *conn) error {
+	for s.unread.Load() > maxUnread-2*MaxReply && unreadBytes(c.nc) > 0 && !s.closing.Load() {
+		select {
+		case <-time.After(awaitRoomEvery):
+		case <-c.ctx.Done():
+			return net.ErrClosed
+		}
+	}
+	return nil
+}
+
 // A victim is a connection that gives way to a new one, if its state is still
 // the same.
 type victim struct {
@@ -100,9 +113,9 @@ type victim struct {
 	seen int64
 }
 
-// makeRoom ends a connection in favour of a new one: one whose client is gone,
-// else the longest idle one; with evenBusy, else a busy one at random that is not
-// too young. s.mu is held.
+// makeRoom ends a connection in favour of a new one: one whose client is gone, or
+// seems to be, else the longest idle one; with evenBusy, else a busy one at random
+// that is not too young. s.mu is held.
 func (s *Server) makeRoom(evenBusy bool) {
 	now := s.now()
 	for range 2 {
@@ -137,15 +150,28 @@ func (s *Server) noteVictims(now time.Duration) {
 	if now < s.nextNote {
 		return
 	}
-	var idlers []victim
+	var idlers, leavers []victim
+	halfClosed := 0
 	for c := range s.conns {
 		v := victim{c, c.state.Load()}
-		switch p, _ := split(v.seen); {
-		case p == idle, p == reading:
+		switch p, _ := split(v.seen); p {
+		case idle, reading:
 			idlers = append(idlers, v)
-		case p == busy && isGone(c.nc): // the others notice it by themselves
-			s.victims = append(s.victims, v)
+		case busy: // the others notice by themselves that the client is gone
+			switch events := poll(c.nc); {
+			case events&(unix.POLLHUP|unix.POLLERR) != 0:
+				s.victims = append(s.victims, v)
+			case events&pollRDHUP != 0:
+				if halfClosed++; now-c.born >= minAge {
+					leavers = append(leavers, v)
+				}
+			}
 		}
+	}
+	// A client that waits may have closed its sending side, as Exim does. If most
+	// have, they are a flood of clients that are gone.
+	if halfClosed > s.max/2 {
+		s.victims = append(s.victims, leavers[:min(len(leavers), maxVictims)]...)
 	}
 	slices.SortFunc(idlers, func(a, b victim) int { return cmp.Compare(a.seen>>phaseBits, b.seen>>phaseBits) })
 	s.victims = append(s.victims, idlers[:min(len(idlers), maxVictims)]...)
@@ -154,20 +180,32 @@ func (s *Server) noteVictims(now time.Duration) {
 	}
 }
 
-// isGone reports whether the client has closed the connection. One that has
-// closed its sending side only, as Exim does, is not gone; over TCP, the two
-// cannot be told apart until something is written.
-func isGone(nc net.Conn) bool {
+// unreadBytes returns how much of what was written to nc waits in the kernel here,
+// 0 if the system does not tell.
+func unreadBytes(nc net.Conn) (n int) {
+	control(nc, func(fd int) { n, _ = unix.IoctlGetInt(fd, unix.TIOCOUTQ) })
+	return n
+}
+
+// poll returns what poll(2) tells about the client. Over TCP, one that is gone
+// cannot be told from one that has closed its sending side only, until something is
+// written.
+func poll(nc net.Conn) int16 {
 	var fds [1]unix.PollFd
+	control(nc, func(fd int) {
+		fds[0] = unix.PollFd{Fd: int32(fd), Events: pollRDHUP}
+		unix.Poll(fds[:], 0)
+	})
+	return fds[0].Revents
+}
+
+// control calls f with the descriptor of nc, if it has one.
+func control(nc net.Conn, f func(fd int)) {
 	if sc, ok := nc.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) {
-				fds[0].Fd = int32(fd)
-				unix.Poll(fds[:], 0)
-			})
+			raw.Control(func(fd uintptr) { f(int(fd)) })
 		}
 	}
-	return fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 }
 
 // Descriptors returns how many files the process may have open. The Go runtime

@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -110,6 +111,31 @@ func TestWhenFullAConnectionWhoseClientIsGoneIsClosedFirst(t *testing.T) {
 	until(t, "the new one is looked up", func() bool { return l.Stats().Requests == 4 })
 	if len(cancelled) > 0 {
 		t.Errorf("lookup %s is cancelled too", <-cancelled)
+	}
+}
+
+func TestAFloodOfClientsThatAreGoneEndsNoLookupOfOneThatWaits(t *testing.T) {
+	const held = 32
+	cancelled := make(chan string, 2*held)
+	l := startLabOf(t, waiting(cancelled), held)
+	begun := time.Now()
+	l.dial().send(request("postfix", "waits"))
+	goneOverTCP := func() {
+		c := l.dial()
+		c.send(request("postfix", "gone"))
+		c.Close()
+	}
+	for range held - 1 {
+		goneOverTCP()
+	}
+	until(t, "all are busy and older than a second", func() bool {
+		return l.Stats().Requests == held && time.Since(begun) > 2*time.Second
+	})
+	for range held - 1 {
+		goneOverTCP()
+		if key := receive(t, "a lookup is cancelled", cancelled); key != "gone" {
+			t.Errorf("the lookup of a client that %s is cancelled", key)
+		}
 	}
 }
 
@@ -249,6 +275,48 @@ func TestLongRepliesThatNobodyReadsAreBoundedInMemory(t *testing.T) {
 			t.Errorf("%d bytes were held, %d replies were not", bytes, temp)
 		}
 	})
+}
+
+func TestWithoutMemoryForLongRepliesAClientMustReadBeforeItIsReadFrom(t *testing.T) {
+	var pipelined atomic.Int64
+	l := startLab(t, handlerFunc(func(_ context.Context, dst, _, key []byte) []byte {
+		switch string(key) {
+		case "long":
+			return append(dst, strings.Repeat("r", 95_000)...)
+		case "pipelined":
+			pipelined.Add(1)
+		}
+		return append(dst, "OK "...)
+	}))
+	const clients, requests = 700, 10
+	deaf := l.dialUnix()
+	longs := make([]net.Conn, clients)
+	for i := range longs {
+		nc, err := net.Dial("unix", deaf.RemoteAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		io.WriteString(nc, request("postfix", "long"))
+		longs[i] = nc
+	}
+	until(t, "memory is used up", func() bool { return l.Unread() > 64<<20-100_000 })
+	deaf.send(strings.Repeat(request("postfix", "pipelined"), requests))
+	until(t, "the first request is answered", func() bool { return pipelined.Load() > 0 })
+	reads := l.dial()
+	for range 100 {
+		reads.send(request("postfix", "other"))
+		reads.want("OK ")
+	}
+	if n := pipelined.Load(); n != 1 {
+		t.Errorf("%d requests are read from a client with unread replies", n)
+	}
+	for _, nc := range longs {
+		nc.Close()
+	}
+	for range requests {
+		deaf.want("OK ")
+	}
 }
 
 func TestAClientThatDoesNotReadIsNotReadFrom(t *testing.T) {

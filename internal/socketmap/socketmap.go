@@ -68,15 +68,18 @@ const (
 	writeBuffer = 4 << 10
 
 	// What the kernel may hold for a connection, in bytes. It counts against the
-	// memory limit of the service.
+	// memory limit of the service. Linux doubles what is set.
 	sendBuffer    = 16 << 10
 	receiveBuffer = 16 << 10
 
 	// maxUnread is the memory, in bytes, of replies longer than writeBuffer
 	// that clients have not taken yet. When more is needed, the clients that have
-	// left theirs for longest are closed, if for stalledAfter at least.
-	maxUnread    = 64 << 20
-	stalledAfter = time.Second
+	// left theirs for longest are closed, if for stalledAfter at least. Meanwhile
+	// nothing is read from clients with unread replies: they are looked at once in
+	// awaitRoomEvery.
+	maxUnread      = 64 << 20
+	stalledAfter   = time.Second
+	awaitRoomEvery = 250 * time.Millisecond
 
 	// To make room, maxVictims idle connections are noted in one go. When none
 	// was found, or no stalled client, the next search is scanEvery later.
