@@ -49,13 +49,16 @@ slow:
 e2e:
 	test/e2e/setup
 	$(GO) test -tags e2e -count=1 -p 2 -timeout 30m ./test/e2e/... ./packaging/test
+	$(GO) test -tags e2e -count=1 -v -timeout 10m ./test/pressure
 
-# What takes too long for every change: 1,000 kills with -9 under writes, and an
-# upgrade from the last commit whose cache had a page reader of its own.
+# What takes too long for every change: 1,000 kills with -9 under writes, an
+# upgrade from the last commit whose cache had a page reader of its own, and half an
+# hour under all attacks at once.
 nightly:
 	test/e2e/setup
 	STS_TLSMAP_E2E_KILLS=1000 $(GO) test -tags e2e -count=1 -v -timeout 60m -run Kill ./test/e2e/durable
 	STS_TLSMAP_E2E_UPGRADE_FROM=a392211 $(GO) test -tags e2e -count=1 -v -timeout 30m ./packaging/test
+	STS_TLSMAP_SOAK=30m $(GO) test -tags e2e -count=1 -v -timeout 45m -run AllAttacks ./test/pressure
 
 # .deb and .rpm for amd64 and arm64, in dist/.
 packages:
@@ -73,7 +76,7 @@ bench:
 lint:
 	@files=$$(gofmt -l cmd docs internal packaging test); test -z "$$files" || { echo "gofmt -w is needed for:"; echo "$$files"; exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags e2e ./test/e2e/... ./packaging/...
+	$(GO) vet -tags e2e ./test/e2e/... ./test/pressure ./packaging/...
 	$(GO) vet -tags slow ./...
 	GOOS=freebsd CGO_ENABLED=0 $(GO) vet ./cmd/... ./internal/...
 	GOOS=openbsd CGO_ENABLED=0 $(GO) vet ./cmd/... ./internal/...

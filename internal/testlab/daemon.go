@@ -41,6 +41,7 @@ func BuildDaemon(ctx context.Context, dir string, others ...string) (path string
 // optional.
 type DaemonConfig struct {
 	Listen  string // endpoint of the socketmap listener; default an ephemeral port
+	Also    string // endpoint of a second listener; default none
 	Control string // endpoint of the control socket; default in the daemon's directory
 	Cache   string // path of the cache file; default in the daemon's directory
 	DNS     string // address and port of the resolver; default /etc/resolv.conf
@@ -64,7 +65,11 @@ func (c DaemonConfig) Write(file, dir string) error {
 	if c.Cache == "" {
 		c.Cache = filepath.Join(dir, "cache.db")
 	}
-	line("listen = [%q]", c.Listen)
+	listeners := []string{c.Listen}
+	if c.Also != "" {
+		listeners = append(listeners, c.Also)
+	}
+	line("listen = [\"%s\"]", strings.Join(listeners, `", "`))
 	line("control = %q", c.Control)
 	line("%s\n[cache]\npath = %q", c.Top, c.Cache)
 	if c.DNS != "" {
