@@ -150,9 +150,9 @@ func (r *Reporter) Build(day tlsrpt.DomainDay, id string) *Report {
 	return report
 }
 
-// MaxReport is the size of a compressed report, in bytes: a common limit for mail
-// (RFC 8460, 5.2), less a third for base64.
-const MaxReport = 7 << 20
+// MaxReport is the size of a compressed report, in bytes. Mail of ten megabytes passes
+// almost everywhere (RFC 8460, 5.2), but only a hostile policy makes a report this large.
+const MaxReport = 1 << 20
 
 // ErrTooLarge is a report over MaxReport.
 var ErrTooLarge = errors.New("the report is too large")

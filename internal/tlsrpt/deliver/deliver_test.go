@@ -1,0 +1,358 @@
+package deliver_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/deliver"
+)
+
+func TestRFC8460_4_1_ReportsAreSpreadOverTheWindowAndARestartChangesNoMoment(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for i := range 400 {
+			w.add(yesterday, fmt.Sprintf("d%d.test", i), 3, fmt.Sprintf("mailto:tls@d%d.test", i))
+		}
+		midnight := time.Now()
+		w.run(10*time.Minute - time.Second)
+		if len(w.parcels()) > 0 || len(w.store.rows) > 0 {
+			t.Fatalf("before 00:10: %d reports", len(w.parcels()))
+		}
+		w.run(time.Hour)
+		planned := map[string]tlsrpt.State{}
+		for i := range 400 {
+			domain := fmt.Sprintf("d%d.test", i)
+			planned["tls@"+domain] = w.store.row(yesterday, domain, "mailto:tls@"+domain)
+		}
+		before := len(w.parcels())
+		w.run(4 * time.Hour)
+		var quarters [4]int
+		for i, p := range w.parcels() {
+			row := planned[p.to]
+			if i >= before && (p.id != row.ReportID || p.at.Before(row.Next) || p.at.After(row.Next.Add(time.Minute+time.Second))) {
+				t.Errorf("planned %+v, got %v %s", row, p.at, p.id)
+			}
+			quarters[min(3, p.at.Sub(midnight.Add(10*time.Minute))/time.Hour)]++
+		}
+		if len(w.parcels()) != 400 || slices.Min(quarters[:]) < 50 {
+			t.Errorf("%d reports, in the four hours: %d", len(w.parcels()), quarters)
+		}
+		w.run(48 * time.Hour)
+		if len(w.parcels()) != 400 || w.store.row(yesterday, "", "").Kind != tlsrpt.Accepted {
+			t.Errorf("later: %d reports, %+v", len(w.parcels()), w.store.row(yesterday, "", ""))
+		}
+	})
+}
+
+func TestRFC8460_5_5_AFailedAttemptIsRepeatedForADayWithTheSameID(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.add(yesterday, "example.test", 3, "mailto:tls@example.test")
+		w.receive = func(context.Context, parcel) error { return errors.New("451 later") }
+		w.run(72 * time.Hour)
+		tried := w.parcels()
+		var pauses []time.Duration
+		for i, p := range tried {
+			if p.id != tried[0].id {
+				t.Errorf("the ids %s and %s", tried[0].id, p.id)
+			}
+			if i > 0 {
+				pauses = append(pauses, p.at.Sub(tried[i-1].at).Truncate(5*time.Minute))
+			}
+		}
+		want := []time.Duration{10 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 8 * time.Hour, 8 * time.Hour}
+		if !slices.Equal(pauses, want) {
+			t.Errorf("got the pauses %v; want %v", pauses, want)
+		}
+		w.want("example.test", tlsrpt.Expired, "mailto:tls@example.test")
+		if row := w.store.row(yesterday, "example.test", ""); row.Reason != "451 later" {
+			t.Errorf("got %+v", row)
+		}
+	})
+}
+
+func TestAReceiverCanAskForFourHoursAtMost(t *testing.T) {
+	for after, want := range map[time.Duration]time.Duration{-time.Hour: 10 * time.Minute, time.Minute: 10 * time.Minute, time.Hour: time.Hour, 100 * time.Hour: 4 * time.Hour} {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.add(yesterday, "example.test", 3, "https://example.test/")
+			w.receive = func(context.Context, parcel) error {
+				if len(w.parcels()) == 1 {
+					return &deliver.LaterError{After: after, Err: errors.New("HTTP status 503")}
+				}
+				return nil
+			}
+			w.run(24 * time.Hour)
+			tried := w.parcels()
+			if len(tried) != 2 || tried[1].at.Sub(tried[0].at).Truncate(5*time.Minute) != want {
+				t.Errorf("Retry-After %v: got %v", after, tried)
+			}
+			w.want("example.test", tlsrpt.Accepted, "https://example.test/")
+		})
+	}
+}
+
+func TestEachDestinationIsTriedAndARefusalIsFinal(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.add(yesterday, "one.test", 3, "mailto:refuses@one.test", "mailto:accepts@one.test", "https://one.test/later")
+		w.add(yesterday, "none.test", 3, "mailto:refuses@none.test")
+		w.receive = func(_ context.Context, p parcel) error {
+			switch {
+			case strings.HasPrefix(p.to, "refuses"):
+				return fmt.Errorf("RCPT TO: %w: 550 nobody", deliver.ErrRefused)
+			case strings.HasSuffix(p.to, "later") && len(w.parcels()) < 5:
+				return errors.New("HTTP status 500")
+			}
+			return nil
+		}
+		d := w.run(24 * time.Hour)
+		count := map[string]int{}
+		for _, p := range w.parcels() {
+			count[p.to]++
+		}
+		if count["refuses@one.test"] != 1 || count["accepts@one.test"] != 1 || count["https://one.test/later"] < 2 || count["refuses@none.test"] != 1 {
+			t.Errorf("got %v", count)
+		}
+		w.want("none.test", tlsrpt.Refused, "mailto:refuses@none.test")
+		if kinds := w.store.kinds(yesterday); kinds[tlsrpt.Accepted] != 2 || kinds[tlsrpt.Refused] != 2 || w.store.row(yesterday, "one.test", "").Kind != tlsrpt.Accepted {
+			t.Errorf("got %v", kinds)
+		}
+		if s := d.Stats(); s.Reports[tlsrpt.Accepted] != 2 || s.Reports[tlsrpt.Refused] != 2 || s.Reports[tlsrpt.Planned] == 0 || s.Open != 0 {
+			t.Errorf("got %+v", s)
+		}
+	})
+}
+
+// The window is four hours: the domain may have changed its mind.
+func TestTheRecordIsAskedForAgainAtDelivery(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for _, domain := range []string{"gone.test", "broken.test", "moved.test", "same.test"} {
+			w.add(yesterday, domain, 3, "mailto:tls@"+domain)
+		}
+		w.receive = func(context.Context, parcel) error { return errors.New("later") }
+		w.run(5 * time.Hour)
+		w.receive = nil
+		w.publish("gone.test")
+		w.publish("broken.test", "mailto:")
+		w.publish("moved.test", "mailto:other@moved.test")
+		before := len(w.parcels())
+		w.run(10 * time.Hour)
+		if after := w.parcels()[before:]; len(after) != 1 || after[0].to != "tls@same.test" {
+			t.Errorf("got %v", after)
+		}
+		for _, domain := range []string{"gone.test", "broken.test", "moved.test"} {
+			w.want(domain, tlsrpt.Suppressed, "mailto:tls@"+domain)
+		}
+	})
+}
+
+func TestADomainWithoutAUsableRecordGetsNoReport(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.add(yesterday, "none.test", 3)
+		w.add(yesterday, "attack.test", 3, "mailto:a@b.test?bcc=c@d.test", "mailto:-f@b.test", "mailto:a%0d%0a@b.test", "https://127.0.0.1/", "https://b.test:25/")
+		w.run(24 * time.Hour)
+		w.want("none.test", tlsrpt.Suppressed)
+		w.want("attack.test", tlsrpt.Suppressed)
+		if len(w.parcels()) > 0 {
+			t.Errorf("got %v", w.parcels())
+		}
+	})
+}
+
+// The process ends after the receiver has taken the report, and before that is on disk.
+func TestAKillBetweenTheAcceptanceAndItsStateRepeatsTheReportWithTheSameID(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.config.Window = 0
+		w.add(yesterday, "example.test", 3, "mailto:tls@example.test")
+		w.receive = func(context.Context, parcel) error {
+			w.store.kill()
+			return nil
+		}
+		w.run(15 * time.Minute)
+		row := w.store.row(yesterday, "example.test", "mailto:tls@example.test")
+		if row.Kind != tlsrpt.Attempting || row.ReportID == "" || row.Attempts != 1 {
+			t.Fatalf("on disk: %+v", row)
+		}
+		w.store.dead, w.receive = nil, nil
+		w.run(24 * time.Hour)
+		tried := w.parcels()
+		if len(tried) != 2 || tried[0].id != tried[1].id || tried[0].id != row.ReportID {
+			t.Errorf("got %v; want %s twice", tried, row.ReportID)
+		}
+		w.want("example.test", tlsrpt.Accepted, "mailto:tls@example.test")
+	})
+}
+
+func TestNothingIsSentThatIsNotOnDiskBefore(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.config.Window = time.Hour
+		w.add(yesterday, "example.test", 3, "mailto:tls@example.test")
+		w.run(10*time.Minute + time.Second)
+		w.store.kill()
+		w.run(6 * time.Hour)
+		if len(w.parcels()) > 0 || !strings.Contains(w.log.String(), "TLS reports cannot be delivered") {
+			t.Errorf("got %v; log:\n%s", w.parcels(), w.log.String())
+		}
+		w.store.dead = nil
+		w.run(time.Hour)
+		w.want("example.test", tlsrpt.Accepted, "mailto:tls@example.test")
+	})
+}
+
+func TestTheDaysWhileTheDaemonWasOffAreWorkedOff(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.add("1999-12-29", "example.test", 3, "mailto:tls@example.test")
+		w.add("1999-12-30", "example.test", 4, "mailto:tls@example.test")
+		w.add(yesterday, "example.test", 5, "mailto:tls@example.test")
+		w.add("2000-01-01", "example.test", 6, "mailto:tls@example.test")
+		w.run(10 * time.Minute) // planned for two days, and off again
+		time.Sleep(30 * time.Hour)
+		start := time.Now()
+		w.run(5 * time.Hour)
+		days := map[string]int{}
+		for _, p := range w.parcels() {
+			days[p.id[:8]]++
+			if p.at.After(start.Add(4*time.Hour + 2*time.Minute)) {
+				t.Errorf("late: %v", p.at)
+			}
+		}
+		if want := map[string]int{"19991229": 1, "19991230": 1, "19991231": 1, "20000101": 1}; fmt.Sprint(days) != fmt.Sprint(want) {
+			t.Errorf("got %v", days)
+		}
+	})
+}
+
+// Two reporters that report each other's report mails would never end.
+func TestADomainWhoseSessionsAreOurOwnReportMailsGetsNoReport(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for _, domain := range []string{"loop.test", "real.test"} {
+			w.add("1999-12-30", domain, 5, "mailto:tls@"+domain)
+			w.add(yesterday, domain, 5, "mailto:tls@"+domain)
+		}
+		w.run(10 * time.Hour)                                             // both days' reports go out on 2000-01-01
+		w.add("2000-01-01", "loop.test", 2, "mailto:tls@loop.test")       // those two mails
+		w.add("2000-01-01", "real.test", 3, "mailto:tls@real.test")       // and another one
+		w.add("2000-01-01", "other.test", 1, "mailto:tls@elsewhere.test") // no mail of ours went there
+		w.run(24 * time.Hour)
+		w.run(24 * time.Hour)
+		var got []string
+		for _, p := range w.parcels() {
+			if strings.HasPrefix(p.id, "20000101") {
+				got = append(got, p.to)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, []string{"tls@elsewhere.test", "tls@real.test"}) {
+			t.Errorf("got %q", got)
+		}
+		if row := w.store.row("2000-01-01", "loop.test", ""); row.Kind != tlsrpt.Suppressed || !strings.Contains(row.Reason, "2 report mails") {
+			t.Errorf("got %+v", row)
+		}
+	})
+}
+
+func TestTheAdministratorDecidesWhoGetsNoReport(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.config.FailuresOnly = true
+		w.config.Skip = func(domain string) bool { return domain == "skipped.test" }
+		w.add(yesterday, "skipped.test", 3, "mailto:tls@skipped.test")
+		w.add(yesterday, "fine.test", 3, "mailto:tls@fine.test")
+		w.store.days[yesterday]["fine.test"].Policies[0].Failed = 0
+		w.add(yesterday, "failing.test", 3, "mailto:tls@failing.test")
+		w.add(yesterday, "suppressed.test", 3, "mailto:TLS@suppressed.test", "https://suppressed.test/")
+		w.add(yesterday, "over.test", 3, "mailto:tls@over.test")
+		w.store.suppressed = map[string]time.Time{
+			"tls@suppressed.test": time.Now().Add(48 * time.Hour), "https://suppressed.test/": time.Now().Add(48 * time.Hour),
+			"tls@over.test": time.Now().Add(time.Minute),
+		}
+		w.run(24 * time.Hour)
+		var got []string
+		for _, p := range w.parcels() {
+			got = append(got, p.to)
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, []string{"tls@failing.test", "tls@over.test"}) {
+			t.Errorf("got %q", got)
+		}
+		w.want("suppressed.test", tlsrpt.Suppressed, "mailto:TLS@suppressed.test", "https://suppressed.test/")
+		w.want("skipped.test", tlsrpt.Suppressed)
+		w.want("fine.test", tlsrpt.Suppressed)
+	})
+}
+
+func TestAPanicOrAnUnreadableDayHoldsUpNoOther(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.store.broken = map[string]error{"damaged.test": errors.New("checksum")}
+		for _, domain := range []string{"bomb.test", "damaged.test", "dns.test", "good.test"} {
+			w.add(yesterday, domain, 3, "mailto:tls@"+domain)
+		}
+		w.query = func(_ context.Context, name string) error {
+			if strings.HasSuffix(name, "dns.test") {
+				panic("on purpose")
+			}
+			return nil
+		}
+		w.receive = func(_ context.Context, p parcel) error {
+			if strings.HasSuffix(p.to, "bomb.test") {
+				panic("on purpose")
+			}
+			return nil
+		}
+		w.run(72 * time.Hour)
+		w.want("good.test", tlsrpt.Accepted, "mailto:tls@good.test")
+		w.want("bomb.test", tlsrpt.Expired, "mailto:tls@bomb.test")
+		w.want("dns.test", tlsrpt.Expired)
+		w.want("damaged.test", tlsrpt.Suppressed)
+		if w.store.row(yesterday, "", "").Kind != tlsrpt.Accepted {
+			t.Errorf("the day is %+v", w.store.row(yesterday, "", ""))
+		}
+	})
+}
+
+func TestTheEndOfTheDaemonEndsAnAttemptAndTheNextOneRepeatsIt(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.config.Window = 0
+		w.add(yesterday, "example.test", 3, "mailto:tls@example.test")
+		w.receive = func(ctx context.Context, _ parcel) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		start := time.Now()
+		w.run(10*time.Minute + 10*time.Second)
+		if took := time.Since(start); took != 10*time.Minute+10*time.Second || len(w.parcels()) != 1 {
+			t.Errorf("Run took %v for %d attempts", took, len(w.parcels()))
+		}
+		if row := w.store.row(yesterday, "example.test", "mailto:tls@example.test"); row.Kind != tlsrpt.Attempting || row.Reason != "" {
+			t.Errorf("got %+v", row)
+		}
+		w.receive = nil
+		w.run(time.Hour)
+		w.want("example.test", tlsrpt.Accepted, "mailto:tls@example.test")
+	})
+}
+
+func TestARecordThatCannotBeAskedForIsAskedForAgainForADay(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for _, domain := range []string{"later.test", "never.test"} {
+			w.add(yesterday, domain, 3, "mailto:tls@"+domain)
+		}
+		asked := map[string]int{}
+		w.query = func(_ context.Context, name string) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if asked[name]++; asked[name] > 3 && strings.HasSuffix(name, "later.test") {
+				return nil
+			}
+			return errors.New("SERVFAIL")
+		}
+		w.run(72 * time.Hour)
+		w.want("later.test", tlsrpt.Accepted, "mailto:tls@later.test")
+		w.want("never.test", tlsrpt.Expired)
+		if len(w.parcels()) != 1 || asked["_smtp._tls.never.test"] != 8 {
+			t.Errorf("%d reports; asked %v", len(w.parcels()), asked)
+		}
+	})
+}
