@@ -25,9 +25,9 @@ const (
 	MinQueue = 128
 )
 
-// Listen makes the datagram socket, and its folder if that is missing. Socket and folder
-// are given to Group, where it exists and we may. A socket on which nobody listens is
-// replaced.
+// Listen makes the datagram socket, and its folder if that is missing. Both are given to
+// Group where it exists; not to be allowed to is an error, because Postfix could not
+// write. A socket on which nobody listens is replaced.
 func Listen(path string) (*net.UnixConn, error) {
 	gid := -1
 	if g, err := user.LookupGroup(Group); err == nil {
@@ -51,8 +51,7 @@ func Listen(path string) (*net.UnixConn, error) {
 	return conn, nil
 }
 
-// give gives a file to a group. Without the right to, it leaves the file ours, unless
-// then nobody else could use it.
+// give gives a file to a group.
 func give(path string, gid int) error {
 	if gid < 0 {
 		return nil

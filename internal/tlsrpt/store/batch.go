@@ -39,8 +39,12 @@ func (b *Batch) Sessions() int { return b.n }
 // Size returns the bytes that the batch takes, about.
 func (b *Batch) Size() int { return len(b.sessions) + len(b.text) + len(b.policies)*hashSize }
 
-// Add adds a normalized event.
-func (b *Batch) Add(e *tlsrpt.Event) {
+// Add adds a normalized event. It reports whether that was done: not if e.Domain is no
+// name of a mail domain.
+func (b *Batch) Add(e *tlsrpt.Event) bool {
+	if domain, ok := tlsrpt.Domain(e.Domain); !ok || domain != e.Domain {
+		return false
+	}
 	b.scratch = appendPolicy(b.scratch[:0], &e.Policy)
 	h := hashOf(b.scratch)
 	i, ok := b.index[h]
@@ -67,6 +71,7 @@ func (b *Batch) Add(e *tlsrpt.Event) {
 			b.sessions = appendFailure(b.sessions, &e.Failures[i])
 		}
 	}
+	return true
 }
 
 // encode appends the batch as the log has it. It leaves out the policies that are known.
@@ -107,7 +112,9 @@ func decodeBatch(b []byte) (l logged, ok bool) {
 	d := decoder{b: b}
 	l.day = tlsrpt.Day(d.bytes())
 	l.n = int(min(d.uint(), uint64(len(b))))
-	for n := d.uint(); n > 0 && !d.bad; n-- {
+	n := d.uint()
+	l.policies = make([]batchPolicy, 0, min(n, uint64(len(d.b)/hashSize)))
+	for ; n > 0 && !d.bad; n-- {
 		var p batchPolicy
 		copy(p.hash[:], d.take(uint64(hashSize)))
 		if p.text = d.bytes(); len(p.text) == 0 {
@@ -139,8 +146,7 @@ func (l *logged) appendRefs(refs []ref, batch uint32) []ref {
 }
 
 func (d *decoder) skipFailure() {
-	d.take(1)
-	for range 5 {
+	for range 6 {
 		d.bytes()
 	}
 }

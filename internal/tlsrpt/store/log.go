@@ -121,10 +121,13 @@ func (l *log) read(number uint64) (batches []logged, torn int64, err error) {
 		return nil, 0, err
 	}
 	defer fd.Close()
-	b, err := io.ReadAll(fd)
-	if info, staterr := fd.Stat(); err != nil && staterr == nil {
-		torn = info.Size() - int64(len(b))
+	info, err := fd.Stat()
+	if err != nil {
+		return nil, 0, err
 	}
+	b := make([]byte, info.Size())
+	n, _ := io.ReadFull(fd, b)
+	torn, b = int64(len(b)-n), b[:n]
 	for len(b) >= headSize {
 		n, sum := binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:])
 		if uint64(n) > uint64(len(b)-headSize) || crc32.Checksum(b[headSize:headSize+n], castagnoli) != sum {

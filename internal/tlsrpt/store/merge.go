@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	mergeKeys   = 5000 // keys that one transaction changes at most
+	mergeKeys   = 2500 // keys that one transaction changes at most
 	maxPolicies = 64   // policies of a domain and day
 
 	// maxOwn is how many details have a place of their own. The others are folded into

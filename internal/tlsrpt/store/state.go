@@ -3,9 +3,9 @@ package store
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -18,7 +18,7 @@ const (
 	MaxStateKey   = 2048 // bytes of a state's domain and destination
 	maxStateText  = 1024 // bytes of a report id, or of a reason
 	maxAddress    = 320  // bytes of a suppressed address
-	MaxSuppressed = 10_000
+	MaxSuppressed = 1000
 )
 
 // Errors of states and suppressions.
@@ -42,10 +42,8 @@ func (s *Store) States(day tlsrpt.Day, after string, limit int) (states []tlsrpt
 			k, v = c.Next()
 		}
 		for ; k != nil && len(states) < limit; k, v = c.Next() {
-			domain, destination, ok := strings.Cut(string(k), "\x00")
-			st := tlsrpt.State{Day: day, Domain: domain, Destination: destination}
-			d := decoder{b: v}
-			if d.state(&st); d.bad || !ok {
+			var st tlsrpt.State
+			if json.Unmarshal(v, &st) != nil || st.Key() != string(k) {
 				return errValue
 			}
 			states = append(states, st)
@@ -69,10 +67,14 @@ func (s *Store) PutStates(states []tlsrpt.State) error {
 				return ErrNoDay
 			}
 			b, err := tx.Bucket(bucketState).CreateBucketIfNotExists([]byte(st.Day))
-			if err == nil {
-				err = b.Put([]byte(st.Key()), encodeState(st))
-			}
 			if err != nil {
+				return err
+			}
+			v, err := json.Marshal(st)
+			if err != nil {
+				return err
+			}
+			if err := b.Put([]byte(st.Key()), v); err != nil {
 				return err
 			}
 		}

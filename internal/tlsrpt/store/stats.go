@@ -31,18 +31,12 @@ type counts struct {
 func (s *Store) Stats() Stats {
 	c := &s.counts
 	st := Stats{
-		Damaged: c.Damaged.Load(), UsedSize: s.used(), MaxSize: s.o.MaxSize, Merged: c.Merged.Load(),
+		Damaged: c.Damaged.Load(), LogSize: s.logSize.Load(), UsedSize: s.used(), MaxSize: s.o.MaxSize, Merged: c.Merged.Load(),
 		Dropped: map[string]uint64{"late": c.Late.Load(), "full": c.Full.Load(), "policies": c.Crowded.Load(),
 			"policy": c.Unknown.Load(), "log": c.LogFull.Load(), "write": c.Lost.Load(), "torn-bytes": c.TornBytes.Load()},
 	}
 	if s.file.Load() == nil {
 		st.Err = *s.why.Load()
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st.LogSize = s.log.size
-	if s.log.fd != nil {
-		st.LogSize += s.log.good
 	}
 	return st
 }

@@ -99,7 +99,8 @@ type Store struct {
 	lastMerge time.Time
 	short     bool // sessions were dropped for want of room
 
-	mu       sync.Mutex // for what follows
+	logSize  atomic.Int64 // bytes of the log; a copy, since a disk that hangs holds mu
+	mu       sync.Mutex   // for what follows
 	log      log
 	refused  map[tlsrpt.Day]bool // days for which nothing more is written; true: they are closed on disk
 	knownDay tlsrpt.Day
@@ -114,6 +115,10 @@ func Open(path string, o Options) (*Store, error) {
 	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	// Follow a symbolic link: a new file replaces its target, not the link.
+	if p, err := filepath.EvalSymlinks(path); err == nil {
+		path = p
 	}
 	s := &Store{path: path, o: o, starts: boltfile.Starts(path + startsSuffix), full: make(chan struct{}, 1),
 		log: log{path: path}, refused: make(map[tlsrpt.Day]bool), known: make(map[policyHash]struct{})}
@@ -191,7 +196,7 @@ func (s *Store) Write(b *Batch) error {
 	case refused:
 		s.counts.Late.Add(n)
 		return nil
-	case s.log.size+s.log.good >= maxLog:
+	case s.logSize.Load() >= maxLog:
 		s.counts.LogFull.Add(n)
 		return nil
 	}
@@ -200,6 +205,7 @@ func (s *Store) Write(b *Batch) error {
 		clear(s.known)
 	}
 	lost, err := s.log.append(b, s.known)
+	s.logSize.Store(s.log.size + s.log.good)
 	if lost {
 		s.counts.Lost.Add(n)
 		return fmt.Errorf("%w: %w", ErrLost, err)
@@ -245,6 +251,7 @@ func (s *Store) removeSealed(number uint64) {
 	if s.log.sealed = s.log.sealed[1:]; len(s.log.sealed) == 0 {
 		s.log.size = 0
 	}
+	s.logSize.Store(s.log.size + s.log.good)
 	if err := os.Remove(s.log.name(number)); err != nil {
 		s.o.Log.Warn("a merged log of TLS sessions cannot be removed", "err", err)
 	}
@@ -366,6 +373,7 @@ func (s *Store) check(_ *boltfile.File, tx *bbolt.Tx) error {
 	}
 	if s.log.last == 0 { // else it is open: the file was replaced
 		err = errors.Join(err, s.log.open(done.segment))
+		s.logSize.Store(s.log.size)
 	}
 	return err
 }

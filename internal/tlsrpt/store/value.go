@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
-	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 )
@@ -19,18 +18,12 @@ func hashOf(policyText []byte) policyHash {
 	return policyHash(sum[:])
 }
 
-// policyTypes and stateKinds are stored by their place: new ones go to the end.
-var (
-	policyTypes = [...]tlsrpt.PolicyType{tlsrpt.TypeNone, tlsrpt.TypeTLSA, tlsrpt.TypeSTS}
-	stateKinds  = [...]tlsrpt.StateKind{tlsrpt.Planned, tlsrpt.Attempting, tlsrpt.Accepted, tlsrpt.Refused, tlsrpt.Expired, tlsrpt.Suppressed}
-)
-
-func appendBytes[T string | []byte](b []byte, v T) []byte {
+func appendBytes[T ~string | ~[]byte](b []byte, v T) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
 }
 
 func appendPolicy(b []byte, p *tlsrpt.Policy) []byte {
-	b = append(b, byte(place(policyTypes[:], p.Type)))
+	b = appendBytes(b, p.Type)
 	b = appendBytes(b, p.Domain)
 	for _, list := range [][]string{p.Strings, p.MXHosts} {
 		b = binary.AppendUvarint(b, uint64(len(list)))
@@ -42,7 +35,7 @@ func appendPolicy(b []byte, p *tlsrpt.Policy) []byte {
 }
 
 func (d *decoder) policy() (p tlsrpt.Policy) {
-	p.Type = at(d, policyTypes[:])
+	p.Type = tlsrpt.PolicyType(d.bytes())
 	p.Domain = string(d.bytes())
 	for _, list := range []*[]string{&p.Strings, &p.MXHosts} {
 		for n := d.uint(); n > 0 && !d.bad; n-- {
@@ -53,7 +46,7 @@ func (d *decoder) policy() (p tlsrpt.Policy) {
 }
 
 func appendFailure(b []byte, f *tlsrpt.Failure) []byte {
-	b = append(b, byte(tlsrpt.ResultIndex(f.Result)))
+	b = appendBytes(b, f.Result)
 	b = appendBytes(b, f.SendingIP.AsSlice())
 	b = appendBytes(b, f.MXHost)
 	b = appendBytes(b, f.HELO)
@@ -62,7 +55,7 @@ func appendFailure(b []byte, f *tlsrpt.Failure) []byte {
 }
 
 func (d *decoder) failure() (f tlsrpt.Failure) {
-	f.Result = at(d, tlsrpt.ResultTypes[:])
+	f.Result = tlsrpt.ResultType(d.bytes())
 	f.SendingIP, _ = netip.AddrFromSlice(d.bytes())
 	f.MXHost = string(d.bytes())
 	f.HELO = string(d.bytes())
@@ -87,52 +80,6 @@ func (d *decoder) details() (list []tlsrpt.Detail) {
 	return list
 }
 
-func encodeState(s *tlsrpt.State) []byte {
-	b := []byte{byte(place(stateKinds[:], s.Kind))}
-	b = appendBytes(b, s.ReportID)
-	b = binary.AppendUvarint(b, s.Sessions)
-	for _, t := range []time.Time{s.Next, s.Begun, s.Changed} {
-		b = binary.AppendVarint(b, unixNano(t))
-	}
-	b = binary.AppendUvarint(b, uint64(max(s.Attempts, 0)))
-	return appendBytes(b, s.Reason)
-}
-
-func (d *decoder) state(s *tlsrpt.State) {
-	s.Kind = at(d, stateKinds[:])
-	s.ReportID = string(d.bytes())
-	s.Sessions = d.uint()
-	for _, t := range []*time.Time{&s.Next, &s.Begun, &s.Changed} {
-		*t = timeOf(d.int())
-	}
-	s.Attempts = int(d.uint())
-	s.Reason = string(d.bytes())
-}
-
-// The zero time is stored as 0.
-func unixNano(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixNano()
-}
-
-func timeOf(nano int64) time.Time {
-	if nano == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, nano).UTC()
-}
-
-func place[T comparable](table []T, v T) int {
-	for i := range table {
-		if table[i] == v {
-			return i
-		}
-	}
-	return len(table)
-}
-
 // A decoder reads what the functions above have written. What cannot be read sets bad
 // and is zero.
 type decoder struct {
@@ -152,16 +99,6 @@ func (d *decoder) uint() uint64 {
 	return v
 }
 
-func (d *decoder) int() int64 {
-	v, n := binary.Varint(d.b)
-	if n <= 0 {
-		d.fail()
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
 func (d *decoder) take(n uint64) []byte {
 	if n > uint64(len(d.b)) {
 		d.fail()
@@ -173,13 +110,3 @@ func (d *decoder) take(n uint64) []byte {
 }
 
 func (d *decoder) bytes() []byte { return d.take(d.uint()) }
-
-// at reads a place in a table and returns what stands there.
-func at[T any](d *decoder, table []T) (v T) {
-	i := d.take(1)
-	if d.bad || int(i[0]) >= len(table) {
-		d.fail()
-		return v
-	}
-	return table[i[0]]
-}
