@@ -127,14 +127,24 @@ func TestABatchIsWrittenEachSecond(t *testing.T) {
 func TestABatchIsOfOneDay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // a bubble begins at midnight of UTC
 		l := newLab(t, collect.Options{})
-		time.Sleep(24*time.Hour - 500*time.Millisecond)
 		l.send(1, success)
-		time.Sleep(time.Second)
+		time.Sleep(12 * time.Hour)
+		l.sink.mu.Lock()
+		l.sink.write = func(*store.Batch) error { return errors.New("no space left on device") }
+		l.sink.mu.Unlock()
+		l.send(1, success)
+		time.Sleep(24 * time.Hour)
+		l.send(5, success) // no place for another day's sessions
+		time.Sleep(2 * time.Second)
+		l.sink.mu.Lock()
+		l.sink.write = nil
+		l.sink.mu.Unlock()
+		time.Sleep(2 * time.Second)
 		l.send(2, success)
-		time.Sleep(time.Second)
+		time.Sleep(2 * time.Second)
 		l.stop()
-		if got := fmt.Sprint(l.sink.batches, l.sink.days); got != "[1 2] [2000-01-02 2000-01-02]" && got != "[1 2] [2000-01-01 2000-01-02]" {
-			t.Error(got)
+		if got := fmt.Sprint(l.sink.batches, l.sink.days); got != "[1 1 2] [2000-01-01 2000-01-01 2000-01-02]" || l.Stats().Dropped["batch"] != 5 {
+			t.Error(got, l.Stats())
 		}
 	})
 }

@@ -39,7 +39,10 @@ func (s *Store) Upkeep() (err error) {
 	if err != nil {
 		return err
 	}
-	ending := s.refuse(days, now)
+	ending, err := s.ending(days, now)
+	if err != nil {
+		return err
+	}
 	if len(ending) > 0 || !now.Truncate(time.Hour).Equal(s.lastMerge.Truncate(time.Hour)) {
 		if err := s.seal(); err != nil {
 			return err
@@ -71,21 +74,23 @@ func (s *Store) seal() error {
 	return s.log.seal()
 }
 
-// refuse returns the days that are to be closed now. Nothing more is written for them.
-// A clock that jumps back reopens no day.
-func (s *Store) refuse(days []tlsrpt.Day, now time.Time) (ending []tlsrpt.Day) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// ending returns the days that are to be closed now. A day that is closed stays so,
+// however the clock jumps.
+func (s *Store) ending(days []tlsrpt.Day, now time.Time) (ending []tlsrpt.Day, err error) {
 	for _, day := range days {
-		if !now.Before(day.End().Add(closeAfter)) && !s.refused[day] {
-			s.refused[day] = false
+		closed, err := s.Closed(day, now)
+		if err != nil {
+			return nil, err
+		}
+		if !closed && !now.Before(day.End().Add(closeAfter)) {
 			ending = append(ending, day)
 		}
 	}
-	return ending
+	return ending, nil
 }
 
-// close marks days as closed. The log is merged, and has nothing more of them.
+// close marks days as closed. What the log has of them from now on is dropped when it is
+// merged.
 func (s *Store) close(days []tlsrpt.Day, now time.Time) error {
 	if len(days) == 0 {
 		return nil
@@ -109,11 +114,6 @@ func (s *Store) close(days []tlsrpt.Day, now time.Time) error {
 	})
 	if err != nil {
 		return fmt.Errorf("close %v: %w", days, err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, day := range days {
-		s.refused[day] = true
 	}
 	return nil
 }

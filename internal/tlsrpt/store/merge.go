@@ -129,7 +129,7 @@ func (s *Store) mergeSegment(number uint64) error {
 		done = readProgress(tx)
 		return nil
 	})
-	if err != nil || done.segment > number || done.segment == number && len(done.after) == 0 {
+	if err != nil {
 		return err
 	}
 	seg, err := s.load(number)

@@ -102,7 +102,6 @@ type Store struct {
 	logSize  atomic.Int64 // bytes of the log; a copy, since a disk that hangs holds mu
 	mu       sync.Mutex   // for what follows
 	log      log
-	refused  map[tlsrpt.Day]bool // days for which nothing more is written; true: they are closed on disk
 	knownDay tlsrpt.Day
 	known    map[policyHash]struct{}
 }
@@ -121,7 +120,7 @@ func Open(path string, o Options) (*Store, error) {
 		path = p
 	}
 	s := &Store{path: path, o: o, starts: boltfile.Starts(path + startsSuffix), full: make(chan struct{}, 1),
-		log: log{path: path}, refused: make(map[tlsrpt.Day]bool), known: make(map[policyHash]struct{})}
+		log: log{path: path}, known: make(map[policyHash]struct{})}
 	s.why.Store(&ErrClosed)
 	var why error
 	if s.starts.Count() > crashes {
@@ -181,21 +180,17 @@ func (s *Store) Close() error {
 }
 
 // Write appends a batch to the log. When it returns nil, the batch is on disk, or was
-// dropped and counted because its day is closed or the log is full. ErrLost: the batch
-// was dropped. After another error it may be written again.
+// dropped and counted because the log is full. ErrLost: the batch was dropped. After
+// another error it may be written again.
 func (s *Store) Write(b *Batch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := uint64(b.Sessions())
-	_, refused := s.refused[b.day]
 	switch {
 	case s.shut.Load():
 		return ErrClosed
 	case s.file.Load() == nil:
 		return *s.why.Load()
-	case refused:
-		s.counts.Late.Add(n)
-		return nil
 	case s.logSize.Load() >= maxLog:
 		s.counts.LogFull.Add(n)
 		return nil
@@ -363,18 +358,15 @@ func (s *Store) check(_ *boltfile.File, tx *bbolt.Tx) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.known)
-	err := tx.Bucket(bucketClosed).ForEach(func(day, _ []byte) error {
-		s.refused[tlsrpt.Day(day)] = true
-		return nil
-	})
 	done := readProgress(tx)
 	if len(done.after) > 0 {
 		done.segment--
 	}
-	if s.log.last == 0 { // else it is open: the file was replaced
-		err = errors.Join(err, s.log.open(done.segment))
-		s.logSize.Store(s.log.size)
+	if s.log.last > 0 { // it is open: the file was replaced
+		return nil
 	}
+	err := s.log.open(done.segment)
+	s.logSize.Store(s.log.size)
 	return err
 }
 
