@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -27,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-const perBatch = 600 // sessions of a domain each; a merge of an hour has three transactions
+const perBatch = 1500 // sessions of a domain each; a merge of an hour has seven transactions
 
 func killed(batch int64, i int) string { return fmt.Sprintf("b%d-%d.test", batch, i) }
 
@@ -76,7 +75,19 @@ func TestKill9LosesNothingThatWasWrittenAndCountsNothingTwice(t *testing.T) {
 	begin := day.Begin().Add(22*time.Hour).Unix() / 60
 	minute := begin
 	written := make(map[int64]bool)
-	for range 12 {
+	for round := range 9 {
+		at := "" // the line after which it is killed
+		switch round % 3 {
+		case 0: // in the burst
+			at = fmt.Sprint(minute + 5*rand.Int64N(12))
+		case 1: // at the merge of a whole hour
+			minute += 60 - minute%60
+			at = fmt.Sprint(minute + 60)
+		case 2: // at midnight, or when the day is closed
+			minute += 24*60 - minute%(24*60)
+			at = fmt.Sprint(minute + 10*rand.Int64N(2))
+			minute -= 50
+		}
 		cmd := exec.CommandContext(t.Context(), os.Args[0])
 		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s", childVariable, minute, l.path))
 		out, err := cmd.StdoutPipe()
@@ -86,17 +97,16 @@ func TestKill9LosesNothingThatWasWrittenAndCountsNothingTwice(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		scanner := bufio.NewScanner(out)
-		for n := rand.IntN(25); scanner.Scan(); n-- {
-			if strings.HasPrefix(scanner.Text(), "error:") {
-				t.Fatal(scanner.Text())
+		for scanner := bufio.NewScanner(out); scanner.Scan(); {
+			line := scanner.Text()
+			if line == at {
+				time.AfterFunc(time.Duration(rand.IntN(40_000))*time.Microsecond, func() { _ = cmd.Process.Kill() })
+				at = ""
 			}
-			if _, err := fmt.Sscan(scanner.Text(), &minute); err != nil {
-				t.Fatal(err)
+			if _, err := fmt.Sscan(line, &minute); err != nil {
+				t.Fatal(line)
 			}
-			if written[minute] = true; n == 0 {
-				time.AfterFunc(time.Duration(rand.IntN(30_000))*time.Microsecond, func() { _ = cmd.Process.Kill() })
-			}
+			written[minute] = true
 		}
 		_ = cmd.Wait()
 		minute += 10 // past the batch that may have been under way
