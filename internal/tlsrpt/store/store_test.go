@@ -278,6 +278,37 @@ func TestALogThatIsMergedDoesNotCountAgain(t *testing.T) {
 	}
 }
 
+func TestAMergeThatIsInterruptedGoesOnWhereItWas(t *testing.T) {
+	l := newLab(t, store.Options{})
+	const n = 20_000 // eight transactions
+	var events []tlsrpt.Event
+	for i := range n {
+		events = append(events, success(numbered(i)))
+	}
+	l.write(events...)
+	merged := make(chan error, 1)
+	go func() { merged <- l.Merge() }()
+	for deadline := time.Now().Add(30 * time.Second); l.Stats().Merged == 0; time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no transaction ends")
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-merged; !errors.Is(err, store.ErrClosed) {
+		t.Fatalf("the merge was not interrupted: %v", err)
+	}
+	l.open()
+	l.merge()
+	for i := range n {
+		l.mustCount(day, numbered(i), 1, 0)
+	}
+	if again := l.Stats().Merged; again == 0 || again == n {
+		t.Errorf("%d sessions were merged after the interruption", again)
+	}
+}
+
 func TestAFlippedBitInTheLogCountsNothingWrong(t *testing.T) {
 	l := newLab(t, store.Options{})
 	l.write(success("a.test"))
