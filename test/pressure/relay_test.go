@@ -129,6 +129,7 @@ func (y *tally) ask(ctx context.Context, c *relay, mapName, key string) {
 	case err != nil:
 		y.noAnswer++
 		reply = err.Error()
+		reply = reply[strings.LastIndex(reply, ": ")+1:] // without addresses
 	case word == "TEMP":
 		y.temp++
 	default:
