@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/deliver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
 )
 
@@ -62,6 +63,9 @@ type lab struct {
 	o     store.Options
 	batch store.Batch
 }
+
+// deliver reads what it reports from a store.
+var _ deliver.Store = (*store.Store)(nil)
 
 // newLab opens a new store at noon of 2026-11-30.
 func newLab(t testing.TB, o store.Options) *lab {

@@ -41,7 +41,7 @@ const (
 
 	asideMark = ".damaged-" // and the date, in the name of a file that was set aside
 	asideDate = "20060102T150405"
-	asideMost = 3
+	asideMost = 1
 	// crashes is how many starts in a row that ended before the first upkeep did count as
 	// damage: a page that leads back to itself ends the process.
 	crashes      = 10
@@ -55,6 +55,7 @@ var (
 	bucketState    = []byte("state")  // day: State.Key: state
 	bucketClosed   = []byte("closed") // day
 	bucketSuppress = []byte("suppress")
+	buckets        = [][]byte{bucketMeta, bucketDay, bucketPolicy, bucketState, bucketClosed, bucketSuppress}
 
 	keySchema   = []byte("schema")
 	keyProgress = []byte("progress")
@@ -325,19 +326,21 @@ func (s *Store) openPath(damage error) (*boltfile.File, error) {
 			return nil, errors.Join(damage, err)
 		}
 	}
+	o := boltfile.Options{Name: fileName, MaxSize: s.o.MaxSize, Check: s.check}
 	fd, err := os.OpenFile(s.path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
+		o.Fill = fill // an empty file that is there is damage
 		fd, err = boltfile.Create(s.path)
 		syncFolder(s.path)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return boltfile.Open(fd, boltfile.Options{Name: fileName, MaxSize: s.o.MaxSize, Fill: fill, Check: s.check})
+	return boltfile.Open(fd, o)
 }
 
 func fill(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketDay, bucketPolicy, bucketState, bucketClosed, bucketSuppress} {
+	for _, name := range buckets {
 		if _, err := tx.CreateBucket(name); err != nil {
 			return err
 		}
@@ -347,7 +350,7 @@ func fill(tx *bbolt.Tx) error {
 
 // check looks at the buckets, and takes from them what is kept in memory.
 func (s *Store) check(_ *boltfile.File, tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketDay, bucketPolicy, bucketState, bucketClosed, bucketSuppress} {
+	for _, name := range buckets {
 		if tx.Bucket(name) == nil {
 			return &boltfile.Damage{File: fileName, Cause: fmt.Errorf("it has no bucket %s", name)}
 		}
@@ -370,7 +373,7 @@ func (s *Store) check(_ *boltfile.File, tx *bbolt.Tx) error {
 	return err
 }
 
-// setAside gives the file at the path another name. It keeps the newest few.
+// setAside gives the file at the path another name. It keeps the newest one.
 func (s *Store) setAside(why error) error {
 	aside := s.path + asideMark + s.o.Now().UTC().Format(asideDate)
 	if err := os.Rename(s.path, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
