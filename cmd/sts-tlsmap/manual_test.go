@@ -166,7 +166,7 @@ func TestTheDefaultsInTheManualAreTheProgrammes(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
-	want, err := config.Parse("/etc/manual.toml", []byte("dns.servers = []\nexempt.domains = []\n[map.NAME]\n"))
+	want, err := config.Parse("/etc/manual.toml", []byte("dns.servers = []\nexempt.domains = []\ntlsrpt.skip = []\n[map.NAME]\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,6 +237,15 @@ func TestTheRangesInTheManualAreTheProgrammes(t *testing.T) {
 		"cache.path":    {"A path;", `"/c"`, `""`},
 		"fetch.ca_file": {"A path to a file that has at least one; empty:", `""`, `"/nowhere/ca.pem"`},
 		"exempt.file":   {fmt.Sprintf("A path to a file that exists, of at most %d MiB; empty:", config.MaxExemptFile>>20), `""`, `"/nowhere/list"`},
+
+		"tlsrpt.organization":   {"The name of", `""`, `7`},
+		"tlsrpt.contact":        {"The mail address", `""`, `7`},
+		"tlsrpt.sender":         {"The mail address", `""`, `7`},
+		"tlsrpt.postfix_socket": {".Ql unix:/PATH .", `"unix:/r"`, `"inet:127.0.0.1:1"`},
+		"tlsrpt.path":           {"A path;", `"/r"`, `""`},
+		"tlsrpt.submit":         {".Ql smtp:HOST:PORT ,", `"sendmail:/s"`, `"lmtp:/s"`},
+		"tlsrpt.dkim_key":       {"A file with", `""`, `7`},
+		"tlsrpt.dkim_selector":  {"The selector", `""`, `7`},
 	} {
 		if text := manualText(t, key); !strings.Contains(text, c.says) {
 			t.Errorf("%s: %q is not in the manual, which has\n%s", key, c.says, text)

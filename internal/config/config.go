@@ -58,6 +58,7 @@ type Config struct {
 	Lookup  Lookup  `key:"lookup"`
 	Refresh Refresh `key:"refresh"`
 	Exempt  Exempt  `key:"exempt"`
+	TLSRPT  TLSRPT  `key:"tlsrpt"`
 
 	Maps []mta.Map // the built-in ones first, then those of the file by name
 
@@ -110,6 +111,32 @@ type Exempt struct {
 	Domains []string `key:"domains" is:"domain" max:"100000"`
 	File    string   `key:"file" is:"path"`
 }
+
+// TLSRPT is [tlsrpt]: TLS reports (RFC 8460).
+type TLSRPT struct {
+	Organization      string            `key:"organization"`
+	Contact           string            `key:"contact"`
+	Sender            string            `key:"sender"`
+	PostfixSocket     endpoint.Endpoint `key:"postfix_socket" default:"unix:/var/spool/postfix/sts-tlsmap-tlsrpt/tlsrpt.sock" is:"unix"`
+	Path              string            `key:"path" default:"/var/lib/sts-tlsmap/reports.db" is:"path"`
+	MaxSize           int64             `key:"max_size" default:"2GiB" min:"16MiB" max:"1TiB"`
+	Keep              time.Duration     `key:"keep" default:"14d" min:"2d" max:"365d"`
+	Window            time.Duration     `key:"window" default:"4h" min:"1m" max:"12h"`
+	Submit            string            `key:"submit" default:"smtp:127.0.0.1:25" is:"submit"`
+	Collect           bool              `key:"collect"`
+	DKIMKey           string            `key:"dkim_key" is:"path"` // empty: the MTA signs
+	DKIMSelector      string            `key:"dkim_selector"`
+	HTTPSVerify       bool              `key:"https_verify"`
+	MaxPerDestination int               `key:"max_per_destination" default:"1000" min:"1" max:"1000000"`
+	Report            string            `key:"report" default:"all" is:"all failures"`
+	Skip              []string          `key:"skip" is:"domain" max:"10000"`
+}
+
+// Reports says whether reports are sent.
+func (t *TLSRPT) Reports() bool { return t.Organization != "" && t.Contact != "" && t.Sender != "" }
+
+// On says whether TLS sessions are collected.
+func (t *TLSRPT) On() bool { return t.Collect || t.Reports() }
 
 // removed are keys of earlier versions. They cause a warning, not an error, so
 // that an upgrade does not stop the daemon.
@@ -180,11 +207,12 @@ func (d *document) finish(c *Config) {
 		return
 	}
 	for _, k := range keysOf(c) {
-		if path, ok := k.field.Addr().Interface().(*string); ok && *path != "" && !filepath.IsAbs(*path) {
+		if path, ok := k.field.Addr().Interface().(*string); ok && k.tag.Get("is") == "path" && *path != "" && !filepath.IsAbs(*path) {
 			*path = filepath.Join(dir, *path)
 		}
 	}
 	d.checkSockets(c, dir)
+	d.checkReports(&c.TLSRPT)
 	if c.Fetch.CAFile != "" {
 		c.caLine = d.line(keyCAFile)
 		if err := checkCAFile(c.Fetch.CAFile); err != nil {
@@ -223,6 +251,27 @@ func (d *document) checkSockets(c *Config, dir string) {
 	}
 	check("control", &c.Control)
 	check("metrics", &c.Metrics)
+	check("tlsrpt.postfix_socket", &c.TLSRPT.PostfixSocket)
+}
+
+// checkReports fails for keys of [tlsrpt] that are missing beside others.
+func (d *document) checkReports(t *TLSRPT) {
+	for _, together := range [][]struct{ key, value string }{
+		{{"organization", t.Organization}, {"contact", t.Contact}, {"sender", t.Sender}},
+		{{"dkim_key", t.DKIMKey}, {"dkim_selector", t.DKIMSelector}},
+	} {
+		given := ""
+		for _, k := range together {
+			if given == "" && k.value != "" {
+				given = k.key
+			}
+		}
+		for _, k := range together {
+			if name := "tlsrpt." + k.key; given != "" && k.value == "" && !d.failed(name) {
+				d.fail(name, "is missing; %s is set, and needs it", given)
+			}
+		}
+	}
 }
 
 const keyCAFile = "fetch.ca_file"

@@ -62,6 +62,23 @@ fetch_rate = 14
 concurrency = 15
 [exempt]
 domains = ["Example.COM.", ".bücher.example"]
+[tlsrpt]
+organization = "Example"
+contact = "tls@example.test"
+sender = "noreply@example.test"
+postfix_socket = "unix:/run/x/tlsrpt.sock"
+path = "/var/reports.db"
+max_size = "1GiB"
+keep = "3d"
+window = "1h"
+submit = "sendmail:/usr/sbin/sendmail"
+collect = true
+dkim_key = "/etc/dkim.pem"
+dkim_selector = "s1"
+https_verify = true
+max_per_destination = 17
+report = "failures"
+skip = ["Example.NET", ".example.org"]
 [map.postfix]
 testing = "enforce"
 [map.rehearsal]
@@ -102,6 +119,13 @@ func TestEveryKeyIsTaken(t *testing.T) {
 			Recheck: 6 * time.Minute, UnusedAfter: 36 * time.Hour, FetchRate: 14, Concurrency: 15,
 		},
 		Exempt: config.Exempt{Domains: []string{"example.com", ".xn--bcher-kva.example"}},
+		TLSRPT: config.TLSRPT{
+			Organization: "Example", Contact: "tls@example.test", Sender: "noreply@example.test",
+			PostfixSocket: endpoint.Endpoint{Network: "unix", Address: "/run/x/tlsrpt.sock"},
+			Path:          "/var/reports.db", MaxSize: 1 << 30, Keep: 72 * time.Hour, Window: time.Hour,
+			Submit: "sendmail:/usr/sbin/sendmail", Collect: true, DKIMKey: "/etc/dkim.pem", DKIMSelector: "s1",
+			HTTPSVerify: true, MaxPerDestination: 17, Report: "failures", Skip: []string{"example.net", ".example.org"},
+		},
 		Maps: []mta.Map{
 			{Name: "postfix", Format: "postfix", Servername: true, Enforce: true, Testing: true},
 			{Name: "postfix-tlsrpt", Format: "postfix", TLSRPT: true, Servername: true, Enforce: true},
@@ -136,7 +160,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"a key given twice", "log_level = \"info\"\nlog_level = \"info\"\n", "f.toml:2: "},
 		{"a slip of the finger", "\nlog_levle = \"info\"", "f.toml:2: log_levle: there is no such key; did you mean log_level?"},
 		{"a slip in a section", "[cache]\nmaxsize = \"1GiB\"", "f.toml:2: cache.maxsize: there is no such key; did you mean cache.max_size?"},
-		{"a key of another section", "max_size = \"1GiB\"", "f.toml:1: max_size: there is no such key; did you mean cache.max_size?"},
+		{"a key of another section", "max_size = \"1GiB\"", "f.toml:1: max_size: there is no such key; did you mean cache.max_size or tlsrpt.max_size?"},
 		{"a key nobody can guess", "[cache]\nfrobnicate = 1", "f.toml:2: cache.frobnicate: there is no such key; [cache] has path, max_size"},
 		{"a key of two sections", "timeout = \"1s\"", "did you mean dns.timeout or fetch.timeout or lookup.timeout?"},
 		{"a key of a section in quotes", "\n\"cache.path\" = \"nowhere/x.db\"", `f.toml:2: "cache.path": there is no such key; did you mean cache.path?`},
@@ -195,6 +219,12 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"a bad format", "[map.x]\nformat = \"qmail\"", `f.toml:2: map.x.format: is "qmail"; expected "postfix" or "exim"`},
 		{"dane in quotes", "[map.x]\ndane = \"yes\"", `f.toml:2: map.x.dane: is "yes"; expected true or false`},
 		{"DANE for Exim", "[map.x]\nformat = \"exim\"\ndane = true", `f.toml:1: map.x: dane does not go with format "exim"`},
+		{"a way of mail that there is not", "[tlsrpt]\nsubmit = \"lmtp:/x\"", `f.toml:2: tlsrpt.submit: is "lmtp:/x"; expected "smtp:HOST:PORT"`},
+		{"a way of mail without a port", "[tlsrpt]\nsubmit = \"smtp:127.0.0.1\"", "f.toml:2: tlsrpt.submit: "},
+		{"a command that is no path", "[tlsrpt]\nsubmit = \"sendmail:sendmail\"", "f.toml:2: tlsrpt.submit: "},
+		{"the socket of TLS reports twice", "control = \"unix:/x\"\n[tlsrpt]\npostfix_socket = \"unix:/x\"", "f.toml:3: tlsrpt.postfix_socket: unix:/x is used twice"},
+		{"reports without a sender", "[tlsrpt]\norganization = \"x\"\ncontact = \"a@b.test\"", "f.toml:1: tlsrpt.sender: is missing; organization is set, and needs it"},
+		{"a DKIM key without its selector", "[tlsrpt]\ndkim_key = \"/x\"", "f.toml:1: tlsrpt.dkim_selector: is missing; dkim_key is set"},
 		{"reports for Exim", "[map.exim]\ntlsrpt = true", `f.toml:1: map.exim: tlsrpt does not go with format "exim"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -387,6 +417,24 @@ func TestRelativePathsAreTakenFromTheFoldersOfTheFile(t *testing.T) {
 	}
 	if c.Control.Address != "/srv/x/c.sock" || c.Listen[0].Address != "/srv/x/s.sock" || c.Cache.Path != "/srv/x/cache.db" {
 		t.Errorf("got %+v", c)
+	}
+}
+
+func TestTLSReportsAreOffWithoutTheirThreeKeys(t *testing.T) {
+	for text, want := range map[string][2]bool{
+		"":                            {false, false},
+		"[tlsrpt]\nwindow = \"1h\"\n": {false, false},
+		"[tlsrpt]\ncollect = true\n":  {true, false},
+		"[tlsrpt]\norganization = \"x\"\ncontact = \"a@b.test\"\nsender = \"a@b.test\"\n": {true, true},
+	} {
+		c, err := config.Parse("f.toml", []byte(text))
+		if got := [2]bool{c.TLSRPT.On(), c.TLSRPT.Reports()}; err != nil || got != want {
+			t.Errorf("%q: on and reports are %v, %v; want %v", text, got, err, want)
+		}
+	}
+	_, err := config.Parse("f.toml", []byte("[tlsrpt]\ncontact = \"a@b.test\"\n"))
+	if err == nil || !strings.Contains(err.Error(), "tlsrpt.organization: is missing") || !strings.Contains(err.Error(), "tlsrpt.sender: is missing") {
+		t.Errorf("each missing key is named: %v", err)
 	}
 }
 

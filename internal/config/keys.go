@@ -118,8 +118,8 @@ func (k key) setList(d *document, v any) {
 // expected says what it takes. The tags:
 //
 //	min, max  the range of a number, size or duration; of a list its length
-//	is        of an endpoint "unix" or "inet"; of a string "path", "domain" or
-//	          the words that it may be; without the tag it is any text
+//	is        of an endpoint "unix" or "inet"; of a string "path", "domain",
+//	          "submit" or the words that it may be; without the tag it is any text
 //
 // A string or endpoint may be empty if its default is.
 func take(t reflect.Type, tag reflect.StructTag, v any) (value any, expected string) {
@@ -176,6 +176,11 @@ func take(t reflect.Type, tag reflect.StructTag, v any) (value any, expected str
 	case "domain":
 		domain, err := exempt.Parse(s)
 		return domain, unless(err == nil, wantExempt)
+	case "submit":
+		e, err := endpoint.Parse(strings.Replace(s, "smtp:", "inet:", 1))
+		isSMTP := strings.HasPrefix(s, "smtp:") && err == nil && !e.AnyPort()
+		isCommand := strings.HasPrefix(s, "sendmail:/") && !strings.ContainsRune(s, 0)
+		return s, unless(isSMTP || isCommand, `"smtp:HOST:PORT", as "smtp:127.0.0.1:25", or "sendmail:/PATH"`)
 	default:
 		words := strings.Fields(kind)
 		return s, unless(slices.Contains(words, s), `"`+strings.Join(words, `" or "`)+`"`)
