@@ -26,6 +26,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
 // unknownFor is how long a lookup in an unknown map counts as a failure. Postfix asks
@@ -138,6 +139,9 @@ func (a *app) checkConfiguration() *outside {
 	}
 	for _, w := range slices.Concat(warnings(a.cfg, out.resolver, open, h.Overridden), folderWarnings(a.cfg, h.Overridden)) {
 		a.find(stateNote, what, w, "")
+	}
+	if err := reporting.Check(&a.cfg.TLSRPT); err != nil {
+		a.find(stateNote, "TLS reports", err.Error(), "correct [tlsrpt]: no reports are sent")
 	}
 	if out.proxy != "" {
 		a.find(stateOK, "proxy", out.proxy+", from this environment; the daemon uses the proxy in its own environment", "")
@@ -305,6 +309,7 @@ func ignored(cfg *config.Config, s sockets, overridden []string) (list []string)
 // outside has the clients that use the network: DNS and policy hosts.
 type outside struct {
 	resolver *resolver.Resolver
+	config   policy.Config // of client
 	client   *policy.Client
 	proxy    string // through which policies are fetched, without credentials; empty: none
 	checker  *dane.Checker
@@ -334,12 +339,13 @@ func newOutside(cfg *config.Config, log *slog.Logger, clockInDoubt func() bool) 
 		return nil, hint(err, "write it as http://proxy.example:3128; with user:password@ before the name, each special character "+
 			"in these is written as its code, so %% is %%25; then restart the daemon")
 	}
-	client, err := policy.NewClient(policy.Config{
+	fetch := policy.Config{
 		Resolver: r, Roots: roots, Timeout: cfg.Fetch.Timeout, AllowPrivate: cfg.Fetch.AllowPrivate, Proxy: proxy,
 		ClockInDoubt: clockInDoubt, UserAgent: "sts-tlsmap/" + version,
-	})
+	}
+	client, err := policy.NewClient(fetch)
 	if err != nil {
 		return nil, err
 	}
-	return &outside{resolver: r, client: client, proxy: named, checker: dane.New(dane.Options{Resolver: r, Log: log})}, nil
+	return &outside{resolver: r, config: fetch, client: client, proxy: named, checker: dane.New(dane.Options{Resolver: r, Log: log})}, nil
 }

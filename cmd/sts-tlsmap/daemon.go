@@ -28,6 +28,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
 const (
@@ -51,8 +52,10 @@ type service struct {
 	sockets  *socketmap.Server
 	control  *control.Server
 	observer *observe.Observer
+	reports  *reporting.Service // nil: off
 
-	passed     listeners // by systemd; nil: not asked for yet
+	sessions   net.PacketConn // for TLS reports, passed by systemd; nil: none
+	passed     listeners      // by systemd; nil: not asked for yet
 	own        map[socket]net.Listener
 	listeners  listeners  // those passed, and own ones
 	overridden []string   // keys of the configuration in whose place systemd passed sockets
@@ -171,6 +174,9 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	defer stopKeeping()
 	kept := make(chan error, 1)
 	go func() { kept <- s.keeper.Run(keeping) }()
+	s.reports = s.newReports()
+	reported := make(chan struct{})
+	go func() { defer close(reported); s.reports.Run(keeping) }()
 	s.serve(keyListen, s.sockets.Serve)
 	s.serve(keyControl, s.control.Serve)
 	s.serve(keyMetrics, s.observer.Serve)
@@ -184,15 +190,29 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	stopWatching()
 	s.drain()
 	stopKeeping()
+	late := time.After(keeperTime)
 	select {
 	case unwritten := <-kept:
 		err = errors.Join(err, unwritten)
-	case <-time.After(keeperTime):
+	case <-late:
 		err = errors.Join(err, errors.New("not everything could be written to the cache: the disk does not answer"))
+	}
+	select {
+	case <-reported:
+	case <-late:
+		s.log.Warn("TLS reports did not end in time; TLS sessions of the last second may be lost")
 	}
 	err = errors.Join(err, s.store.Close())
 	s.log.Info("ended")
 	return err
+}
+
+// newReports returns what runs TLS reports, as the configuration says.
+func (s *service) newReports() *reporting.Service {
+	host, _ := os.Hostname()
+	return reporting.New(reporting.Options{
+		Config: &s.cfg.TLSRPT, Passed: s.sessions, Resolver: s.out.resolver, Network: s.out.config, Host: cmp.Or(host, "localhost"), Log: s.log,
+	})
 }
 
 // wait waits until a signal says to end, or until something has failed.
@@ -286,7 +306,7 @@ func (s *service) observed(table *tlsmap.Table) observe.Sources {
 		Stats: func() observe.Stats {
 			return observe.Stats{
 				Keeper: s.keeper.Stats(), Cache: s.store.Stats(), Maps: s.maps.Stats(), Sockets: s.sockets.Stats(),
-				DANE: s.out.checker.Stats(),
+				DANE: s.out.checker.Stats(), Reports: s.reports.Stats(),
 			}
 		},
 		// The system's roots are read once in the life of a process: they show in

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"strings"
 
@@ -23,6 +24,7 @@ const (
 	keyControl    = "control"
 	keyMetrics    = "metrics"
 	nameSocketmap = "socketmap"
+	nameTLSRPT    = "tlsrpt" // the socket that Postfix tells of TLS sessions
 )
 
 var socketKeys = []string{keyListen, keyControl, keyMetrics}
@@ -84,7 +86,7 @@ func (s socket) open() (net.Listener, error) {
 // lookups is enough, and there are no metrics.
 func (s *service) listen(onHold bool) (err error) {
 	if s.passed == nil {
-		if s.passed, err = passedListeners(); err != nil {
+		if s.passed, s.sessions, err = passedSockets(); err != nil {
 			return err
 		}
 	}
@@ -133,20 +135,27 @@ func (s *service) listen(onHold bool) (err error) {
 		"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap")
 }
 
-// passedListeners returns what systemd passed (sd_listen_fds(3)).
-func passedListeners() (listeners, error) {
+// passedSockets returns what systemd passed (sd_listen_fds(3)): listeners, and the
+// socket for TLS reports, if there is one.
+func passedSockets() (l listeners, sessions net.PacketConn, err error) {
 	byName, err := activation.ListenersWithNames()
 	if err != nil {
-		return nil, fmt.Errorf("sockets passed by systemd: %w", err)
+		return nil, nil, fmt.Errorf("sockets passed by systemd: %w", err)
 	}
-	l := make(listeners)
+	for _, one := range byName[nameTLSRPT] { // a datagram socket is a net.Listener here
+		if sessions, err = datagrams(one); err != nil {
+			return nil, nil, fmt.Errorf("socket %s passed by systemd: %w", nameTLSRPT, err)
+		}
+	}
+	delete(byName, nameTLSRPT)
+	l = make(listeners)
 	for _, name := range slices.Sorted(maps.Keys(byName)) { // "socketmap" is the first listener
 		key, list := name, byName[name]
 		if strings.HasPrefix(name, nameSocketmap) {
 			key = keyListen
 		}
 		if isUnix := list[0].Addr().Network() == "unix"; !slices.Contains(socketKeys, key) || key == keyControl && (len(list) > 1 || !isUnix) {
-			return nil, hint(fmt.Errorf("systemd passed %d sockets named %q, the first of them %s", len(list), name, list[0].Addr().Network()),
+			return nil, nil, hint(fmt.Errorf("systemd passed %d sockets named %q, the first of them %s", len(list), name, list[0].Addr().Network()),
 				"set FileDescriptorName= to %s..., %s (one unix socket) or %s in the socket unit", nameSocketmap, keyControl, keyMetrics)
 		}
 		for _, passed := range list {
@@ -156,5 +165,16 @@ func passedListeners() (listeners, error) {
 		}
 		l[key] = append(l[key], list...)
 	}
-	return l, nil
+	return l, sessions, nil
+}
+
+// datagrams returns the socket of a listener, and closes the listener.
+func datagrams(l net.Listener) (net.PacketConn, error) {
+	defer l.Close()
+	f, err := l.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return net.FilePacketConn(f)
 }

@@ -24,6 +24,7 @@ const (
 	MemoryOnly = "memory-only"
 	Salvage    = "salvage"
 	Validation = "validation"
+	Reports    = "reports"
 )
 
 // The severities, as the packaged alert rules have them.
@@ -102,6 +103,9 @@ var conditions = []condition{
 		},
 		words("run a validating resolver on this machine: until then mail to them waits, if the relay asks the same resolver; " +
 			"a restart of the daemon forgets that they had DANE")},
+	{Reports, Ticket, true, func(s *signs) bool { return s.Reports.Err != nil },
+		func(s *signs) string { return "TLS reports do not work: " + oneLine(s.Reports.Err) },
+		words("see [tlsrpt] in the configuration, and sts-tlsmap-tlsrpt.socket; lookups are not affected, and it is tried again each minute")},
 }
 
 func (s *signs) late() time.Duration { return time.Duration(s.Keeper.LateSeconds) * time.Second }

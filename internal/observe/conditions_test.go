@@ -18,6 +18,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe/observetest"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
 func with(stats observe.Stats) *observe.Observer {
@@ -48,6 +49,7 @@ func TestEachConditionIsDetectedAndSaysWhatToDo(t *testing.T) {
 		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: newer, MovedTo: "/cache.db.aside", Lost: -1}}},
 			"lost is not known; the old file is /cache.db.aside", "to go back, stop the daemon"},
 		{observe.Validation, observe.Stats{DANE: dane.Stats{Kept: 3, Verdict: dane.NoAD}}, "3 next-hops keep the DANE that they had", "run a validating resolver"},
+		{observe.Reports, observe.Stats{Reports: reporting.Stats{Err: unix.EROFS}}, "TLS reports do not work: read-only file system", "lookups are not affected"},
 		{"", observe.Stats{ // all is well
 			Keeper: keeper.Stats{LateSeconds: 3599},
 			DANE:   dane.Stats{Kept: 7, Verdict: dane.Validates}, // which lose it at their next renewal

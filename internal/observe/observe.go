@@ -31,6 +31,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
 // The limits of the metrics listener. docs/limits.md lists them.
@@ -49,6 +50,7 @@ type Stats struct {
 	Maps    tlsmap.Stats
 	Sockets socketmap.Stats
 	DANE    dane.Stats
+	Reports reporting.Stats
 }
 
 // time is the time by which policies live, when the clock says now.

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
+)
+
+// session is what Postfix 3.10 sends after a session under an enforced policy.
+const session = `{"d":"one.test","pr":"v=TLSRPTv1;rua=mailto:tls@one.test","policies":[{"policy-type":2,"policy-string":[],"policy-domain":"one.test","mx-host":[],"failure-details":[],"t":0,"f":0}]}`
+
+// awaitDone polls until done, or until ctx ends.
+func awaitDone(ctx context.Context, t *testing.T, done func() bool) {
+	t.Helper()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			t.Fatal("not in time")
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// sessionsOf returns how many sessions of a domain are in a store.
+func sessionsOf(t *testing.T, path, domain string) (n uint64) {
+	t.Helper()
+	s, err := store.Open(path, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Merge(); err != nil {
+		t.Fatal(err)
+	}
+	day, err := s.Load(tlsrpt.DayOf(time.Now()), domain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range day.Policies {
+		n += p.Successful + p.Failed
+	}
+	return n
+}
+
+func TestTheSocketForTLSReportsThatSystemdPassesIsRead(t *testing.T) {
+	lab := testlab.New(t)
+	dir := t.TempDir()
+	reports := filepath.Join(dir, "reports.db")
+	// The daemon could not make the socket: the folder does not exist.
+	file := filepath.Join(dir, "sts-tlsmap.toml")
+	if err := lab.CA.WritePEM(filepath.Join(dir, "lab.pem")); err != nil {
+		t.Fatal(err)
+	}
+	tables := fmt.Sprintf("[tlsrpt]\ncollect = true\npath = %q\npostfix_socket = \"unix:/nowhere/none/tlsrpt.sock\"\n", reports)
+	if err := writeLabConfig(file, lab.Lab, testlab.DaemonConfig{Tables: tables}); err != nil {
+		t.Fatal(err)
+	}
+	inet, unixControl := listenTCP(t), listenUnix(t, dir, "passed.sock")
+	path := filepath.Join(dir, "tlsrpt.sock")
+	datagrams, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer datagrams.Close()
+	passedDatagrams, err := datagrams.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer passedDatagrams.Close()
+	conn, err := net.Dial("unixgram", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for range 2 { // before the daemon runs: the socket holds them
+		if _, err := conn.Write([]byte(session)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := startProgram(t, dir, []string{"LISTEN_FDS=3", "LISTEN_FDNAMES=socketmap:tlsrpt:control"}, "-config", file, inet.file, passedDatagrams, unixControl.file)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if h, err := control.NewClient(unixControl.addr).Health(ctx); err != nil || len(h.Troubles) > 0 {
+		t.Errorf("got %+v, %v", h.Troubles, err)
+	}
+	written := func() bool { // a batch is in the store's log
+		logs, _ := filepath.Glob(reports + ".log-*")
+		st, err := os.Stat(strings.Join(logs, ""))
+		return err == nil && st.Size() > 0
+	}
+	awaitDone(ctx, t, written)
+	p.stop(t)
+	if n := sessionsOf(t, reports, "one.test"); n != 2 {
+		t.Errorf("%d sessions are stored; want 2\n%s", n, p.stderr.String())
+	}
+}
+
+func TestLookupsAreAnsweredWhileTLSReportsDoNotWork(t *testing.T) {
+	lab := testlab.New(t)
+	lab.Domain("one.test", testlab.With{})
+	tables := "[tlsrpt]\norganization = \"x\"\ncontact = \"tls@relay.test\"\nsender = \"tls@other.test\"\n" +
+		"path = \"/nowhere/reports.db\"\npostfix_socket = \"unix:/nowhere/none/tlsrpt.sock\"\n"
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{Tables: tables})
+	p := startProgram(t, dir, []string{"HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if reply, err := socketmap.Query(ctx, p.endpoint(ctx, t, dir), "postfix", "one.test"); err != nil || !strings.HasPrefix(reply, "OK secure") {
+		t.Errorf("got %q, %v", reply, err)
+	}
+	client := control.NewClient(filepath.Join(dir, "control.sock"))
+	var troubles []control.Trouble
+	awaitDone(ctx, t, func() bool {
+		h, err := client.Health(ctx)
+		troubles = h.Troubles
+		return err == nil && len(troubles) > 0 && strings.Contains(troubles[0].What, "contact and sender must have the same domain") &&
+			strings.Contains(troubles[0].What, "/nowhere/none") && strings.Contains(troubles[0].What, "reports.db")
+	})
+	if troubles[0].Condition != observe.Reports {
+		t.Errorf("got %+v", troubles)
+	}
+	p.stop(t)
+}
+
+func TestWithoutKeysOfTLSReportsTheDaemonMakesNoFileForThem(t *testing.T) {
+	lab := testlab.New(t)
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{})
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables := "[tlsrpt]\npath = \"reports.db\"\npostfix_socket = \"unix:reports.sock\"\n"
+	if err := os.WriteFile(file, append(text, tables...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startProgram(t, dir, nil, "-config", file)
+	p.stop(t)
+	if found, err := filepath.Glob(filepath.Join(dir, "reports*")); err != nil || len(found) > 0 {
+		t.Errorf("got %q, %v", found, err)
+	}
+}

@@ -1,0 +1,71 @@
+package reporting
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/deliver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
+)
+
+const maxKey = 64 << 10 // bytes of dkim_key
+
+// Check returns what is wrong with the configuration of reports: nil if they are off.
+func Check(c *config.TLSRPT) error {
+	if !c.Reports() {
+		return nil
+	}
+	_, err := newReporter(c)
+	return err
+}
+
+// newReporter returns who reports, as the configuration says. It reads the DKIM key.
+func newReporter(c *config.TLSRPT) (*report.Reporter, error) {
+	who := report.Config{Organization: c.Organization, Contact: c.Contact, Sender: c.Sender, Selector: c.DKIMSelector}
+	if c.DKIMKey != "" {
+		f, err := os.Open(c.DKIMKey)
+		if err != nil {
+			return nil, fmt.Errorf("dkim_key: %w", err)
+		}
+		defer f.Close()
+		pem, err := io.ReadAll(io.LimitReader(f, maxKey))
+		if err != nil {
+			return nil, fmt.Errorf("dkim_key: %w", err)
+		}
+		if who.Key, err = report.ParseKey(pem); err != nil {
+			return nil, fmt.Errorf("dkim_key: %s: %w", c.DKIMKey, err)
+		}
+	}
+	return report.New(who)
+}
+
+// newDeliverer returns what delivers the reports.
+func (s *Service) newDeliverer() (*deliver.Deliverer, error) {
+	c := s.Config
+	reporter, err := newReporter(c)
+	if err != nil {
+		return nil, err
+	}
+	dialer, err := policy.NewDialer(s.Network, c.HTTPSVerify)
+	if err != nil {
+		return nil, err
+	}
+	skip, err := exempt.ForGood(c.Skip)
+	if err != nil {
+		return nil, fmt.Errorf("skip: %w", err)
+	}
+	mail := deliver.Sendmail(strings.TrimPrefix(c.Submit, "sendmail:"))
+	if at, isSMTP := strings.CutPrefix(c.Submit, "smtp:"); isSMTP {
+		mail = deliver.SMTP(at, s.Host)
+	}
+	return deliver.New(deliver.Config{
+		Store: s.store, Resolver: s.Resolver, Reporter: reporter, Mail: mail, Post: deliver.HTTPS(dialer, s.Network.UserAgent),
+		Window: c.Window, MaxPerDestination: c.MaxPerDestination, FailuresOnly: c.Report == "failures",
+		Skip: func(domain string) bool { return skip.Has([]byte(domain)) }, Log: s.Log,
+	}), nil
+}

@@ -1,0 +1,216 @@
+package reporting_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
+)
+
+const patience = 30 * time.Second
+
+// datagram is what Postfix 3.10 sends after a session under an enforced policy.
+const datagram = `{"d":"GOOD.test","pr":"v=TLSRPTv1;rua=mailto:tls@good.test","policies":[{"policy-type":2,"policy-string":["version: STSv1"],"policy-domain":"good.test","mx-host":["mx.good.test"],"failure-details":[],"t":0,"f":0}]}`
+
+// settings has its files in a new folder, and collects.
+func settings(t *testing.T) *config.TLSRPT {
+	dir := t.TempDir()
+	c := &config.Default().TLSRPT
+	c.Path, c.PostfixSocket = filepath.Join(dir, "reports.db"), endpoint.Endpoint{Network: "unix", Address: filepath.Join(dir, "tlsrpt.sock")}
+	c.Collect = true
+	return c
+}
+
+// A log is safe for concurrent use.
+type log struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *log) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// run runs a service until stop, which waits for its end.
+func run(t *testing.T, o reporting.Options) (s *reporting.Service, logged *log, stop func()) {
+	t.Helper()
+	logged = new(log)
+	o.Log = slog.New(slog.NewTextHandler(logged, nil))
+	s = reporting.New(o)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.Run(ctx) }()
+	stop = func() {
+		cancel()
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			t.Error("the service does not end")
+		}
+	}
+	t.Cleanup(stop)
+	return s, logged, stop
+}
+
+// await polls until done, with a deadline.
+func await(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	for !done() {
+		select {
+		case <-deadline:
+			t.Fatalf("not in time: %s", what)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// send sends a datagram as libtlsrpt does, once the socket is there.
+func send(t *testing.T, path, text string) {
+	t.Helper()
+	await(t, "a socket at "+path, func() bool {
+		conn, err := net.Dial("unixgram", path)
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		_, err = conn.Write([]byte(text))
+		return err == nil
+	})
+}
+
+// stored returns what a store has of a domain's sessions today.
+func stored(t *testing.T, path, domain string) tlsrpt.DomainDay {
+	t.Helper()
+	s, err := store.Open(path, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Merge(); err != nil {
+		t.Fatal(err)
+	}
+	day, err := s.Load(tlsrpt.DayOf(time.Now()), domain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return day
+}
+
+func TestWithoutKeysNothingIsMade(t *testing.T) {
+	c := settings(t)
+	c.Collect = false
+	s := reporting.New(reporting.Options{Config: c})
+	if s != nil {
+		t.Fatal("a service that nobody wants")
+	}
+	s.Run(t.Context()) // returns at once
+	if stats := s.Stats(); stats.On || stats.Err != nil {
+		t.Errorf("got %+v", stats)
+	}
+	if left, err := os.ReadDir(filepath.Dir(c.Path)); err != nil || len(left) > 0 {
+		t.Errorf("files: %v, %v", left, err)
+	}
+}
+
+func TestSessionsOfTheLastMomentAreStored(t *testing.T) {
+	c := settings(t)
+	s, logged, stop := run(t, reporting.Options{Config: c})
+	for range 3 {
+		send(t, c.PostfixSocket.Address, datagram)
+	}
+	stop()
+	if stats := s.Stats(); stats.Collect.Successful != 3 {
+		t.Errorf("got %+v\n%s", stats, logged)
+	}
+	day := stored(t, c.Path, "good.test")
+	if len(day.Policies) != 1 || day.Policies[0].Successful != 3 || day.Policies[0].Policy.Type != tlsrpt.TypeSTS {
+		t.Errorf("got %+v\n%s", day, logged)
+	}
+}
+
+func TestASocketThatCannotBeMadeIsOneLineInTheLogAndACondition(t *testing.T) {
+	c := settings(t)
+	c.PostfixSocket.Address = filepath.Join(t.TempDir(), "none", "none", "tlsrpt.sock")
+	s, logged, stop := run(t, reporting.Options{Config: c})
+	await(t, "an error", func() bool { return s.Stats().Err != nil })
+	if err := s.Stats().Err; !strings.Contains(err.Error(), "socket: ") {
+		t.Errorf("got %v", err)
+	}
+	stop()
+	if text := logged.String(); strings.Count(text, "level=ERROR") != 1 || !strings.Contains(text, "lookups go on") {
+		t.Errorf("got\n%s", text)
+	}
+}
+
+func TestAStoreOfAnotherProcessIsACondition(t *testing.T) {
+	c := settings(t)
+	other, err := store.Open(c.Path, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	s, logged, stop := run(t, reporting.Options{Config: c})
+	await(t, "an error", func() bool { return s.Stats().Err != nil })
+	stop()
+	if text := logged.String(); strings.Count(text, "level=ERROR") != 1 || !strings.Contains(text, "part=store") {
+		t.Errorf("got\n%s", text)
+	}
+}
+
+func TestAnotherSocketFromSystemdIsACondition(t *testing.T) {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s, _, _ := run(t, reporting.Options{Config: settings(t), Passed: conn})
+	await(t, "an error", func() bool { return s.Stats().Err != nil })
+	if err := s.Stats().Err; !strings.Contains(err.Error(), "ListenDatagram=") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAMistakeInWhoReportsIsNamedAndSessionsAreCollectedAllTheSame(t *testing.T) {
+	c := settings(t)
+	c.Organization, c.Contact, c.Sender = "Example", "tls@example.test", "tls@example.net"
+	if err := reporting.Check(c); err == nil || !strings.Contains(err.Error(), "the same domain") {
+		t.Errorf("-check: %v", err)
+	}
+	s, _, _ := run(t, reporting.Options{Config: c})
+	await(t, "an error", func() bool { return s.Stats().Err != nil })
+	if err := s.Stats().Err; !strings.Contains(err.Error(), "reports: contact and sender must have the same domain") {
+		t.Errorf("got %v", err)
+	}
+	send(t, c.PostfixSocket.Address, datagram)
+	await(t, "a session", func() bool { return s.Stats().Collect.Successful == 1 })
+
+	c.Sender, c.DKIMKey, c.DKIMSelector = c.Contact, filepath.Join(t.TempDir(), "none.pem"), "s"
+	if err := reporting.Check(c); err == nil || !strings.Contains(err.Error(), "dkim_key: open ") {
+		t.Errorf("a key that is not there: %v", err)
+	}
+	c.DKIMKey = ""
+	if err := reporting.Check(c); err != nil {
+		t.Error(err)
+	}
+}
