@@ -135,7 +135,11 @@ func (s *service) open() error {
 		Recheck: cfg.Refresh.Recheck, UnusedAfter: cfg.Refresh.UnusedAfter,
 		FetchRate: float64(cfg.Refresh.FetchRate), RefreshConcurrency: cfg.Refresh.Concurrency,
 	})
-	s.maps = tlsmap.NewServer(table, tlsmap.Options{Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log})
+	answering := tlsmap.Options{Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log}
+	if cfg.TLSRPT.On() {
+		answering.NotFetched = func(domain []byte) { s.reports.NotFetched(domain) }
+	}
+	s.maps = tlsmap.NewServer(table, answering)
 	if err := s.maps.SetExempt(cfg.Exempt.Domains); err != nil {
 		return err
 	}
@@ -211,7 +215,8 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 func (s *service) newReports() *reporting.Service {
 	host, _ := os.Hostname()
 	return reporting.New(reporting.Options{
-		Config: &s.cfg.TLSRPT, Passed: s.sessions, Resolver: s.out.resolver, Network: s.out.config, Host: cmp.Or(host, "localhost"), Log: s.log,
+		Config: &s.cfg.TLSRPT, Passed: s.sessions, Resolver: s.out.resolver, Network: s.out.config, Host: cmp.Or(host, "localhost"),
+		Negative: s.keeper.Negative, FetchDead: func() bool { return s.keeper.Stats().FetchDead }, Log: s.log,
 	})
 }
 

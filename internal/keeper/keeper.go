@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"sync"
@@ -32,6 +33,9 @@ var (
 	// ErrNoPolicy: no live policy is held, and none was found: the domain has
 	// none, or its DNS or policy host failed (RFC 8461, 3.3).
 	ErrNoPolicy = errors.New("no MTA-STS policy")
+	// ErrNotFetched is ErrNoPolicy where the record is there, and the policy could not
+	// be fetched or used: what a TLS report tells the domain (RFC 8460, 4.3).
+	ErrNotFetched = fmt.Errorf("%w: it could not be fetched", ErrNoPolicy)
 	// ErrUnreadable: a policy may be stored but cannot be read, and could not be
 	// fetched again.
 	ErrUnreadable = errors.New("the stored MTA-STS policy cannot be read and could not be fetched again")
@@ -194,6 +198,9 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 		k.counters.add(&k.counters.NegativeHits, 1)
 		if n.unreadable {
 			return ErrUnreadable
+		}
+		if n.notFetched {
+			return ErrNotFetched
 		}
 		return ErrNoPolicy
 	}

@@ -591,3 +591,31 @@ func TestAPolicyThatTheStoreRefusesIsAnsweredFromMemoryAndFollowed(t *testing.T)
 		}
 	})
 }
+
+func TestOnlyAFailureOfTheDomainWithAValidRecordCountsAsNotFetched(t *testing.T) {
+	for name, test := range map[string]struct {
+		host fakeHost
+		want bool
+	}{
+		"no connection":       {fakeHost{id: "1", fetchErr: policy.ResultFetch}, true},
+		"a broken policy":     {fakeHost{id: "1", text: "version: STSv1\n"}, true},
+		"a wrong certificate": {fakeHost{id: "1", fetchErr: policy.ResultWebPKI, cause: policy.ErrCertName}, true},
+		"no record":           {fakeHost{recordErr: policy.ResultNoRecord}, false},
+		"a broken record":     {fakeHost{recordErr: policy.ResultRecordInvalid}, false},
+		"no DNS":              {fakeHost{recordErr: policy.ResultDNS}, false},
+		"a refused address":   {fakeHost{id: "1", fetchErr: policy.ResultFetch, cause: policy.ErrAddressRefused}, false},
+		"the proxy":           {fakeHost{id: "1", fetchErr: policy.ResultFetch, cause: policy.ErrProxy}, false},
+		"no roots":            {fakeHost{id: "1", fetchErr: policy.ResultWebPKI, cause: policy.ErrNoRoots}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inSite(t, nil, func(t *testing.T, s *site) {
+				s.net.set("example.com", test.host)
+				for _, what := range []string{"discovered", "remembered"} {
+					if _, err := s.lookup(t, "example.com"); err == nil || errors.Is(err, keeper.ErrNotFetched) != test.want {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+			})
+		})
+	}
+}

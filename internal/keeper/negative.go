@@ -16,6 +16,7 @@ type Negative struct {
 	Until  time.Time
 
 	unreadable bool // a policy may be stored, and cannot be read
+	notFetched bool // the lookup's error is ErrNotFetched
 	failures   int  // in a row
 }
 
@@ -28,6 +29,16 @@ func (k *Keeper) Negative(domain string) (Negative, bool) {
 		return *n, true
 	}
 	return Negative{}, false
+}
+
+// notFetched reports whether err is a failure of a domain whose record is valid. A refused
+// address counts as ours: another relay may allow it.
+func notFetched(err error) bool {
+	var failed *policy.Error
+	if !errors.As(err, &failed) || policy.OurFault(err) || errors.Is(err, policy.ErrAddressRefused) {
+		return false
+	}
+	return failed.Result == policy.ResultFetch || failed.Result == policy.ResultInvalid || failed.Result == policy.ResultWebPKI
 }
 
 // ForgetFailures drops all negative results and returns their number. A discovery
@@ -44,7 +55,7 @@ func (k *Keeper) ForgetFailures() int {
 // is not remembered.
 func (k *Keeper) remember(domain string, unreadable bool, err error) {
 	now, hash := k.o.Now(), k.hash(domain)
-	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: policy.Reason(err), Until: now, unreadable: unreadable}
+	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: policy.Reason(err), Until: now, unreadable: unreadable, notFetched: notFetched(err)}
 	ours := policy.OurFault(err)
 	if !ours {
 		keep := minNegative

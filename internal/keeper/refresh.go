@@ -70,7 +70,9 @@ func (k *Keeper) fetch(fl *flight, r *cache.Record, within time.Duration, lazily
 		return nil // the daemon ends: nothing was learned
 	}
 	if err != nil && !policy.OurFault(err) {
-		fl.err = ErrNoPolicy
+		if fl.err = ErrNoPolicy; notFetched(err) {
+			fl.err = ErrNotFetched
+		}
 	}
 	k.health.noteFetch(fl.domain, err)
 	event.Result, event.Err, event.Took = policy.ResultOf(err), err, time.Since(begun)

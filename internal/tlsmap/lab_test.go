@@ -89,6 +89,7 @@ func newFake() *fakePolicies {
 		"unreadable.example":    {failed: keeper.ErrUnreadable},
 		"crowded.example":       {failed: fmt.Errorf("%w: no free place in 20s", keeper.ErrOurFault)},
 		"wrapped.example":       {failed: fmt.Errorf("wrapped.example: %w", keeper.ErrNoPolicy)},
+		"unfetched.example":     {failed: keeper.ErrNotFetched},
 		"broken.example":        {failed: errors.New("evil words\r\nfrom the network")},
 		"keyword.example":       enforced("hostname"),
 		"xn--bcher-kva.example": enforced("mx.xn--bcher-kva.example"),
@@ -105,6 +106,8 @@ type lab struct {
 	policies *fakePolicies
 	hops     *fakeHops
 	log      bytes.Buffer
+
+	notFetched []string // as Options.NotFetched was told
 }
 
 func newLab(t testing.TB, timeout time.Duration) *lab {
@@ -122,6 +125,7 @@ func newLab(t testing.TB, timeout time.Duration) *lab {
 	}
 	l.Server = tlsmap.NewServer(l.table, tlsmap.Options{
 		Policies: l.policies, NextHops: l.hops, Timeout: timeout, Log: slog.New(slog.NewTextHandler(&l.log, nil)),
+		NotFetched: func(domain []byte) { l.notFetched = append(l.notFetched, string(domain)) },
 	})
 	return l
 }

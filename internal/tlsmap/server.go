@@ -40,6 +40,11 @@ type Options struct {
 	NextHops NextHops      // may be nil if neither DANE nor Exim is asked for
 	Timeout  time.Duration // for one lookup in all, where the DNS is asked about the next-hop; an hour
 	Log      *slog.Logger  // discards
+
+	// NotFetched is told of a lookup, in a map that is no rehearsal, that was answered
+	// as without a policy since none could be fetched: keeper.ErrNotFetched. It must not
+	// block, nor keep the domain. Nil: nobody is told.
+	NotFetched func(domain []byte)
 }
 
 // A Server answers lookups in the maps of a table. It is a
@@ -49,6 +54,7 @@ type Server struct {
 	policies Policies
 	hops     NextHops
 	timeout  time.Duration
+	failed   func(domain []byte)        // Options.NotFetched
 	exempt   atomic.Pointer[exempt.Set] // for good
 	timed    atomic.Pointer[exempt.Set] // until a time
 	lookups  sync.Pool                  // of *lookup
@@ -76,7 +82,7 @@ type lookup struct {
 func NewServer(t *Table, o Options) *Server {
 	log := cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	s := &Server{
-		table: t, policies: o.Policies, hops: o.NextHops, timeout: cmp.Or(o.Timeout, time.Hour),
+		table: t, policies: o.Policies, hops: o.NextHops, timeout: cmp.Or(o.Timeout, time.Hour), failed: o.NotFetched,
 		counters: make([]mapCounters, len(t.maps)), rehearsed: newRehearsals(),
 		rehearsing: newSparseLog(log, slog.LevelInfo, "rehearsal: answered NOTFOUND, would have answered otherwise"),
 		deferred:   newSparseLog(log, slog.LevelWarn, "mail is deferred"),
@@ -194,6 +200,9 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 		s.probe.Do(func() { s.hops.Verdict() }) // nobody waits for the probe
 	}
 	err := s.policies.Lookup(ctx, hop.Domain, &l.held)
+	if s.failed != nil && m.Enforce && errors.Is(err, keeper.ErrNotFetched) {
+		s.failed(hop.Domain)
+	}
 	state, reason := stateOf(err, l.held.Mode)
 	var found dane.Finding
 	if m.DANE && applies(m, state) {

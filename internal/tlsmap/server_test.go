@@ -347,3 +347,19 @@ func TestLookupsMayComeFromManyGoroutines(t *testing.T) {
 		t.Errorf("%d counted", n)
 	}
 }
+
+func TestAPolicyThatCouldNotBeFetchedIsToldOncePerLookupThatCounts(t *testing.T) {
+	l := newLab(t, 0)
+	for _, key := range []string{"unfetched.example", "Unfetched.Example", "[unfetched.example]:25", ".unfetched.example", "unknown.example", "enforce.example", "crowded.example"} {
+		for _, mapName := range []string{"postfix", "rehearsal", "exim-rehearsal"} {
+			l.ask(mapName, key)
+		}
+	}
+	want := []string{"unfetched.example", "unfetched.example", "unfetched.example"}
+	if !slices.Equal(l.notFetched, want) {
+		t.Errorf("got %q, want %q", l.notFetched, want)
+	}
+	if reply := l.ask("postfix", "unfetched.example"); reply != "NOTFOUND " {
+		t.Errorf("the reply is %q", reply)
+	}
+}

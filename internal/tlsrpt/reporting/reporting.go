@@ -14,9 +14,11 @@ import (
 	"net"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/collect"
@@ -34,7 +36,13 @@ type Options struct {
 	Resolver *resolver.Resolver
 	Network  policy.Config // for receivers of reports on HTTPS
 	Host     string        // this machine's name, for EHLO
-	Log      *slog.Logger
+
+	// What the keeper knows of a policy that could not be fetched, and whether no fetch
+	// succeeds any more.
+	Negative  func(domain string) (keeper.Negative, bool)
+	FetchDead func() bool
+
+	Log *slog.Logger
 }
 
 // A Service runs TLS reports. The nil Service is off.
@@ -46,6 +54,9 @@ type Service struct {
 	collector *collect.Collector
 	deliverer *deliver.Deliverer
 	failing   [parts]error // why a part does not work now
+
+	notFetched chan string // domains, see NotFetched
+	lost       atomic.Uint64
 }
 
 // The parts of a Service that can fail alone.
@@ -53,23 +64,25 @@ const (
 	partStore = iota
 	partSocket
 	partReports
+	partPolicies
 	parts
 )
 
-var partNames = [parts]string{"store", "socket", "reports"}
+var partNames = [parts]string{"store", "socket", "reports", "policies"}
 
 // New returns a service, or nil if the configuration wants none. It opens nothing.
 func New(o Options) *Service {
 	if !o.Config.On() {
 		return nil
 	}
-	return &Service{Options: o}
+	return &Service{Options: o, notFetched: make(chan string, maxWaiting)}
 }
 
 // Stats are the numbers of a Service. A part that does not run yet has zeroes.
 type Stats struct {
 	On      bool
-	Err     error // why not everything works; nil: it does
+	Err     error  // why not everything works; nil: it does
+	Lost    uint64 // policy fetches that failed and were not counted, since too many wait
 	Collect collect.Stats
 	Store   store.Stats
 	Deliver deliver.Stats
@@ -84,7 +97,7 @@ func (s *Service) Stats() Stats {
 	failing := s.failing
 	st, collector, deliverer := s.store, s.collector, s.deliverer
 	s.mu.Unlock()
-	stats := Stats{On: true}
+	stats := Stats{On: true, Lost: s.lost.Load()}
 	if st != nil {
 		stats.Store = st.Stats()
 	}
@@ -127,6 +140,7 @@ func (s *Service) Run(ctx context.Context) {
 	kept, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 	keeping.Go(func() { s.guard(partStore, func() { st.Run(kept) }) })
 	working.Go(func() { s.guard(partSocket, func() { s.collect(ctx) }) })
+	working.Go(func() { s.guard(partPolicies, func() { s.countNotFetched(ctx) }) })
 	if s.Config.Reports() {
 		working.Go(func() { s.guard(partReports, func() { s.deliver(ctx) }) })
 	}

@@ -1,0 +1,63 @@
+package reporting_test
+
+import (
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
+)
+
+// failedFetches runs a service for a time while it is told of failures of two domains,
+// and returns what is stored of the first.
+func failedFetches(t *testing.T, dead func(since time.Duration) bool) (day tlsrpt.DomainDay) {
+	c := settings(t)
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		s, logged, stop := run(t, reporting.Options{
+			Config: c,
+			Passed: (*net.UDPConn)(nil), // no network in here: the socket is never ready
+			Negative: func(domain string) (keeper.Negative, bool) {
+				return keeper.Negative{Domain: domain, Result: policy.ResultWebPKI, Err: "the policy host's certificate is expired"}, domain == "broken.test"
+			},
+			FetchDead: func() bool { return dead(time.Since(begun)) },
+		})
+		synctest.Wait()
+		for range 3 {
+			s.NotFetched([]byte("broken.test"))
+			s.NotFetched([]byte("forgotten.test"))
+		}
+		time.Sleep(11 * time.Minute)
+		stop()
+		day = stored(t, c.Path, "broken.test")
+		if lost := s.Stats().Lost; lost > 0 {
+			t.Errorf("%d lost\n%s", lost, logged)
+		}
+	})
+	return day
+}
+
+func TestRFC8460_4_3_APolicyThatCouldNotBeFetchedIsCounted(t *testing.T) {
+	day := failedFetches(t, func(time.Duration) bool { return false })
+	want := tlsrpt.Failure{Result: tlsrpt.STSWebPKIInvalid, Reason: "the policy host's certificate is expired"}
+	if len(day.Policies) != 1 {
+		t.Fatalf("got %+v", day)
+	}
+	p := day.Policies[0]
+	if p.Policy.Type != tlsrpt.TypeSTS || p.Policy.Domain != "broken.test" || p.Failed != 3 || p.Successful != 0 ||
+		len(p.Details) != 1 || p.Details[0].Failure != want || p.Details[0].Sessions != 3 {
+		t.Errorf("got %+v", p)
+	}
+}
+
+// The worst mistake would be to tell domains of our own outage.
+func TestAnOutageOfOursIsNoDomainsFailureAlsoWhereItIsNoticedLate(t *testing.T) {
+	day := failedFetches(t, func(since time.Duration) bool { return since > 5*time.Minute && since < 6*time.Minute })
+	if len(day.Policies) > 0 {
+		t.Errorf("got %+v", day)
+	}
+}
