@@ -27,7 +27,11 @@ func (a *app) recipe(ctx context.Context) (int, error) {
 	if !ok {
 		return 0, hint(fmt.Errorf("there is no recipe for %q", text.Printable(mta)), "known are: %s", strings.Join(slices.Sorted(maps.Keys(recipes)), ", "))
 	}
-	r, err := cook(ctx, recipe.Daemon{LookupTimeout: a.cfg.Lookup.Timeout, Listen: a.listeners(), Maps: a.cfg.Maps})
+	d := recipe.Daemon{LookupTimeout: a.cfg.Lookup.Timeout, Listen: a.listeners(), Maps: a.cfg.Maps}
+	if a.cfg.TLSRPT.On() {
+		d.Sessions = a.cfg.TLSRPT.PostfixSocket.Address
+	}
+	r, err := cook(ctx, d)
 	if err != nil {
 		return 0, err
 	}

@@ -68,6 +68,7 @@ func Postfix(p Postconf, root fs.FS, d Daemon) (Recipe, error) {
 	a.policyMaps(at, name)
 	a.securityLevel()
 	a.authorities()
+	a.reports()
 	for _, r := range postfixRisks {
 		value := p.Settings[r.name]
 		a.warnIf(strings.EqualFold(value, r.bad) || r.bad == "*" && value != "", "%s = %s: %s", r.name, value, r.consequence)
@@ -210,6 +211,25 @@ func (a *postfixAdvice) securityLevel() {
 		a.set("smtp_tls_security_level", level, "the same as the old setting smtp_enforce_tls = yes")
 	case level == "" || level == "none":
 		a.set("smtp_tls_security_level", "may", "encrypt wherever the other side can, also without a policy")
+	}
+}
+
+// reports has Postfix tell the daemon of its TLS sessions, if the daemon takes them.
+func (a *postfixAdvice) reports() {
+	path := a.d.Sessions
+	switch {
+	case path == "":
+		return
+	case !a.p.Version.AtLeast(3, 10, 0):
+		a.note("[tlsrpt] in the configuration of sts-tlsmap has no effect with this Postfix: TLS reports need Postfix 3.10 or later.")
+		return
+	}
+	below, isBelow := strings.CutPrefix(path, strings.TrimSuffix(a.p.Settings["queue_directory"], "/")+"/")
+	a.warnIf(!isBelow, "%s is not below queue_directory, where Postfix looks for it: no TLS session is reported. Set postfix_socket in [tlsrpt].", path)
+	a.set("smtp_tlsrpt_enable", "yes", "TLS reports (RFC 8460)")
+	a.set("smtp_tlsrpt_socket_name", below, "")
+	if a.p.Version.AtLeast(3, 11, 0) {
+		a.set("smtp_tlsrpt_skip_reused_handshakes", "no", "count resumed TLS sessions too")
 	}
 }
 

@@ -28,6 +28,8 @@ type Daemon struct {
 	Listen        []string
 	Maps          []mta.Map     // those that the daemon answers
 	LookupTimeout time.Duration // of one lookup
+	// Sessions is the path of the socket that takes TLS sessions for TLS reports; "": none does.
+	Sessions string
 }
 
 // A Recipe is what to write into the configuration, and what to look at.

@@ -228,3 +228,29 @@ func TestADaemonWithoutTheRightMap(t *testing.T) {
 		t.Errorf("only maps that do not fit: %v", err)
 	}
 }
+
+func TestPostfixTellsTheDaemonOfItsTLSSessionsWhereItCan(t *testing.T) {
+	for version, want := range map[recipe.Version][3]string{
+		{3, 9, 1}:   {},
+		{3, 10, 13}: {"yes", "sts-tlsmap-tlsrpt/tlsrpt.sock", ""},
+		{3, 11, 7}:  {"yes", "sts-tlsmap-tlsrpt/tlsrpt.sock", "no"},
+	} {
+		k := newKitchen(version)
+		lines := func() [3]string {
+			r := k.cook(t)
+			return [3]string{r.value("smtp_tlsrpt_enable"), r.value("smtp_tlsrpt_socket_name"), r.value("smtp_tlsrpt_skip_reused_handshakes")}
+		}
+		if got := lines(); got != [3]string{} {
+			t.Errorf("%s: reports are off, got %q", version, got)
+		}
+		k.d.Sessions = "/var/spool/postfix/sts-tlsmap-tlsrpt/tlsrpt.sock"
+		if got := lines(); got != want {
+			t.Errorf("%s: got %q, want %q", version, got, want)
+		}
+	}
+	k := newKitchen(recipe.Version{3, 10, 13})
+	k.d.Sessions = "/run/tlsrpt.sock"
+	if !k.cook(t).warns("/run/tlsrpt.sock is not below queue_directory") {
+		t.Error("a socket that Postfix does not reach causes no warning")
+	}
+}
