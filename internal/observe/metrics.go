@@ -15,6 +15,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 )
 
 // Prefix is how the name of every metric of ours begins.
@@ -122,6 +123,7 @@ var metrics = []metric{
 		put(float64(s.Keeper.Panics), "keeper")
 		put(float64(s.DANE.Panics), "dane")
 		put(float64(s.Sockets.Panics), "lookup")
+		put(float64(s.Reports.Collect.Panics), "tls-reports")
 	}),
 	gauge("refresh_lateness_seconds", "How late the refresher is.", func(s *scrape) int64 { return s.Keeper.LateSeconds }),
 
@@ -138,6 +140,36 @@ var metrics = []metric{
 		for _, v := range []dane.Verdict{dane.Validates, dane.NoAD, dane.FalseAD, dane.NotBelieved, dane.NoVerdict} {
 			put(is[v], v.Name())
 		}
+	}),
+
+	counters("tls_sessions_total", "TLS sessions that Postfix told of, for TLS reports, by result.", "result", func(s *scrape, put put) {
+		put(float64(s.Reports.Collect.Successful), "success")
+		put(float64(s.Reports.Collect.Failed), "failure")
+	}),
+	define(prometheus.CounterValue, "tls_sessions_dropped_total", "Datagrams, sessions and parts of them that TLS reports leave out, by reason.", []string{"at", "reason"},
+		func(s *scrape, put put) {
+			for at, dropped := range map[string]map[string]uint64{"intake": s.Reports.Collect.Dropped, "store": s.Reports.Store.Dropped, "policies": {"queue-full": s.Reports.Lost}} {
+				for reason, n := range dropped {
+					put(float64(n), at, reason)
+				}
+			}
+		}),
+	gauges("tls_sessions_waiting_bytes", "Bytes of TLS sessions that wait to be parsed (intake), or to be merged into their day (log).", "at", func(s *scrape, put put) {
+		put(float64(s.Reports.Collect.RingSize), "intake")
+		put(float64(s.Reports.Store.LogSize), "log")
+	}),
+	gauge("tls_reports_store_bytes", "Bytes of the store of TLS reports that are in use.", func(s *scrape) int64 { return s.Reports.Store.UsedSize }),
+	counters("tls_reports_total", "TLS reports by what came of an attempt to deliver them; planned: it is repeated.", "state", func(s *scrape, put put) {
+		for _, state := range []tlsrpt.StateKind{tlsrpt.Planned, tlsrpt.Accepted, tlsrpt.Refused, tlsrpt.Expired, tlsrpt.Suppressed} {
+			put(float64(s.Reports.Deliver.Reports[state]), string(state))
+		}
+	}),
+	gauge("tls_reports_open", "Records to ask for and TLS reports to deliver.", func(s *scrape) int { return s.Reports.Deliver.Open }),
+	gauge("tls_reports_oldest_timestamp_seconds", "The end of the first day with a TLS report that is not delivered; 0: there is none.", func(s *scrape) int64 {
+		if s.Reports.Deliver.Oldest.IsZero() {
+			return 0
+		}
+		return s.Reports.Deliver.Oldest.Unix()
 	}),
 
 	gauge("connections", "Connections open from MTAs.", func(s *scrape) int { return s.Sockets.Open }),

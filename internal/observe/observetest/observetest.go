@@ -15,6 +15,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/collect"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
 // Stats are numbers that are all different from zero where it matters. The clock
@@ -30,6 +32,7 @@ func Stats() observe.Stats {
 		Maps:    tlsmap.Stats{Maps: []tlsmap.MapStats{m}, UnknownMap: 8},
 		Sockets: socketmap.Stats{Open: 2, Accepted: 3, Requests: 21, Panics: 4},
 		DANE:    dane.Stats{Verdict: dane.NoAD, Findings: [dane.NotValidating + 1]uint64{dane.Usable: 6}},
+		Reports: reporting.Stats{Collect: collect.Stats{Successful: 3, Failed: 1, Dropped: map[string]uint64{"ring": 1}}},
 	}
 }
 
