@@ -36,6 +36,10 @@ var modes = []mode{
 		"without a domain, list what is exempt"},
 	{"check", "", 0, 0, (*app).check, "check the configuration, the daemon, the resolver and the MTA;\n" +
 		"exit 1: mail waits or is less protected; 2: wrong configuration"},
+	{"tls", "[DOMAIN]", 0, 1, (*app).tls, "print which destinations had TLS failures, the worst first,\n" +
+		"or the days of one destination"},
+	{"report", "[DOMAIN [DAY]]", 0, 2, (*app).report, "print the TLS reports and how far they are, or the JSON of one\n" +
+		"(DAY is 2026-11-30, today or yesterday)"},
 	{"recipe", "postfix|exim", 1, 1, (*app).recipe, "print the configuration that the installed MTA needs"},
 	{"version", "", 0, 0, nil, "print the version"},
 }
@@ -48,7 +52,7 @@ var options = []struct {
 }{
 	{"config", "FILE", nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
 	{"for", "T", []string{"exempt"}, "with -exempt: for how long"},
-	{"json", "", []string{"cache", "explain", "check"}, "with -cache, -explain, -check: one JSON object per line"},
+	{"json", "", []string{"cache", "explain", "check", "tls", "report"}, "with -cache, -explain, -check, -tls, -report: one JSON object per line"},
 	{"map", "NAME", []string{"query"}, "with -query: the map to ask in (default postfix)"},
 }
 
@@ -155,7 +159,7 @@ func (f *flags) checkArguments() error {
 	case n < m.least:
 		return hint(fmt.Errorf("-%s needs an argument", m.name), "write: sts-tlsmap -%s %s", m.name, m.args)
 	case n > m.most:
-		takes := []string{"no argument", "one argument"}[m.most]
+		takes := []string{"no argument", "one argument", "two arguments"}[m.most]
 		return hint(fmt.Errorf("-%s takes %s, not %d: %s", m.name, takes, n, strings.Join(f.args, " ")), "see sts-tlsmap -help")
 	case f.is("exempt") && n == 0 && f.exemptFor != "":
 		return hint(errors.New("-for goes with -exempt and a domain"), "write: sts-tlsmap -exempt DOMAIN -for 4h")

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
@@ -20,6 +23,34 @@ import (
 
 // session is what Postfix 3.10 sends after a session under an enforced policy.
 const session = `{"d":"one.test","pr":"v=TLSRPTv1;rua=mailto:tls@one.test","policies":[{"policy-type":2,"policy-string":[],"policy-domain":"one.test","mx-host":[],"failure-details":[],"t":0,"f":0}]}`
+
+// sessionsCommand sends a file's lines to a socket, as libtlsrpt does, and waits until
+// they are read: sessions SOCKET FILE
+func sessionsCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: sessions SOCKET FILE")
+	}
+	var conn net.Conn
+	var err error
+	for deadline := time.Now().Add(patience); conn == nil; <-time.After(5 * time.Millisecond) {
+		if conn, err = net.Dial("unixgram", ts.MkAbs(args[0])); err != nil && time.Now().After(deadline) {
+			ts.Fatalf("no socket: %v", err)
+		}
+	}
+	defer conn.Close()
+	for line := range strings.Lines(ts.ReadFile(args[1])) {
+		_, err := conn.Write([]byte(line))
+		ts.Check(err)
+	}
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	ts.Check(err)
+	for unread, deadline := 1, time.Now().Add(patience); unread > 0; <-time.After(time.Millisecond) { // by the daemon
+		ts.Check(raw.Control(func(fd uintptr) { unread, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }))
+		if ts.Check(err); time.Now().After(deadline) {
+			ts.Fatalf("the daemon reads nothing")
+		}
+	}
+}
 
 // awaitDone polls until done, or until ctx ends.
 func awaitDone(ctx context.Context, t *testing.T, done func() bool) {

@@ -49,6 +49,7 @@ func TestCommandLine(t *testing.T) {
 			"damage":   damageCommand,
 			"unserved": unservedCommand,
 			"ahead":    aheadCommand,
+			"sessions": sessionsCommand,
 		},
 	})
 }

@@ -19,6 +19,9 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
 // Errors of a Client: what it saw.
@@ -84,6 +87,17 @@ func (c *Client) Exemptions(ctx context.Context, each func(ExemptEntry) error) e
 // Rehearsed calls each with what rehearsed maps would have replied.
 func (c *Client) Rehearsed(ctx context.Context, each func(Rehearsed) error) error {
 	return stream(ctx, c, http.MethodGet, "/v1/rehearsal", nil, each)
+}
+
+// TLS calls each with the TLS sessions of all days of a domain, or of all domains if it
+// is empty.
+func (c *Client) TLS(ctx context.Context, domain string, each func(reporting.View) error) error {
+	return stream(ctx, c, http.MethodGet, "/v1/tls?"+url.Values{"domain": {domain}}.Encode(), nil, each)
+}
+
+// Report returns the TLS report of a domain's day that was sent, or would be.
+func (c *Client) Report(ctx context.Context, domain string, day tlsrpt.Day) (report.Report, error) {
+	return ask[report.Report](ctx, c, http.MethodGet, "/v1/report?"+url.Values{"domain": {domain}, "day": {string(day)}}.Encode(), nil)
 }
 
 // Refresh checks and fetches the domains now, and calls each as they are done.

@@ -24,6 +24,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
 // A Keeper holds the policies; *keeper.Keeper is one.
@@ -52,6 +54,7 @@ type Options struct {
 	ExemptBy   func(domain string) []exempt.Exemption          // what exempts the domain; Until zero: permanent
 	Rehearsed  func(domain string) []Rehearsed                 // of all domains, if empty
 	DANE       func(host string) map[dane.NextHop]dane.Finding // what is held for next hops of that name
+	Reports    func() *reporting.Service                       // of TLS sessions; nil: off
 	Metrics    http.Handler
 	Log        *slog.Logger
 
@@ -77,6 +80,19 @@ func NewServer(o Options) *Server {
 	s.handle("GET /v1/cache/{domain}", s.held)
 	s.handle("GET /v1/exempt", func(c *call) error { return lines(c, ExemptEntries(o.Exemptions.InForce())) })
 	s.handle("GET /v1/rehearsal", func(c *call) error { return lines(c, o.Rehearsed("")) })
+	s.handle("GET /v1/tls", func(c *call) error {
+		if err := o.Reports().Views(c.URL.Query().Get("domain"), func(v reporting.View) error { return c.line(v) }); err != nil {
+			return err
+		}
+		return c.line(End{End: true})
+	})
+	s.handle("GET /v1/report", func(c *call) error {
+		r, err := o.Reports().Report(tlsrpt.Day(c.URL.Query().Get("day")), c.URL.Query().Get("domain"))
+		if err != nil {
+			return err
+		}
+		return c.line(r)
+	})
 	s.handle("POST /v1/refresh", each(func(ctx context.Context, e *Entry) (any, error) {
 		return o.Keeper.Refresh(ctx, e.Domain)
 	}))

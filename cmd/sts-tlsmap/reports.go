@@ -1,0 +1,208 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
+)
+
+// views calls each with the days of a domain, or of all. With -json it prints them.
+func (a *app) views(ctx context.Context, domain string, each func(reporting.View)) error {
+	if a.peerErr != nil {
+		return a.needPeer()
+	}
+	return a.hintPeer(a.client.TLS(ctx, domain, func(v reporting.View) error {
+		if a.flags.json {
+			return text.WriteJSON(a.stdout, v)
+		}
+		each(v)
+		return nil
+	}))
+}
+
+// table prints rows of cells, tab-separated, in columns.
+func (a *app) table(head string, rows []string) {
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	for _, row := range append([]string{head}, rows...) {
+		fmt.Fprintln(w, row)
+	}
+	w.Flush()
+}
+
+// failures are the sessions of one domain under one kind of policy.
+type failures struct {
+	domain           string
+	policy           tlsrpt.PolicyType
+	sessions, failed uint64
+	since, last      tlsrpt.Day // of the failures
+	results          map[tlsrpt.ResultType]bool
+}
+
+// tls is -tls: which destinations had TLS failures, the worst first, or the days of one.
+func (a *app) tls(ctx context.Context) (int, error) {
+	if len(a.flags.args) == 1 {
+		return a.tlsOf(ctx, a.flags.args[0])
+	}
+	type key struct {
+		domain string
+		policy tlsrpt.PolicyType
+	}
+	known, sessions := map[key]*failures{}, uint64(0)
+	err := a.views(ctx, "", func(v reporting.View) {
+		for _, p := range v.Policies {
+			sessions += p.Summary.Successful + p.Summary.Failed
+			f := known[key{v.Domain, p.Policy.Type}]
+			if f == nil {
+				f = &failures{domain: v.Domain, policy: p.Policy.Type, results: map[tlsrpt.ResultType]bool{}}
+				known[key{v.Domain, p.Policy.Type}] = f
+			}
+			f.sessions, f.failed = f.sessions+p.Summary.Successful+p.Summary.Failed, f.failed+p.Summary.Failed
+			if p.Summary.Failed > 0 {
+				f.since, f.last = cmp.Or(f.since, v.Day), v.Day
+			}
+			for _, d := range p.Details {
+				f.results[d.Result] = true
+			}
+		}
+	})
+	if err != nil || a.flags.json {
+		return exitDone, err
+	}
+	worst := slices.DeleteFunc(slices.Collect(maps.Values(known)), func(f *failures) bool { return f.failed == 0 })
+	slices.SortFunc(worst, func(x, y *failures) int {
+		return cmp.Or(cmp.Compare(y.failed, x.failed), strings.Compare(x.domain, y.domain), cmp.Compare(x.policy, y.policy))
+	})
+	if len(worst) == 0 {
+		fmt.Fprintf(a.stdout, "no TLS session failed, of %d\n", sessions)
+		return exitDone, nil
+	}
+	var rows []string
+	for _, f := range worst {
+		var results []string
+		for r := range f.results {
+			results = append(results, string(r))
+		}
+		slices.Sort(results)
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%d\t%s\t%s\t%s", f.domain, f.policy, f.failed, f.sessions, f.since, f.last, strings.Join(results, " ")))
+	}
+	a.table("DOMAIN\tPOLICY\tFAILED\tSESSIONS\tSINCE\tLAST\tWHAT", rows)
+	return exitDone, nil
+}
+
+// tlsOf prints the days of one domain.
+func (a *app) tlsOf(ctx context.Context, arg string) (int, error) {
+	domain, err := canonical(arg)
+	if err != nil {
+		return 0, err
+	}
+	var rows []string
+	err = a.views(ctx, domain, func(v reporting.View) {
+		for _, p := range v.Policies {
+			rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%d\t", v.Day, p.Policy.Type, p.Summary.Failed, p.Summary.Successful+p.Summary.Failed))
+			for _, d := range p.Details {
+				rows = append(rows, fmt.Sprintf("\t\t%d\t\t%s", d.Sessions, detailWords(d)))
+			}
+		}
+	})
+	if err != nil || a.flags.json {
+		return exitDone, err
+	}
+	if len(rows) == 0 {
+		a.say("no TLS session with %s is known", domain)
+		return exitNotFound, nil
+	}
+	a.table("DAY\tPOLICY\tFAILED\tSESSIONS\tWHAT", rows)
+	return exitDone, nil
+}
+
+// detailWords say how sessions failed.
+func detailWords(d report.Detail) string {
+	words := string(d.Result)
+	if d.MXHost != "" {
+		words += " at " + d.MXHost
+	}
+	if d.Reason != "" {
+		words += ": " + d.Reason
+	}
+	return text.Printable(words)
+}
+
+// report is -report: the deliveries, or the report of one domain's day.
+func (a *app) report(ctx context.Context) (int, error) {
+	if len(a.flags.args) > 0 {
+		return a.reportOf(ctx)
+	}
+	var rows []string
+	err := a.views(ctx, "", func(v reporting.View) {
+		var failed, sessions uint64
+		for _, p := range v.Policies {
+			failed, sessions = failed+p.Summary.Failed, sessions+p.Summary.Successful+p.Summary.Failed
+		}
+		row := fmt.Sprintf("%s\t%s\t%d\t%d", v.Day, v.Domain, failed, sessions)
+		if len(v.Deliveries) == 0 {
+			rows = append(rows, row+"\tcollected\t")
+		}
+		for _, d := range v.Deliveries {
+			what := d.To
+			if d.Reason != "" {
+				what = strings.TrimSpace(what + " (" + d.Reason + ")")
+			}
+			rows = append(rows, row+"\t"+string(d.State)+"\t"+text.Printable(what))
+		}
+	})
+	if err != nil || a.flags.json {
+		return exitDone, err
+	}
+	if len(rows) == 0 {
+		a.say("no TLS session is known")
+		return exitNotFound, nil
+	}
+	a.table("DAY\tDOMAIN\tFAILED\tSESSIONS\tSTATE\tTO", rows)
+	return exitDone, nil
+}
+
+// reportOf prints the JSON of a report.
+func (a *app) reportOf(ctx context.Context) (int, error) {
+	domain, err := canonical(a.flags.args[0])
+	if err != nil {
+		return 0, err
+	}
+	now := time.Now()
+	day := tlsrpt.DayOf(now.AddDate(0, 0, -1))
+	if len(a.flags.args) == 2 {
+		switch arg := a.flags.args[1]; arg {
+		case "yesterday":
+		case "today":
+			day = tlsrpt.DayOf(now)
+		default:
+			if day = tlsrpt.Day(arg); day.Begin().IsZero() {
+				return 0, hint(fmt.Errorf("%q is not a day", arg), "write it as %s, today or yesterday", tlsrpt.DayOf(now))
+			}
+		}
+	}
+	if a.peerErr != nil {
+		return 0, a.needPeer()
+	}
+	r, err := a.client.Report(ctx, domain, day)
+	if err != nil {
+		return 0, a.hintPeer(err)
+	}
+	if r.ID == "" {
+		return 0, errors.New("the daemon knows no such report")
+	}
+	encoder := json.NewEncoder(a.stdout)
+	encoder.SetIndent("", "  ")
+	return exitDone, encoder.Encode(r)
+}
