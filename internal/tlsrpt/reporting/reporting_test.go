@@ -139,6 +139,7 @@ func TestSessionsOfTheLastMomentAreStored(t *testing.T) {
 	for range 3 {
 		send(t, c.PostfixSocket.Address, datagram)
 	}
+	await(t, "three datagrams", func() bool { return s.Stats().Collect.Datagrams == 3 })
 	stop()
 	if stats := s.Stats(); stats.Collect.Successful != 3 {
 		t.Errorf("got %+v\n%s", stats, logged)
