@@ -29,9 +29,9 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	long, ok := config.ParseDuration(a.flags.exemptFor)
+	long, ok := config.ParseDuration(a.flags.span)
 	if !ok {
-		return 0, hint(fmt.Errorf("-for %q is not a duration", a.flags.exemptFor), "write -for 4h, 90m or 2d; -for 0 ends the exemption")
+		return 0, hint(fmt.Errorf("-for %q is not a duration", a.flags.span), "write -for 4h, 90m or 2d; -for 0 ends the exemption")
 	}
 	if a.peerErr != nil {
 		return 0, a.needPeer()

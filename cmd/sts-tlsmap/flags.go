@@ -51,9 +51,11 @@ var options = []struct {
 	help        string
 }{
 	{"config", "FILE", nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
-	{"for", "T", []string{"exempt"}, "with -exempt: for how long"},
+	{"for", "T", []string{"exempt", "report"}, "with -exempt and -suppress: for how long"},
 	{"json", "", []string{"cache", "explain", "check", "tls", "report"}, "with -cache, -explain, -check, -tls, -report: one JSON object per line"},
 	{"map", "NAME", []string{"query"}, "with -query: the map to ask in (default postfix)"},
+	{"suppress", "ADDRESS", []string{"report"}, "with -report and -for: send no reports to ADDRESS for a time\n" +
+		"such as 30d (0 ends it)"},
 }
 
 // flags are the command line.
@@ -61,10 +63,11 @@ type flags struct {
 	mode *mode // nil: the daemon
 	args []string
 
-	config    string // empty: the default file
-	mapName   string
-	json      bool
-	exemptFor string
+	config   string // empty: the default file
+	mapName  string
+	json     bool
+	span     string // -for
+	suppress string
 }
 
 // usage is the answer to -help.
@@ -103,7 +106,8 @@ func parseFlags(args []string) (*flags, error) {
 		set.Bool(m.name, false, "")
 	}
 	set.StringVar(&f.config, "config", "", "")
-	set.StringVar(&f.exemptFor, "for", "", "")
+	set.StringVar(&f.span, "for", "", "")
+	set.StringVar(&f.suppress, "suppress", "", "")
 	set.StringVar(&f.mapName, "map", "postfix", "")
 	set.BoolVar(&f.json, "json", false, "")
 	// Package flag stops at the first argument: flags may stand after it. After
@@ -161,9 +165,13 @@ func (f *flags) checkArguments() error {
 	case n > m.most:
 		takes := []string{"no argument", "one argument", "two arguments"}[m.most]
 		return hint(fmt.Errorf("-%s takes %s, not %d: %s", m.name, takes, n, strings.Join(f.args, " ")), "see sts-tlsmap -help")
-	case f.is("exempt") && n == 0 && f.exemptFor != "":
+	case f.is("report") && (f.suppress == "") != (f.span == ""):
+		return hint(errors.New("-suppress and -for go together"), "write: sts-tlsmap -report -suppress ADDRESS -for 30d")
+	case f.suppress != "" && n > 0:
+		return hint(fmt.Errorf("-report -suppress takes no domain, not %s", f.args[0]), "write: sts-tlsmap -report -suppress ADDRESS -for 30d")
+	case f.is("exempt") && n == 0 && f.span != "":
 		return hint(errors.New("-for goes with -exempt and a domain"), "write: sts-tlsmap -exempt DOMAIN -for 4h")
-	case f.is("exempt") && n == 1 && f.exemptFor == "":
+	case f.is("exempt") && n == 1 && f.span == "":
 		return hint(errors.New("-exempt needs to know for how long"), "write: sts-tlsmap -exempt %s -for 4h", f.args[0])
 	}
 	return nil

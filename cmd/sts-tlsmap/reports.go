@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
@@ -141,6 +142,9 @@ func detailWords(d report.Detail) string {
 
 // report is -report: the deliveries, or the report of one domain's day.
 func (a *app) report(ctx context.Context) (int, error) {
+	if a.flags.suppress != "" {
+		return a.suppress(ctx)
+	}
 	if len(a.flags.args) > 0 {
 		return a.reportOf(ctx)
 	}
@@ -205,4 +209,25 @@ func (a *app) reportOf(ctx context.Context) (int, error) {
 	encoder := json.NewEncoder(a.stdout)
 	encoder.SetIndent("", "  ")
 	return exitDone, encoder.Encode(r)
+}
+
+// suppress is -report -suppress: no reports to an address for a time.
+func (a *app) suppress(ctx context.Context) (int, error) {
+	long, ok := config.ParseDuration(a.flags.span)
+	if !ok {
+		return 0, hint(fmt.Errorf("-for %q is not a duration", a.flags.span), "write -for 30d or 12h; -for 0 sends reports again")
+	}
+	if a.peerErr != nil {
+		return 0, a.needPeer()
+	}
+	name, err := a.client.Suppress(ctx, a.flags.suppress, long)
+	if err != nil {
+		return 0, a.hintPeer(err)
+	}
+	words := "reports are sent again"
+	if long > 0 {
+		words = "no reports until " + text.Clock(time.Now().Add(long))
+	}
+	fmt.Fprintf(a.stdout, "%s: %s\n", text.Printable(name), words)
+	return exitDone, nil
 }

@@ -100,6 +100,12 @@ func (c *Client) Report(ctx context.Context, domain string, day tlsrpt.Day) (rep
 	return ask[report.Report](ctx, c, http.MethodGet, "/v1/report?"+url.Values{"domain": {domain}, "day": {string(day)}}.Encode(), nil)
 }
 
+// Suppress has no TLS reports sent to an address for so long; zero ends that. It returns
+// the name under which the daemon keeps the address.
+func (c *Client) Suppress(ctx context.Context, address string, long time.Duration) (string, error) {
+	return ask[string](ctx, c, http.MethodPost, "/v1/suppress?"+url.Values{"address": {address}, "for": {long.String()}}.Encode(), nil)
+}
+
 // Refresh checks and fetches the domains now, and calls each as they are done.
 func (c *Client) Refresh(ctx context.Context, domains []string, each func(keeper.Refreshed) error) error {
 	return inParts(ctx, c, "/v1/refresh", Named(domains), each)

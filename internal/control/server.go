@@ -93,6 +93,17 @@ func NewServer(o Options) *Server {
 		}
 		return c.line(r)
 	})
+	s.handle("POST /v1/suppress", func(c *call) error {
+		long, err := time.ParseDuration(c.URL.Query().Get("for"))
+		if err != nil {
+			return err
+		}
+		name, err := o.Reports().Suppress(c.URL.Query().Get("address"), long)
+		if err != nil {
+			return err
+		}
+		return c.line(name)
+	})
 	s.handle("POST /v1/refresh", each(func(ctx context.Context, e *Entry) (any, error) {
 		return o.Keeper.Refresh(ctx, e.Domain)
 	}))

@@ -2,6 +2,7 @@ package reporting
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
@@ -146,4 +147,21 @@ func (s *Service) Report(day tlsrpt.Day, domain string) (*report.Report, error) 
 		id = rows[0].ReportID
 	}
 	return reporter.Build(known, id), nil
+}
+
+// Suppress has no reports sent to an address, or to an https URL, for a time from now;
+// zero ends that. It returns the name under which the address is kept.
+func (s *Service) Suppress(address string, long time.Duration) (name string, err error) {
+	st, err := s.ready()
+	if err != nil {
+		return "", err
+	}
+	to, err := report.ParseAddress(address)
+	if strings.Contains(address, ":") {
+		to, err = report.ParseDestination(address)
+	}
+	if err != nil {
+		return "", err
+	}
+	return to.Name(), st.Suppress(to.Name(), time.Now().Add(long))
 }
