@@ -138,6 +138,21 @@ func TestTheSocketForTLSReportsThatSystemdPassesIsRead(t *testing.T) {
 	}
 }
 
+func TestAWrongSocketForTLSReportsFromSystemdDoesNotKeepTheDaemonFromStarting(t *testing.T) {
+	lab := testlab.New(t)
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{Tables: "[tlsrpt]\ncollect = true\npath = \"reports.db\"\n"})
+	inet, unixControl, wrong := listenTCP(t), listenUnix(t, dir, "passed.sock"), listenTCP(t)
+	p := startProgram(t, dir, []string{"LISTEN_FDS=3", "LISTEN_FDNAMES=socketmap:tlsrpt:control"}, "-config", file, inet.file, wrong.file, unixControl.file)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	client := control.NewClient(unixControl.addr)
+	awaitDone(ctx, t, func() bool {
+		h, err := client.Health(ctx)
+		return err == nil && len(h.Troubles) > 0 && strings.Contains(h.Troubles[0].What, "ListenDatagram=")
+	})
+	p.stop(t)
+}
+
 func TestLookupsAreAnsweredWhileTLSReportsDoNotWork(t *testing.T) {
 	lab := testlab.New(t)
 	lab.Domain("one.test", testlab.With{})

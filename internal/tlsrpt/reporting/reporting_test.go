@@ -150,6 +150,21 @@ func TestSessionsOfTheLastMomentAreStored(t *testing.T) {
 	}
 }
 
+func TestALongPolicyIsNotInTheView(t *testing.T) {
+	c := settings(t)
+	s, _, _ := run(t, reporting.Options{Config: c})
+	send(t, c.PostfixSocket.Address, datagram)
+	await(t, "a batch", func() bool { return s.Stats().Collect.Batches == 1 })
+	var views []reporting.View
+	if err := s.Views("", func(v reporting.View) error { views = append(views, v); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(views) != 1 || views[0].Domain != "good.test" || views[0].Policies[0].Summary.Successful != 1 ||
+		len(views[0].Policies[0].Policy.Strings)+len(views[0].Policies[0].Policy.MXHosts) > 0 {
+		t.Errorf("got %+v", views)
+	}
+}
+
 func TestASocketThatCannotBeMadeIsOneLineInTheLogAndACondition(t *testing.T) {
 	c := settings(t)
 	c.PostfixSocket.Address = filepath.Join(t.TempDir(), "none", "none", "tlsrpt.sock")

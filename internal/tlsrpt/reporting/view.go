@@ -12,7 +12,10 @@ import (
 
 // This file: what an administrator sees of the sessions and reports.
 
-const viewPage = 256 // domains read at once
+const (
+	viewPage    = 256 // domains read at once
+	viewDetails = 20  // of a policy
+)
 
 // Errors of Views and Report.
 var (
@@ -21,7 +24,8 @@ var (
 	ErrNoData  = errors.New("no TLS session of the domain is known on that day")
 )
 
-// A View is a domain's day: its sessions, as a report has them, and its deliveries.
+// A View is a domain's day: its sessions, as a report has them but for the text of the
+// policies, and its deliveries.
 type View struct {
 	Day        tlsrpt.Day      `json:"day"`
 	Domain     string          `json:"domain"`
@@ -91,6 +95,10 @@ func view(st *store.Store, day tlsrpt.Day, domain string) (v View, err error) {
 	known, err := st.Load(day, domain)
 	if err != nil {
 		return v, err
+	}
+	for i := range known.Policies { // they are long, and strangers write them
+		p := &known.Policies[i]
+		p.Policy.Strings, p.Policy.MXHosts, p.Details = nil, nil, p.Details[:min(len(p.Details), viewDetails)]
 	}
 	v = View{Day: day, Domain: domain, Policies: new(report.Reporter).Build(known, "").Policies}
 	rows, err := statesOf(st, day, domain)
