@@ -198,6 +198,31 @@ func (c *Client) fetch(ctx context.Context, domain string, gate Gate) (*Fetched,
 	return &Fetched{Text: text, Policy: policy, Addr: s.addr, Certificate: leaf}, nil
 }
 
+// DialTLS returns a TLS connection to port 443 of another host that strangers name. As
+// with a policy host, special addresses are refused, the address that was checked is
+// the one that is dialled, and the proxy is used. Without verify it accepts any
+// certificate. The caller bounds the time. Closing the connection does not block. The
+// error wraps one of those of Fetch, and calls host the policy host; a panic is an
+// error too.
+func (c *Client) DialTLS(ctx context.Context, host string, verify bool) (_ net.Conn, err error) {
+	defer catchPanic(&err)
+	if !hostname.Valid(host) {
+		return nil, fmt.Errorf("%w: no such name can be in the DNS", ErrHostAbsent)
+	}
+	d := &Client{config: c.config, tls: c.tls.Clone()}
+	d.tls.InsecureSkipVerify = !verify
+	d.tls.CurvePreferences = nil // what is sent is not public, as policies are
+	addrs, err := d.addresses(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	s, err := d.connect(ctx, host, addrs, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
 // MaxHeader bounds the header of an answer, in bytes, 1xx answers included.
 const MaxHeader = 16 << 10
 

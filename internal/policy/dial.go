@@ -203,7 +203,7 @@ func missingIssuer(sent []*x509.Certificate) string {
 }
 
 // errPanic is a panic in a goroutine of a fetch, where it would end the daemon.
-// Fetch panics with it again, and its caller may recover.
+// Fetch panics with it again, and its caller may recover; DialTLS returns it.
 var errPanic = errors.New("panic")
 
 // catchPanic turns a panic into an error. It is deferred.

@@ -504,3 +504,25 @@ func TestAPanicInAFetchReachesTheCaller(t *testing.T) {
 		})
 	}
 }
+
+// It is called in goroutines of net/http, where nobody can recover from a panic.
+func TestAPanicInDialTLSIsAnError(t *testing.T) {
+	for name, arm := range map[string]func(*world){
+		"in a lookup":     func(w *world) { w.config.Resolver = bombAt{w, resolver.TypeAAAA}; w.addrs[resolver.TypeA] = nil },
+		"in a connection": func(w *world) { w.how["93.184.215.14"] = bomb },
+		"before either":   func(w *world) { w.config.Proxy = func(*url.URL) (*url.URL, error) { panic("on purpose") } },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, map[string]dialing{"93.184.215.14": answer}, func(t *testing.T, w *world) {
+				arm(w)
+				client, err := policy.NewClient(w.config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := client.DialTLS(t.Context(), "mta-sts.example.com", true); err == nil || !strings.Contains(err.Error(), "on purpose") {
+					t.Errorf("got %v", err)
+				}
+			})
+		})
+	}
+}

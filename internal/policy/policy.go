@@ -63,7 +63,7 @@ var fileValue = regexp.MustCompile(`^[^\x00-\x1f\x7f]+$`)
 // LF or CRLF (erratum 6253), the last line's end optional. It departs from the
 // grammar where a domain plainly asks for protection: empty lines and a byte
 // order mark are skipped, a max_age above the maximum is lowered to it (see
-// erratum 7282), an mx may end in a dot or be an IPv6 address. The error wraps
+// erratum 7282), an mx may end in a dot or be an IP address. The error wraps
 // ErrInvalid.
 //
 // A text that Parse accepts is valid UTF-8 and has no control characters below
@@ -154,7 +154,7 @@ func (p *parser) addMX(value string) error {
 	pattern := hostname.Lower(strings.TrimSuffix(value, "."))
 	// The grammar refers to the Domain of RFC 5321, 4.1.2, which has no
 	// underscore; its last label may be a number.
-	if hostname.Labels(strings.TrimPrefix(pattern, "*."), 0) == 0 && !isIPv6(pattern) {
+	if hostname.Labels(strings.TrimPrefix(pattern, "*."), 0) == 0 && !isAddress(pattern) {
 		hint := ""
 		if strings.ContainsFunc(value, func(r rune) bool { return r >= utf8.RuneSelf }) {
 			hint = " (an internationalized name must be given as A-labels, xn--...)"
@@ -167,10 +167,10 @@ func (p *parser) addMX(value string) error {
 	return nil
 }
 
-// isIPv6 reports whether a pattern is an IPv6 address, bare or in brackets (RFC
-// 5321, 4.1.3). As an IPv4 address, which is a Domain by the grammar, it lists no
-// host, and is no reason to drop the protection of the hosts beside it.
-func isIPv6(pattern string) bool {
+// isAddress reports whether a pattern is an IP address, bare or an address literal
+// (RFC 5321, 4.1.3). It lists no host, and is no reason to drop the protection of the
+// hosts beside it.
+func isAddress(pattern string) bool {
 	if inside, ok := strings.CutPrefix(pattern, "["); ok {
 		pattern, ok = strings.CutSuffix(strings.TrimPrefix(inside, "ipv6:"), "]")
 		if !ok {
@@ -178,7 +178,7 @@ func isIPv6(pattern string) bool {
 		}
 	}
 	addr, err := netip.ParseAddr(pattern)
-	return err == nil && addr.Is6() && addr.Zone() == ""
+	return err == nil && addr.Zone() == ""
 }
 
 // finish checks that nothing is missing.

@@ -150,23 +150,26 @@ func TestRFC8461_3_2_MXPatterns(t *testing.T) {
 	long := strings.Repeat("a", 63)
 	name253 := strings.Repeat(long+".", 3) + strings.Repeat("b", 61)
 	for value, want := range map[string]string{
-		"mail.example.com":  "mail.example.com",
-		"Mail.EXAMPLE.com":  "mail.example.com",
-		"mail.example.com.": "mail.example.com",
-		"*.example.com":     "*.example.com",
-		"*.com":             "*.com",
-		"hostname":          "hostname",
-		"xn--mgbh0fb.test":  "xn--mgbh0fb.test",
-		"1.2.3.4":           "1.2.3.4",
-		"1.2.3.4.":          "1.2.3.4",
-		"2001:DB8::1":       "2001:db8::1",
-		"[2001:db8::1]":     "[2001:db8::1]",
-		"[IPv6:::1]":        "[ipv6:::1]",
-		"::ffff:192.0.2.1":  "::ffff:192.0.2.1",
-		"a-b.example":       "a-b.example",
-		long + ".example":   long + ".example",
-		name253:             name253,
-		"*." + name253:      "*." + name253,
+		"mail.example.com":   "mail.example.com",
+		"Mail.EXAMPLE.com":   "mail.example.com",
+		"mail.example.com.":  "mail.example.com",
+		"*.example.com":      "*.example.com",
+		"*.com":              "*.com",
+		"hostname":           "hostname",
+		"xn--mgbh0fb.test":   "xn--mgbh0fb.test",
+		"1.2.3.4":            "1.2.3.4",
+		"1.2.3.4.":           "1.2.3.4",
+		"2001:DB8::1":        "2001:db8::1",
+		"[2001:db8::1]":      "[2001:db8::1]",
+		"[IPv6:::1]":         "[ipv6:::1]",
+		"[IPV6:2001:DB8::1]": "[ipv6:2001:db8::1]",
+		"::ffff:192.0.2.1":   "::ffff:192.0.2.1",
+		"[192.0.2.1]":        "[192.0.2.1]",
+		"[IPv6:192.0.2.1]":   "[ipv6:192.0.2.1]",
+		"a-b.example":        "a-b.example",
+		long + ".example":    long + ".example",
+		name253:              name253,
+		"*." + name253:       "*." + name253,
 	} {
 		p, err := parse(value)
 		if err != nil || !slices.Equal(p.MX, []string{want}) {
@@ -176,7 +179,7 @@ func TestRFC8461_3_2_MXPatterns(t *testing.T) {
 	for _, value := range []string{
 		"", "*", "*.", ".", "*.*.example.com", "a.*.example.com", "m*.example.com", "**.example.com", ".example.com",
 		"a..example.com", "mail.example.com..", "-a.example.com", "a-.example.com", "a_b.example.com",
-		"mail.example.com:25", "[192.0.2.1]", "[2001:db8::1", "2001:db8::1]", "ipv6:::1", "fe80::1%eth0", "fe80::1%} x={", "*.::1", "m\u00fcller.example", "a.example, b.example", "a.example b.example",
+		"mail.example.com:25", "[192.0.2.1", "192.0.2.1]", "[192.0.2.1]:25", "[192.0.2.256]", "[mail.example.com]", "[]", "[fe80::1%eth0]", "[2001:db8::1", "2001:db8::1]", "ipv6:::1", "fe80::1%eth0", "fe80::1%} x={", "*.::1", "m\u00fcller.example", "a.example, b.example", "a.example b.example",
 		"a.example;b", "{a.example}", long + "a.example", name253 + "b",
 	} {
 		if p, err := parse(value); !errors.Is(err, policy.ErrInvalid) {
@@ -342,13 +345,13 @@ func render(p *policy.Policy) []byte {
 
 var mxPattern = regexp.MustCompile(`^(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 
-var mxIPv6 = regexp.MustCompile(`^(\[(ipv6:)?)?[0-9a-f.]*:[0-9a-f:.]+\]?$`)
+var mxAddress = regexp.MustCompile(`^(\[(ipv6:)?[0-9a-f:.]+\]|[0-9a-f:.]+)$`)
 
 func FuzzPolicy(f *testing.F) {
 	for _, s := range []string{
 		"", exampleText, strings.ReplaceAll(exampleText, "\n", "\t \r\n"),
 		"version:STSv1\nmode:none\nmax_age:9999999999",
-		"version: STSv1\nmode: enforce\nmx: [IPv6:2001:db8::1]\nmx: ::1\nmax_age: 1",
+		"version: STSv1\nmode: enforce\nmx: [IPv6:2001:db8::1]\nmx: ::1\nmx: [192.0.2.1]\nmax_age: 1",
 		"x: \u00e4 b\nversion: STSv1\nmode: testing\nmx: *.A.example.\nmx: a.example\nmax_age: 0\nmax_age: x",
 	} {
 		f.Add([]byte(s))
@@ -378,7 +381,7 @@ func FuzzPolicy(f *testing.F) {
 			t.Fatalf("%q: %+v", text, p)
 		}
 		for _, pattern := range p.MX {
-			if !mxPattern.MatchString(pattern) && !mxIPv6.MatchString(pattern) {
+			if !mxPattern.MatchString(pattern) && !mxAddress.MatchString(pattern) {
 				t.Fatalf("%q: pattern %q", text, pattern)
 			}
 			if !p.Lists(strings.Replace(pattern, "*", "label", 1)) {

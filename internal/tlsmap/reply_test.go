@@ -33,7 +33,7 @@ func TestTheMatchListIsThePatternsInOrder(t *testing.T) {
 		{"lower case", []string{"MX.Example.COM", "*.EXAMPLE.net"}, "mx.example.com:.example.net"},
 		{"A-labels", []string{"mx.xn--bcher-kva.example"}, "mx.xn--bcher-kva.example"},
 		{"keywords of Postfix go", []string{"hostname", "mx.example.com", "nexthop", "dot-nexthop"}, "mx.example.com"},
-		{"addresses go", []string{"212.114.86.56", "mx.example.com", "010.0.0.01", "::1", "2001:db8::1", "[2001:db8::1]", "::ffff:192.0.2.1"}, "mx.example.com"},
+		{"addresses go", []string{"212.114.86.56", "mx.example.com", "010.0.0.01", "::1", "2001:db8::1", "[2001:db8::1]", "[192.0.2.1]", "[ipv6:192.0.2.1]", "::ffff:192.0.2.1"}, "mx.example.com"},
 		{"and what ends in a number", []string{"mx.example.123", "*.1", "*.0.2.1", "mx.example.com", "mx.0x7f"}, "mx.example.com:mx.0x7f"},
 		{"any one label goes", []string{"localhost", "mx.example.com", "MX"}, "mx.example.com"},
 		{"what is no host name goes", []string{

@@ -22,8 +22,8 @@ const (
 	maxAnswer = 16 << 10         // bytes of the header of the answer; its body is not read
 )
 
-// HTTPS returns a Config.Post (RFC 8460, 5.4).
-func HTTPS(dialer *policy.Dialer, userAgent string) func(ctx context.Context, url string, compressed []byte) error {
+// HTTPS returns a Config.Post (RFC 8460, 5.4). Without verify it accepts any certificate.
+func HTTPS(client *policy.Client, verify bool, userAgent string) func(ctx context.Context, url string, compressed []byte) error {
 	return func(ctx context.Context, url string, compressed []byte) error {
 		ctx, cancel := context.WithTimeout(ctx, postTime)
 		defer cancel()
@@ -34,7 +34,7 @@ func HTTPS(dialer *policy.Dialer, userAgent string) func(ctx context.Context, ur
 		request.Header = http.Header{"User-Agent": {userAgent}, "Content-Type": {report.MediaType}}
 		transport := &http.Transport{
 			DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return dialer.DialTLS(ctx, request.URL.Hostname())
+				return client.DialTLS(ctx, request.URL.Hostname(), verify)
 			},
 			DisableKeepAlives:      true,
 			DisableCompression:     true,

@@ -44,11 +44,11 @@ func (r *receiver) poster(t *testing.T, verify, allowPrivate bool) func(ctx cont
 	if err != nil {
 		t.Fatal(err)
 	}
-	dialer, err := policy.NewDialer(policy.Config{Resolver: dns, Roots: r.lab.CA.Pool(), AllowPrivate: allowPrivate, Dial: r.lab.Dial}, verify)
+	client, err := policy.NewClient(policy.Config{Resolver: dns, Roots: r.lab.CA.Pool(), AllowPrivate: allowPrivate, Dial: r.lab.Dial, Timeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return deliver.HTTPS(dialer, "sts-tlsmap/test")
+	return deliver.HTTPS(client, verify, "sts-tlsmap/test")
 }
 
 func TestRFC8460_5_4_AReportIsPosted(t *testing.T) {

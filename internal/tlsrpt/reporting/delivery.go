@@ -51,7 +51,7 @@ func (s *Service) newDeliverer() (*deliver.Deliverer, error) {
 	if err != nil {
 		return nil, err
 	}
-	dialer, err := policy.NewDialer(s.Network, c.HTTPSVerify)
+	client, err := policy.NewClient(s.Network)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (s *Service) newDeliverer() (*deliver.Deliverer, error) {
 		mail = deliver.SMTP(at, s.Host)
 	}
 	return deliver.New(deliver.Config{
-		Store: s.store, Resolver: s.Resolver, Reporter: reporter, Mail: mail, Post: deliver.HTTPS(dialer, s.Network.UserAgent),
+		Store: s.store, Resolver: s.Resolver, Reporter: reporter, Mail: mail, Post: deliver.HTTPS(client, c.HTTPSVerify, s.Network.UserAgent),
 		Window: c.Window, MaxPerDestination: c.MaxPerDestination, FailuresOnly: c.Report == "failures",
 		Skip: func(domain string) bool { return skip.Has([]byte(domain)) }, Log: s.Log,
 	}), nil

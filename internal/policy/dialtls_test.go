@@ -16,25 +16,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
-// newDialer returns a dialer that lives in the lab.
-func newDialer(t *testing.T, lab *testlab.T, verify bool, change func(*policy.Config)) *policy.Dialer {
-	t.Helper()
-	dns, err := resolver.New(resolver.Config{Servers: []string{lab.DNS.Addr}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := policy.Config{Resolver: dns, Roots: lab.CA.Pool(), AllowPrivate: true, Dial: lab.Dial}
-	if change != nil {
-		change(&config)
-	}
-	d, err := policy.NewDialer(config, verify)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-func TestADialerConnectsToAHostByItsNameAndChecksTheCertificateIfItShall(t *testing.T) {
+func TestAHostIsConnectedToByItsNameAndItsCertificateIsCheckedOnDemand(t *testing.T) {
 	lab := testlab.New(t)
 	good := lab.Domain("good.test", testlab.With{NoMail: true})
 	lab.Domain("wrong.test", testlab.With{NoMail: true, PolicyCert: testlab.CertWrongName})
@@ -52,7 +34,7 @@ func TestADialerConnectsToAHostByItsNameAndChecksTheCertificateIfItShall(t *test
 		{"127.0.0.1", false, policy.ErrHostAbsent},
 		{"no name", false, policy.ErrHostAbsent},
 	} {
-		conn, err := newDialer(t, lab, tt.verify, nil).DialTLS(t.Context(), tt.host)
+		conn, err := newClient(t, lab, nil).DialTLS(t.Context(), tt.host, tt.verify)
 		if !errors.Is(err, tt.want) {
 			t.Errorf("%s, verify %t: got %v; want %v", tt.host, tt.verify, err, tt.want)
 		}
@@ -65,15 +47,15 @@ func TestADialerConnectsToAHostByItsNameAndChecksTheCertificateIfItShall(t *test
 	}
 }
 
-func TestADialerUsesTheProxy(t *testing.T) {
+func TestAConnectionToAHostUsesTheProxy(t *testing.T) {
 	lab := testlab.New(t)
 	d := lab.Domain("example.test", testlab.With{NoMail: true})
-	dialer := newDialer(t, lab, true, func(c *policy.Config) {
+	client := newClient(t, lab, func(c *policy.Config) {
 		c.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse(lab.Proxy.URL()) }
 		c.Dial = nil
 	})
 	transport := &http.Transport{DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return dialer.DialTLS(ctx, "mta-sts.example.test")
+		return client.DialTLS(ctx, "mta-sts.example.test", true)
 	}, DisableKeepAlives: true}
 	response, err := (&http.Client{Transport: transport}).Get(policy.URL("example.test"))
 	if err != nil {
@@ -106,20 +88,20 @@ func (r *rebinding) Query(_ context.Context, name string, qtype resolver.Type) (
 	return answer, nil
 }
 
-func TestADialerConnectsToTheAddressThatItHasChecked(t *testing.T) {
+func TestTheAddressThatWasCheckedIsDialled(t *testing.T) {
 	lab := testlab.New(t)
 	var dialled []string
-	dialer := newDialer(t, lab, false, func(c *policy.Config) {
+	client := newClient(t, lab, func(c *policy.Config) {
 		c.Resolver, c.AllowPrivate = new(rebinding), false
 		c.Dial = func(_ context.Context, _, address string) (net.Conn, error) {
 			dialled = append(dialled, address)
 			return nil, io.EOF
 		}
 	})
-	if _, err := dialer.DialTLS(t.Context(), "rebinding.test"); !errors.Is(err, policy.ErrConnect) {
+	if _, err := client.DialTLS(t.Context(), "rebinding.test", false); !errors.Is(err, policy.ErrConnect) {
 		t.Errorf("the first time: %v", err)
 	}
-	if _, err := dialer.DialTLS(t.Context(), "rebinding.test"); !errors.Is(err, policy.ErrAddressRefused) {
+	if _, err := client.DialTLS(t.Context(), "rebinding.test", false); !errors.Is(err, policy.ErrAddressRefused) {
 		t.Errorf("the second time: %v", err)
 	}
 	if len(dialled) != 1 || dialled[0] != "93.184.215.14:443" {
