@@ -29,8 +29,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // the database. A batch in bbolt costs 5 to 7 pages of 4 KiB: with a batch a second and
 // a million sessions a day that was 2.7 KB a session; here it is the batch.
 //
-// A segment is written by one process and never again after it: a batch that a crash has
-// cut is at its end.
+// Each start begins a new segment: a batch that a crash has cut is at the end of one.
 type log struct {
 	path   string
 	fd     *os.File // the segment that is written; nil: the next batch begins one

@@ -90,8 +90,8 @@ func (s *Store) load(number uint64) (*segment, error) {
 	return seg, nil
 }
 
-// A progress is how far a segment is merged: it and those before are, if After is
-// empty; else those before are, and of this one the keys up to After.
+// A progress is how far the log is merged: up to the end of a segment if after is empty,
+// else up to a key of it.
 type progress struct {
 	segment uint64
 	after   []byte
