@@ -30,7 +30,7 @@ import (
 // The bounds of planning and delivery.
 const (
 	pace          = time.Minute      // between two looks at what is due
-	page          = 1000             // rows or domains read, or rows written, at once
+	page          = 1000             // rows or domains read at once
 	asksAtOnce    = 64               // records asked for while a day is planned
 	sendsAtOnce   = 16               // domains whose reports are under way
 	askTime       = 10 * time.Second // for a record
@@ -75,6 +75,7 @@ type Config struct {
 type Deliverer struct {
 	Config
 	lines   *rate.Limiter
+	writer  writer
 	loading sync.Mutex // held while a domain's day is in memory: a hostile one has 40 MB
 
 	// Of Run alone.
@@ -91,7 +92,7 @@ func New(config Config) *Deliverer {
 		config.Skip = func(string) bool { return false }
 	}
 	return &Deliverer{
-		Config: config, lines: rate.NewLimiter(linesASecond, linesASecond),
+		Config: config, lines: rate.NewLimiter(linesASecond, linesASecond), writer: writer{store: config.Store},
 		ranked: map[tlsrpt.Day]bool{}, looked: map[tlsrpt.Day]look{},
 		stats: Stats{Reports: map[tlsrpt.StateKind]uint64{}},
 	}
@@ -175,7 +176,7 @@ func (d *Deliverer) roundOfDay(ctx context.Context, day tlsrpt.Day) (look, error
 			return look{}, err
 		}
 		own.Kind, own.Changed = tlsrpt.Attempting, time.Now()
-		if err := d.Store.PutStates([]tlsrpt.State{own}); err != nil {
+		if err := d.writer.put(own); err != nil {
 			return look{}, err
 		}
 	}
@@ -198,7 +199,7 @@ func (d *Deliverer) roundOfDay(ctx context.Context, day tlsrpt.Day) (look, error
 	}
 	delete(d.ranked, day)
 	own.Kind, own.Changed = tlsrpt.Accepted, time.Now()
-	return left, d.Store.PutStates([]tlsrpt.State{own})
+	return left, d.writer.put(own)
 }
 
 // recoverInto turns a panic into an error. It is deferred.

@@ -186,6 +186,24 @@ func TestAKillBetweenTheAcceptanceAndItsStateRepeatsTheReportWithTheSameID(t *te
 	})
 }
 
+func TestAKillWhileADayIsPlannedLosesNoReportAndRepeatsNone(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for i := range 1200 { // two rows each, in batches of a thousand
+			w.add(yesterday, fmt.Sprintf("d%d.test", i), 3, fmt.Sprintf("mailto:tls@d%d.test", i))
+		}
+		w.store.dieAfter = 1
+		w.run(11 * time.Minute)
+		if planned := w.store.kinds(yesterday)[tlsrpt.Planned]; planned == 0 || planned == 1200 || len(w.parcels()) > 0 {
+			t.Fatalf("%d planned, %d reports", planned, len(w.parcels()))
+		}
+		w.store.dead = nil
+		w.run(24 * time.Hour)
+		if kinds := w.store.kinds(yesterday); kinds[tlsrpt.Accepted] != 1200 || len(w.parcels()) != 1200 {
+			t.Errorf("%d reports, %v", len(w.parcels()), kinds)
+		}
+	})
+}
+
 func TestNothingIsSentThatIsNotOnDiskBefore(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.config.Window = time.Hour

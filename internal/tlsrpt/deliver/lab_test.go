@@ -25,6 +25,7 @@ type memory struct {
 	rows       map[tlsrpt.Day][]tlsrpt.State // in the order of keys
 	suppressed map[string]time.Time
 	dead       error            // of writes
+	dieAfter   int              // writes; 0: never
 	broken     map[string]error // of Load, by domain
 }
 
@@ -67,6 +68,9 @@ func (m *memory) PutStates(rows []tlsrpt.State) error {
 	defer m.mu.Unlock()
 	if m.dead != nil {
 		return m.dead
+	}
+	if m.dieAfter--; m.dieAfter == 0 {
+		m.dead = errors.New("killed")
 	}
 	added := map[tlsrpt.Day][]tlsrpt.State{}
 	for _, row := range rows {

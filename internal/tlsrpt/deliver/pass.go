@@ -91,22 +91,27 @@ func (p *pass) work(ctx context.Context, rows []tlsrpt.State) (_ []tlsrpt.State,
 		p.mu.Lock()
 		p.late = p.late || len(asked) > 1
 		p.mu.Unlock()
-		return asked, p.Store.PutStates(asked)
+		return asked, p.writer.put(asked...)
 	}
 	s := p.newShipment(ctx, rows[0])
 	for i, row := range rows[1:] {
 		if p.due(row) {
-			if rows[i+1], err = s.deliver(ctx, row); err != nil {
+			if row, err = s.deliver(ctx, row); err != nil {
 				return rows, err
 			}
-			p.told(rows[i+1])
+			rows[i+1] = row
+			rows[0] = concluded(rows[0], rows[1:])
+			if err := p.writer.put(rows[0], row); err != nil {
+				return rows, err
+			}
+			p.told(row)
 		}
 	}
-	if slices.ContainsFunc(rows[1:], open) {
-		return rows, nil
+	if own := concluded(rows[0], rows[1:]); own.Kind != rows[0].Kind { // else no row was due
+		rows[0] = own
+		return rows, p.writer.put(own)
 	}
-	rows[0] = concluded(rows[0], rows[1:])
-	return rows, p.Store.PutStates(rows[:1])
+	return rows, nil
 }
 
 // told counts and logs what came of an attempt.
@@ -146,8 +151,8 @@ func (p *pass) newShipment(ctx context.Context, own tlsrpt.State) *shipment {
 	}
 }
 
-// deliver makes one attempt for a row, and returns the row as it is on disk then. The
-// error is from the store, or says that ctx has ended.
+// deliver makes one attempt for a row, and returns what the row has become. The error is
+// from the store, or says that ctx has ended.
 func (s *shipment) deliver(ctx context.Context, row tlsrpt.State) (tlsrpt.State, error) {
 	destinations, err := s.record()
 	if ctx.Err() != nil {
@@ -156,11 +161,11 @@ func (s *shipment) deliver(ctx context.Context, row tlsrpt.State) (tlsrpt.State,
 	at := slices.IndexFunc(destinations, func(to report.Destination) bool { return to.URI == row.Destination })
 	switch {
 	case err != nil:
-		return s.put(failed(begun(row, time.Now()), err, time.Now()))
+		return failed(begun(row, time.Now()), err, time.Now()), nil
 	case at < 0:
-		return s.put(closed(row, tlsrpt.Suppressed, "the record no longer names it"))
+		return closed(row, tlsrpt.Suppressed, "the record no longer names it"), nil
 	case s.suppressed[destinations[at].Name()].After(s.now):
-		return s.put(closed(row, tlsrpt.Suppressed, "suppressed by the administrator"))
+		return closed(row, tlsrpt.Suppressed, "suppressed by the administrator"), nil
 	}
 	to := destinations[at]
 	who := registrable(to.Host)
@@ -170,25 +175,20 @@ func (s *shipment) deliver(ctx context.Context, row tlsrpt.State) (tlsrpt.State,
 	start := time.Now()
 	row = begun(row, start)
 	if s.receivers.exhausted(who) {
-		return s.put(failed(row, fmt.Errorf("not tried: %s has just kept others waiting", who), start))
+		return failed(row, fmt.Errorf("not tried: %s has just kept others waiting", who), start), nil
 	}
-	if row, err = s.put(row); err != nil { // before the attempt
+	if err := s.writer.put(row); err != nil { // before the attempt
 		return row, err
 	}
 	err = s.send(ctx, row, to)
 	s.receivers.note(who, start, err)
 	switch {
 	case err == nil:
-		return s.put(closed(row, tlsrpt.Accepted, ""))
+		return closed(row, tlsrpt.Accepted, ""), nil
 	case ctx.Err() != nil:
 		return row, ctx.Err()
 	}
-	return s.put(failed(row, err, time.Now()))
-}
-
-// put writes a row and returns it.
-func (s *shipment) put(row tlsrpt.State) (tlsrpt.State, error) {
-	return row, s.Store.PutStates([]tlsrpt.State{row})
+	return failed(row, err, time.Now()), nil
 }
 
 // send hands the report over once.

@@ -24,7 +24,6 @@ func (d *Deliverer) plan(ctx context.Context, day tlsrpt.Day) error {
 	if err != nil {
 		return err
 	}
-	b := &batch{store: d.Store}
 	var zones tally
 	var group errgroup.Group
 	group.SetLimit(asksAtOnce)
@@ -45,12 +44,12 @@ func (d *Deliverer) plan(ctx context.Context, day tlsrpt.Day) error {
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}
-				return b.add(rows, page)
+				return d.writer.put(rows...)
 			})
 		}
 		more = len(domains) == page
 	}
-	return errors.Join(err, group.Wait(), b.add(nil, 1))
+	return errors.Join(err, group.Wait())
 }
 
 // mailed counts the report mails that we handed over on a day, by the domain they went to.
@@ -163,20 +162,43 @@ func (d *Deliverer) record(ctx context.Context, domain string, zones *tally) (_ 
 	return destinations, nil
 }
 
-// A batch writes many rows with few commits.
-type batch struct {
-	store Store
-	mu    sync.Mutex
-	rows  []tlsrpt.State
+// A writer gathers the rows of concurrent writes into one commit.
+type writer struct {
+	store  Store
+	turn   sync.Mutex // held during a commit
+	mu     sync.Mutex
+	coming *commit // that rows are added to; nil: none
 }
 
-// add adds rows, and writes all if there are most or more.
-func (b *batch) add(rows []tlsrpt.State, most int) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.rows = append(b.rows, rows...); len(b.rows) < most {
-		return nil
+type commit struct {
+	rows []tlsrpt.State
+	done chan struct{}
+	err  error
+}
+
+// put writes rows. They are on disk when it returns nil.
+func (w *writer) put(rows ...tlsrpt.State) error {
+	w.mu.Lock()
+	c, first := w.coming, w.coming == nil
+	if first {
+		c = &commit{done: make(chan struct{}), err: errors.New("the store panicked")}
+		w.coming = c
 	}
-	rows, b.rows = b.rows, nil
-	return b.store.PutStates(rows)
+	c.rows = append(c.rows, rows...)
+	w.mu.Unlock()
+	if first {
+		w.write(c)
+	}
+	<-c.done
+	return c.err
+}
+
+func (w *writer) write(c *commit) {
+	w.turn.Lock()
+	defer w.turn.Unlock()
+	w.mu.Lock()
+	w.coming = nil
+	w.mu.Unlock()
+	defer close(c.done)
+	c.err = w.store.PutStates(c.rows)
 }

@@ -32,16 +32,23 @@ func (d *Deliverer) rank(ctx context.Context, day tlsrpt.Day) error {
 	if r.decide(); len(r.leftOut) == 0 {
 		return nil
 	}
-	b := &batch{store: d.Store}
+	var out []tlsrpt.State
 	for rows, err := range d.domains(ctx, day) {
 		for _, row := range rows {
-			if err == nil && r.leftOut[r.hash(row.Key())] {
-				err = b.add([]tlsrpt.State{closed(row, tlsrpt.Suppressed, "too many reports for this destination (max_per_destination)")}, page)
+			if r.leftOut[r.hash(row.Key())] {
+				out = append(out, closed(row, tlsrpt.Suppressed, "too many reports for this destination (max_per_destination)"))
 			}
+		}
+		if err == nil && len(out) >= page {
+			err = d.writer.put(out...)
+			out = nil
 		}
 		if err != nil {
 			return err
 		}
+	}
+	if err := d.writer.put(out...); err != nil {
+		return err
 	}
 	d.mu.Lock()
 	d.stats.Reports[tlsrpt.Suppressed] += uint64(len(r.leftOut))
@@ -49,7 +56,7 @@ func (d *Deliverer) rank(ctx context.Context, day tlsrpt.Day) error {
 	d.mu.Unlock()
 	d.Log.Warn("TLS reports are left out: too many domains name the same destination", "day", day, "reports", len(r.leftOut),
 		"next", "if it is a service that you trust, raise max_per_destination in [tlsrpt]")
-	return b.add(nil, 1)
+	return nil
 }
 
 // A ranking collects the destinations of a day that are outside their domains. Names

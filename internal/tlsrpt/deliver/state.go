@@ -68,9 +68,12 @@ func closed(row tlsrpt.State, kind tlsrpt.StateKind, why string) tlsrpt.State {
 	return row
 }
 
-// concluded returns a domain's own row when all of its destinations are done: accepted
+// concluded returns a domain's own row, closed if all of its destinations are: accepted
 // if one accepted (RFC 8460, 3).
 func concluded(own tlsrpt.State, rows []tlsrpt.State) tlsrpt.State {
+	if slices.ContainsFunc(rows, open) {
+		return own
+	}
 	for _, kind := range []tlsrpt.StateKind{tlsrpt.Accepted, tlsrpt.Expired, tlsrpt.Refused} {
 		if i := slices.IndexFunc(rows, func(row tlsrpt.State) bool { return row.Kind == kind }); i >= 0 {
 			return closed(own, kind, rows[i].Reason)

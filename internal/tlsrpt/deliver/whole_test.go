@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,9 +16,10 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/deliver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
 )
 
-// All that is real: DNS, the MTA and the web server, each on loopback.
+// All is real: the store, and on loopback DNS, the MTA and the web server.
 func TestADaysReportsReachTheMTAAndTheWebServer(t *testing.T) {
 	posted := make(chan []byte, 10)
 	r := newReceiver(t, "reports.good.test", func(_ http.ResponseWriter, r *http.Request) {
@@ -32,9 +34,32 @@ func TestADaysReportsReachTheMTAAndTheWebServer(t *testing.T) {
 		"_smtp._tls.loop.test. 60 IN CNAME a.loop.test.", "a.loop.test. 60 IN CNAME _smtp._tls.loop.test.")
 
 	day := tlsrpt.DayOf(time.Now().AddDate(0, 0, -2))
-	store := &memory{days: map[tlsrpt.Day]map[string]tlsrpt.DomainDay{day: {}}, rows: map[tlsrpt.Day][]tlsrpt.State{}}
+	clock := day.Begin().Add(12 * time.Hour)
+	st, err := store.Open(filepath.Join(t.TempDir(), "reports.db"), store.Options{Now: func() time.Time { return clock }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	var batch store.Batch
+	batch.Reset(day)
 	for _, domain := range []string{"good.test", "two.test", "alias.test", "loop.test", "none.test"} {
-		store.days[day][domain] = tlsrpt.DomainDay{Domain: domain, Day: day, Policies: []tlsrpt.Summary{{Policy: tlsrpt.Policy{Type: tlsrpt.TypeNone, Domain: domain}, Successful: 1}}}
+		batch.Add(&tlsrpt.Event{Domain: domain, Policy: tlsrpt.Policy{Type: tlsrpt.TypeNone, Domain: domain}})
+	}
+	if err := st.Write(&batch); err != nil {
+		t.Fatal(err)
+	}
+	clock = day.End().Add(11 * time.Minute)
+	for range 2 { // the first merges the log, the second closes the day
+		if err := st.Upkeep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own := func(domain string) tlsrpt.State {
+		rows, err := st.States(day, domain, 1)
+		if err != nil || len(rows) != 1 || rows[0].Domain != domain {
+			t.Fatalf("%s: %+v, %v", domain, rows, err)
+		}
+		return rows[0]
 	}
 	asker, err := resolver.New(resolver.Config{Servers: []string{dns.Addr}})
 	if err != nil {
@@ -52,7 +77,7 @@ func TestADaysReportsReachTheMTAAndTheWebServer(t *testing.T) {
 	go func() {
 		defer close(done)
 		deliver.New(deliver.Config{
-			Store: store, Resolver: asker, Reporter: reporter, MaxPerDestination: 1000, Log: slog.New(slog.DiscardHandler),
+			Store: st, Resolver: asker, Reporter: reporter, MaxPerDestination: 1000, Log: slog.New(slog.DiscardHandler),
 			Mail: deliver.SMTP(address, "mail.reporter.test"), Post: r.poster(t, true, true),
 		}).Run(ctx)
 	}()
@@ -63,14 +88,14 @@ func TestADaysReportsReachTheMTAAndTheWebServer(t *testing.T) {
 	<-done
 	mails := mta.Messages()
 	for _, domain := range []string{"good.test", "alias.test"} {
-		id := store.row(day, domain, "").ReportID
+		id := own(domain).ReportID
 		subject := fmt.Sprintf("Subject: Report Domain: %s\r\n Submitter: reporter.test\r\n Report-ID: <%s>\r\n", domain, id)
 		if !bytes.Contains(mails[0].Data, []byte(subject)) && !bytes.Contains(mails[1].Data, []byte(subject)) {
 			t.Errorf("no mail has %q", subject)
 		}
 	}
 	for domain, kind := range map[string]tlsrpt.StateKind{"two.test": tlsrpt.Suppressed, "none.test": tlsrpt.Suppressed, "loop.test": tlsrpt.Planned} {
-		if row := store.row(day, domain, ""); row.Kind != kind {
+		if row := own(domain); row.Kind != kind {
 			t.Errorf("%s is %+v; want %s", domain, row, kind)
 		}
 	}

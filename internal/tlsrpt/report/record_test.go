@@ -95,6 +95,7 @@ func TestADestinationIsOnePlainAddressOrOnePublicHost(t *testing.T) {
 		"mailto:a@b.example?bcc=c@d.example":           "",
 		"mailto:a@b.example%3Fbcc=c@d.example":         "",
 		"mailto:?to=a@b.example":                       "",
+		"mailto:a#b@c.example":                         "",
 		"mailto:a@b.example#x":                         "",
 		"mailto:a@b.example,c@d.example":               "",
 		"mailto:a@b.example%2Cc@d.example":             "",
