@@ -60,7 +60,7 @@ type Config struct {
 	Reporter *report.Reporter
 
 	// Mail hands a message over, and Post a compressed report; see SMTP, Sendmail and
-	// HTTPS. They must return in time. An error that wraps ErrRefused is final.
+	// HTTPS. They must return in time. See ErrRefused and ErrNoMTA.
 	Mail func(ctx context.Context, from, to string, message []byte) error
 	Post func(ctx context.Context, url string, compressed []byte) error
 

@@ -30,7 +30,7 @@ func SMTP(address, helo string) func(ctx context.Context, from, to string, messa
 		defer cancel()
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", ErrNoMTA, err)
 		}
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
 		defer stop()
@@ -40,10 +40,10 @@ func SMTP(address, helo string) func(ctx context.Context, from, to string, messa
 		defer c.Close()
 		c.CommandTimeout, c.SubmissionTimeout = replyTime, mailTime
 		if err := c.Hello(helo); err != nil {
-			return fmt.Errorf("EHLO: %w", err)
+			return fmt.Errorf("%w: EHLO: %w", ErrNoMTA, err)
 		}
 		if err := c.Mail(from, nil); err != nil {
-			return fmt.Errorf("MAIL FROM: %w", err)
+			return fmt.Errorf("%w: MAIL FROM: %w", ErrNoMTA, err)
 		}
 		if err := c.Rcpt(to, nil); err != nil {
 			return fmt.Errorf("RCPT TO: %w", final(err))

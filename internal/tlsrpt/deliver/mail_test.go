@@ -51,7 +51,7 @@ func TestOnlyWhatTheMTASaysOfTheRecipientOrTheMessageIsFinal(t *testing.T) {
 	} {
 		host := lab.MailHost(fmt.Sprintf("mail%v.reporter.test", final), "")
 		host.Behave(fault)
-		if err := submit(t, lab, host, time.Minute); err == nil || errors.Is(err, deliver.ErrRefused) != final {
+		if err := submit(t, lab, host, time.Minute); err == nil || errors.Is(err, deliver.ErrRefused) != final || errors.Is(err, deliver.ErrNoMTA) == final {
 			t.Errorf("fault %v: %v", fault, err)
 		}
 	}

@@ -14,6 +14,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
 )
 
+// ourMTA is the receiver of all mail in a tally: no name that a record can have.
+const ourMTA = "mail"
+
 // A pass is one look at all rows of a day.
 type pass struct {
 	*Deliverer
@@ -108,7 +111,6 @@ func (p *pass) work(ctx context.Context, rows []tlsrpt.State) (_ []tlsrpt.State,
 		}
 	}
 	if own := concluded(rows[0], rows[1:]); own.Kind != rows[0].Kind { // else no row was due
-		rows[0] = own
 		return rows, p.writer.put(own)
 	}
 	return rows, nil
@@ -169,18 +171,18 @@ func (s *shipment) deliver(ctx context.Context, row tlsrpt.State) (tlsrpt.State,
 	}
 	to := destinations[at]
 	who := registrable(to.Host)
-	if to.Address != "" {
-		who = "mail" // it all goes to the MTA here
-	}
 	start := time.Now()
 	row = begun(row, start)
-	if s.receivers.exhausted(who) {
-		return failed(row, fmt.Errorf("not tried: %s has just kept others waiting", who), start), nil
+	if s.receivers.exhausted(who) || to.Address != "" && s.receivers.exhausted(ourMTA) {
+		return failed(row, errors.New("not tried: others have just waited there in vain"), start), nil
 	}
 	if err := s.writer.put(row); err != nil { // before the attempt
 		return row, err
 	}
 	err = s.send(ctx, row, to)
+	if errors.Is(err, ErrNoMTA) {
+		who = ourMTA
+	}
 	s.receivers.note(who, start, err)
 	switch {
 	case err == nil:

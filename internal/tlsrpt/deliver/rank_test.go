@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/deliver"
 )
 
 // A record is unauthenticated text: nobody may aim us at a third party.
@@ -28,9 +29,7 @@ func TestTenThousandDomainsCannotAimUsAtAThirdParty(t *testing.T) {
 			if i >= 9000 { // those with most sessions
 				want = tlsrpt.Accepted
 			}
-			if row := w.store.row(yesterday, fmt.Sprintf("d%d.test", i), destination); row.Kind != want {
-				t.Fatalf("%d sessions: %+v", i+1, row)
-			}
+			w.want(fmt.Sprintf("d%d.test", i), want, destination)
 		}
 		w.run(24 * time.Hour)
 		if len(w.parcels()) != 1000 {
@@ -110,6 +109,48 @@ func TestAReceiverThatHoldsConnectionsOpenHoldsUpNoOther(t *testing.T) {
 		}
 		w.want("zz.test", tlsrpt.Accepted, "mailto:tls@zz.test")
 		w.want("d499.attack.test", tlsrpt.Expired, "https://d499.attack.test/")
+	})
+}
+
+// An MTA may ask the recipient's host before it answers, and a hostile one is slow.
+func TestRecipientsThatTheMTAWaitsForHoldUpNoOther(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.config.Window = 0
+		for i := range 100 {
+			w.add(yesterday, fmt.Sprintf("a%d.test", i), 3, fmt.Sprintf("mailto:tls@a%d.attack.test", i))
+			w.add(yesterday, fmt.Sprintf("z%d.test", i), 3, fmt.Sprintf("mailto:tls@z%d.test", i))
+		}
+		w.receive = func(_ context.Context, p parcel) error {
+			if strings.Contains(p.to, "attack") {
+				time.Sleep(30 * time.Second)
+				return errors.New("RCPT TO: 450 cannot verify")
+			}
+			return nil
+		}
+		w.run(12 * time.Minute)
+		if kinds := w.store.kinds(yesterday); kinds[tlsrpt.Accepted] != 100 || len(w.parcels()) > 100+16+3 {
+			t.Errorf("%d attempts, %v", len(w.parcels()), kinds)
+		}
+	})
+}
+
+func TestAnMTAOfOursThatHangsIsNotAskedForEachReport(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.config.Window = 0
+		for i := range 200 {
+			w.add(yesterday, fmt.Sprintf("d%d.test", i), 3, fmt.Sprintf("mailto:tls@d%d.test", i), fmt.Sprintf("https://d%d.test/", i))
+		}
+		w.receive = func(_ context.Context, p parcel) error {
+			if strings.Contains(p.to, "@") {
+				time.Sleep(3 * time.Minute)
+				return fmt.Errorf("%w: no greeting", deliver.ErrNoMTA)
+			}
+			return nil
+		}
+		w.run(19 * time.Minute)
+		if kinds := w.store.kinds(yesterday); kinds[tlsrpt.Accepted] != 200 || len(w.parcels()) > 200+16+3 {
+			t.Errorf("%d attempts, %v", len(w.parcels()), kinds)
+		}
 	})
 }
 

@@ -17,8 +17,11 @@ const (
 // pauses are those before the retries; the last one is repeated.
 var pauses = [...]time.Duration{10 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 8 * time.Hour}
 
-// ErrRefused is an answer that will not change.
-var ErrRefused = errors.New("refused")
+// Errors that Config.Mail and Config.Post wrap.
+var (
+	ErrRefused = errors.New("refused")                     // an answer that will not change
+	ErrNoMTA   = errors.New("our own MTA does not answer") // whoever the mail is for
+)
 
 // A LaterError is a failure of a receiver that says when to try again.
 type LaterError struct {
