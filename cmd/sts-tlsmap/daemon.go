@@ -111,15 +111,16 @@ func (s *service) open() error {
 	if err != nil {
 		return err
 	}
-	s.store, err = cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: s.log, Now: s.clock.Now})
+	s.store, err = cache.Open(cfg.Cache.Path, cache.Options{MaxSize: cfg.Cache.MaxSize, Log: s.log, Now: s.clock.Now, InDoubtSince: s.clock.InDoubtSince})
 	if err != nil {
 		return cacheError(err)
 	}
-	s.clock.NotBefore(s.store.Stats().Heartbeat)
+	stats := s.store.Stats()
+	s.clock.NotBefore(stats.Heartbeat, stats.InDoubtSince)
 	s.observer = observe.New(s.observed(table))
 	most := discoveries(cfg, socketmap.Descriptors())
 	if most < cfg.Lookup.Concurrency {
-		s.log.Warn("fewer domains are discovered at once than concurrency", "concurrency", cfg.Lookup.Concurrency, "at_once", most,
+		s.log.Warn("too few file descriptors for the concurrency of discoveries", "concurrency", cfg.Lookup.Concurrency, "at_once", most,
 			"next", "raise LimitNOFILE=, or lower max_connections in [socket] or concurrency in [lookup]")
 	}
 	s.keeper = keeper.New(keeper.Options{
@@ -135,7 +136,7 @@ func (s *service) open() error {
 		Recheck: cfg.Refresh.Recheck, UnusedAfter: cfg.Refresh.UnusedAfter,
 		FetchRate: float64(cfg.Refresh.FetchRate), RefreshConcurrency: cfg.Refresh.Concurrency,
 	})
-	answering := tlsmap.Options{Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log}
+	answering := tlsmap.Options{Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log, Now: s.clock.Now}
 	if cfg.TLSRPT.On() {
 		answering.NotFetched = func(domain []byte) { s.reports.NotFetched(domain) }
 	}
@@ -143,7 +144,7 @@ func (s *service) open() error {
 	if err := s.maps.SetExempt(cfg.Exempt.Domains); err != nil {
 		return err
 	}
-	if s.exempt, err = exempt.Open(s.store, s.maps.SetTimedExempt, s.clock.Latest, s.log); err != nil {
+	if s.exempt, err = exempt.Open(s.store, s.maps.SetTimedExempt, s.clock.Now, s.log); err != nil {
 		return err
 	}
 	s.sockets = socketmap.NewServer(s.maps, socketmap.Options{MaxConnections: cfg.Socket.MaxConnections, Log: s.log})
@@ -155,8 +156,8 @@ func (s *service) open() error {
 }
 
 // discoveries returns how many domains the descriptors allow to be discovered at
-// once: half of those that connections leave. The rest is for refreshes, DANE and
-// the daemon's own files.
+// once: half of those that connections leave. The other half is for refreshes, DANE and
+// the daemon's own files. Their number does not depend on the descriptors.
 func discoveries(cfg *config.Config, descriptors int) int {
 	return max((descriptors-min(cfg.Socket.MaxConnections, descriptors/2))/2, 1)
 }

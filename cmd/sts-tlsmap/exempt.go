@@ -115,7 +115,7 @@ func exemptionsIn(store *cache.Store) (list []control.ExemptEntry, err error) {
 func (a *app) printExempt(list []control.ExemptEntry) {
 	for _, x := range list {
 		fmt.Fprintf(a.stdout, "%s exempt until %s (%s left)\n",
-			text.Printable(x.Entry), text.Clock(x.Until), text.Span(time.Until(x.Until)))
+			text.Printable(x.Entry), text.Clock(x.Until), text.Span(x.Until.Sub(a.now())))
 	}
 }
 

@@ -270,7 +270,7 @@ func TestFewDescriptorsCostNoProtection(t *testing.T) {
 	}
 	for _, want := range []string{
 		`msg="fewer connections are held than max_connections" max_connections=4096 held=32`,
-		`msg="fewer domains are discovered at once than concurrency" concurrency=256 at_once=16`,
+		`msg="too few file descriptors for the concurrency of discoveries" concurrency=256 at_once=16`,
 	} {
 		if !strings.Contains(d.Log(), want) {
 			t.Errorf("the log has no %s", want)

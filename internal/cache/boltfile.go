@@ -28,9 +28,10 @@ type boltFile struct {
 
 // A state is the counts of the whole file after a commit.
 type state struct {
-	counts     [4]int64 // policies by mode, those whose mode cannot be read at 0
-	heartbeat  int64
-	used, size int64 // bytes of used pages, and of all
+	counts       [4]int64 // policies by mode, those whose mode cannot be read at 0
+	heartbeat    int64
+	inDoubtSince int64
+	used, size   int64 // bytes of used pages, and of all
 }
 
 // openBolt opens the file behind fd, which it closes after an error. Into an
@@ -66,6 +67,7 @@ func (f *boltFile) check(tx *bbolt.Tx, path string) error {
 	st := new(state)
 	decode(meta.Get(keyCounts), &st.counts)
 	decode(meta.Get(keyNewest), &st.heartbeat)
+	decode(meta.Get(keyInDoubt), &st.inDoubtSince)
 	return f.publish(tx, st)
 }
 

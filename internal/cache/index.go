@@ -18,10 +18,11 @@ var (
 
 // The keys of the meta bucket.
 var (
-	keySchema  = []byte("schema")  // uint32
-	keyCounts  = []byte("counts")  // the policies by mode, uint64 each
-	keyNewest  = []byte("newest")  // int64, Unix seconds: the wall clock at the last commit
-	keySalvage = []byte("salvage") // names of the files that are still to be searched, a line each
+	keySchema  = []byte("schema")   // uint32
+	keyCounts  = []byte("counts")   // the policies by mode, uint64 each
+	keyNewest  = []byte("newest")   // int64, Unix seconds: Options.Now at the last commit
+	keyInDoubt = []byte("in-doubt") // int64, Unix seconds: Options.InDoubtSince at the last commit, 0: the clock was not in doubt
+	keySalvage = []byte("salvage")  // names of the files that are still to be searched, a line each
 )
 
 // schemaVersion counts the layouts of the file, that of the values included.

@@ -108,17 +108,18 @@ type WriteResult struct {
 
 // Stats are counts of what the store holds and has seen.
 type Stats struct {
-	ByMode     [policy.ModeEnforce + 1]int64 // policies by mode; unreadable modes at 0
-	Heartbeat  time.Time                     // Options.Now at the last commit; right after Open, that of the previous run
-	UsedSize   int64                         // bytes of used pages
-	FileSize   int64                         // bytes of the file, free pages included
-	MaxSize    int64                         // the limit of UsedSize
-	Damaged    uint64                        // damaged records met since Open
-	Unreadable uint64                        // faults met since Open
-	Files      uint64                        // files used since Open: another may hold other policies
-	Salvage    *Report                       // the last salvage, nil: none since Open
-	Salvaging  bool                          // a file is still being read for records; a domain not read yet is ErrUnreadable
-	MemoryOnly error                         // why the store is a file in memory; nil: it is on disk
+	ByMode       [policy.ModeEnforce + 1]int64 // policies by mode; unreadable modes at 0
+	Heartbeat    time.Time                     // Options.Now at the last commit; right after Open, that of the previous run
+	InDoubtSince time.Time                     // Options.InDoubtSince at that commit
+	UsedSize     int64                         // bytes of used pages
+	FileSize     int64                         // bytes of the file, free pages included
+	MaxSize      int64                         // the limit of UsedSize
+	Damaged      uint64                        // damaged records met since Open
+	Unreadable   uint64                        // faults met since Open
+	Files        uint64                        // files used since Open: another may hold other policies
+	Salvage      *Report                       // the last salvage, nil: none since Open
+	Salvaging    bool                          // a file is still being read for records; a domain not read yet is ErrUnreadable
+	MemoryOnly   error                         // why the store is a file in memory; nil: it is on disk
 }
 
 // Policies returns the number of policies.

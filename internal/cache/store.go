@@ -28,6 +28,9 @@ type Options struct {
 	MaxSize int64            // bytes of used pages; 0: no limit
 	Log     *slog.Logger     // nil: none
 	Now     func() time.Time // the clock; nil: time.Now
+	// InDoubtSince is since when the clock is in doubt, zero if it is not; nil: never. It
+	// is stored with each commit.
+	InDoubtSince func() time.Time
 }
 
 // A Store is an open cache. Its methods are safe for concurrent use.
@@ -117,6 +120,9 @@ func newStore(path string, o Options) *Store {
 	o.MaxSize = cmp.Or(max(o.MaxSize, 0), unlimited)
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.InDoubtSince == nil {
+		o.InDoubtSince = func() time.Time { return time.Time{} }
 	}
 	return &Store{
 		path: path, o: o,
@@ -254,7 +260,7 @@ func (s *Store) Stats() Stats {
 	}
 	if file := s.file.Load(); file != nil {
 		is := file.state.Load()
-		st.ByMode, st.Heartbeat = is.counts, timeOf(is.heartbeat)
+		st.ByMode, st.Heartbeat, st.InDoubtSince = is.counts, timeOf(is.heartbeat), timeOf(is.inDoubtSince)
 		st.UsedSize, st.FileSize, st.MaxSize = is.used, is.size, file.maxSize
 	}
 	return st

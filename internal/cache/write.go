@@ -94,7 +94,7 @@ func (s *Store) updateIn(file *boltFile, fn func(*writing) error) error {
 	before := file.state.Load()
 	w := &writing{
 		now: s.o.Now().Unix(), state: state{counts: before.counts}, room: file.maxSize - before.used}
-	w.state.heartbeat = w.now
+	w.state.heartbeat, w.state.inDoubtSince = w.now, secondsOf(s.o.InDoubtSince())
 	return file.update(func(tx *bbolt.Tx) (*state, error) {
 		meta := tx.Bucket(bucketMeta)
 		w.tx, w.policy, w.due, w.expiry = tx, tx.Bucket(bucketPolicy), tx.Bucket(bucketDue), tx.Bucket(bucketExpiry)
@@ -112,6 +112,7 @@ func (s *Store) updateIn(file *boltFile, fn func(*writing) error) error {
 		return &w.state, errors.Join(err,
 			meta.Put(keyCounts, encoded(w.state.counts)),
 			meta.Put(keyNewest, encoded(w.now)),
+			meta.Put(keyInDoubt, encoded(w.state.inDoubtSince)),
 			w.policy.SetSequence(w.sequence))
 	})
 }

@@ -45,8 +45,8 @@ type List struct {
 }
 
 // Open reads what is stored and hands it to apply, which is told of every
-// change. Exemptions that cannot be read have ended. now is the clock; while clocks
-// disagree, the one that is ahead.
+// change. Exemptions that cannot be read have ended. now is the clock by
+// which exemptions end.
 func Open(store Store, apply func([]Exemption) error, now func() time.Time, log *slog.Logger) (*List, error) {
 	l := &List{store: store, apply: apply, now: now, log: log, until: map[string]time.Time{}}
 	l.retry = time.AfterFunc(writeAgain, func() { l.save() })
@@ -121,7 +121,7 @@ func (l *List) Set(domain string, long time.Duration) (until time.Time, was bool
 }
 
 // endLater drops an exemption after the time that it has left, unless it was changed
-// before. Lookups end it earlier if the wall clock says so.
+// before. Lookups end it earlier if the clock says so.
 func (l *List) endLater(x Exemption) {
 	time.AfterFunc(x.Until.Sub(l.now()), func() {
 		l.mu.Lock()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 )
 
 // fakeStore is a disk that can fail.
@@ -47,6 +48,7 @@ func (f *fakeStore) stored() []exempt.Exemption {
 // fakeServer answers lookups.
 type fakeServer struct {
 	timed atomic.Pointer[exempt.Set]
+	now   func() time.Time // nil: time.Now
 }
 
 func (f *fakeServer) setTimed(list []exempt.Exemption) error {
@@ -58,7 +60,11 @@ func (f *fakeServer) setTimed(list []exempt.Exemption) error {
 }
 
 func (f *fakeServer) isExempt(domain string) bool {
-	return f.timed.Load().Until([]byte(domain), time.Now().Unix()) != 0
+	now := time.Now
+	if f.now != nil {
+		now = f.now
+	}
+	return f.timed.Load().Until([]byte(domain), now().Unix()) != 0
 }
 
 // inForce has a List over a store, and what it has applied.
@@ -127,30 +133,36 @@ func TestStoredExemptionsApplyAfterAStartUntilTheyEnd(t *testing.T) {
 	})
 }
 
-// The wall clock was set back: lookups would go by it, but the time has passed.
-func TestAnExemptionEndsWhenItsTimeHasPassedWhateverTheWallClockSays(t *testing.T) {
+// The wall clock is 8 days ahead, and in doubt. It is set right before a restart.
+func TestAnExemptionThatIsSetWhileTheClockIsWrongLastsForItsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		steady := func() time.Time { return time.Now().AddDate(0, 0, 8) }
-		store := &fakeStore{list: []exempt.Exemption{
-			{Domain: "stored.test", Until: steady().Add(time.Hour)}, {Domain: "over.test", Until: steady().Add(-time.Hour)},
-		}}
-		server := new(fakeServer)
-		l, err := exempt.Open(store, server.setTimed, steady, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, _, err := l.Set("new.test", time.Hour); err != nil {
-			t.Fatal(err)
-		}
-		for domain, want := range map[string]bool{"stored.test": true, "over.test": false, "new.test": true} {
-			if got := server.isExempt(domain); got != want {
-				t.Errorf("%s is exempt: %t", domain, got)
+		store, wall := new(fakeStore), time.Duration(0)
+		start := func(ahead time.Duration) (*exempt.List, *fakeServer) {
+			begin := time.Now()
+			c := keeper.NewClock(func() time.Time { return time.Now().Round(0).Add(wall) }, func() time.Duration { return time.Since(begin) })
+			wall = ahead
+			server := &fakeServer{now: c.Now}
+			l, err := exempt.Open(store, server.setTimed, c.Now, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
 			}
+			return l, server
 		}
-		time.Sleep(time.Hour + time.Second)
+		l, server := start(8 * 24 * time.Hour)
+		if _, _, err := l.Set("a.test", 4*time.Hour); err != nil || !server.isExempt("a.test") {
+			t.Errorf("%v; exempt: %t", err, server.isExempt("a.test"))
+		}
+		time.Sleep(time.Hour)
+		wall = 0
+		l, server = start(0)
+		time.Sleep(3*time.Hour - time.Minute)
+		if !server.isExempt("a.test") {
+			t.Error("it ended early")
+		}
+		time.Sleep(time.Minute)
 		synctest.Wait()
-		if server.isExempt("stored.test") || server.isExempt("new.test") {
-			t.Errorf("an hour later %v are exempt", l.InForce())
+		if server.isExempt("a.test") || len(l.InForce()) != 0 {
+			t.Errorf("after its time: %v", l.InForce())
 		}
 	})
 }

@@ -61,18 +61,20 @@ func isNewer(r, stored *cache.Record) bool { return r.Fetched.Unix() != stored.F
 // be empty.
 func (k *Keeper) List(after string, limit int) (page []cache.Record, next string, err error) {
 	limit = min(max(limit, 1), cache.MaxPage)
+	// Read before the store: what is committed in between would be in neither.
+	pending, unstored := k.writer.pendingAfter(after), k.memory.unstoredAfter(after)
 	page, next, err = k.o.Store.List(after, limit)
-	pending, unstored := k.writer.pendingBetween(after, next), k.memory.unstoredBetween(after, next)
 	if err != nil || len(pending)+len(unstored) == 0 {
 		return page, next, err
 	}
+	inPage := func(domain string) bool { return next == "" || domain <= next }
 	byDomain := make(map[string]cache.Record, len(page))
 	for _, r := range page {
 		byDomain[r.Domain] = r
 	}
 	for domain, r := range pending {
 		stored := byDomain[domain]
-		if delete(byDomain, domain); r != nil {
+		if delete(byDomain, domain); r != nil && inPage(domain) {
 			waits := *r
 			waits.NotOnDisk = isNewer(r, &stored)
 			byDomain[domain] = waits
@@ -80,7 +82,7 @@ func (k *Keeper) List(after string, limit int) (page []cache.Record, next string
 	}
 	for _, e := range unstored {
 		_, listed := byDomain[e.domain]
-		if _, waits := pending[e.domain]; !listed && !waits {
+		if _, waits := pending[e.domain]; !listed && !waits && inPage(e.domain) {
 			r := e.record()
 			r.NotOnDisk = true
 			byDomain[e.domain] = r

@@ -20,7 +20,7 @@ type Clock struct {
 	mu     sync.Mutex
 	base   time.Time     // the time when passed was 0
 	off    time.Duration // how far the wall clock was ahead when it last moved
-	moved  time.Duration // passed at that moment
+	moved  time.Duration // passed at that moment, negative before the start
 	behind bool          // the daemon started with a wall clock that was behind
 }
 
@@ -55,26 +55,35 @@ func (c *Clock) Now() time.Time {
 	return now
 }
 
-// Latest returns the time or the wall clock, whichever is later.
-func (c *Clock) Latest() time.Time {
-	now, off := c.look()
-	return now.Add(max(off, 0))
-}
-
 // Off returns how far the wall clock is ahead of the time, 0 if it is not in doubt.
 func (c *Clock) Off() time.Duration {
 	_, off := c.look()
 	return off
 }
 
-// NotBefore says that a time has been, before the daemon started. A wall clock that
-// is behind it is in doubt until it gets there.
-func (c *Clock) NotBefore(t time.Time) {
+// InDoubtSince returns the time at which the wall clock came into doubt, zero if it is
+// not in doubt.
+func (c *Clock) InDoubtSince() time.Time {
+	if c.Off() == 0 {
+		return time.Time{}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.base.Add(c.moved)
+}
+
+// NotBefore says that a time has been, before the daemon started, and what InDoubtSince
+// was then. A wall clock that is behind that time is in doubt until it gets there. The
+// doubt before the start counts in its clockDoubt.
+func (c *Clock) NotBefore(t, inDoubtSince time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now := c.wall(); t.Sub(now) > clockStep {
-		c.moved = c.passed()
-		c.base, c.off, c.behind = t.Add(-c.moved), now.Sub(t), true
+		passed := c.passed()
+		c.base, c.off, c.moved, c.behind = t.Add(-passed), now.Sub(t), passed, true
+		if !inDoubtSince.IsZero() {
+			c.moved -= max(t.Sub(inDoubtSince), 0)
+		}
 		c.agreed.Store(inDoubt)
 	}
 }

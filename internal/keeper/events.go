@@ -79,7 +79,7 @@ func (c *counters) add(count *int64, n int) {
 // Stats returns the keeper's numbers.
 func (k *Keeper) Stats() Stats {
 	s := Stats{
-		Discovering: k.flights.length(), Pending: len(k.writer.pendingBetween("", "")), RecheckQueue: len(k.attention),
+		Discovering: k.flights.length(), Pending: len(k.writer.pendingAfter("")), RecheckQueue: len(k.attention),
 		Failing:      k.writer.failing.Load() || k.writer.commitTakes() >= commitStuck,
 		WritesFailed: k.writer.failed.Load(), CommitTakes: int64(k.writer.commitTakes() / time.Second),
 		LateSeconds: k.late.Load(), ClockOff: int64(k.o.Off() / time.Second),

@@ -211,6 +211,7 @@ type faultyStore struct {
 	gate    chan struct{} // a Write waits until it is closed
 	damaged map[string]bool
 	writes  int
+	listed  func() // is called after a page was read
 
 	unreadable bool // the page on which anything stands
 }
@@ -266,6 +267,14 @@ func (s *faultyStore) Get(domain string) (cache.Record, error) {
 		return cache.Record{}, err
 	}
 	return s.Store.Get(domain)
+}
+
+func (s *faultyStore) List(after string, limit int) (list []cache.Record, next string, err error) {
+	list, next, err = s.Store.List(after, limit)
+	if s.listed != nil {
+		s.listed()
+	}
+	return list, next, err
 }
 
 func (s *faultyStore) set(change func(*faultyStore)) {

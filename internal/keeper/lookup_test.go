@@ -245,6 +245,21 @@ func (s *site) listed(t *testing.T, limit int) (domains []string) {
 	}
 }
 
+func TestAListingIncludesAPolicyThatIsCommittedMeanwhile(t *testing.T) {
+	inSite(t, nil, func(t *testing.T, s *site) {
+		gate := make(chan struct{})
+		s.disk.set(func(d *faultyStore) {
+			d.gate = gate
+			d.listed = sync.OnceFunc(func() { close(gate); synctest.Wait() })
+		})
+		s.net.enforced("example.com", 30*day)
+		s.mustHold(t, "example.com")
+		if got := s.listed(t, 10); !slices.Equal(got, []string{"example.com"}) {
+			t.Errorf("listed %v", got)
+		}
+	})
+}
+
 func TestAListingIncludesPoliciesThatWaitForTheDisk(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		// Long policies: the store's pages are shorter than what is asked for.

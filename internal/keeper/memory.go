@@ -119,9 +119,8 @@ func (m *memory) replace(e *Entry) {
 	}
 }
 
-// unstoredBetween returns the entries that are not on disk, of the domains after one
-// and up to another; an empty upTo is no bound.
-func (m *memory) unstoredBetween(after, upTo string) (found []*Entry) {
+// unstoredAfter returns the entries that are not on disk, of the domains after one.
+func (m *memory) unstoredAfter(after string) (found []*Entry) {
 	if !m.unstored.Load() {
 		return nil
 	}
@@ -130,7 +129,7 @@ func (m *memory) unstoredBetween(after, upTo string) (found []*Entry) {
 	more := false
 	for _, e := range m.values.Values() {
 		more = more || e.unstored
-		if e.unstored && e.domain > after && (upTo == "" || e.domain <= upTo) {
+		if e.unstored && e.domain > after {
 			found = append(found, e)
 		}
 	}

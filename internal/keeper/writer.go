@@ -75,14 +75,13 @@ func (w *writer) pending(domain []byte) (r *cache.Record, late, ok bool) {
 	return c.record, c.late, true
 }
 
-// pendingBetween returns what waits for the disk of the domains after one and up
-// to another; an empty upTo is no bound.
-func (w *writer) pendingBetween(after, upTo string) map[string]*cache.Record {
+// pendingAfter returns what waits for the disk, of the domains after one.
+func (w *writer) pendingAfter(after string) map[string]*cache.Record {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	found := make(map[string]*cache.Record)
 	for domain, c := range w.changes {
-		if domain > after && (upTo == "" || domain <= upTo) {
+		if domain > after {
 			found[domain] = c.record
 		}
 	}

@@ -78,8 +78,8 @@ var conditions = []condition{
 			return fmt.Sprintf("the clock says %s; going by the last write to the cache and the time that has passed, it is %s",
 				text.Clock(s.now), text.Clock(s.time(s.now)))
 		},
-		words("set the clock if it is wrong; a day after it moved it counts again, right or wrong: until then policies live by the time " +
-			"that passes, and mail to new domains waits where the clock says that a certificate is expired or not yet valid")},
+		words("set the clock if it is wrong: after a day the daemon follows it again. Until then policies live by the time that passes, " +
+			"and mail to a new domain waits if a certificate seems expired or not yet valid, or if the resolver answers SERVFAIL")},
 	{Refresher, Ticket, true, func(s *signs) bool { return s.late() >= keeper.LateAfter },
 		func(s *signs) string { return fmt.Sprintf("the refresher is %s late", text.Span(s.late())) },
 		words("if it stays so, raise fetch_rate or concurrency in [refresh]")},

@@ -57,7 +57,7 @@ func (c *Client) bothFamilies(ctx context.Context, host string) (families [2][]n
 			defer catchPanic(&errs[i])
 			answer, err := c.config.Resolver.Query(ctx, host, qtype)
 			if err != nil {
-				errs[i] = err
+				errs[i] = c.blameClock(err)
 			} else if families[i] = answer.Addrs; len(answer.Addrs) > 0 {
 				time.AfterFunc(familyGrace, cancel)
 			}

@@ -51,8 +51,9 @@ type Config struct {
 	// hosts, always at port 443, and to the proxy. It must return when ctx ends.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-	// ClockInDoubt says whether the dates of certificates cannot be judged, because
-	// this machine's clock may be wrong. Nil: never.
+	// ClockInDoubt says whether this machine's clock may be wrong, so that neither this
+	// client can judge the dates of certificates, nor a resolver on this machine those of
+	// DNSSEC signatures. Nil: never.
 	ClockInDoubt func() bool
 
 	UserAgent string
@@ -129,7 +130,7 @@ func (c *Client) record(ctx context.Context, domain string) (Record, time.Durati
 	}
 	answer, err := c.config.Resolver.Query(ctx, name, resolver.TypeTXT)
 	if err != nil {
-		return Record{}, 0, fmt.Errorf("%w: %w", ErrRecordLookup, err)
+		return Record{}, 0, fmt.Errorf("%w: %w", ErrRecordLookup, c.blameClock(err))
 	}
 	record, err := FindRecord(answer.Texts)
 	return record, answer.TTL, err

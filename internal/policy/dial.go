@@ -144,11 +144,7 @@ func (c *Client) open(ctx context.Context, host string, addr netip.Addr, proxy *
 	config.ServerName = host // RFC 8461, 3.3: SNI, and the name in the certificate
 	s.Conn = tls.Client(uncutConn{conn}, config)
 	if err := s.HandshakeContext(ctx); err != nil {
-		err = handshakeError(ctx, host, addr, err)
-		if isAny(err, ErrCertExpired) && c.config.ClockInDoubt != nil && c.config.ClockInDoubt() {
-			err = fmt.Errorf("%w; %w", err, ErrClock)
-		}
-		return nil, err
+		return nil, c.blameClock(handshakeError(ctx, host, addr, err))
 	}
 	return s, nil
 }

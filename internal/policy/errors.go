@@ -76,7 +76,7 @@ var (
 	ErrTimeout        = errors.New("the policy host did not answer in time")
 	ErrBusy           = errors.New("too many fetches at once")
 	ErrNoRoots        = errors.New("no certificate authorities to trust")
-	ErrClock          = errors.New("the clock of this machine has moved, and may be wrong") // with ErrCertExpired
+	ErrClock          = errors.New("the clock of this machine has moved, and may be wrong") // see blameClock
 )
 
 // A StatusError is an HTTP status other than 200 from the policy host.
@@ -123,12 +123,24 @@ func resultOf(err error) Result {
 // the failure says nothing about the domain: no place was free in time, no
 // descriptor or buffer was left, the caller cancelled the discovery (the daemon
 // is shutting down), no DNS server could be reached, the proxy could not be
-// used, there are no certificate authorities, or the dates of a certificate cannot
-// be judged since the clock is in doubt.
+// used, there are no certificate authorities, or the clock is in doubt and may be the
+// cause.
 func OurFault(err error) bool {
 	dns, ok := errors.AsType[*resolver.Error](err)
 	return ok && dns.Kind == resolver.KindUnreachable ||
 		isAny(err, ErrBusy, ErrProxy, ErrNoRoots, ErrClock, errPanic, context.Canceled, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS)
+}
+
+// blameClock adds ErrClock to an error that this machine's clock may have caused: the
+// dates of a certificate, or SERVFAIL, with which a resolver on this machine answers
+// when DNSSEC signatures seem to have expired.
+func (c *Client) blameClock(err error) error {
+	dns, ok := errors.AsType[*resolver.Error](err)
+	dated := isAny(err, ErrCertExpired) || ok && dns.Kind == resolver.KindServFail
+	if dated && c.config.ClockInDoubt != nil && c.config.ClockInDoubt() {
+		return fmt.Errorf("%w; %w", err, ErrClock)
+	}
+	return err
 }
 
 // worst picks the error to report of several attempts, nil if none failed. A
@@ -167,6 +179,7 @@ var hints = []struct {
 	err  error
 	hint string
 }{
+	{ErrClock, "See whether the clock of this machine is right: sts-tlsmap -check. Mail to new domains like this one waits, for a day at most."},
 	{ErrRecordLookup, "See whether the resolver answers: dig _mta-sts.DOMAIN TXT. If only this domain fails, its DNS or its DNSSEC is broken."},
 	{ErrManyRecords, "The domain must publish exactly one TXT record that begins with v=STSv1; at _mta-sts. Nothing to do here."},
 	{ErrRecordInvalid, "The domain must correct its TXT record at _mta-sts, for example: v=STSv1; id=20260101T000000. Nothing to do here."},
@@ -177,7 +190,6 @@ var hints = []struct {
 	{ErrAddressRefused, "Policy hosts on private and other special addresses are refused. If this one is your own, set allow_private in [fetch]."},
 	{ErrProxy, "See HTTPS_PROXY and NO_PROXY in the daemon's environment, and whether the proxy runs."},
 	{ErrCertName, "The domain must install a certificate for mta-sts.DOMAIN. If all domains fail like this, something on the way intercepts TLS."},
-	{ErrClock, "See whether the clock of this machine is right: sts-tlsmap -check. Mail to new domains like this one waits, for a day at most."},
 	{ErrCertExpired, "The domain must renew the certificate. If all domains fail like this, see whether the clock of this machine is right."},
 	{ErrCertUntrusted, "The domain must use a public authority and send its intermediate certificates. If all domains fail like this, install ca-certificates, or set ca_file in [fetch] to the roots of a proxy that intercepts TLS."},
 	{ErrTLS, "The policy host must offer TLS 1.2 or later for the name mta-sts.DOMAIN. Try: openssl s_client -connect mta-sts.DOMAIN:443 -servername mta-sts.DOMAIN"},

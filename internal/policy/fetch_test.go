@@ -112,6 +112,28 @@ func TestDatesOfACertificateAreOurFaultWhileTheClockIsInDoubt(t *testing.T) {
 	}
 }
 
+// A validating resolver on this machine goes by the same clock.
+func TestServfailIsOurFaultWhileTheClockIsInDoubt(t *testing.T) {
+	lab := testlab.New(t)
+	lab.Domain("example.test", testlab.With{NoMail: true})
+	inDoubt := false
+	c := newClient(t, lab, func(c *policy.Config) { c.ClockInDoubt = func() bool { return inDoubt } })
+	lab.DNS.Break("_mta-sts.example.test", "", testlab.ServFail)
+	lab.DNS.Break("mta-sts.example.test", "", testlab.ServFail)
+	for domain, ours := range map[string]bool{"example.test": true, "absent.test": false} {
+		for _, inDoubt = range []bool{true, false} {
+			_, _, recordErr := c.Record(t.Context(), domain)
+			_, fetchErr := c.Fetch(t.Context(), domain, nil)
+			for _, err := range []error{recordErr, fetchErr} {
+				if err == nil || policy.OurFault(err) != (ours && inDoubt) || errors.Is(err, policy.ErrClock) != (ours && inDoubt) ||
+					strings.Contains(policy.Hint(err), "clock of this machine") != (ours && inDoubt) {
+					t.Errorf("clock in doubt %t: %v; our fault: %t", inDoubt, err, policy.OurFault(err))
+				}
+			}
+		}
+	}
+}
+
 func present(t *testing.T, lab *testlab.T, h *testlab.PolicyHost, names ...string) {
 	t.Helper()
 	cert, err := lab.Issue(testlab.CertGood, names...)

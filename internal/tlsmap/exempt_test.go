@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 func TestAnExemptionEndsByItself(t *testing.T) {
@@ -31,6 +32,27 @@ func TestAnExemptionEndsByItself(t *testing.T) {
 			t.Error("it is exempt for ever")
 		}
 	})
+}
+
+// The wall clock is wrong by 8 days: see keeper.Clock.
+func TestAnExemptionEndsByTheClockOfPolicies(t *testing.T) {
+	for _, ahead := range []time.Duration{8 * 24 * time.Hour, -8 * 24 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLab(t, 0)
+			now := func() time.Time { return time.Now().Add(-ahead) }
+			l.Server = tlsmap.NewServer(l.table, tlsmap.Options{Policies: l.policies, Now: now})
+			if err := l.SetTimedExempt([]exempt.Exemption{{Domain: "enforce.example", Until: now().Add(4 * time.Hour)}}); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []bool{true, false} {
+				got := l.ask("postfix", "enforce.example") == "NOTFOUND "
+				if listed := len(l.ExemptBy("enforce.example")) > 0; got != want || listed != want {
+					t.Errorf("ahead by %v: exempt %t, listed %t; want %t", ahead, got, listed, want)
+				}
+				time.Sleep(4 * time.Hour)
+			}
+		})
+	}
 }
 
 func TestALeadingDotExemptsAllSubdomains(t *testing.T) {

@@ -37,9 +37,10 @@ type NextHops interface {
 // Options are what a Server answers from.
 type Options struct {
 	Policies Policies
-	NextHops NextHops      // may be nil if neither DANE nor Exim is asked for
-	Timeout  time.Duration // for one lookup in all, where the DNS is asked about the next-hop; an hour
-	Log      *slog.Logger  // discards
+	NextHops NextHops         // may be nil if neither DANE nor Exim is asked for
+	Timeout  time.Duration    // for one lookup in all, where the DNS is asked about the next-hop; an hour
+	Log      *slog.Logger     // discards
+	Now      func() time.Time // the clock by which exemptions end; nil: time.Now
 
 	// NotFetched is told of a lookup, in a map that is no rehearsal, that was answered
 	// as without a policy since none could be fetched: keeper.ErrNotFetched. It must not
@@ -57,6 +58,7 @@ type Server struct {
 	failed   func(domain []byte)        // Options.NotFetched
 	exempt   atomic.Pointer[exempt.Set] // for good
 	timed    atomic.Pointer[exempt.Set] // until a time
+	now      func() time.Time           // Options.Now
 	lookups  sync.Pool                  // of *lookup
 	probe    sync.Once                  // of the resolver, when DANE first matters
 	counters []mapCounters              // as the table's maps
@@ -89,6 +91,9 @@ func NewServer(t *Table, o Options) *Server {
 		shortened:  newSparseLog(log, slog.LevelWarn, "policy is too long for its attributes: answered as the map without tlsrpt"),
 		unknown:    newSparseLog(log, slog.LevelWarn, "lookup in an unknown map: mail is deferred"),
 	}
+	if s.now = o.Now; s.now == nil {
+		s.now = time.Now
+	}
 	s.lookups.New = func() any { return new(lookup) }
 	s.exempt.Store(&exempt.Set{})
 	s.timed.Store(&exempt.Set{})
@@ -117,14 +122,14 @@ func (s *Server) SetTimedExempt(list []exempt.Exemption) error {
 // ExemptBy returns the entries that exempt the domain, in canonical form: those
 // without an end, whose Until is zero, and then those until a time.
 func (s *Server) ExemptBy(domain string) []exempt.Exemption {
-	now := time.Now().Unix()
+	now := s.now().Unix()
 	return append(s.exempt.Load().Matching(domain, now), s.timed.Load().Matching(domain, now)...)
 }
 
 // isExempt looks at the clock only where an exemption has an end.
 func (s *Server) isExempt(domain []byte) bool {
 	timed := *s.timed.Load()
-	return s.exempt.Load().Has(domain) || len(timed) > 0 && timed.Until(domain, time.Now().Unix()) != 0
+	return s.exempt.Load().Has(domain) || len(timed) > 0 && timed.Until(domain, s.now().Unix()) != 0
 }
 
 // AppendReply answers one lookup; it is the method of socketmap.Handler.
