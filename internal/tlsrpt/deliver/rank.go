@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	maxBelowDomain = 10        // reports a day to one destination for the domains below one registrable domain
-	maxRanked      = 2_000_000 // destinations of a day outside their domains, 32 bytes each; others get no report
+	maxBelowDomain = 10      // reports a day to one destination for the domains below one registrable domain
+	maxRanked      = 500_000 // destinations of a day outside their domains, 32 bytes each; others get no report
 )
 
 // rank suppresses the reports of a day that would be too many for their destination: at
