@@ -199,9 +199,9 @@ func poll(nc net.Conn) int16 {
 	return fds[0].Revents
 }
 
-// control calls f with the descriptor of nc, if it has one.
-func control(nc net.Conn, f func(fd int)) {
-	if sc, ok := nc.(syscall.Conn); ok {
+// control calls f with the descriptor of a connection or a listener, if it has one.
+func control(socket any, f func(fd int)) {
+	if sc, ok := socket.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			raw.Control(func(fd uintptr) { f(int(fd)) })
 		}

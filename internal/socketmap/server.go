@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
@@ -105,6 +106,8 @@ func (s *Server) Serve(l net.Listener) error {
 	s.serving.Add(1)
 	s.mu.Unlock()
 	defer s.serving.Done()
+	// Connections inherit it, also those that wait to be accepted.
+	control(l, func(fd int) { unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer) })
 	for {
 		nc, err := l.Accept()
 		if err == nil {
@@ -144,9 +147,6 @@ func (s *Server) noteAcceptError(l net.Listener, err error) {
 func (s *Server) admit(nc net.Conn) {
 	if b, ok := nc.(interface{ SetWriteBuffer(int) error }); ok {
 		b.SetWriteBuffer(sendBuffer) // or the kernel's own limits hold
-	}
-	if b, ok := nc.(*net.TCPConn); ok {
-		b.SetReadBuffer(receiveBuffer)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

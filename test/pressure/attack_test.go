@@ -10,8 +10,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
@@ -42,11 +44,14 @@ func (a *attack) stop() {
 // connections at a rate: a client that the daemon hangs up on connects again.
 func (a *attack) pipeline(n int, each rate.Limit, at endpoint.Endpoint, request string) {
 	pace := rate.NewLimiter(each, burst(each))
+	deaf := func(_, _ string, raw syscall.RawConn) error { // replies stay with the daemon
+		return raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10) })
+	}
 	block := bytes.Repeat([]byte(netstring(request)), 100)
 	for range n {
 		a.running.Go(func() {
 			for pace.Wait(a.ctx) == nil {
-				conn, err := dial(a.ctx, at)
+				conn, err := dialWith(a.ctx, at, deaf)
 				if err != nil {
 					continue
 				}

@@ -31,22 +31,23 @@ const removeWithin = 10 * time.Second
 // in cgroup v1 and v2.
 type cgroup struct {
 	dir       string
-	peakFile  string // bytes: the daemon's memory, the kernel's for it, and its cached files
-	eventFile string // has a line "oom_kill N"
+	peakFiles []string // bytes: the daemon's memory, the kernel's for it, and its cached files
+	eventFile string   // has a line "oom_kill N"
 }
 
 // newCgroup makes a control group with memoryMax and without swap.
 func newCgroup(t *testing.T) *cgroup {
 	t.Helper()
 	const root = "/sys/fs/cgroup"
-	parent, limits := filepath.Join(root, "memory"), []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}
-	g := &cgroup{peakFile: "memory.max_usage_in_bytes", eventFile: "memory.oom_control"}
+	// v1 counts TCP's buffers by themselves, and only if they have a limit.
+	parent, limits := filepath.Join(root, "memory"), []string{"memory.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes", "memory.memsw.limit_in_bytes"}
+	g := &cgroup{peakFiles: []string{"memory.max_usage_in_bytes", "memory.kmem.tcp.max_usage_in_bytes"}, eventFile: "memory.oom_control"}
 	if controllers, err := os.ReadFile(filepath.Join(root, "cgroup.controllers")); err == nil && strings.Contains(string(controllers), "memory") {
 		if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
 			t.Fatalf("enabling the memory controller: %v", err)
 		}
 		parent, limits = root, []string{"memory.max", "memory.swap.max"}
-		g.peakFile, g.eventFile = "memory.peak", "memory.events"
+		g.peakFiles, g.eventFile = []string{"memory.peak"}, "memory.events"
 	}
 	var err error
 	if g.dir, err = os.MkdirTemp(parent, "sts-tlsmap-pressure-"); err != nil {
@@ -82,9 +83,12 @@ func (g *cgroup) wrapper() []string {
 }
 
 // peak returns the most bytes that the group has used.
-func (g *cgroup) peak(t *testing.T) int64 {
+func (g *cgroup) peak(t *testing.T) (sum int64) {
 	t.Helper()
-	return g.read(t, g.peakFile, `^(\d+)`)
+	for _, name := range g.peakFiles {
+		sum += g.read(t, name, `^(\d+)`)
+	}
+	return sum
 }
 
 // kills returns how many processes the kernel has killed for memory.

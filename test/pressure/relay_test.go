@@ -81,11 +81,14 @@ func (c *relay) exchange(ctx context.Context, request string) (string, error) {
 
 func netstring(s string) string { return fmt.Sprintf("%d:%s,", len(s), s) }
 
-// dial connects. A client of a unix socket with a full backlog waits, as connect(2)
-// does where the socket blocks.
-func dial(ctx context.Context, at endpoint.Endpoint) (net.Conn, error) {
+func dial(ctx context.Context, at endpoint.Endpoint) (net.Conn, error) { return dialWith(ctx, at, nil) }
+
+// dialWith connects. A client of a unix socket with a full backlog waits, as
+// connect(2) does where the socket blocks.
+func dialWith(ctx context.Context, at endpoint.Endpoint, control func(_, _ string, raw syscall.RawConn) error) (net.Conn, error) {
+	d := net.Dialer{Control: control}
 	for {
-		conn, err := new(net.Dialer).DialContext(ctx, at.Network, at.Address)
+		conn, err := d.DialContext(ctx, at.Network, at.Address)
 		if !errors.Is(err, syscall.EAGAIN) {
 			return conn, err
 		}
