@@ -74,19 +74,27 @@ func (a *app) findErr(state, check string, err error) {
 }
 
 // check is -check: the configuration, the running daemon, the resolver, and the MTA
-// of this machine. Each part has an end, after some times askWait.
+// of this machine; or the configuration alone, as for a reload. Each part has an end,
+// after some times askWait.
 func (a *app) check(ctx context.Context) (int, error) {
+	alone := len(a.flags.args) > 0
+	if alone && a.flags.args[0] != "configuration" {
+		return 0, hint(fmt.Errorf("-check %q is not known", text.Printable(a.flags.args[0])), "write -check configuration, or -check for everything")
+	}
 	a.found = make(map[string]int)
 	out := a.checkConfiguration()
 	if out == nil {
 		if a.peerErr == nil {
 			a.find(stateNote, "daemon", "runs with the configuration that it had at its start; with this one, a restart would answer every lookup TEMP", "")
 		}
-	} else {
+	} else if !alone {
 		a.checkDaemon(ctx)
 		a.checkResolver(ctx, out, a.checkMTA(ctx))
 	}
 	switch {
+	case errors.Is(a.cfgErr, fs.ErrPermission):
+		a.find(stateWrong, "verdict", "the configuration could not be read", "")
+		return exitFailed, nil
 	case a.found[stateWrong] > 0:
 		a.find(stateWrong, "verdict", "the configuration is wrong", "")
 		return exitFailed, nil
@@ -94,7 +102,11 @@ func (a *app) check(ctx context.Context) (int, error) {
 		a.find(stateFailed, "verdict", "mail waits, or is less protected than configured: "+numbered(a.found[stateFailed], "failure"), "")
 		return exitNotFound, nil
 	}
-	a.find(stateOK, "verdict", "all is well", "")
+	verdict := "all is well"
+	if alone {
+		verdict = "the configuration is correct"
+	}
+	a.find(stateOK, "verdict", verdict, "")
 	return exitDone, nil
 }
 
@@ -151,7 +163,9 @@ func (a *app) checkConfiguration() *outside {
 
 // checkDaemon checks whether the daemon runs and answers lookups, and its conditions.
 func (a *app) checkDaemon(ctx context.Context) {
-	if h := &a.health; a.peerErr != nil {
+	if h := &a.health; errors.Is(a.peerErr, control.ErrNotAllowed) {
+		a.find(stateNote, "daemon", "could not be checked: "+a.peerErr.Error(), a.nextOf(a.peerErr))
+	} else if a.peerErr != nil {
 		a.find(stateFailed, "daemon", a.peerErr.Error(), a.nextOf(a.peerErr))
 	} else {
 		a.find(stateOK, "daemon", fmt.Sprintf("version %s runs since %s", h.Version, text.Clock(h.Started)), "")
@@ -161,10 +175,6 @@ func (a *app) checkDaemon(ctx context.Context) {
 				state = stateFailed
 			}
 			a.find(state, t.Condition, t.What, t.Next)
-		}
-		if h.UnknownMap != "" && time.Since(h.UnknownAt) < unknownFor {
-			a.find(stateFailed, "unknown map", fmt.Sprintf("map %s was asked for at %s, and there is none of that name: mail waits", h.UnknownMap, text.Clock(h.UnknownAt)),
-				"correct the map's name in the MTA's configuration")
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.askWait)
@@ -190,8 +200,8 @@ func (a *app) checkDaemon(ctx context.Context) {
 	}
 }
 
-// checkMTA checks whether an MTA of this machine asks the daemon. Where one does,
-// the others need not. It reports whether a map with DANE is asked for.
+// checkMTA checks whether an MTA of this machine asks the daemon, for a map that is
+// there. Where one does, the others need not. It reports whether a map with DANE is asked for.
 func (a *app) checkMTA(ctx context.Context) (dane bool) {
 	ctx, cancel := context.WithTimeout(ctx, 2*a.askWait)
 	defer cancel()
@@ -202,18 +212,28 @@ func (a *app) checkMTA(ctx context.Context) (dane bool) {
 			d.Maps = a.health.Maps
 		}
 	}
-	all := recipe.Askings(ctx, d)
-	ours := slices.ContainsFunc(all, func(m recipe.Asking) bool { return m.Asks })
+	all := recipe.Askings(ctx, os.DirFS("/"), d)
+	has := func(s recipe.AskingState) bool {
+		return slices.ContainsFunc(all, func(m recipe.Asking) bool { return m.State == s })
+	}
 	for _, m := range all {
+		state := stateFailed
 		switch {
-		case m.Asks:
-			a.find(stateOK, m.MTA, m.What, "")
-		case ours:
-			a.find(stateNote, m.MTA, m.What, m.Next)
-		default:
-			a.find(stateFailed, m.MTA, m.What, m.Next)
+		case m.State == recipe.Asks:
+			state = stateOK
+		case m.State == recipe.Odd, m.State == recipe.Silent && has(recipe.Asks):
+			state = stateNote
 		}
+		a.find(state, m.MTA, m.What, m.Next)
 		dane = dane || m.DANE
+	}
+	if h := &a.health; a.peerErr == nil && h.UnknownMap != "" && time.Since(h.UnknownAt) < unknownFor {
+		what := fmt.Sprintf("map %s was asked for at %s, and there is none of that name", h.UnknownMap, text.Clock(h.UnknownAt))
+		if has(recipe.Asks) && !has(recipe.Fails) {
+			a.find(stateNote, "unknown map", what, "the MTA of this machine asks for a map that is there; see whether another one asks")
+		} else {
+			a.find(stateFailed, "unknown map", what+": mail waits", "correct the map's name in the MTA's configuration")
+		}
 	}
 	if len(all) == 0 {
 		a.find(stateNote, "MTA", "none on this machine: whether one asks the daemon is not known", "")

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
@@ -54,7 +55,8 @@ func checked(t *testing.T, h control.Health, reply, postconf string) (code int, 
 		}
 	}()
 	if postconf == "" {
-		postconf = fmt.Sprintf("#!/bin/sh\n[ $1 = -x ] && printf 'mail_version = 3.10.5\\nsmtp_tls_policy_maps = socketmap:%s:postfix\\n'; exit 0\n", h.Listeners[0])
+		postconf = fmt.Sprintf("#!/bin/sh\n[ $1 = -x ] && printf 'mail_version = 3.10.5\\nsmtp_tls_CAfile = %s\\nsmtp_tls_policy_maps = socketmap:%s:postfix\\n'; exit 0\n",
+			filepath.Join(dir, "lab.pem"), h.Listeners[0])
 	}
 	if err := os.WriteFile(filepath.Join(dir, "postconf"), []byte(postconf), 0o755); err != nil {
 		t.Fatal(err)
@@ -83,12 +85,16 @@ func TestCheckFailsWhereMailWaitsOrIsLessProtected(t *testing.T) {
 		health          control.Health
 		reply, postconf string
 		failed          string // empty: all is well
+		failures        int    // 0: 1
 		line            string
 	}{
 		{name: "all is well", line: "ok      Postfix 3.10.5: asks socketmap:inet:127.0.0.1:"},
 		{name: "a condition that mail feels", health: condition(observe.Discovery, observe.Page), failed: "discovery: it is so; look"},
 		{name: "a condition that can wait", health: condition(observe.Salvage, observe.Ticket), line: "note    salvage: it is so; look"},
-		{name: "an unknown map", health: control.Health{UnknownMap: "posfix", UnknownAt: time.Now().Add(-time.Hour)}, failed: "unknown map: map posfix was asked for at "},
+		{name: "an unknown map", health: control.Health{UnknownMap: "posfix", UnknownAt: time.Now().Add(-time.Hour)},
+			postconf: "#!/bin/sh\n[ $1 = -x ] && echo mail_version = 3.10.5; exit 0\n", failed: "unknown map: map posfix was asked for at ", failures: 2},
+		{name: "an unknown map for which the MTA of this machine does not ask", health: control.Health{UnknownMap: "posfix", UnknownAt: time.Now()},
+			line: "note    unknown map: map posfix was asked for at "},
 		{name: "an unknown map long ago", health: control.Health{UnknownMap: "posfix", UnknownAt: time.Now().Add(-3 * time.Hour)}, line: "ok      daemon: "},
 		{name: "no start yet", reply: "TEMP /x.toml:3: oops", failed: "lookups: the daemon replies at inet:127.0.0.1:"},
 		{name: "a postconf that hangs", postconf: "#!/bin/sh\nexec sleep 60\n", failed: "Postfix: reading Postfix's settings: "},
@@ -102,7 +108,7 @@ func TestCheckFailsWhereMailWaitsOrIsLessProtected(t *testing.T) {
 			wantCode, verdict := exitDone, "\nok      verdict: all is well\n"
 			if c.failed != "" {
 				c.line, wantCode = "\nfailed  "+c.failed, exitNotFound
-				verdict = "\nfailed  verdict: mail waits, or is less protected than configured: 1 failure\n"
+				verdict = "\nfailed  verdict: mail waits, or is less protected than configured: " + numbered(max(c.failures, 1), "failure") + "\n"
 			}
 			if code != wantCode || !strings.Contains(out, c.line) || !strings.HasSuffix(out, verdict) {
 				t.Errorf("exit %d, want %d and %q:\n%s", code, wantCode, c.line, out)
@@ -111,5 +117,30 @@ func TestCheckFailsWhereMailWaitsOrIsLessProtected(t *testing.T) {
 				t.Errorf("it took %s", took)
 			}
 		})
+	}
+}
+
+// A user outside the group may not ask the daemon, and not read its files.
+func TestCheckDoesNotFailForWhatItMayNotRead(t *testing.T) {
+	dir, file := writeConfig(t, testlab.New(t), testlab.DaemonConfig{})
+	f, err := parseFlags([]string{"-check", "-config", file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stdout bytes.Buffer
+	a := &app{flags: f, stdout: &stdout, found: make(map[string]int), askWait: brief,
+		peerErr: fmt.Errorf("%w to ask the daemon (no permission to open %s)", control.ErrNotAllowed, dir)}
+	if a.cfg, err = config.Load(file); err != nil {
+		t.Fatal(err)
+	}
+	a.cfg.Listen = nil // nothing else fails
+	a.checkDaemon(t.Context())
+	if want := "note    daemon: could not be checked: not allowed to ask the daemon (no permission to open " + dir + "); run this as root"; !strings.HasPrefix(stdout.String(), want) || a.found[stateFailed] > 0 {
+		t.Errorf("%s\nwant %q", &stdout, want)
+	}
+	stdout.Reset()
+	a.cfgErr = fmt.Errorf("the configuration file cannot be read: %w", os.ErrPermission)
+	if code, _ := a.check(t.Context()); code != exitFailed || !strings.HasSuffix(stdout.String(), "\nwrong   verdict: the configuration could not be read\n") {
+		t.Errorf("exit %d:\n%s", code, &stdout)
 	}
 }

@@ -24,9 +24,9 @@ var postfixRisks = []struct{ name, bad, consequence string }{
 	{"ignore_mx_lookup_error", "yes", "when the MX lookup fails, Postfix connects to the domain's own address, without DANE. " +
 		"Set: ignore_mx_lookup_error = no"},
 	{"smtp_tls_per_site", "*", "Postfix ignores this table once there are policy maps, and mail for which it requires TLS may be sent in clear. " +
-		"Move its entries to a table in smtp_tls_policy_maps, before the map below."},
+		"Move its entries to a table in smtp_tls_policy_maps, before the map of sts-tlsmap."},
 	{"smtp_fallback_relay", "*", "mail that a domain's own hosts do not accept goes there without the domain's policy, also when an attacker " +
-		"blocks those hosts. Require TLS to the fallback relay by an entry in a table before the map below, and let the relay enforce " +
+		"blocks those hosts. Require TLS to the fallback relay by an entry in a table before the map of sts-tlsmap, and let the relay enforce " +
 		"policies too; or remove the setting."},
 }
 
@@ -69,10 +69,7 @@ func Postfix(p Postconf, root fs.FS, d Daemon) (Recipe, error) {
 	a.securityLevel()
 	a.authorities()
 	a.reports()
-	for _, r := range postfixRisks {
-		value := p.Settings[r.name]
-		a.warnIf(strings.EqualFold(value, r.bad) || r.bad == "*" && value != "", "%s = %s: %s", r.name, value, r.consequence)
-	}
+	a.risks()
 	a.overrides(dane)
 	if _, known := p.Settings["smtp_tls_enforce_sts_mx_patterns"]; !known {
 		a.note("Postfix before 3.10.5 accepts a certificate for any host that the policy lists on whichever host DNS names, and takes " +
@@ -83,6 +80,14 @@ func Postfix(p Postconf, root fs.FS, d Daemon) (Recipe, error) {
 	}
 	a.note("to see the answer for a domain: postmap -q DOMAIN socketmap:%s:%s", at, name)
 	return a.Recipe, nil
+}
+
+// risks warns of settings that weaken the protection.
+func (a *postfixAdvice) risks() {
+	for _, r := range postfixRisks {
+		value := a.p.Settings[r.name]
+		a.warnIf(strings.EqualFold(value, r.bad) || r.bad == "*" && value != "", "%s = %s: %s", r.name, value, r.consequence)
+	}
 }
 
 func (a *postfixAdvice) set(name, value, why string) {

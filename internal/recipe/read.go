@@ -38,6 +38,7 @@ type Postconf struct {
 	Version   Version
 	Settings  map[string]string // main.cf with the defaults, $names expanded
 	Overrides []Override        // the -o options of master.cf
+	Services  []string          // of master.cf that run smtp(8): "smtp/unix", "relay/unix"
 	Chroot    bool              // a service of master.cf runs smtp(8) in a chroot
 }
 
@@ -79,6 +80,7 @@ func ParsePostconf(settings, overrides, services string) (Postconf, error) {
 		// service type private unpriv chroot wakeup maxproc command...
 		f := strings.Fields(line)
 		if len(f) >= 8 && f[7] == "smtp" {
+			p.Services = append(p.Services, f[0]+"/"+f[1])
 			// At compatibility level 0, "-" means yes (master(5)).
 			p.Chroot = p.Chroot || f[4] == "y" || f[4] == "-" && p.Settings["compatibility_level"] == "0"
 		}
