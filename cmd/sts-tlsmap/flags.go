@@ -34,7 +34,7 @@ var modes = []mode{
 		"from the output of -cache -json on another node"},
 	{"exempt", "[DOMAIN -for T]", 0, 1, (*app).exempt, "ignore the policy of DOMAIN for a time such as 4h (0 ends it);\n" +
 		"without a domain, list what is exempt"},
-	{"check", "", 0, 0, (*app).check, "check the configuration, the daemon, the resolver and the MTA;\n" +
+	{"check", "[configuration]", 0, 1, (*app).check, "check the configuration, the daemon, the resolver and the MTA;\n" +
 		"exit 1: mail waits or is less protected; 2: wrong configuration"},
 	{"tls", "[DOMAIN]", 0, 1, (*app).tls, "print which destinations had TLS failures, the worst first,\n" +
 		"or the days of one destination"},
