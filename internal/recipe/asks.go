@@ -180,6 +180,7 @@ func (p Postconf) serviceAskings(ctx context.Context, root fs.FS, d Daemon) (all
 }
 
 // connect connects to a socketmap server, and returns an error if nobody listens there.
+// A relative path, and that of a process in a chroot, is below the folder.
 func connect(ctx context.Context, place, folder string) error {
 	e, err := endpoint.Parse(place)
 	if err != nil {
@@ -187,7 +188,11 @@ func connect(ctx context.Context, place, folder string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
-	for _, address := range []string{e.Address, path.Join(folder, e.Address)} {
+	addresses := []string{e.Address}
+	if e.Network == "unix" {
+		addresses = append(addresses, path.Join(folder, e.Address))
+	}
+	for _, address := range addresses {
 		c, failed := new(net.Dialer).DialContext(ctx, e.Network, address)
 		if failed == nil {
 			return c.Close()

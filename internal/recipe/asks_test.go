@@ -1,6 +1,7 @@
 package recipe_test
 
 import (
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -122,6 +123,21 @@ func TestEachServiceAndTableOfPostfixIsChecked(t *testing.T) {
 		if !fits || len(got) != len(tt.want) {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
 		}
+	}
+}
+
+// closed is a file system in which a user may look at nothing.
+type closed struct{}
+
+func (closed) Open(name string) (fs.File, error) {
+	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrPermission}
+}
+
+func TestAuthoritiesThatAUserMayNotLookAtAreNotMissing(t *testing.T) {
+	k := newKitchen(recipe.Version{3, 10, 5})
+	k.p.Settings["smtp_tls_policy_maps"] = "socketmap:inet:127.0.0.1:8461:postfix"
+	if all := k.p.Askings(t.Context(), closed{}, k.d); len(all) != 1 || all[0].State != recipe.Asks {
+		t.Errorf("%+v", all)
 	}
 }
 

@@ -245,7 +245,7 @@ func (a *postfixAdvice) authorities() {
 		// smtp(8) looks into the folder from its chroot (postconf(5)). Debian copies
 		// the folder there, but only where systemd starts Postfix.
 		st, err := fs.Stat(a.root, rooted(path.Join(a.p.Settings["queue_directory"], folder)))
-		if err != nil || !st.IsDir() {
+		if !errors.Is(err, fs.ErrPermission) && (err != nil || !st.IsDir()) {
 			folder = ""
 		}
 	}

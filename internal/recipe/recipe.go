@@ -7,6 +7,7 @@ package recipe
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -163,10 +164,11 @@ const (
 // rooted turns an absolute name into one for an fs.FS, which takes no "..".
 func rooted(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
-// exists reports whether there is a file of that absolute name.
+// exists reports whether there is a file of that absolute name. One that this user may
+// not look at counts as there.
 func exists(root fs.FS, name string) bool {
 	st, err := fs.Stat(root, rooted(name))
-	return err == nil && !st.IsDir()
+	return errors.Is(err, fs.ErrPermission) || err == nil && !st.IsDir()
 }
 
 // resolvConf reads a resolv.conf. A file that cannot be read counts as empty, as
