@@ -41,7 +41,7 @@ type Record struct {
 	Lane Lane      // where the record waits for Due
 	Due  time.Time // when the refresher looks at it next; zero: never
 
-	NotOnDisk bool // not stored: the keeper says so of a record that only memory has
+	NotOnDisk string // why it is not stored: the keeper says so of a record that only memory has
 }
 
 // A Lane is a queue of records that wait for the refresher.

@@ -79,6 +79,8 @@ type Entry struct {
 	LastError string    `json:"last_error,omitempty"`
 	Policy    string    `json:"policy,omitempty"` // the text as served
 	NotOnDisk bool      `json:"not_on_disk,omitempty"`
+
+	WhyNotOnDisk string `json:"why_not_on_disk,omitempty"`
 }
 
 // EntryOf returns the record as an Entry.
@@ -87,7 +89,7 @@ func EntryOf(r *cache.Record) Entry {
 		Domain: r.Domain, Mode: r.Mode.String(), ID: r.ID, PendingID: r.PendingID,
 		Fetched: r.Fetched.UTC(), Expires: r.Expires.UTC(), Checked: r.Checked.UTC(), Used: r.Used.UTC(), Due: r.Due.UTC(),
 		Failures: r.Failures, FailedAt: r.FailedAt.UTC(), LastError: r.LastError,
-		Policy: string(r.Text), NotOnDisk: r.NotOnDisk,
+		Policy: string(r.Text), NotOnDisk: r.NotOnDisk != "", WhyNotOnDisk: r.NotOnDisk,
 	}
 }
 

@@ -35,7 +35,7 @@ func heldWords(p printer, h *control.Held, now time.Time) {
 		}
 		p.row("last error", e.LastError)
 		if e.NotOnDisk {
-			p.row("on disk", "no: it is answered from memory, and a restart loses it; see sts-tlsmap -check")
+			p.row("on disk", "no: it is answered from memory; "+e.WhyNotOnDisk)
 		}
 	}
 	if n := h.Negative; n != nil {

@@ -29,7 +29,9 @@ func (k *Keeper) Get(domain string) (cache.Record, error) {
 	r, err := k.newest(domain)
 	if err == nil {
 		stored, e := k.o.Store.Get(domain)
-		r.NotOnDisk = e != nil || isNewer(&r, &stored)
+		if e == nil && !isNewer(&r, &stored) {
+			r.NotOnDisk = ""
+		}
 	}
 	return r, err
 }
@@ -40,7 +42,9 @@ func (k *Keeper) newest(domain string) (cache.Record, error) {
 		if r == nil {
 			return cache.Record{}, cache.ErrNotFound
 		}
-		return *r, nil
+		waits := *r
+		waits.NotOnDisk = waitsForDisk
+		return waits, nil
 	}
 	r, err := k.o.Store.Get(domain)
 	if errors.Is(err, cache.ErrNotFound) {
@@ -76,16 +80,16 @@ func (k *Keeper) List(after string, limit int) (page []cache.Record, next string
 		stored := byDomain[domain]
 		if delete(byDomain, domain); r != nil && inPage(domain) {
 			waits := *r
-			waits.NotOnDisk = isNewer(r, &stored)
+			if waits.NotOnDisk = ""; isNewer(r, &stored) {
+				waits.NotOnDisk = waitsForDisk
+			}
 			byDomain[domain] = waits
 		}
 	}
 	for _, e := range unstored {
 		_, listed := byDomain[e.domain]
 		if _, waits := pending[e.domain]; !listed && !waits && inPage(e.domain) {
-			r := e.record()
-			r.NotOnDisk = true
-			byDomain[e.domain] = r
+			byDomain[e.domain] = e.record()
 		}
 	}
 	page = slices.SortedFunc(maps.Values(byDomain), func(a, b cache.Record) int { return strings.Compare(a.Domain, b.Domain) })

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"bytes"
+	"cmp"
 	"sync/atomic"
 	"time"
 
@@ -18,7 +19,7 @@ type Entry struct {
 	id            string       // of the TXT record; empty in an entry made from the store
 	hit           cache.Hit    // but for Used and Checked
 	used, checked atomic.Int64 // Unix seconds; the latest known
-	unstored      bool         // the disk did not take it, or not yet
+	unstored      string       // why it is not on disk; empty: it is
 
 	size    int64 // bytes, kept replies included; guarded by home.mu
 	replies [MaxSlots]atomic.Pointer[[]byte]
@@ -45,7 +46,7 @@ func (k *Keeper) entryOf(r *cache.Record) *Entry {
 func (e *Entry) record() cache.Record {
 	r := cache.Record{Domain: e.domain, ID: e.id, Mode: e.hit.Mode, Text: e.hit.Text, Match: e.hit.Match,
 		Fetched: time.Unix(e.hit.Fetched, 0), Expires: time.Unix(e.hit.Expires, 0),
-		Used: time.Unix(e.hit.Used, 0), Checked: time.Unix(e.hit.Checked, 0)}
+		Used: time.Unix(e.hit.Used, 0), Checked: time.Unix(e.hit.Checked, 0), NotOnDisk: cmp.Or(e.unstored, notInFile)}
 	fetchAt(&r, r.Fetched)
 	return r
 }

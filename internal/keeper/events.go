@@ -40,6 +40,7 @@ type Stats struct {
 	RecheckQueue int   `json:"recheck_queue"`  // rechecks and writes of uses that wait
 	Failing      bool  `json:"writes_failing"` // the last commit failed, or one is under way for 10 s
 	WritesFailed int64 `json:"failed_writes"`  // failed commits
+	Full         bool  `json:"full"`           // the cache had no room for a policy within the last hour
 	CommitTakes  int64 `json:"commit_seconds"` // for how long the commit under way has lasted
 	DNSDead      bool  `json:"dns_dead"`       // no TXT lookup has succeeded for some minutes
 	FetchDead    bool  `json:"fetch_dead"`     // no policy fetch has succeeded for some minutes
@@ -82,6 +83,7 @@ func (k *Keeper) Stats() Stats {
 		Discovering: k.flights.length(), Pending: len(k.writer.pendingAfter("")), RecheckQueue: len(k.attention),
 		Failing:      k.writer.failing.Load() || k.writer.commitTakes() >= commitStuck,
 		WritesFailed: k.writer.failed.Load(), CommitTakes: int64(k.writer.commitTakes() / time.Second),
+		Full:        k.writer.full(),
 		LateSeconds: k.late.Load(), ClockOff: int64(k.o.Off() / time.Second),
 	}
 	if s.Failing {

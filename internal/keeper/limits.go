@@ -47,6 +47,7 @@ const (
 	commitPolicies  = 64
 	maxPending      = 4096 // changes that wait for the disk
 	maxPendingBytes = 16 << 20
+	fullFor         = time.Hour       // after the last policy that the store had no room for
 	finalCommits    = 5 * time.Second // for what is pending at the end
 
 	minFetchInterval = 10 * time.Minute // between two fetches of one domain by the refresher

@@ -202,7 +202,7 @@ func TestAFullDiskLosesNoPolicyAndIsTriedAgain(t *testing.T) {
 			s.mustHold(t, d)
 		}
 		page, _, err := s.List("", 10)
-		if err != nil || len(page) != 3 || !page[0].NotOnDisk || !mustGet(t, s, "b.example").NotOnDisk {
+		if err != nil || len(page) != 3 || page[0].NotOnDisk != "it waits for the disk" || mustGet(t, s, "b.example").NotOnDisk != "it waits for the disk" {
 			t.Errorf("listed %+v, %v", page, err)
 		}
 		time.Sleep(10 * time.Minute)
@@ -213,7 +213,7 @@ func TestAFullDiskLosesNoPolicyAndIsTriedAgain(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		for _, d := range []string{"a.example", "b.example", "c.example"} {
-			if _, err := s.disk.Store.Get(d); err != nil || mustGet(t, s, d).NotOnDisk {
+			if _, err := s.disk.Store.Get(d); err != nil || mustGet(t, s, d).NotOnDisk != "" {
 				t.Errorf("%s: %v", d, err)
 			}
 		}
@@ -221,7 +221,7 @@ func TestAFullDiskLosesNoPolicyAndIsTriedAgain(t *testing.T) {
 		time.Sleep(2 * day)
 		s.mustHold(t, "a.example") // its use waits for the disk, its policy does not
 		time.Sleep(time.Second)
-		if mustGet(t, s, "a.example").NotOnDisk {
+		if mustGet(t, s, "a.example").NotOnDisk != "" {
 			t.Error("a note that waits for the disk makes the policy one that is not on disk")
 		}
 	})
@@ -591,8 +591,8 @@ func TestAPolicyThatTheStoreRefusesIsAnsweredFromMemoryAndFollowed(t *testing.T)
 			s.mustHold(t, refused)
 		}
 		before := s.Stats().Fetches
-		if r := mustGet(t, s, refused); r.ID != "1" {
-			t.Errorf("record %+v", r)
+		if r := mustGet(t, s, refused); r.ID != "1" || !strings.HasPrefix(r.NotOnDisk, "the cache is full") || !s.Stats().Full {
+			t.Errorf("record %+v, full: %v", r, s.Stats().Full)
 		}
 		net.set(refused, fakeHost{id: "2", text: policyText("testing", 30*day, "new.example.net")})
 		settle(6 * time.Minute)
@@ -600,6 +600,10 @@ func TestAPolicyThatTheStoreRefusesIsAnsweredFromMemoryAndFollowed(t *testing.T)
 		settle(time.Minute)
 		if got := s.mustHold(t, refused); !strings.Contains(got, "new.example.net") || s.Stats().Fetches == before {
 			t.Errorf("held %q", got)
+		}
+		settle(time.Hour)
+		if s.Stats().Full {
+			t.Error("the cache is said to be full an hour after the last policy that it had no room for")
 		}
 		if err := s.stop(); err != nil {
 			t.Error(err)

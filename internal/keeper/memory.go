@@ -111,10 +111,10 @@ func (m *memory) replace(e *Entry) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.changes.Add(1)
-	if e.unstored {
+	if e.unstored != "" {
 		m.unstored.Store(true)
 	}
-	if e.unstored || m.values.Contains(e.hash) {
+	if e.unstored != "" || m.values.Contains(e.hash) {
 		m.add(e.hash, e)
 	}
 }
@@ -128,8 +128,8 @@ func (m *memory) unstoredAfter(after string) (found []*Entry) {
 	defer m.mu.Unlock()
 	more := false
 	for _, e := range m.values.Values() {
-		more = more || e.unstored
-		if e.unstored && e.domain > after {
+		more = more || e.unstored != ""
+		if e.unstored != "" && e.domain > after {
 			found = append(found, e)
 		}
 	}

@@ -25,6 +25,7 @@ type writer struct {
 	begun   atomic.Int64 // when the commit under way began, Unix nanoseconds; 0: there is none
 	failing atomic.Bool  // the last commit failed
 	failed  atomic.Int64 // failed commits so far
+	refused atomic.Int64 // when the store last had no room for a policy, Unix nanoseconds; 0: never
 }
 
 // A change is the newest record of a domain, which is to be stored.
@@ -35,6 +36,13 @@ type change struct {
 	late   bool          // lookups are answered from it, before it is on disk
 	onDisk chan struct{} // closed when it is
 }
+
+// Why a policy is not on disk.
+const (
+	waitsForDisk = "it waits for the disk"
+	cacheIsFull  = "the cache is full, and a restart loses it: raise max_size in [cache]"
+	notInFile    = "the cache file does not have it, and a restart loses it"
+)
 
 // errNotKept: too many changes wait for the disk.
 var errNotKept = errors.New("too many changes wait for the disk")
@@ -126,10 +134,11 @@ func (k *Keeper) store(r *cache.Record, lazy bool) {
 	if onDisk || lazy && err == nil {
 		return
 	}
-	k.remembered(r, true)
 	if err == nil {
+		k.remembered(r, waitsForDisk)
 		return
 	}
+	k.remembered(r, err.Error()+", and a restart loses it")
 	k.counters.add(&k.counters.NotKept, 1)
 	if k.mayLog(k.heldLines) {
 		k.o.Log.Error("an MTA-STS policy could not be written; it is answered from memory", "domain", r.Domain, "err", err,
@@ -138,8 +147,8 @@ func (k *Keeper) store(r *cache.Record, lazy bool) {
 }
 
 // remembered replaces the entry of the domain in memory. Without one, it adds an
-// entry only if the record is not on disk.
-func (k *Keeper) remembered(r *cache.Record, unstored bool) {
+// entry only if the record is not on disk. unstored says why; empty: it is.
+func (k *Keeper) remembered(r *cache.Record, unstored string) {
 	e := k.entryOf(r)
 	e.unstored = unstored
 	k.negative.drop(e.hash)
@@ -224,6 +233,7 @@ func (k *Keeper) commit() (left int, err error) {
 	left = k.written(batch, ops, result.Refused)
 	if n := len(result.Refused); n > 0 {
 		k.counters.add(&k.counters.Refused, n)
+		w.refused.Store(time.Now().UnixNano())
 		if k.mayLog(k.heldLines) {
 			k.o.Log.Warn("the cache is full of policies in use; new ones are kept in memory only", "refused", n, "next", "raise [cache] max_size")
 		}
@@ -246,7 +256,11 @@ func (k *Keeper) written(batch []*change, ops []cache.Op, refused []string) (lef
 		if c.record == nil {
 			k.memory.forget(k.hash(c.domain))
 		} else {
-			k.remembered(c.record, slices.Contains(refused, c.domain))
+			unstored := ""
+			if slices.Contains(refused, c.domain) {
+				unstored = cacheIsFull
+			}
+			k.remembered(c.record, unstored)
 			if !c.record.Due.IsZero() && c.record.Due.Before(k.o.Now().Add(idlePoll)) {
 				k.nudge()
 			}
@@ -256,6 +270,12 @@ func (k *Keeper) written(batch []*change, ops []cache.Op, refused []string) (lef
 		close(c.onDisk)
 	}
 	return len(w.queue)
+}
+
+// full reports whether the store had no room for a policy within fullFor.
+func (w *writer) full() bool {
+	at := w.refused.Load()
+	return at != 0 && time.Duration(time.Now().UnixNano()-at) < fullFor
 }
 
 // commitTakes returns the age of the commit under way, 0 if there is none.

@@ -21,6 +21,7 @@ const (
 	Clock      = "clock"
 	Refresher  = "refresher"
 	Writes     = "writes"
+	Full       = "full"
 	MemoryOnly = "memory-only"
 	Salvage    = "salvage"
 	Validation = "validation"
@@ -91,6 +92,9 @@ var conditions = []condition{
 			return "the cache cannot be written to; new policies are kept in memory"
 		},
 		words("see whether the disk is full, and who owns the folder of the cache; writes are tried again until they succeed")},
+	{Full, Ticket, true, func(s *signs) bool { return s.Keeper.Full },
+		words("the cache is full of policies in use: within the last hour there was no room for others, which are answered from memory and lost with a restart"),
+		words("raise max_size in [cache]")},
 	{MemoryOnly, Page, true, func(s *signs) bool { return s.Cache.MemoryOnly != nil },
 		func(s *signs) string {
 			return fmt.Sprintf("the cache is in memory only (%s), and lost with a restart", oneLine(s.Cache.MemoryOnly))

@@ -42,6 +42,7 @@ func TestEachConditionIsDetectedAndSaysWhatToDo(t *testing.T) {
 		{observe.Refresher, observe.Stats{Keeper: keeper.Stats{LateSeconds: 7200}}, "the refresher is 2h late", "raise fetch_rate"},
 		{observe.Writes, observe.Stats{Keeper: keeper.Stats{Failing: true}}, "the cache cannot be written to", "whether the disk is full"},
 		{observe.Writes, observe.Stats{Keeper: keeper.Stats{Failing: true, CommitTakes: 12}}, "has not ended for 12 s", "whether the disk is full"},
+		{observe.Full, observe.Stats{Keeper: keeper.Stats{Full: true}}, "the cache is full of policies in use", "raise max_size in [cache]"},
 		{observe.MemoryOnly, observe.Stats{Cache: cache.Stats{MemoryOnly: unix.EROFS}}, "in memory only (read-only file system)", "the folder of the cache"},
 		{observe.Salvage, observe.Stats{Cache: cache.Stats{Salvage: &cache.Report{Why: errors.Join(errors.New("zeroes"), errors.New("everywhere")), Recovered: 7, Lost: 2}}},
 			"the cache file was set aside (zeroes: everywhere): 7 policies were carried over, 0 were damaged, 2 lost", "the disk and the memory"},
