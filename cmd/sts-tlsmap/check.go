@@ -66,11 +66,7 @@ func (a *app) find(state, check, what, next string) {
 
 // findErr prints an error with its hint.
 func (a *app) findErr(state, check string, err error) {
-	next := ""
-	if h := (*hinted)(nil); errors.As(err, &h) {
-		next = h.hint
-	}
-	a.find(state, check, err.Error(), next)
+	a.find(state, check, err.Error(), hintOf(err))
 }
 
 // check is -check: the configuration, the running daemon, the resolver, and the MTA
@@ -295,7 +291,7 @@ func folderWarnings(cfg *config.Config, overridden []string) (list []string) {
 	for _, key := range slices.Sorted(maps.Keys(wanted)) {
 		for _, e := range wanted[key] {
 			if dir := filepath.Dir(e.Address); e.Network == "unix" && !slices.Contains(overridden, key) && !isDir(dir) {
-				list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon will not start before it is there", key, dir))
+				list = append(list, fmt.Sprintf("%s: there is no folder %s: the daemon cannot open this socket, and serves the others; make the folder"+thenRestart, key, dir))
 			}
 		}
 	}
@@ -352,12 +348,12 @@ func newOutside(cfg *config.Config, log *slog.Logger, clockInDoubt func() bool) 
 	case err != nil && cfg.Fetch.CAFile != "":
 		return nil, cfg.CAFileError(err)
 	case err != nil:
-		return nil, hint(err, "without authorities no policy can be fetched; install ca-certificates, and restart the daemon: it reads them once")
+		return nil, hint(err, "without authorities no policy can be fetched; install ca-certificates"+thenRestart)
 	}
 	proxy, named, err := policy.ProxyFromEnvironment()
 	if err != nil {
 		return nil, hint(err, "write it as http://proxy.example:3128; with user:password@ before the name, each special character "+
-			"in these is written as its code, so %% is %%25; then restart the daemon")
+			"in these is written as its code, so %% is %%25"+thenRestart)
 	}
 	fetch := policy.Config{
 		Resolver: r, Roots: roots, Timeout: cfg.Fetch.Timeout, AllowPrivate: cfg.Fetch.AllowPrivate, Proxy: proxy,

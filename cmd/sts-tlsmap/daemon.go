@@ -77,6 +77,7 @@ func (a *app) daemon() (int, error) {
 	s.log = text.NewLogger(a.stderr, s.level)
 	if err := s.start(a.flags.config); err != nil {
 		if ended, err := s.hold(signals, a.flags.config, err); ended || err != nil {
+			s.closeOwn()
 			return exitDone, err
 		}
 	}
@@ -182,9 +183,9 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	s.reports = s.newReports()
 	reported := make(chan struct{})
 	go func() { defer close(reported); s.reports.Run(keeping) }()
-	s.serve(keyListen, s.sockets.Serve)
-	s.serve(keyControl, s.control.Serve)
-	s.serve(keyMetrics, s.observer.Serve)
+	s.serve(s.listeners[keyListen], s.sockets.Serve)
+	s.serve(s.listeners[keyControl], s.control.Serve)
+	s.serve(s.listeners[keyMetrics], s.observer.Serve)
 	s.announce()
 	watching, stopWatching := context.WithCancel(keeping)
 	go s.watch(watching, s.probe)
@@ -239,9 +240,9 @@ func (s *service) wait(signals <-chan os.Signal, file string) error {
 	}
 }
 
-// serve serves the listeners of a key, and reports one that ends by itself.
-func (s *service) serve(key string, serve func(net.Listener) error) {
-	for _, l := range s.listeners[key] {
+// serve serves listeners, and reports one that ends by itself.
+func (s *service) serve(list []net.Listener, serve func(net.Listener) error) {
+	for _, l := range list {
 		go func() {
 			if err := serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 				s.failed <- err
@@ -260,7 +261,7 @@ func (s *service) announce() {
 	for _, w := range warnings(s.cfg, r, open, s.overridden) {
 		s.log.Warn(w)
 	}
-	if len(open[keyControl]) == 0 {
+	if len(open[keyControl]) == 0 && slices.Contains(s.overridden, keyControl) {
 		s.log.Warn("systemd passed no control socket: -cache, -exempt and the other modes cannot ask this daemon",
 			"next", "systemctl unmask sts-tlsmap-control.socket, and restart")
 	}

@@ -42,10 +42,9 @@ func (s *service) hold(signals <-chan os.Signal, file string, why error) (ended 
 	}
 	var r reason
 	say := func(err error) {
-		var h *hinted
-		next := "it is tried again each second"
-		if errors.As(err, &h) {
-			next = h.hint + "; " + next
+		next := hintOf(err)
+		if !strings.HasSuffix(next, thenRestart) {
+			next = cmp.Or(next, "mend that") + "; it is tried again each second"
 		}
 		first, _, _ := strings.Cut(err.Error(), "\n")
 		first = text.Cut(text.Printable(first), maxReason)
@@ -72,16 +71,18 @@ func (s *service) hold(signals <-chan os.Signal, file string, why error) (ended 
 			if err != nil {
 				return false, errors.Join(why, err)
 			}
-			go func() { _ = serve(l) }()
+			s.serve([]net.Listener{l}, serve)
 		}
 	}
-	go s.watch(watching, func(context.Context) error { return nil })
+	go s.watch(watching, func(ctx context.Context) error { return s.probeFor(ctx, "TEMP ", &r) })
 
 	tick := time.NewTicker(startEvery)
 	defer tick.Stop()
 	seen := stateOf(file)
 	for {
 		select {
+		case err := <-s.failed:
+			return false, errors.Join(why, err)
 		case sig := <-signals:
 			if sig != syscall.SIGHUP {
 				s.log.Info("ending", "signal", sig.String())

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -82,16 +83,15 @@ func (s socket) open() (net.Listener, error) {
 // opened in their place: a socket of this process would end with it. The metrics
 // are another matter: their socket unit is off unless somebody wants it.
 //
-// Sockets that are open already and still wanted stay open. On hold, one socket for
-// lookups is enough, and there are no metrics.
-func (s *service) listen(onHold bool) (err error) {
+// Sockets that are open already and still wanted stay open. On hold there are no
+// metrics. A socket that cannot be opened or used costs one log line: an error would
+// end the daemon, and all mail would wait. It is one if no socket for lookups is left.
+func (s *service) listen(onHold bool) error {
+	var unused []error
 	if s.passed == nil {
-		if s.passed, s.sessions, err = passedSockets(); err != nil {
-			return err
+		if s.passed, s.sessions, unused = passedSockets(); len(s.passed) > 0 || len(unused) > 0 {
+			s.overridden = []string{keyListen, keyControl}
 		}
-	}
-	if len(s.passed) > 0 {
-		s.overridden = []string{keyListen, keyControl}
 		if len(s.passed[keyMetrics]) > 0 {
 			s.overridden = socketKeys
 		}
@@ -111,40 +111,42 @@ func (s *service) listen(onHold bool) (err error) {
 		}
 	}
 	s.listeners = maps.Clone(s.passed)
-	var failed error
 	for _, one := range wanted {
 		l := s.own[one]
 		if l == nil {
-			if l, err = one.open(); err != nil && !onHold {
-				return err
-			} else if err != nil {
-				failed = errors.Join(failed, err)
+			var err error
+			if l, err = one.open(); err != nil {
+				unused = append(unused, fmt.Errorf("%s: %w", one.key, err))
 				continue
 			}
 		}
 		s.own[one] = l
 		s.listeners[one.key] = append(s.listeners[one.key], l)
 	}
-	switch {
-	case len(s.listeners[keyListen]) > 0:
+	if len(s.listeners[keyListen]) > 0 {
+		for _, err := range unused {
+			s.log.Error("the daemon does without a socket", "err", err, "next", cmp.Or(hintOf(err), "mend that")+thenRestart)
+		}
 		return nil
-	case failed != nil:
-		return failed
+	}
+	if len(unused) > 0 {
+		return errors.Join(unused...)
 	}
 	return hint(errors.New("systemd passed no socket for lookups"),
 		"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap")
 }
 
 // passedSockets returns what systemd passed (sd_listen_fds(3)): listeners, and the
-// socket for TLS reports, if there is one.
-func passedSockets() (l listeners, sessions net.PacketConn, err error) {
+// socket for TLS reports, if there is one. There is an error for each name under which
+// it passed sockets that cannot be used.
+func passedSockets() (l listeners, sessions net.PacketConn, unused []error) {
 	byName, err := activation.ListenersWithNames()
 	if err != nil {
-		return nil, nil, fmt.Errorf("sockets passed by systemd: %w", err)
+		unused = append(unused, fmt.Errorf("sockets passed by systemd: %w", err))
 	}
 	for _, one := range byName[nameTLSRPT] { // a datagram socket is a net.Listener here
 		if sessions, err = datagrams(one); err != nil {
-			sessions, err = new(net.UDPConn), nil // which reports refuse; lookups go on
+			sessions = new(net.UDPConn) // which reports refuse; lookups go on
 		}
 	}
 	delete(byName, nameTLSRPT)
@@ -155,8 +157,9 @@ func passedSockets() (l listeners, sessions net.PacketConn, err error) {
 			key = keyListen
 		}
 		if isUnix := list[0].Addr().Network() == "unix"; !slices.Contains(socketKeys, key) || key == keyControl && (len(list) > 1 || !isUnix) {
-			return nil, nil, hint(fmt.Errorf("systemd passed %d sockets named %q, the first of them %s", len(list), name, list[0].Addr().Network()),
-				"set FileDescriptorName= to %s..., %s (one unix socket) or %s in the socket unit", nameSocketmap, keyControl, keyMetrics)
+			unused = append(unused, hint(fmt.Errorf("systemd passed %d sockets named %q, the first of them %s", len(list), name, list[0].Addr().Network()),
+				"set FileDescriptorName= to %s..., %s (one unix socket) or %s in the socket unit", nameSocketmap, keyControl, keyMetrics))
+			continue
 		}
 		for _, passed := range list {
 			if u, ok := passed.(*net.UnixListener); ok {
@@ -165,7 +168,14 @@ func passedSockets() (l listeners, sessions net.PacketConn, err error) {
 		}
 		l[key] = append(l[key], list...)
 	}
-	return l, sessions, nil
+	return l, sessions, unused
+}
+
+// closeOwn closes the sockets that this process opened, and removes their files.
+func (s *service) closeOwn() {
+	for _, l := range s.own {
+		l.Close()
+	}
 }
 
 // datagrams returns the socket of a listener, and closes the listener.

@@ -91,6 +91,17 @@ type hinted struct {
 
 func (h *hinted) Unwrap() error { return h.error }
 
+// thenRestart ends the hint of an error that a running daemon does not notice mended.
+const thenRestart = "; then restart the daemon"
+
+// hintOf returns the hint that comes with an error, or nothing.
+func hintOf(err error) string {
+	if h := (*hinted)(nil); errors.As(err, &h) {
+		return h.hint
+	}
+	return ""
+}
+
 func hint(err error, format string, args ...any) error {
 	return &hinted{err, fmt.Sprintf(format, args...)}
 }
@@ -103,9 +114,8 @@ func (a *app) say(format string, args ...any) {
 // fail prints an error, and the hint that comes with it.
 func (a *app) fail(err error) int {
 	lines := strings.Split(err.Error(), "\n")
-	var h *hinted
-	if errors.As(err, &h) {
-		lines = append(lines, "hint: "+h.hint)
+	if next := hintOf(err); next != "" {
+		lines = append(lines, "hint: "+next)
 	}
 	prefix := ""
 	if a.flags != nil && a.flags.mode == nil && text.IsJournal(a.stderr, os.Getenv("JOURNAL_STREAM")) {

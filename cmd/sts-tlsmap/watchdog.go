@@ -64,9 +64,12 @@ func beat(ctx context.Context, interval time.Duration, probe func(context.Contex
 // This process may be unable to reach a unix socket, because its folder was removed
 // with Postfix or its mode admits only Postfix. A restart would not help. If this is
 // true of all sockets, probe asks the maps directly.
-func (s *service) probe(ctx context.Context) error {
+func (s *service) probe(ctx context.Context) error { return s.probeFor(ctx, "NOTFOUND", s.maps) }
+
+// probeFor is probe where the replies begin with word.
+func (s *service) probeFor(ctx context.Context, word string, maps socketmap.Handler) error {
 	check := func(reply string, err error) error {
-		if err == nil && !strings.HasPrefix(reply, "NOTFOUND") {
+		if err == nil && !strings.HasPrefix(reply, word) {
 			err = fmt.Errorf("the reply for %s is %q", keeper.ProbeDomain, reply)
 		}
 		return err
@@ -86,5 +89,5 @@ func (s *service) probe(ctx context.Context) error {
 	if reached {
 		return nil
 	}
-	return check(string(s.maps.AppendReply(ctx, nil, []byte(probeMap), []byte(keeper.ProbeDomain))), nil)
+	return check(string(maps.AppendReply(ctx, nil, []byte(probeMap), []byte(keeper.ProbeDomain))), nil)
 }

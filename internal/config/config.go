@@ -174,18 +174,20 @@ func Load(path string) (*Config, error) {
 
 // Parse reads the text of a configuration file. path is for error messages, and
 // its folder is where relative paths in the file start. The error is an Errors;
-// the Config then has the default in place of each mistake.
+// the Config then has the default in place of each mistake, and of all below one in
+// the syntax.
 func Parse(path string, text []byte) (*Config, error) {
 	c := Default()
 	c.File = path
 	d := &document{file: path}
 	root := map[string]any{}
-	if err := toml.Unmarshal(text, &root); err != nil {
-		return c, Errors{syntaxError(path, text, err)}
-	}
+	err := toml.Unmarshal(text, &root) // beside an error, root has what is above the broken line
 	d.findLines(text)
 	d.apply(c, root)
 	d.finish(c)
+	if err != nil {
+		d.errs = Errors{syntaxError(path, text, err)} // others may come of what is missing
+	}
 	for _, w := range d.warnings.sorted() {
 		c.Warnings = append(c.Warnings, w.Error())
 	}
