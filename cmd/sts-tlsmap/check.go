@@ -78,12 +78,14 @@ func (a *app) check(ctx context.Context) (int, error) {
 		return 0, hint(fmt.Errorf("-check %q is not known", text.Printable(a.flags.args[0])), "write -check configuration, or -check for everything")
 	}
 	a.found = make(map[string]int)
-	out := a.checkConfiguration()
-	if out == nil {
-		if a.peerErr == nil {
-			a.find(stateNote, "daemon", "runs with the configuration that it had at its start; with this one, a restart would answer every lookup TEMP", "")
-		}
-	} else if !alone {
+	out, wrong := a.checkConfiguration(), "the configuration is wrong"
+	switch hold := (*control.NotStartedError)(nil); {
+	case out == nil && a.peerErr == nil:
+		a.find(stateNote, "daemon", "runs with the configuration that it had at its start; with this one, a restart would answer every lookup TEMP", "")
+	case out == nil && errors.As(a.peerErr, &hold):
+		a.find(stateFailed, "daemon", "it cannot start, and answers every lookup TEMP: "+hold.Reason, "")
+		wrong += ", and all mail waits"
+	case out != nil && !alone:
 		a.checkDaemon(ctx)
 		a.checkResolver(ctx, out, a.checkMTA(ctx))
 	}
@@ -92,7 +94,7 @@ func (a *app) check(ctx context.Context) (int, error) {
 		a.find(stateWrong, "verdict", "the configuration could not be read", "")
 		return exitFailed, nil
 	case a.found[stateWrong] > 0:
-		a.find(stateWrong, "verdict", "the configuration is wrong", "")
+		a.find(stateWrong, "verdict", wrong, "")
 		return exitFailed, nil
 	case a.found[stateFailed] > 0:
 		a.find(stateFailed, "verdict", "mail waits, or is less protected than configured: "+numbered(a.found[stateFailed], "failure"), "")
@@ -159,11 +161,14 @@ func (a *app) checkConfiguration() *outside {
 
 // checkDaemon checks whether the daemon runs and answers lookups, and its conditions.
 func (a *app) checkDaemon(ctx context.Context) {
-	if h := &a.health; errors.Is(a.peerErr, control.ErrNotAllowed) {
+	down, answered := errors.Is(a.peerErr, control.ErrNoDaemon), false
+	switch h := &a.health; {
+	case down: // or only its control socket: see below
+	case errors.Is(a.peerErr, control.ErrNotAllowed):
 		a.find(stateNote, "daemon", "could not be checked: "+a.peerErr.Error(), a.nextOf(a.peerErr))
-	} else if a.peerErr != nil {
+	case a.peerErr != nil:
 		a.find(stateFailed, "daemon", a.peerErr.Error(), a.nextOf(a.peerErr))
-	} else {
+	default:
 		a.find(stateOK, "daemon", fmt.Sprintf("version %s runs since %s", h.Version, text.Clock(h.Started)), "")
 		for _, t := range h.Troubles {
 			state := stateNote
@@ -192,7 +197,15 @@ func (a *app) checkDaemon(ctx context.Context) {
 			a.find(stateFailed, "lookups", fmt.Sprintf("the daemon replies at %s: %s", name, reply), "")
 		default:
 			a.find(stateOK, "lookups", "answered at "+name, "")
+			answered = true
 		}
+	}
+	switch {
+	case down && answered:
+		a.find(stateFailed, "control", "lookups are answered, but nothing listens at "+a.cfg.Control.Address+": whether all is well with the daemon is not known",
+			"see journalctl -u sts-tlsmap"+thenRestart)
+	case down:
+		a.find(stateFailed, "daemon", a.peerErr.Error(), a.nextOf(a.peerErr))
 	}
 }
 

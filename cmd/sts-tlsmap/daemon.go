@@ -57,9 +57,11 @@ type service struct {
 	sessions   net.PacketConn // for TLS reports, passed by systemd; nil: none
 	passed     listeners      // by systemd; nil: not asked for yet
 	own        map[socket]net.Listener
-	listeners  listeners  // those passed, and own ones
-	overridden []string   // keys of the configuration in whose place systemd passed sockets
-	failed     chan error // of what must not end by itself
+	listeners  listeners         // those passed, and own ones
+	overridden []string          // keys of the configuration in whose place systemd passed sockets
+	unused     []error           // of sockets that systemd passed
+	missing    []control.Trouble // sockets that are not open
+	failed     chan error        // of what must not end by itself
 }
 
 // daemon runs the daemon until SIGTERM or SIGINT.
@@ -82,6 +84,7 @@ func (a *app) daemon() (int, error) {
 		}
 	}
 	if err := s.listen(false); err != nil {
+		s.closeOwn()
 		return 0, errors.Join(err, s.store.Close())
 	}
 	return exitDone, s.run(signals, a.flags.config)
@@ -300,7 +303,7 @@ func (s *service) health() control.Health {
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: open.names(keyListen), Cache: s.cfg.Cache.Path, Metrics: strings.Join(open.names(keyMetrics), " "),
 		Control: strings.Join(open.names(keyControl), " "), Overridden: s.overridden,
-		Maps: s.cfg.Maps, Troubles: s.observer.Troubles(), ClockOff: int64(s.clock.Off() / time.Second),
+		Maps: s.cfg.Maps, Troubles: slices.Concat(s.missing, s.observer.Troubles()), ClockOff: int64(s.clock.Off() / time.Second),
 		UnknownMap: unknown.Name, UnknownAt: unknown.At,
 	}
 }

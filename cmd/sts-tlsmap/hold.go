@@ -54,9 +54,7 @@ func (s *service) hold(signals <-chan os.Signal, file string, why error) (ended 
 	}
 	say(why)
 	lookups := socketmap.NewServer(&r, socketmap.Options{MaxConnections: s.cfg.Socket.MaxConnections, Log: s.log})
-	commands := control.NewServer(control.Options{Log: s.log, Refuse: func() error {
-		return errors.New("it cannot start yet: " + *r.Load())
-	}})
+	commands := control.NewServer(control.Options{Log: s.log, Refuse: func() string { return *r.Load() }})
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer func() {
 		stopWatching()
@@ -74,7 +72,7 @@ func (s *service) hold(signals <-chan os.Signal, file string, why error) (ended 
 			s.serve([]net.Listener{l}, serve)
 		}
 	}
-	go s.watch(watching, func(ctx context.Context) error { return s.probeFor(ctx, "TEMP ", &r) })
+	go s.watch(watching, func(ctx context.Context) error { return s.probeListeners(ctx, "TEMP ", &r) })
 
 	tick := time.NewTicker(startEvery)
 	defer tick.Stop()

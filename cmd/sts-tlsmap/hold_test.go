@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +27,7 @@ type held struct {
 	*program
 	lab       *testlab.T
 	dir, file string
+	names     string // of the sockets that systemd passes: one for lookups, one for control
 	at        endpoint.Endpoint
 }
 
@@ -32,7 +35,7 @@ type held struct {
 // or one that systemd passes.
 func hold(t *testing.T, bySystemd bool, env string, spoil func(h *held)) *held {
 	t.Helper()
-	h := &held{lab: testlab.New(t)}
+	h := &held{lab: testlab.New(t), names: "socketmap:control"}
 	h.lab.Domain("one.test", testlab.With{})
 	socket := filepath.Join(t.TempDir(), "map.sock")
 	h.dir, h.file = writeConfig(t, h.lab, testlab.DaemonConfig{Listen: "unix:" + socket})
@@ -46,7 +49,7 @@ func hold(t *testing.T, bySystemd bool, env string, spoil func(h *held)) *held {
 	if bySystemd {
 		inet, unixControl := listenTCP(t), listenUnix(t, h.dir, "control.sock")
 		h.at = endpoint.Endpoint{Network: "tcp", Address: inet.addr}
-		all = append(all, "LISTEN_FDS=2", "LISTEN_FDNAMES=socketmap:control")
+		all = append(all, "LISTEN_FDS=2", "LISTEN_FDNAMES="+h.names)
 		args = append(args, inet.file, unixControl.file)
 	}
 	h.program = startProgram(t, h.dir, all, args...)
@@ -62,6 +65,19 @@ func (h *held) query(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return reply
+}
+
+// command runs the program in another mode, and returns its exit code and what it
+// printed, in one line.
+func (h *held) command(t *testing.T, args ...string) (code int, out string) {
+	t.Helper()
+	c := exec.Command(h.cmd.Args[3], append(args, "-config", h.file)...)
+	c.Env = append(os.Environ(), "HTTPS_PROXY="+h.lab.Proxy.URL())
+	printed, err := c.CombinedOutput()
+	if err != nil && !errors.As(err, new(*exec.ExitError)) {
+		t.Fatal(err)
+	}
+	return c.ProcessState.ExitCode(), strings.Join(strings.Fields(string(printed)), " ")
 }
 
 // started waits until the daemon has started, and checks that it answers. The log
@@ -175,12 +191,143 @@ func TestADaemonWithoutWhatItNeedsAnswersTEMP(t *testing.T) {
 			}
 			if mend == nil {
 				h.stop(t)
+				if log := h.stderr.String(); !strings.Contains(log, "; then restart the daemon\"") || strings.Contains(log, "tried again") {
+					t.Errorf("the log does not ask for a restart, or promises more:\n%s", log)
+				}
 				return
 			}
 			mend()
 			h.started(t, 1)
 		})
 	}
+}
+
+// spoilTop puts lines before the rest of the file. A line of the same key goes.
+func (h *held) spoilTop(t *testing.T, lines ...string) {
+	t.Helper()
+	text, err := os.ReadFile(h.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest := strings.SplitAfter(string(text), "\n")
+	for _, line := range lines {
+		key, _, _ := strings.Cut(line, " ")
+		rest = slices.DeleteFunc(rest, func(l string) bool { return strings.HasPrefix(l, key+" ") })
+	}
+	writeFile(t, h.file, strings.Join(lines, "\n")+"\n"+strings.Join(rest, ""))
+}
+
+func TestADaemonAnswersLookupsWithoutASocketThatCannotBeOpened(t *testing.T) {
+	taken := "inet:" + listenAt(t, "tcp", "127.0.0.1:0").Addr().String()
+	metrics := func(h *held) { h.spoilTop(t, fmt.Sprintf("metrics = %q", taken)) }
+	const runs = "socket: the daemon runs without it: "
+	for _, c := range []struct {
+		name       string
+		bySystemd  bool
+		spoil      func(h *held)
+		log, check string
+	}{
+		{"the port of metrics is taken", false, metrics, "metrics: listen at " + taken, "note " + runs + "metrics: listen at " + taken},
+		{"the same, and systemd passed the others", true, metrics, "metrics: listen at " + taken, "note " + runs + "metrics: listen at " + taken},
+		{"no folder for control", false, func(h *held) { h.spoilTop(t, `control = "unix:nofolder/control.sock"`) },
+			"control: control socket: listen at unix:", "failed control: lookups are answered, but nothing listens at "},
+		{"no folder for one listener", false, func(h *held) {
+			h.spoilTop(t, fmt.Sprintf(`listen = ["unix:nofolder/map.sock", %q]`, h.at))
+		}, "listen: listen at unix:", "failed " + runs + "listen: listen at unix:"},
+		{"a name of systemd's that is not known", true, func(h *held) { h.names = "socketmap:console" },
+			`systemd passed 1 sockets named \"console\"`, "failed control: nothing"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := hold(t, c.bySystemd, "", c.spoil)
+			if reply := h.query(t); !strings.HasPrefix(reply, "OK secure match=mx1.one.test") {
+				t.Errorf("got %q", reply)
+			}
+			if h.names == "socketmap:control" { // otherwise -check does not find the daemon
+				if code, out := h.command(t, "-check"); code != exitNotFound && strings.HasPrefix(c.check, "failed") || !strings.Contains(out, c.check) {
+					t.Errorf("-check exits with %d and has no %q:\n%s", code, c.check, out)
+				}
+			}
+			h.stop(t)
+			if log := h.stderr.String(); strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, `msg="the daemon runs without a socket" err="`+c.log) ||
+				!strings.Contains(log, "; then restart the daemon\"") {
+				t.Errorf("the log has not one error with %q:\n%s", c.log, log)
+			}
+		})
+	}
+}
+
+func TestADaemonThatHasHeldMailStartsWithoutASocketThatCannotBeOpened(t *testing.T) {
+	taken := "inet:" + listenAt(t, "tcp", "127.0.0.1:0").Addr().String()
+	h := hold(t, false, "", func(h *held) { h.spoilTop(t, "lookup2 = 1") })
+	if reply := h.query(t); !strings.HasPrefix(reply, "TEMP ") {
+		t.Errorf("got %q", reply)
+	}
+	h.spoilTop(t, fmt.Sprintf("metrics = %q", taken), "lookup2 = 1")
+	text, err := os.ReadFile(h.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, h.file, strings.Replace(string(text), "lookup2 = 1\n", "", 1))
+	h.notified(t, "STATUS=")
+	h.notified(t, "READY=1")
+	if reply := h.query(t); !strings.HasPrefix(reply, "OK secure") {
+		t.Errorf("after the start: %q", reply)
+	}
+	h.stop(t)
+	if log := h.stderr.String(); !strings.Contains(log, `msg="the daemon runs without a socket" err="metrics: listen at `+taken) {
+		t.Errorf("the log:\n%s", log)
+	}
+}
+
+// TestASyntaxErrorLeavesTheSocketsAboveIt also ends the daemon on hold, which removes
+// its sockets.
+func TestASyntaxErrorLeavesTheSocketsAboveIt(t *testing.T) {
+	line := 0
+	h := hold(t, false, "", func(h *held) {
+		good, err := os.ReadFile(h.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		line = strings.Count(string(good), "\n") + 1
+		writeFile(t, h.file, string(good)+"foo = = 3\n")
+	})
+	if reply, want := h.query(t), fmt.Sprintf("TEMP %s:%d: lookup.foo: ", h.file, line); !strings.HasPrefix(reply, want) {
+		t.Errorf("got %q, want %q", reply, want)
+	}
+	code, out := h.command(t, "-check")
+	if want := "failed daemon: it cannot start, and answers every lookup TEMP: " + h.file; code != exitFailed || !strings.Contains(out, want) ||
+		!strings.HasSuffix(out, "wrong verdict: the configuration is wrong, and all mail waits") {
+		t.Errorf("-check exits with %d, and has no %q:\n%s", code, want, out)
+	}
+	h.stop(t)
+	for _, path := range []string{h.at.Address, filepath.Join(h.dir, "control.sock")} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there: %v", path, err)
+		}
+	}
+}
+
+func TestCommandsSayThatAllMailWaitsWhileTheDaemonCannotStart(t *testing.T) {
+	h := hold(t, false, "", func(h *held) {
+		store, err := cache.Open(filepath.Join(h.dir, "cache.db"), cache.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.Close() })
+	})
+	const reason = "the cache cannot be opened: open the cache: cache "
+	_, out := h.command(t, "-explain", "one.test")
+	if !strings.Contains(out, "Next The daemon cannot start, and all mail waits: "+reason) || !strings.Contains(out, "What the maps reply postfix reply TEMP "+reason) ||
+		strings.Contains(out, "reply NOTFOUND") || strings.Contains(out, "reply OK") {
+		t.Errorf("-explain:\n%s", out)
+	}
+	if code, out := h.command(t, "-query", "one.test"); code != exitFailed || !strings.HasPrefix(out, "sts-tlsmap: the daemon replies TEMP: "+reason) || strings.Contains(out, "hint") {
+		t.Errorf("-query exits with %d:\n%s", code, out)
+	}
+	if code, out := h.command(t, "-check"); code != exitNotFound || !strings.Contains(out, "failed daemon: the daemon says: it cannot start yet: "+reason) {
+		t.Errorf("-check exits with %d:\n%s", code, out)
+	}
+	h.stop(t)
 }
 
 // TestFewDescriptorsCostNoProtection has a daemon with 64 descriptors, 200 idle

@@ -16,6 +16,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 )
 
 // Keys of the configuration that name sockets. systemd names those that it
@@ -78,6 +79,15 @@ func (s socket) open() (net.Listener, error) {
 	return endpoint.Listen(s.at, s.mode)
 }
 
+// A missingSocket is the error of a socket that cannot be opened.
+type missingSocket struct {
+	key string
+	error
+}
+
+func (m *missingSocket) Error() string { return m.key + ": " + m.error.Error() }
+func (m *missingSocket) Unwrap() error { return m.error }
+
 // listen opens the sockets of the configuration, or takes those that systemd
 // passed. Where it passed any, the others are masked or stopped, and none is
 // opened in their place: a socket of this process would end with it. The metrics
@@ -87,9 +97,8 @@ func (s socket) open() (net.Listener, error) {
 // metrics. A socket that cannot be opened or used costs one log line: an error would
 // end the daemon, and all mail would wait. It is one if no socket for lookups is left.
 func (s *service) listen(onHold bool) error {
-	var unused []error
 	if s.passed == nil {
-		if s.passed, s.sessions, unused = passedSockets(); len(s.passed) > 0 || len(unused) > 0 {
+		if s.passed, s.sessions, s.unused = passedSockets(); len(s.passed) > 0 || len(s.unused) > 0 {
 			s.overridden = []string{keyListen, keyControl}
 		}
 		if len(s.passed[keyMetrics]) > 0 {
@@ -111,12 +120,13 @@ func (s *service) listen(onHold bool) error {
 		}
 	}
 	s.listeners = maps.Clone(s.passed)
+	missing := slices.Clone(s.unused)
 	for _, one := range wanted {
 		l := s.own[one]
 		if l == nil {
 			var err error
 			if l, err = one.open(); err != nil {
-				unused = append(unused, fmt.Errorf("%s: %w", one.key, err))
+				missing = append(missing, &missingSocket{one.key, err})
 				continue
 			}
 		}
@@ -124,13 +134,19 @@ func (s *service) listen(onHold bool) error {
 		s.listeners[one.key] = append(s.listeners[one.key], l)
 	}
 	if len(s.listeners[keyListen]) > 0 {
-		for _, err := range unused {
-			s.log.Error("the daemon does without a socket", "err", err, "next", cmp.Or(hintOf(err), "mend that")+thenRestart)
+		s.missing = nil
+		for _, err := range missing {
+			next, severity := cmp.Or(hintOf(err), "mend that")+thenRestart, observe.Page
+			if m := (*missingSocket)(nil); errors.As(err, &m) && m.key != keyListen {
+				severity = observe.Ticket
+			}
+			s.log.Error("the daemon runs without a socket", "err", err, "next", next)
+			s.missing = append(s.missing, control.Trouble{Condition: "socket", Severity: severity, What: "the daemon runs without it: " + err.Error(), Next: next})
 		}
 		return nil
 	}
-	if len(unused) > 0 {
-		return errors.Join(unused...)
+	if len(missing) > 0 {
+		return errors.Join(missing...)
 	}
 	return hint(errors.New("systemd passed no socket for lookups"),
 		"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap")

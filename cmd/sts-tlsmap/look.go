@@ -315,7 +315,7 @@ func (a *app) query(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("the daemon replies PERM: %s", text.Printable(rest))
 	case "TEMP", "TIMEOUT":
 		err := fmt.Errorf("the daemon replies %s: %s", word, text.Printable(rest))
-		if strings.Contains(rest, "sts-tlsmap -explain") {
+		if strings.Contains(rest, "sts-tlsmap -explain") || errors.As(a.peerErr, new(*control.NotStartedError)) {
 			return 0, err
 		}
 		return 0, hint(err, "see why: sts-tlsmap -explain %s", a.flags.args[0])

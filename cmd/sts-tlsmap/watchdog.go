@@ -64,10 +64,10 @@ func beat(ctx context.Context, interval time.Duration, probe func(context.Contex
 // This process may be unable to reach a unix socket, because its folder was removed
 // with Postfix or its mode admits only Postfix. A restart would not help. If this is
 // true of all sockets, probe asks the maps directly.
-func (s *service) probe(ctx context.Context) error { return s.probeFor(ctx, "NOTFOUND", s.maps) }
+func (s *service) probe(ctx context.Context) error { return s.probeListeners(ctx, "NOTFOUND", s.maps) }
 
-// probeFor is probe where the replies begin with word.
-func (s *service) probeFor(ctx context.Context, word string, maps socketmap.Handler) error {
+// probeListeners is probe where the replies begin with word.
+func (s *service) probeListeners(ctx context.Context, word string, maps socketmap.Handler) error {
 	check := func(reply string, err error) error {
 		if err == nil && !strings.HasPrefix(reply, word) {
 			err = fmt.Errorf("the reply for %s is %q", keeper.ProbeDomain, reply)

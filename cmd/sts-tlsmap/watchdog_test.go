@@ -191,6 +191,13 @@ func TestThereIsNoBeatWhileTheStoreDoesNotAnswer(t *testing.T) {
 	}
 }
 
+func TestThereIsNoBeatOnHoldWhileLookupsAreNotAnsweredTEMP(t *testing.T) {
+	s, _ := probed(t, listenAt(t, "tcp", "127.0.0.1:0"))
+	if err := s.probeListeners(t.Context(), "TEMP ", s.maps); err == nil || !strings.Contains(err.Error(), `the reply for`) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestThereIsNoBeatWhileOneListenerIsNotServed(t *testing.T) {
 	s, _ := probed(t, listenAt(t, "tcp", "127.0.0.1:0"))
 	unserved := listenAt(t, "tcp", "127.0.0.1:0")

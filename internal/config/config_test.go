@@ -410,6 +410,19 @@ func TestAnExemptFileIsReadAndItsErrorsHaveItsOwnLines(t *testing.T) {
 	}
 }
 
+func TestWhatIsAboveAnErrorInTheSyntaxIsTaken(t *testing.T) {
+	const above = "listen = [\"inet:127.0.0.1:18461\"]\ncontrol = \"unix:/c.sock\"\n[socket]\nmode = \"0600\"\n"
+	for _, below := range []string{"foo = = 3\n", "[exempt]\ndomains = [\n\"a.example\",\nb.example,\n]\n", "mode = \"0666\"\n", "[cache\n"} {
+		c, err := config.Parse("f.toml", []byte(above+below))
+		if err == nil || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: got %v, want one error", below, err)
+		}
+		if c.Listen[0].Address != "127.0.0.1:18461" || c.Control.Address != "/c.sock" || c.Socket.Mode != 0o600 {
+			t.Errorf("%q: got %v, %v and %o", below, c.Listen, c.Control, c.Socket.Mode)
+		}
+	}
+}
+
 func TestRelativePathsAreTakenFromTheFoldersOfTheFile(t *testing.T) {
 	c, err := config.Parse("/srv/x/f.toml", []byte("control = \"unix:c.sock\"\nlisten = [\"unix:s.sock\"]\n[cache]\npath = \"cache.db\""))
 	if err != nil {

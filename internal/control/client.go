@@ -33,6 +33,12 @@ var (
 	ErrNothingHeld = errors.New("nothing is held")                                    // for the domain
 )
 
+// A NotStartedError is the answer of a daemon that cannot start, and that answers every
+// lookup TEMP.
+type NotStartedError struct{ Reason string }
+
+func (e *NotStartedError) Error() string { return "the daemon says: it cannot start yet: " + e.Reason }
+
 const (
 	answerTimeout = 30 * time.Second // for an answer to begin
 	maxLine       = 4 << 20          // bytes of a line: a policy of 64 KiB in JSON, every byte escaped
@@ -229,6 +235,8 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (io.R
 	switch {
 	case f.Err == "":
 		return nil, fmt.Errorf("the daemon answers %s", res.Status)
+	case res.StatusCode == http.StatusServiceUnavailable:
+		return nil, &NotStartedError{f.Err}
 	case res.StatusCode == http.StatusForbidden:
 		return nil, fmt.Errorf("%w%s", ErrNotAllowed, strings.TrimPrefix(f.Err, ErrNotAllowed.Error()))
 	}

@@ -58,9 +58,9 @@ type Options struct {
 	Metrics    http.Handler
 	Log        *slog.Logger
 
-	// Refuse is the answer of a daemon that has not started: an error. Where it is
-	// set, the others but Log are not used.
-	Refuse func() error
+	// Refuse is why the daemon has not started: a NotStartedError is every answer.
+	// Where it is set, the others but Log are not used.
+	Refuse func() string
 }
 
 // A Server answers on the control socket.
@@ -170,7 +170,7 @@ func (s *Server) handle(pattern string, h func(*call) error) {
 		switch {
 		case err != nil:
 		case s.o.Refuse != nil:
-			err = s.o.Refuse()
+			err = &NotStartedError{s.o.Refuse()}
 		default:
 			err = h(c)
 		}
@@ -219,12 +219,14 @@ func (c *call) end(err error) {
 	case c.sent:
 		_ = c.line(End{End: true, Err: err.Error()})
 	default:
-		status := http.StatusBadRequest
-		if errors.Is(err, ErrNotAllowed) {
+		status, words := http.StatusBadRequest, err.Error()
+		if refused := (*NotStartedError)(nil); errors.As(err, &refused) {
+			status, words = http.StatusServiceUnavailable, refused.Reason
+		} else if errors.Is(err, ErrNotAllowed) {
 			status = http.StatusForbidden
 		}
 		c.w.WriteHeader(status)
-		_ = c.line(failure{Err: err.Error()})
+		_ = c.line(failure{Err: words})
 	}
 	_ = c.flush() // a client that is gone needs no answer
 }

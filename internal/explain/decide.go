@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -110,6 +111,12 @@ func (d *DANE) take(h *control.Held, now time.Time) {
 
 // asked says whether the daemon was asked and answered.
 func (c *Cache) asked() bool { return c.From == Daemon && c.notAsked == nil && c.Err == "" }
+
+// notStarted is the refusal of a daemon that cannot start; nil of any other.
+func (c *Cache) notStarted() (refused *control.NotStartedError) {
+	errors.As(c.notAsked, &refused)
+	return refused
+}
 
 // exemptWord names the exemption of a domain and its end.
 func exemptWord(e control.ExemptEntry, domain string) string {

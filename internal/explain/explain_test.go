@@ -255,6 +255,22 @@ func TestAStoppedDaemonIsReportedFirst(t *testing.T) {
 	}
 }
 
+func TestADaemonThatCannotStartIsReportedFirst(t *testing.T) {
+	w := honest()
+	w.from, w.asking = explain.Daemon, fmt.Errorf("ask: %w", &control.NotStartedError{Reason: "f.toml:3: oops"})
+	w.heldIs = w.asking
+	r := w.gather(t, "a.test")
+	for _, m := range r.Maps {
+		if m.Reply != "TEMP f.toml:3: oops" || m.Would != "" {
+			t.Errorf("got %+v", m)
+		}
+	}
+	shows(t, textOf(t, r), "What the maps reply\n  postfix", "Next\n  The daemon cannot start, and all mail waits: f.toml:3: oops. ")
+	if strings.Contains(r.Next, "Nothing to do") {
+		t.Errorf("got %q", r.Next)
+	}
+}
+
 func TestTheEntryThatExemptsIsNamed(t *testing.T) {
 	until := func(entry string) control.ExemptEntry {
 		return control.ExemptEntry{Entry: entry, Until: now.Add(time.Hour)}

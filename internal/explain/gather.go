@@ -45,6 +45,11 @@ func Gather(ctx context.Context, key string, s Sources) *Report {
 	r.decide(s)
 	r.compareWithFile(s)
 	r.Next = r.next()
+	if hold := r.Cache.notStarted(); hold != nil {
+		for i, m := range r.Maps {
+			r.Maps[i] = Reply{Map: m.Map, Reply: "TEMP " + hold.Reason, Why: "the daemon cannot start"}
+		}
+	}
 	return r
 }
 

@@ -17,14 +17,16 @@ import (
 // nothingToDo opens the words for a domain with which all is well.
 const nothingToDo = "Nothing to do: "
 
-// next says what to do about the first obstacle to protected mail: a daemon that does
-// not run, then settings that are not in force yet and may be what the domain needs,
+// next says what to do about the first obstacle to protected mail: a daemon that cannot
+// start or does not run, then settings that are not in force yet and may be what the domain needs,
 // then the domain itself.
 func (r *Report) next() string {
 	next, first := r.nextOfDomain(), ""
 	// A daemon without a control socket runs and has the cache open.
 	var locked *cache.LockedError
-	switch {
+	switch hold := r.Cache.notStarted(); {
+	case hold != nil:
+		first = "The daemon cannot start, and all mail waits: " + text.Printable(hold.Reason) + ". "
 	case errors.Is(r.Cache.notAsked, control.ErrNoDaemon) && !errors.As(r.Cache.err, &locked):
 		first = "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. "
 	case len(r.Stale) > 0:

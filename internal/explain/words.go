@@ -276,10 +276,11 @@ func (r *Report) cacheWords(p printer) {
 
 func (r *Report) mapWords(p printer) {
 	title := "What the maps reply"
-	if r.mapsOf == File {
+	hold := r.Cache != nil && r.Cache.notStarted() != nil
+	if r.mapsOf == File && !hold {
 		title = "What the maps of the configuration file reply" // a running daemon has those of its start
 	}
-	if r.Cache != nil && r.Cache.Err != "" {
+	if r.Cache != nil && r.Cache.Err != "" && !hold {
 		title += " if nothing is held (not known)"
 	}
 	p.section("%s", title)
