@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -304,6 +305,28 @@ func TestASyntaxErrorLeavesTheSocketsAboveIt(t *testing.T) {
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is still there: %v", path, err)
 		}
+	}
+}
+
+func TestADaemonOnHoldEndsWhenALookupSocketFails(t *testing.T) {
+	dir, cfg := t.TempDir(), config.Default()
+	cfg.Listen = []endpoint.Endpoint{{Network: "unix", Address: filepath.Join(dir, "map.sock")}}
+	cfg.Control.Address = filepath.Join(dir, "control.sock")
+	s := &service{cfg: cfg, log: slog.New(slog.DiscardHandler), own: make(map[socket]net.Listener), failed: make(chan error, 1)}
+	defer s.closeOwn()
+	s.failed <- errors.New("accept failed")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := s.hold(nil, filepath.Join(dir, "none.toml"), errors.New("oops"))
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "oops") || !strings.Contains(err.Error(), "accept failed") {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("it goes on")
 	}
 }
 

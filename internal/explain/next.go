@@ -18,8 +18,8 @@ import (
 const nothingToDo = "Nothing to do: "
 
 // next says what to do about the first obstacle to protected mail: a daemon that cannot
-// start or does not run, then settings that are not in force yet and may be what the domain needs,
-// then the domain itself.
+// start or does not run, then settings that are not in force yet and may be what the
+// domain needs, then the domain itself.
 func (r *Report) next() string {
 	next, first := r.nextOfDomain(), ""
 	// A daemon without a control socket runs and has the cache open.
