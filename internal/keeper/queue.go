@@ -89,7 +89,7 @@ func (k *Keeper) nudge() {
 // nextDue returns the next domain of a source, with the least life left first; or
 // when there may be one.
 func (k *Keeper) nextDue(s *source) (domain string, next time.Time) {
-	now := k.o.Now()
+	now, more := k.o.Now(), false
 	for limit := dueBatch; ; limit *= 2 {
 		for len(s.read) > 0 {
 			d := s.read[0]
@@ -99,14 +99,17 @@ func (k *Keeper) nextDue(s *source) (domain string, next time.Time) {
 			}
 		}
 		if s.late = 0; limit > cache.MaxPage {
+			if more { // behind those that were fetched and wait for the disk
+				next = now.Add(commitEvery)
+			}
 			return "", next
 		}
 		var err error
 		if s.read, next, err = k.o.Store.Due(s.lane, now.Add(-s.overdue), limit); err != nil {
 			k.counters.add(&k.counters.StoreErrors, 1)
 		}
-		if len(s.read) < limit {
-			limit = cache.MaxPage // the store has no more: do not ask again
+		if more = len(s.read) == limit; !more {
+			limit = cache.MaxPage // do not ask again
 		}
 		for _, d := range s.read {
 			if !k.wasVisited(d.Domain, now) {

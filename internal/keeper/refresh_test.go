@@ -211,6 +211,33 @@ func TestTheRefresherDoesNotSpinOnADamagedRecord(t *testing.T) {
 	})
 }
 
+// The refresher reads the first 1,000 that are due. It must not wait while these are
+// fetched and not written yet.
+func TestABacklogIsWorkedOffAtAHighRate(t *testing.T) {
+	fast := func(o *keeper.Options) { o.FetchRate = 10_000 }
+	inSite(t, fast, func(t *testing.T, s *site) {
+		const n = 5000
+		var ops []cache.Op
+		now := time.Now()
+		for i := range n {
+			domain := fmt.Sprintf("d%d.example", i)
+			s.net.enforced(domain, 30*day)
+			ops = append(ops, cache.Op{Put: &cache.Record{
+				Domain: domain, Mode: policy.ModeEnforce, Text: []byte(policyText("enforce", 30*day, "mx."+domain)), Match: []byte{0}, ID: "1",
+				Fetched: now.Add(-day), Expires: now.Add(29 * day), Used: now, FetchAt: now, FetchUnusedAt: now,
+				Lane: cache.LaneNormal, Due: now.Add(-time.Minute),
+			}})
+		}
+		if _, err := s.disk.Write(ops); err != nil {
+			t.Fatal(err)
+		}
+		settle(5*time.Minute + n*time.Second/200) // the refresher may sleep for five minutes
+		if got := s.net.total("d"); got < n {
+			t.Errorf("%d of %d policies were fetched", got, n)
+		}
+	})
+}
+
 func TestRefreshesByTheAdministratorKeepToTheRateOfFetches(t *testing.T) {
 	inSite(t, nil, func(t *testing.T, s *site) {
 		const n = 100

@@ -48,27 +48,26 @@ const (
 var errNotKept = errors.New("too many changes wait for the disk")
 
 // put has a record written, or a domain deleted if r is nil. It takes the place of
-// what waits already of the domain.
-func (w *writer) put(domain string, r *cache.Record, late bool) (*change, error) {
+// what waits already of the domain. full says whether enough waits for a commit.
+func (w *writer) put(domain string, r *cache.Record, late bool) (c *change, full bool, err error) {
 	size := int64(overheadBytes)
 	if r != nil {
 		size += int64(len(r.Text) + len(r.Match))
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	c := w.changes[domain]
-	if c == nil {
+	if c = w.changes[domain]; c == nil {
 		c = &change{domain: domain, onDisk: make(chan struct{})}
 	}
 	if grown := size - c.size; grown > 0 && w.bytes+grown > maxPendingBytes || c.size == 0 && len(w.queue) >= maxPending {
-		return nil, errNotKept
+		return nil, false, errNotKept
 	}
 	if c.size == 0 {
 		w.changes[domain], w.queue = c, append(w.queue, c)
 	}
 	w.bytes += size - c.size
 	c.record, c.size, c.late = r, size, late || c.late && w.failing.Load()
-	return c, nil
+	return c, len(w.queue) >= commitPolicies, nil
 }
 
 // pending returns what waits for the disk of a domain; ok is false where nothing
@@ -107,13 +106,15 @@ func (k *Keeper) write(domain string, r *cache.Record, lazy bool) (onDisk bool, 
 		}
 	}
 	w := &k.writer
-	c, err := w.put(domain, r, lazy)
+	c, full, err := w.put(domain, r, lazy)
+	if err == nil && (full || !lazy) {
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
+	}
 	if err != nil || lazy {
 		return false, err
-	}
-	select {
-	case w.wake <- struct{}{}:
-	default:
 	}
 	timer := time.NewTimer(commitWait)
 	defer timer.Stop()
