@@ -45,7 +45,7 @@ func sessionsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	ts.Check(err)
 	for unread, deadline := 1, time.Now().Add(patience); unread > 0; <-time.After(time.Millisecond) { // by the daemon
-		ts.Check(raw.Control(func(fd uintptr) { unread, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }))
+		ts.Check(raw.Control(func(fd uintptr) { unread, err = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) }))
 		if ts.Check(err); time.Now().After(deadline) {
 			ts.Fatalf("the daemon reads nothing")
 		}
