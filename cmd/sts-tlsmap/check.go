@@ -237,7 +237,7 @@ func (a *app) checkMTA(ctx context.Context) (dane bool) {
 		dane = dane || m.DANE
 	}
 	if h := &a.health; a.peerErr == nil && h.UnknownMap != "" && time.Since(h.UnknownAt) < unknownFor {
-		what := fmt.Sprintf("map %s was asked for at %s, and there is none of that name", h.UnknownMap, text.Clock(h.UnknownAt))
+		what := fmt.Sprintf("map %s was asked for at %s, and no map has that name", h.UnknownMap, text.Clock(h.UnknownAt))
 		if has(recipe.Asks) && !has(recipe.Fails) {
 			a.find(stateNote, "unknown map", what, "the MTA of this machine asks for a map that is there; see whether another one asks")
 		} else {
@@ -245,7 +245,7 @@ func (a *app) checkMTA(ctx context.Context) (dane bool) {
 		}
 	}
 	if len(all) == 0 {
-		a.find(stateNote, "MTA", "none on this machine: whether one asks the daemon is not known", "")
+		a.find(stateNote, "MTA", "no Postfix or Exim was found on this machine, so -check cannot tell whether one asks the daemon", "")
 	}
 	return dane
 }
