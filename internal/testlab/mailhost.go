@@ -1,6 +1,7 @@
 package testlab
 
 import (
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -59,6 +60,7 @@ type Session struct {
 	TLS        bool // the handshake succeeded
 	SNI        string
 	TLSVersion uint16
+	Resumed    bool     // the handshake resumed an earlier TLS session
 	Rcpt       []string // all addresses in RCPT, accepted or not; 100 at most
 	Err        string   // why the session ended, if not by QUIT
 	Messages   int      // accepted in this session
@@ -75,6 +77,7 @@ type MailHost struct {
 	mu        sync.Mutex
 	fault     MailFault
 	cert      tls.Certificate
+	tickets   *[32]byte // key of session tickets; nil: a new one for each handshake
 	gate      *Gate
 	places    []string // address and port of all listeners
 	listeners []net.Listener
@@ -251,6 +254,15 @@ func (m *MailHost) PresentCertificate(c tls.Certificate) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.cert = c
+}
+
+// Resume lets clients resume their TLS sessions. By default none can.
+func (m *MailHost) Resume() {
+	key := new([32]byte)
+	rand.Read(key[:]) // never fails (crypto/rand)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tickets = key
 }
 
 // TLSA returns the TLSA record at port 25 for the host's present certificate.

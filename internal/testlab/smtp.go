@@ -176,6 +176,9 @@ func (s *smtpSession) handshake() error {
 	if s.fault == MailOldTLS {
 		config.MaxVersion = tls.VersionTLS11
 	}
+	if key := lockedGet(&s.host.mu, &s.host.tickets); key != nil {
+		config.SetSessionTicketKeys([][32]byte{*key})
+	}
 	conn := tls.Server(s.conn, config)
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()
@@ -183,7 +186,8 @@ func (s *smtpSession) handshake() error {
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return fmt.Errorf("TLS: %w", err)
 	}
-	s.seen.TLS, s.seen.TLSVersion = true, conn.ConnectionState().Version
+	state := conn.ConnectionState()
+	s.seen.TLS, s.seen.TLSVersion, s.seen.Resumed = true, state.Version, state.DidResume
 	s.conn, s.in = conn, bufio.NewReaderSize(conn, maxSMTPLine)
 	s.seen.Helo = ""
 	s.reset()

@@ -10,7 +10,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Paths inside the root.
@@ -79,6 +82,22 @@ func (p *Postfix) TrustAD(t *testing.T, trust bool) {
 	p.writeResolvConf(t, text)
 	p.restart(t)
 }
+
+// House has the daemon, and the program's modes, run inside Postfix's root. The stage's
+// own files have the same paths there.
+func (p *Postfix) House(t *testing.T, d *Daemon) {
+	t.Helper()
+	if err := unix.Mount(dir, p.root.Path(dir), "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("mounting %s in Postfix's root: %v", dir, err)
+	}
+	d.Tweak = func(c *exec.Cmd) {
+		c.Dir = "/"
+		c.SysProcAttr = &syscall.SysProcAttr{Chroot: string(p.root)}
+	}
+}
+
+// Path returns the path outside the root of a file on Postfix's machine.
+func (p *Postfix) Path(inside string) string { return p.root.Path(inside) }
 
 // Program runs the program on Postfix's machine and returns its output.
 func (p *Postfix) Program(t *testing.T, args ...string) string {
@@ -176,14 +195,41 @@ func numbers(version string) []int {
 // Send submits a message to a recipient at the domain, as a local user would.
 func (p *Postfix) Send(t *testing.T, domain string) *Message {
 	t.Helper()
+	return p.SendWith(t, domain, "")
+}
+
+// SendWith is Send with more header lines.
+func (p *Postfix) SendWith(t *testing.T, domain, header string) *Message {
+	t.Helper()
 	p.sent++
 	m := &Message{Recipient: fmt.Sprintf("message%d@%s", p.sent, domain), MTA: p}
-	c := p.root.command("/usr/sbin/sendmail", "-f", "sender@relay.test", m.Recipient)
-	c.Stdin = strings.NewReader("Subject: for " + m.Recipient + "\n\nHello.\n")
+	p.submit(t, header, m.Recipient)
+	return m
+}
+
+// SendMany submits one message to n recipients at the domain.
+func (p *Postfix) SendMany(t *testing.T, domain string, n int) {
+	t.Helper()
+	recipients := make([]string, n)
+	for i := range recipients {
+		recipients[i] = fmt.Sprintf("many%d@%s", i, domain)
+	}
+	p.submit(t, "", recipients...)
+}
+
+func (p *Postfix) submit(t *testing.T, header string, recipients ...string) {
+	t.Helper()
+	c := p.root.command("/usr/sbin/sendmail", append([]string{"-f", "sender@relay.test"}, recipients...)...)
+	c.Stdin = strings.NewReader(header + "Subject: for " + recipients[0] + "\n\nHello.\n")
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("sendmail: %v\n%s", err, out)
 	}
-	return m
+}
+
+// Log returns the lines of Postfix's log so far.
+func (p *Postfix) Log(t *testing.T) []string {
+	t.Helper()
+	return p.log(t)
 }
 
 // outcomes returns the attempts to deliver to the recipient.
