@@ -142,7 +142,7 @@ func (s *service) open() error {
 	})
 	answering := tlsmap.Options{Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log, Now: s.clock.Now}
 	if cfg.TLSRPT.On() {
-		answering.NotFetched = func(domain []byte) { s.reports.NotFetched(domain) }
+		answering.Failed = func(domain []byte, barred []string) { s.reports.Failed(domain, barred) }
 	}
 	s.maps = tlsmap.NewServer(table, answering)
 	if err := s.maps.SetExempt(cfg.Exempt.Domains); err != nil {
@@ -221,6 +221,10 @@ func (s *service) newReports() *reporting.Service {
 	host, _ := os.Hostname()
 	return reporting.New(reporting.Options{
 		Config: &s.cfg.TLSRPT, Passed: s.sessions, Resolver: s.out.resolver, Network: s.out.config, Host: cmp.Or(host, "localhost"),
+		Policy: func(domain string) ([]byte, bool) {
+			r, err := s.keeper.Get(domain)
+			return r.Text, err == nil
+		},
 		Negative: s.keeper.Negative, FetchDead: func() bool { return s.keeper.Stats().FetchDead }, Log: s.log,
 	})
 }

@@ -285,7 +285,8 @@ func newMaps(cfg *config.Config) (*tlsmap.Table, *tlsmap.Server, error) {
 }
 
 // query is -query: it asks the running daemon at its first listener, as the MTA
-// would, and prints what postmap -q prints: the value, or nothing.
+// would but for a mark before the map's name: TLS reports count mail, and no test. It
+// prints what postmap -q prints: the value, or nothing.
 func (a *app) query(ctx context.Context) (int, error) {
 	at, err := endpoint.Parse(a.listeners()[0])
 	if err != nil {
@@ -297,7 +298,7 @@ func (a *app) query(ctx context.Context) (int, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	reply, err := socketmap.Query(ctx, at, a.flags.mapName, a.flags.args[0])
+	reply, err := socketmap.Query(ctx, at, tlsmap.NotMail+a.flags.mapName, a.flags.args[0])
 	if errors.Is(err, context.DeadlineExceeded) {
 		return 0, a.hintPeer(fmt.Errorf("%w at %s in %s", control.ErrNoAnswer, at, wait))
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -177,6 +178,31 @@ func TestLookupsAreAnsweredWhileTLSReportsDoNotWork(t *testing.T) {
 		t.Errorf("got %+v", troubles)
 	}
 	p.stop(t)
+}
+
+func TestALookupOfAnMTAIsReportedAndOneByQueryIsNot(t *testing.T) {
+	lab := testlab.New(t)
+	lab.Domain("one.test", testlab.With{MX: []string{"mx9.one.test"}})
+	dir, file := writeConfig(t, lab, testlab.DaemonConfig{Tables: "[tlsrpt]\ncollect = true\npath = \"reports.db\"\npostfix_socket = \"unix:tlsrpt.sock\"\n"})
+	p := startProgram(t, dir, []string{"HTTPS_PROXY=" + lab.Proxy.URL()}, "-config", file)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	at := p.endpoint(ctx, t, dir)
+	for mapName, want := range map[string]string{"exim": "none of its MX hosts is listed", "postfix": "secure match=mx9.one.test"} {
+		for range 2 {
+			if reply, err := socketmap.Query(ctx, at, mapName, "one.test"); err != nil || !strings.Contains(reply, want) {
+				t.Fatalf("got %q, %v", reply, err)
+			}
+		}
+		out, _ := exec.Command("sts-tlsmap", "-config", file, "-query", "one.test", "-map", mapName).CombinedOutput() // TEMP is an error
+		if !strings.Contains(string(out), want) {
+			t.Errorf("-query prints %s", out)
+		}
+	}
+	p.stop(t)
+	if n := sessionsOf(t, filepath.Join(dir, "reports.db"), "one.test"); n != 2 {
+		t.Errorf("%d sessions are stored; want those of two lookups in map exim\n%s", n, p.stderr.String())
+	}
 }
 
 func TestWithoutKeysOfTLSReportsTheDaemonMakesNoFileForThem(t *testing.T) {

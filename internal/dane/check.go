@@ -23,6 +23,7 @@ type Report struct {
 	Beyond  int     // listed hosts that were not looked at, since there are too many
 
 	unsigned bool     // the state rests on an answer that is not authenticated
+	barred   []string // as in Finding
 	lost     []string // listed hosts that get no mail, because only others have DANE or lookups fail
 }
 
@@ -71,6 +72,7 @@ func (h *Host) settled() bool {
 // hop returns the report as it is held.
 func (r *Report) hop() *hop {
 	held := &hop{finding: r.Finding}
+	held.finding.Barred = r.barred
 	least := keep(r.MX)
 	for _, h := range r.Hosts {
 		held.hosts = append(held.hosts, &Host{MXHost: h.MXHost, State: h.State, unsigned: h.unsigned, until: h.until})
@@ -92,7 +94,7 @@ func (c *Checker) look(ctx context.Context, n NextHop, listed func(string) bool,
 	hosts := []MXHost{{Name: n.Host}}
 	if !n.Bracketed {
 		r.MX = c.lookup(ctx, n.Host, resolver.TypeMX)
-		set := r.readMX()
+		set := r.readMX(listed)
 		if set == nil {
 			return r
 		}
@@ -118,12 +120,13 @@ func (c *Checker) look(ctx context.Context, n NextHop, listed func(string) bool,
 }
 
 // readMX reads the MX lookup. It returns nil if that decides already.
-func (r *Report) readMX() *MXSet {
+func (r *Report) readMX(listed func(string) bool) *MXSet {
 	if !r.MX.answered() {
 		r.conclude(Undecided, "the MX lookup failed: "+r.MX.Err.Error()) // RFC 7672, 2.1.2
 		return nil
 	}
 	set := readMX(r.NextHop.Host, r.MX.Answer)
+	r.barred = Barred(set.Hosts, listed)
 	r.unsigned = r.MX.Security != Secure
 	switch {
 	case set.NXDomain:

@@ -23,6 +23,7 @@ import (
 
 const (
 	maxHosts        = 64  // MX hosts of a next-hop that are looked at, the most preferred first
+	maxBarred       = 8   // named of one next-hop
 	hostsAtOnce     = 4   // of one next-hop
 	maxChecks       = 256 // checks and MX lookups under way; each asks at most hostsAtOnce questions at once
 	maxDomainChecks = 4   // of them, for the next-hops and ports of one domain
@@ -130,6 +131,7 @@ type Finding struct {
 	Until time.Time // kept until then
 
 	Hosts  []string // SomeFailed, AddressesFailed: the listed hosts without DANE, which mail may go to
+	Barred []string // of the MX hosts, see Barred
 	Kept   bool     // an older finding: the last check differed, perhaps only because the resolver changed
 	Waited bool     // it was not in memory
 }

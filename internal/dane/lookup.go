@@ -156,6 +156,22 @@ func (c *Checker) MX(ctx context.Context, domain string) (*MXSet, error) {
 	return s, nil
 }
 
+// Barred returns the MX hosts that the policy does not list and that are no less
+// preferred than any that it lists, 8 at most: an MTA comes to them first, and must not
+// use them (RFC 8461, 4.1).
+func Barred(hosts []MXHost, listed func(host string) bool) (names []string) {
+	best := slices.IndexFunc(hosts, func(h MXHost) bool { return listed(h.Name) })
+	for _, h := range hosts {
+		if best >= 0 && h.Preference > hosts[best].Preference || len(names) == maxBarred {
+			break
+		}
+		if !listed(h.Name) {
+			names = append(names, h.Name)
+		}
+	}
+	return names
+}
+
 // readMX reads the MX records of a domain. It drops names that are no host names.
 func readMX(domain string, a *resolver.Answer) *MXSet {
 	switch {

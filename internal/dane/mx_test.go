@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
@@ -33,6 +34,43 @@ func TestMX(t *testing.T) {
 				t.Errorf("%+v, %v", got, err)
 			}
 		})
+	}
+}
+
+func TestHostsThatThePolicyDoesNotListAreBarredIfAnMTAComesToThemFirst(t *testing.T) {
+	listed := func(host string) bool { return strings.HasPrefix(host, "mx") }
+	for records, want := range map[string]string{
+		"10 mx.example":   "",
+		"10 evil.example": "evil.example",
+		"10 evil.example 20 mx.example 30 bad.example": "evil.example",
+		"10 mx.example 10 evil.example 20 bad.example": "evil.example", // half of the mail comes to it first
+		"10 mx.example 20 evil.example":                "",
+	} {
+		f := strings.Fields(records)
+		var data []string
+		for i := 0; i < len(f); i += 2 {
+			data = append(data, f[i]+" "+f[i+1]+".")
+		}
+		for _, answer := range []reply{secure(data...), insecure(data...)} {
+			synctest.Test(t, func(t *testing.T) {
+				c := checker(newFake().set("example.com", "MX", answer))
+				for range 2 { // found, and held
+					if got := c.Check(t.Context(), NextHop{Host: "example.com"}, listed).Barred; strings.Join(got, " ") != want {
+						t.Errorf("%s, %v: %q", records, answer.security, got)
+					}
+				}
+				if got := c.Check(t.Context(), NextHop{Host: "evil.example", Bracketed: true}, listed).Barred; got != nil {
+					t.Errorf("without an MX lookup: %q", got)
+				}
+			})
+		}
+	}
+	var many []MXHost
+	for i := range 100 {
+		many = append(many, MXHost{Name: fmt.Sprintf("evil%d.example", i)})
+	}
+	if got := Barred(many, listed); len(got) != maxBarred {
+		t.Errorf("%d names", len(got))
 	}
 }
 

@@ -41,6 +41,8 @@ func (s *Server) answerHosts(ctx context.Context, dst []byte, m *mta.Map, hop mt
 		defer cancel()
 		if set, err = s.hops.MX(ctx, string(hop.Domain)); err != nil {
 			l.why = err.Error()
+		} else if l.mail {
+			s.noteBarred(l, dane.Barred(set.Hosts, func(host string) bool { return Lists(l.held.Match, host) }))
 		}
 	}
 	return appendHosts(dst, m, hop.Domain, l.held.Match, set, err)

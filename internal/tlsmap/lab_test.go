@@ -107,7 +107,7 @@ type lab struct {
 	hops     *fakeHops
 	log      bytes.Buffer
 
-	notFetched []string // as Options.NotFetched was told
+	failed []string // as Options.Failed was told: the domain and its barred hosts
 }
 
 func newLab(t testing.TB, timeout time.Duration) *lab {
@@ -125,7 +125,9 @@ func newLab(t testing.TB, timeout time.Duration) *lab {
 	}
 	l.Server = tlsmap.NewServer(l.table, tlsmap.Options{
 		Policies: l.policies, NextHops: l.hops, Timeout: timeout, Log: slog.New(slog.NewTextHandler(&l.log, nil)),
-		NotFetched: func(domain []byte) { l.notFetched = append(l.notFetched, string(domain)) },
+		Failed: func(domain []byte, barred []string) {
+			l.failed = append(l.failed, strings.Join(append([]string{string(domain)}, barred...), " "))
+		},
 	})
 	return l
 }

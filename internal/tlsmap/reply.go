@@ -7,6 +7,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 )
 
 // MaxReply is the longest reply that Postfix reads (SOCKETMAP_MAX_REPLY), in
@@ -87,6 +88,29 @@ func (r *secure) append(dst []byte, m *mta.Map) (reply []byte, bare bool) {
 		return dst[:withPatterns], false
 	}
 	return dst, false
+}
+
+// Reported returns an enforced policy as the attributes of a tlsrpt map have it, for
+// reports (RFC 8460, 4.5): so that sessions count under the same policy, whoever tells
+// of them.
+func Reported(domain string, text []byte) tlsrpt.Policy {
+	r := tlsrpt.Policy{Type: tlsrpt.TypeSTS, Domain: domain}
+	p, err := policy.Parse(text)
+	if err != nil {
+		return r
+	}
+	for _, f := range p.Fields {
+		if s := f.Key + ": " + f.Value; isReportable(f) && tlsrpt.PolicyString(s) && len(r.Strings) < tlsrpt.MaxPolicyStrings {
+			r.Strings = append(r.Strings, s)
+		}
+	}
+	for entry := range matchEntries(MatchList(p)[1:]) {
+		if entry[0] == '.' {
+			entry = append([]byte("*"), entry...)
+		}
+		r.MXHosts = append(r.MXHosts, string(entry))
+	}
+	return r
 }
 
 // isReportable reports whether the standard names the field (RFC 8461, 3.2) and

@@ -312,3 +312,23 @@ func TestAMapThatCannotBeAnsweredIsRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestReportsHaveThePolicyAsItsAttributesSayIt(t *testing.T) {
+	text := "version: STSv1\r\nmode: enforce\r\nmx: MX.example.com\r\nmx: *.example.net\r\nmx: mx.example.com\r\nmx: hostname\r\nother: x } policy_type=tlsa\r\nmax_age: 604800\r\n"
+	p, err := policy.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := tlsmap.Reported("example.com", []byte(text))
+	attributes := " policy_type=" + string(r.Type) + " policy_domain=" + r.Domain
+	for _, pattern := range r.MXHosts {
+		attributes += " mx_host_pattern=" + pattern
+	}
+	for _, s := range r.Strings {
+		attributes += " { policy_string = " + s + " }"
+	}
+	reply := render(t, mta.Map{TLSRPT: true}, "example.com", p)
+	if _, got, _ := strings.Cut(reply, "match=mx.example.com:.example.net"); got != attributes {
+		t.Errorf("the reply has %q, the report %q", got, attributes)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,11 +43,15 @@ type Options struct {
 	Log      *slog.Logger     // discards
 	Now      func() time.Time // the clock by which exemptions end; nil: time.Now
 
-	// NotFetched is told of a lookup, in a map that is no rehearsal, that was answered
-	// as without a policy since none could be fetched: keeper.ErrNotFetched. It must not
+	// Failed is told of a lookup by an MTA, in a map that is no rehearsal, whose domain
+	// has something to mend. Without barred it was answered as without a policy, since
+	// none could be fetched (keeper.ErrNotFetched); else see dane.Barred. It must not
 	// block, nor keep the domain. Nil: nobody is told.
-	NotFetched func(domain []byte)
+	Failed func(domain []byte, barred []string)
 }
+
+// NotMail before the name of a map says that no MTA asks: -query does so.
+const NotMail = "-query:"
 
 // A Server answers lookups in the maps of a table. It is a
 // socketmap.Handler.
@@ -55,7 +60,7 @@ type Server struct {
 	policies Policies
 	hops     NextHops
 	timeout  time.Duration
-	failed   func(domain []byte)        // Options.NotFetched
+	failed   func([]byte, []string)     // Options.Failed
 	exempt   atomic.Pointer[exempt.Set] // for good
 	timed    atomic.Pointer[exempt.Set] // until a time
 	now      func() time.Time           // Options.Now
@@ -77,6 +82,7 @@ type lookup struct {
 	room   [hostname.MaxName]byte // for a domain that is not a part of the key
 	domain []byte                 // the policy domain; nil: there is none
 	exempt bool                   // the domain is
+	mail   bool                   // Options.Failed counts the lookup
 	why    string                 // the cause of a TEMP reply, for the log; may be empty
 }
 
@@ -84,7 +90,7 @@ type lookup struct {
 func NewServer(t *Table, o Options) *Server {
 	log := cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	s := &Server{
-		table: t, policies: o.Policies, hops: o.NextHops, timeout: cmp.Or(o.Timeout, time.Hour), failed: o.NotFetched,
+		table: t, policies: o.Policies, hops: o.NextHops, timeout: cmp.Or(o.Timeout, time.Hour), failed: o.Failed,
 		counters: make([]mapCounters, len(t.maps)), rehearsed: newRehearsals(),
 		rehearsing: newSparseLog(log, slog.LevelInfo, "rehearsal: answered NOTFOUND, would have answered otherwise"),
 		deferred:   newSparseLog(log, slog.LevelWarn, "mail is deferred"),
@@ -134,6 +140,7 @@ func (s *Server) isExempt(domain []byte) bool {
 
 // AppendReply answers one lookup; it is the method of socketmap.Handler.
 func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []byte {
+	mapName, tool := bytes.CutPrefix(mapName, []byte(NotMail))
 	i := s.table.index(mapName)
 	if i < 0 {
 		s.noteUnknown(mapName)
@@ -143,6 +150,7 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 	start := len(dst)
 	l := s.lookups.Get().(*lookup)
 	l.slot, l.domain, l.exempt, l.why, l.held.Since = i, nil, false, "", time.Time{}
+	l.mail = s.failed != nil && m.Enforce && !tool
 	dst = s.answer(ctx, dst, m, key, l)
 	reply := dst[start:]
 	out := outcomeOf(reply, l.exempt)
@@ -205,8 +213,8 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 		s.probe.Do(func() { s.hops.Verdict() }) // nobody waits for the probe
 	}
 	err := s.policies.Lookup(ctx, hop.Domain, &l.held)
-	if s.failed != nil && m.Enforce && errors.Is(err, keeper.ErrNotFetched) {
-		s.failed(hop.Domain)
+	if l.mail && errors.Is(err, keeper.ErrNotFetched) {
+		s.failed(hop.Domain, nil)
 	}
 	state, reason := stateOf(err, l.held.Mode)
 	var found dane.Finding
@@ -219,6 +227,9 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 	case Secure:
 		if m.Format == mta.FormatExim {
 			return s.answerHosts(ctx, dst, m, hop, began, l)
+		}
+		if listed := AcceptedBy(l.held.Match); !slices.ContainsFunc(found.Barred, listed) { // by the policy of now
+			s.noteBarred(l, found.Barred)
 		}
 		return s.appendSecure(dst, m, l, found.Hosts)
 	case DANEOnly:
@@ -257,6 +268,13 @@ func (s *Server) findDANE(ctx context.Context, hop mta.NextHop, began time.Time,
 		l.held.Since = cmp.Or(l.held.Since, began)
 	}
 	return found
+}
+
+// noteBarred tells of MX hosts that the policy does not list, if it lists any.
+func (s *Server) noteBarred(l *lookup, barred []string) {
+	if l.mail && len(barred) > 0 && len(l.held.Match) > 1 {
+		s.failed(l.domain, barred)
+	}
 }
 
 // appendSecure appends the reply for a policy that applies: the one kept on the

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
@@ -351,15 +352,51 @@ func TestLookupsMayComeFromManyGoroutines(t *testing.T) {
 func TestAPolicyThatCouldNotBeFetchedIsToldOncePerLookupThatCounts(t *testing.T) {
 	l := newLab(t, 0)
 	for _, key := range []string{"unfetched.example", "Unfetched.Example", "[unfetched.example]:25", ".unfetched.example", "unknown.example", "enforce.example", "crowded.example"} {
-		for _, mapName := range []string{"postfix", "rehearsal", "exim-rehearsal"} {
+		for _, mapName := range []string{"postfix", "rehearsal", "exim-rehearsal", tlsmap.NotMail + "postfix"} {
 			l.ask(mapName, key)
 		}
 	}
 	want := []string{"unfetched.example", "unfetched.example", "unfetched.example"}
-	if !slices.Equal(l.notFetched, want) {
-		t.Errorf("got %q, want %q", l.notFetched, want)
+	if !slices.Equal(l.failed, want) {
+		t.Errorf("got %q, want %q", l.failed, want)
 	}
 	if reply := l.ask("postfix", "unfetched.example"); reply != "NOTFOUND " {
 		t.Errorf("the reply is %q", reply)
+	}
+}
+
+func TestRFC8461_4_1_MXHostsThatThePolicyDoesNotListAreToldOncePerLookupThatCounts(t *testing.T) {
+	const domain = "example.com"
+	for _, tt := range []struct {
+		name    string
+		mapName string
+		set     *dane.MXSet
+		finding dane.Finding
+		want    string // a line for each of two lookups; "": nobody is told
+	}{
+		{"exim: the first host", "exim", mxSet("5 evil.example", "10 mx.example.com"), dane.Finding{}, "example.com evil.example"},
+		{"exim: none is listed", "exim", mxSet("5 evil.example", "10 x.y.example.net"), dane.Finding{}, "example.com evil.example x.y.example.net"},
+		{"exim: only a less preferred one", "exim", mxSet("5 mx.example.com", "10 backup.example"), dane.Finding{}, ""},
+		{"exim: no mail host", "exim", &dane.MXSet{NXDomain: true}, dane.Finding{}, ""},
+		{"exim: a rehearsal", "exim-rehearsal", mxSet("5 evil.example"), dane.Finding{}, ""},
+		{"exim: -query", tlsmap.NotMail + "exim", mxSet("5 evil.example"), dane.Finding{}, ""},
+		{"DANE: MTA-STS applies", "postfix-dane-tlsrpt", nil, dane.Finding{State: dane.UnsignedMX, Barred: []string{"evil.example"}}, "example.com evil.example"},
+		{"DANE: the policy lists the host now", "postfix-dane", nil, dane.Finding{State: dane.Absent, Barred: []string{"mx.example.com"}}, ""},
+		{"DANE: MTA-STS stands aside", "postfix-dane", nil, dane.Finding{State: dane.Usable, Barred: []string{"evil.example"}}, ""},
+		{"DANE: undecided", "postfix-dane", nil, dane.Finding{Barred: []string{"evil.example"}}, ""},
+		{"Postfix looks its hosts up by itself", "postfix-tlsrpt", mxSet("5 evil.example"), dane.Finding{}, ""},
+	} {
+		l := eximLab(t, tt.set, nil, "mx.example.com", "*.example.net")
+		l.hops.findings[domain] = tt.finding
+		for _, key := range []string{domain, "Example.COM", "." + domain} {
+			l.ask(tt.mapName, key)
+		}
+		var want []string
+		if tt.want != "" {
+			want = []string{tt.want, tt.want}
+		}
+		if !slices.Equal(l.failed, want) {
+			t.Errorf("%s: told %q, want %q", tt.name, l.failed, want)
+		}
 	}
 }

@@ -4,29 +4,37 @@ import (
 	"context"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
 )
 
-// This file: policies that could not be fetched (RFC 8460, 4.3). A failure is held back
-// for some minutes: by then the keeper knows whether it was an outage of ours, in which
-// no fetch succeeds. Then nothing of it is reported.
+// This file: failures that the daemon itself knows of. A policy that could not be fetched
+// (RFC 8460, 4.3) is held back for some minutes: by then the keeper knows whether it was an
+// outage of ours, in which no fetch succeeds. Then nothing of it is reported.
 
 const (
 	maxWaiting = 1024             // lookups on their way from tlsmap
 	maxBack    = 20_000           // failures held back
+	maxBarred  = 1 << 20          // bytes of a batch of MX hosts that policies do not list
 	holdBack   = 10 * time.Minute // twice what the keeper needs to notice
 	lookEvery  = 5 * time.Second
 )
 
-// NotFetched takes note of a lookup that was answered as without a policy, since the
-// domain's policy could not be fetched. It does not block.
-func (s *Service) NotFetched(domain []byte) {
+// A failedLookup is what tlsmap tells: see Failed of its Options.
+type failedLookup struct {
+	domain string
+	barred []string
+}
+
+// Failed takes note of a lookup whose domain has no policy that could be fetched, or
+// barred MX hosts that its policy does not list. It does not block.
+func (s *Service) Failed(domain []byte, barred []string) {
 	if s == nil {
 		return
 	}
 	select {
-	case s.notFetched <- string(domain):
+	case s.failedLookups <- failedLookup{string(domain), barred}:
 	default:
 		s.lost.Add(1)
 	}
@@ -38,37 +46,67 @@ type heldBack struct {
 	event tlsrpt.Event
 }
 
-// countNotFetched counts failures until ctx ends. What is held back then is dropped.
-func (s *Service) countNotFetched(ctx context.Context) {
+// countFailed counts failures until ctx ends. What is held back then is dropped.
+func (s *Service) countFailed(ctx context.Context) {
 	var back []heldBack
 	var batch store.Batch
+	batch.Reset(tlsrpt.DayOf(time.Now()))
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
 		select {
-		case domain := <-s.notFetched:
-			if len(back) >= maxBack {
+		case f := <-s.failedLookups:
+			switch {
+			case len(f.barred) > 0 && batch.Size() < maxBarred:
+				if e, ok := s.mismatch(f); ok {
+					batch.Add(&e)
+				}
+			case len(f.barred) > 0, len(back) >= maxBack:
 				s.lost.Add(1)
-			} else if e, ok := s.fetchFailure(domain); ok {
-				back = append(back, heldBack{time.Now(), e})
+			default:
+				if e, ok := s.fetchFailure(f.domain); ok {
+					back = append(back, heldBack{time.Now(), e})
+				}
 			}
 		case now := <-tick.C:
 			if s.FetchDead() {
 				back = nil
-				continue
 			}
-			batch.Reset(tlsrpt.DayOf(now))
 			for len(back) > 0 && now.Sub(back[0].at) >= holdBack {
 				batch.Add(&back[0].event)
 				back = back[1:]
 			}
-			if batch.Sessions() > 0 && s.store.Write(&batch) != nil { // the store says why in its Stats
-				s.lost.Add(uint64(batch.Sessions()))
-			}
+			s.write(&batch)
+			batch.Reset(tlsrpt.DayOf(now))
 		case <-ctx.Done():
+			s.write(&batch)
 			return
 		}
 	}
+}
+
+// write stores a batch, if there is anything in it. The store says in its Stats why it
+// cannot.
+func (s *Service) write(batch *store.Batch) {
+	if batch.Sessions() > 0 && s.store.Write(batch) != nil {
+		s.lost.Add(uint64(batch.Sessions()))
+	}
+}
+
+// mismatch makes an event of MX hosts that the domain's policy does not list. Nothing is
+// held back: the DNS has answered, and the policy is in force.
+func (s *Service) mismatch(f failedLookup) (e tlsrpt.Event, ok bool) {
+	text, ok := s.Policy(f.domain)
+	if !ok {
+		return e, false
+	}
+	e = tlsrpt.Event{Domain: f.domain, Policy: tlsmap.Reported(f.domain, text), Failed: true}
+	for _, name := range f.barred {
+		if host, ok := tlsrpt.Host(name); ok {
+			e.Failures = append(e.Failures, tlsrpt.Failure{Result: tlsrpt.ValidationFailure, MXHost: host, Reason: tlsrpt.ReasonMXMismatch})
+		}
+	}
+	return e, e.Normalize()
 }
 
 // fetchFailure makes an event of what the keeper knows of a domain.

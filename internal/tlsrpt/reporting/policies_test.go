@@ -2,6 +2,7 @@ package reporting_test
 
 import (
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,8 +29,8 @@ func failedFetches(t *testing.T, dead func(since time.Duration) bool) (day tlsrp
 		})
 		synctest.Wait()
 		for range 3 {
-			s.NotFetched([]byte("broken.test"))
-			s.NotFetched([]byte("forgotten.test"))
+			s.Failed([]byte("broken.test"), nil)
+			s.Failed([]byte("forgotten.test"), nil)
 		}
 		time.Sleep(11 * time.Minute)
 		stop()
@@ -51,6 +52,48 @@ func TestRFC8460_4_3_APolicyThatCouldNotBeFetchedIsCounted(t *testing.T) {
 	if p.Policy.Type != tlsrpt.TypeSTS || p.Policy.Domain != "broken.test" || p.Failed != 3 || p.Successful != 0 ||
 		len(p.Details) != 1 || p.Details[0].Failure != want || p.Details[0].Sessions != 3 {
 		t.Errorf("got %+v", p)
+	}
+}
+
+func TestRFC8460_4_3_AnMXHostThatThePolicyDoesNotListIsAValidationFailure(t *testing.T) {
+	c := settings(t)
+	var day tlsrpt.DomainDay
+	synctest.Test(t, func(t *testing.T) {
+		s, logged, stop := run(t, reporting.Options{
+			Config: c,
+			Passed: (*net.UDPConn)(nil),
+			Policy: func(domain string) ([]byte, bool) {
+				return []byte("version: STSv1\nmode: enforce\nmx: mx.moved.test\nmax_age: 604800\n"), domain == "moved.test"
+			},
+			FetchDead: func() bool { return false },
+		})
+		synctest.Wait()
+		for range 3 {
+			s.Failed([]byte("moved.test"), []string{"old.test", "older.test"})
+			s.Failed([]byte("forgotten.test"), []string{"old.test"})
+		}
+		time.Sleep(6 * time.Second)
+		s.Failed([]byte("moved.test"), []string{"old.test", "older.test"})
+		synctest.Wait()
+		stop()
+		day = stored(t, c.Path, "moved.test")
+		if lost := s.Stats().Lost; lost > 0 {
+			t.Errorf("%d lost\n%s", lost, logged)
+		}
+	})
+	if len(day.Policies) != 1 {
+		t.Fatalf("got %+v", day)
+	}
+	p := day.Policies[0]
+	if p.Policy.Type != tlsrpt.TypeSTS || strings.Join(p.Policy.MXHosts, " ") != "mx.moved.test" || len(p.Policy.Strings) != 4 ||
+		p.Failed != 4 || p.Successful != 0 || len(p.Details) != 2 {
+		t.Errorf("got %+v", p)
+	}
+	for _, d := range p.Details {
+		if want := (tlsrpt.Failure{Result: tlsrpt.ValidationFailure, MXHost: d.MXHost, Reason: "mx-mismatch"}); d.Failure != want || d.Sessions != 4 ||
+			d.MXHost != "old.test" && d.MXHost != "older.test" {
+			t.Errorf("got %+v", d)
+		}
 	}
 }
 

@@ -37,8 +37,9 @@ type Options struct {
 	Network  policy.Config // for receivers of reports on HTTPS
 	Host     string        // this machine's name, for EHLO
 
-	// What the keeper knows of a policy that could not be fetched, and whether no fetch
-	// succeeds any more.
+	// What the keeper knows: the text of a policy, why a policy could not be fetched, and
+	// whether no fetch succeeds any more.
+	Policy    func(domain string) (text []byte, ok bool)
 	Negative  func(domain string) (keeper.Negative, bool)
 	FetchDead func() bool
 
@@ -55,8 +56,8 @@ type Service struct {
 	deliverer *deliver.Deliverer
 	failing   [parts]error // why a part does not work now
 
-	notFetched chan string // domains, see NotFetched
-	lost       atomic.Uint64
+	failedLookups chan failedLookup // see Failed
+	lost          atomic.Uint64
 }
 
 // The parts of a Service that can fail alone.
@@ -75,14 +76,14 @@ func New(o Options) *Service {
 	if !o.Config.On() {
 		return nil
 	}
-	return &Service{Options: o, notFetched: make(chan string, maxWaiting)}
+	return &Service{Options: o, failedLookups: make(chan failedLookup, maxWaiting)}
 }
 
 // Stats are the numbers of a Service. A part that does not run yet has zeroes.
 type Stats struct {
 	On      bool
 	Err     error  // why not everything works; nil: it does
-	Lost    uint64 // policy fetches that failed and were not counted, since too many wait
+	Lost    uint64 // failures of our own knowledge that were not counted, since too many wait
 	Collect collect.Stats
 	Store   store.Stats
 	Deliver deliver.Stats
@@ -140,7 +141,7 @@ func (s *Service) Run(ctx context.Context) {
 	kept, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 	keeping.Go(func() { s.guard(partStore, func() { st.Run(kept) }) })
 	working.Go(func() { s.guard(partSocket, func() { s.collect(ctx) }) })
-	working.Go(func() { s.guard(partPolicies, func() { s.countNotFetched(ctx) }) })
+	working.Go(func() { s.guard(partPolicies, func() { s.countFailed(ctx) }) })
 	if s.Config.Reports() {
 		working.Go(func() { s.guard(partReports, func() { s.deliver(ctx) }) })
 	}
