@@ -331,8 +331,7 @@ func (s *service) observed(table *tlsmap.Table) observe.Sources {
 			}
 			return err
 		},
-		Due:   s.store.DueByHour,
-		Table: table, Log: s.log,
+		Table: table, Log: s.log, List: func(after string, limit int) ([]cache.Record, string, error) { return s.keeper.List(after, limit) },
 		Held: func(domain string) (control.Held, error) { return s.control.Held(domain) },
 	}
 }

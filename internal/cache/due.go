@@ -3,16 +3,12 @@ package cache
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"math"
 	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
 )
-
-// maxCounted bounds the index entries that DueByHour reads.
-const maxCounted = 200_000
 
 // Due returns the records that are due in lane at now, at most limit and MaxPage,
 // the least life left first. If fewer are due, next is when the next one will be,
@@ -93,30 +89,4 @@ func ascendLane(tx *bbolt.Tx, lane Lane, fn func(k []byte, at int64) (seek bool,
 		}
 	}
 	return nil
-}
-
-// DueByHour counts the records that fall due in each of the next hours, overdue
-// ones in the first. It reads maxCounted index entries at most; where there are
-// more, complete is false and the counts are too low.
-func (s *Store) DueByHour(now time.Time, hours int) (counts []int, complete bool, err error) {
-	err = s.view(func(tx *bbolt.Tx) (err error) {
-		counts, complete = make([]int, hours), true
-		read := 0
-		for _, lane := range []Lane{LaneNormal, LaneTroubled} {
-			err = errors.Join(err, ascendLane(tx, lane, func(_ []byte, at int64) (seek bool, err error) {
-				if read++; read > maxCounted {
-					complete = false
-					return false, errStop
-				}
-				hour := max(at-now.Unix(), 0) / 3600
-				if hour >= int64(hours) {
-					return true, nil
-				}
-				counts[hour]++
-				return false, nil
-			}))
-		}
-		return err
-	})
-	return counts, complete, err
 }

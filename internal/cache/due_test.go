@@ -72,21 +72,6 @@ func TestThePolicyThatExpiresFirstComesFirstInAFlood(t *testing.T) {
 	}
 }
 
-func TestDueByHourCountsWhatFallsDue(t *testing.T) {
-	s, _ := openNew(t)
-	for i, due := range []time.Duration{-day, 10 * time.Minute, 90 * time.Minute, 100 * time.Minute, 30 * time.Hour} {
-		r := record(fmt.Sprintf("d%d.example", i))
-		r.Due = at(due)
-		if i == 3 {
-			r.Lane = cache.LaneTroubled
-		}
-		write(t, s, puts(r)...)
-	}
-	if counts, complete, err := s.DueByHour(noon, 3); err != nil || !complete || !slices.Equal(counts, []int{2, 2, 0}) {
-		t.Error(counts, complete, err)
-	}
-}
-
 // edit changes a closed file behind the store's back.
 func edit(t *testing.T, path string, change func(*bbolt.Tx) error) {
 	t.Helper()

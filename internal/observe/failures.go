@@ -46,7 +46,7 @@ func newRecent() *simplelru.LRU[string, failure] {
 }
 
 // note adds a failure, or drops the failures of a domain whose policy was fetched. A
-// missing record is a failure only for a held policy.
+// missing record is a failure only for a held policy. Busy says nothing of the domain.
 func (f *failures) note(e keeper.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -58,6 +58,7 @@ func (f *failures) note(e keeper.Event) {
 	case e.Result == policy.ResultOK && e.Step != keeper.StepCheck: // a TXT record says nothing of the policy host
 		f.held.Remove(e.Domain)
 		f.strangers.Remove(e.Domain)
+	case e.Result == policy.ResultBusy:
 	case e.Err != nil && !(e.Step == keeper.StepDiscovery && e.Result == policy.ResultNoRecord):
 		before, _ := list.Peek(e.Domain)
 		list.Add(e.Domain, failure{

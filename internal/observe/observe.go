@@ -68,12 +68,11 @@ type Sources struct {
 	Stats func() Stats // called often: must be quick
 	// Roots reads the certificate authorities again, as the next start would.
 	Roots func() error
-	// Due counts the policies that fall due in each of the next hours, overdue
-	// ones in the first. complete is false where there are more than counted.
-	Due   func(now time.Time, hours int) (counts []int, complete bool, err error)
 	Table *tlsmap.Table
 	Held  func(domain string) (control.Held, error)
-	Log   *slog.Logger
+	// List returns policies in the order of their domains, as keeper.Keeper's.
+	List func(after string, limit int) (page []cache.Record, next string, err error)
+	Log  *slog.Logger
 }
 
 // An Observer observes one daemon.
@@ -91,6 +90,8 @@ type Observer struct {
 
 	gathering sync.Mutex
 	last      *overview // of the status page
+
+	listing sync.Mutex // held while policies are read for a list
 }
 
 // New returns an Observer.
@@ -98,8 +99,10 @@ func New(s Sources) *Observer {
 	o := &Observer{Sources: s, attempts: newAttempts(), failures: newFailures()}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", o.Metrics())
-	mux.HandleFunc("GET /{$}", o.servePage)
-	mux.HandleFunc("GET /style.css", serveStyle)
+	mux.HandleFunc("GET /{$}", o.serveOverview)
+	mux.HandleFunc("GET /policies", o.servePolicies)
+	mux.HandleFunc("GET /style.css", static("text/css; charset=utf-8", styleCSS))
+	mux.HandleFunc("GET /icon.svg", static("image/svg+xml", iconSVG))
 	o.server = http.Server{
 		Handler:           refuseRebinding(mux),
 		ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,

@@ -20,29 +20,33 @@ import (
 const (
 	keepFor     = 5 * time.Second // how long an overview is shown again to all requests
 	maxQuestion = 1024            // bytes of a question to the box
-	dueHours    = 24              // in the plot of what is due
+	pageSize    = 50              // policies on a page of the list
 )
 
-// contentPolicy lets a browser take nothing but the style sheet from here, run
-// nothing, and send the form nowhere else.
-const contentPolicy = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+// contentPolicy lets a browser take nothing but the style sheet and the icon from
+// here, run nothing, and send the form nowhere else.
+const contentPolicy = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 var (
 	//go:embed page.html
 	pageHTML string
 	//go:embed style.css
 	styleCSS []byte
+	//go:embed icon.svg
+	iconSVG []byte
 
-	page = template.Must(template.New("page").Funcs(template.FuncMap{
+	pages = template.Must(template.New("").Funcs(template.FuncMap{
 		"show": text.Printable, "count": thousands,
 	}).Parse(pageHTML))
 )
 
-// A view is what the template needs for one request.
+// A view is what the templates need for one request.
 type view struct {
 	*overview
+	Path     string
 	Question string // as asked
 	Answer   *answer
+	List     *list
 }
 
 // An overview is the part of the page that is the same for all requests.
@@ -51,11 +55,16 @@ type overview struct {
 	Version, Host, Up string
 	Clock             string
 	Troubles          []control.Trouble
+	Asked             []replies
 	Policies          int64
 	Modes             []mode
-	Due               *chart
-	DueError          string
 	Held, Strangers   []failure
+}
+
+// replies are the numbers of one map's replies.
+type replies struct {
+	Map                                      string
+	Protected, Unprotected, Exempt, Deferred uint64
 }
 
 // A mode is how many policies are of it.
@@ -75,27 +84,40 @@ func setHeaders(w http.ResponseWriter, contentType string) {
 	h.Set("Cache-Control", "no-store")
 }
 
-func serveStyle(w http.ResponseWriter, _ *http.Request) {
-	setHeaders(w, "text/css; charset=utf-8")
-	_, _ = w.Write(styleCSS) // the client may be gone
+// static serves a file of the program.
+func static(contentType string, content []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		setHeaders(w, contentType)
+		_, _ = w.Write(content) // the client may be gone
+	}
 }
 
-// servePage makes the page in memory and then writes it, so that a client that
-// does not read delays nobody.
-func (o *Observer) servePage(w http.ResponseWriter, r *http.Request) {
-	v := view{overview: o.overview(), Question: r.URL.Query().Get("domain")}
-	v.Question = v.Question[:min(len(v.Question), maxQuestion)]
+func (o *Observer) serveOverview(w http.ResponseWriter, r *http.Request) {
+	v := view{Question: questionOf(r, "domain")}
 	if strings.TrimSpace(v.Question) != "" {
 		v.Answer = o.answer(v.Question)
 	}
+	o.servePage(w, r, "overview", v)
+}
+
+// servePage makes a page in memory and then writes it, so that a client that
+// does not read delays nobody.
+func (o *Observer) servePage(w http.ResponseWriter, r *http.Request, name string, v view) {
+	v.overview, v.Path = o.overview(), r.URL.Path
 	var body bytes.Buffer
-	if err := page.Execute(&body, v); err != nil {
+	if err := pages.ExecuteTemplate(&body, name, v); err != nil {
 		o.Log.Error("the status page could not be made", "err", err)
 		http.Error(w, "the page could not be made; the log says why", http.StatusInternalServerError)
 		return
 	}
 	setHeaders(w, "text/html; charset=utf-8")
 	_, _ = w.Write(body.Bytes()) // the client may be gone
+}
+
+// questionOf returns what a form sent, cut short.
+func questionOf(r *http.Request, field string) string {
+	q := r.URL.Query().Get(field)
+	return q[:min(len(q), maxQuestion)]
 }
 
 // overview returns the last overview, or makes a new one. One request makes it, and
@@ -117,13 +139,22 @@ func (o *Observer) gather(now time.Time) *overview {
 		Troubles: o.Troubles(), Policies: s.Cache.Policies(), Modes: modes(s.Cache.ByMode[:], s.Cache.Policies()),
 	}
 	v.Held, v.Strangers = o.failures.latest(now)
-	counts, complete, err := o.Due(s.time(now), dueHours)
-	if err != nil {
-		v.DueError = err.Error()
-		return v
+	for i := range s.Maps.Maps {
+		if m := &s.Maps.Maps[i]; m.Replies() > 0 {
+			without := m.By["notfound"] + m.By["rehearsed-ok"] + m.By["rehearsed-temp"]
+			v.Asked = append(v.Asked, replies{m.Map, m.By["ok"], without, m.By["exempt"], m.By["temp"]})
+		}
 	}
-	v.Due = newChart(counts, complete, now)
 	return v
+}
+
+// thousands writes a number as 1,234,567.
+func thousands(n any) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
 }
 
 // modes are the policies by mode, those that protect most first.
@@ -168,4 +199,43 @@ func (o *Observer) answer(question string) *answer {
 	}
 	s := o.Stats()
 	return &answer{HeldReport: explain.FromHeld(&h, o.Table, s.time(time.Now()))}
+}
+
+// A list is a page of the list of policies.
+type list struct {
+	Wrong    string // why there is none
+	Policies []row
+	Next     string // the domain after which the next page begins; empty: there is none
+}
+
+// A row is a policy in the list. Times are as of the page.
+type row struct{ Domain, Mode, Fetched, Expires, Used, LastError string }
+
+// servePolicies lists policies in the order of their domains: from the first one that
+// begins as asked, or after a domain. One request reads the cache, and the others wait,
+// since a policy may have 64 KiB.
+func (o *Observer) servePolicies(w http.ResponseWriter, r *http.Request) {
+	v := view{Question: questionOf(r, "from"), List: new(list)}
+	after := questionOf(r, "after")
+	if from := strings.ToLower(strings.TrimSpace(v.Question)); from != "" {
+		// What comes last before from. No domain has the byte 0xff.
+		after = from[:len(from)-1] + string([]byte{from[len(from)-1] - 1, 0xff})
+	}
+	s := o.Stats()
+	now := s.time(time.Now())
+	o.listing.Lock()
+	defer o.listing.Unlock()
+	records, next, err := o.List(after, pageSize)
+	if err != nil {
+		o.Log.Error("the status page cannot read the cache", "err", err)
+		v.List.Wrong = "The cache cannot be read; the log says why."
+	}
+	for _, rec := range records {
+		v.List.Policies = append(v.List.Policies, row{
+			Domain: rec.Domain, Mode: modeName(rec.Mode), LastError: rec.LastError,
+			Fetched: text.When(rec.Fetched, now), Expires: text.When(rec.Expires, now), Used: text.When(rec.Used, now),
+		})
+	}
+	v.List.Next = next
+	o.servePage(w, r, "policies", v)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -51,9 +50,9 @@ func TestHostileTextIsEscapedOnThePage(t *testing.T) {
 			}
 		}
 	}
-	for _, path := range []string{"/", "/style.css"} {
+	for _, path := range []string{"/", "/policies", "/style.css", "/icon.svg"} {
 		h := get(o, path).Header()
-		if !strings.HasPrefix(h.Get("Content-Security-Policy"), "default-src 'none'; style-src 'self'; form-action 'self';") ||
+		if !strings.HasPrefix(h.Get("Content-Security-Policy"), "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self';") ||
 			h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Referrer-Policy") != "no-referrer" {
 			t.Errorf("%s: %v", path, h)
 		}
@@ -101,49 +100,80 @@ func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
 	}
 }
 
-func TestRequestsWithinFiveSecondsShareOnePage(t *testing.T) {
+func TestRequestsWithinFiveSecondsShareOneOverview(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reads := 0
 		s := observetest.Sources()
-		s.Due = func(time.Time, int) ([]int, bool, error) { reads++; return nil, false, errors.New("on purpose") }
+		s.Stats = func() observe.Stats { reads++; return observetest.Stats() }
 		o := observe.New(s)
+		get(o, "/")
+		once := reads
 		for range 10 {
-			contains(t, get(o, "/").Body.String(), "The cache cannot be read: on purpose")
+			get(o, "/")
+		}
+		if reads != once {
+			t.Errorf("the numbers were read %d times, not %d", reads, once)
 		}
 		time.Sleep(6 * time.Second)
-		if get(o, "/"); reads != 2 {
-			t.Errorf("the queue was read %d times", reads)
+		if get(o, "/"); reads != 2*once {
+			t.Errorf("after six seconds the numbers were read %d times, not %d", reads, 2*once)
 		}
 	})
 }
 
-func TestThePlotShowsWhatIsDueAndStaysWithinItsFrame(t *testing.T) {
-	rect := regexp.MustCompile(`<rect class="due" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)">`)
-	for _, n := range []int{0, 1, 2, 3, 7, 11, 999, 20_000, 123_456_789} {
-		s := observetest.Sources()
-		s.Due = func(_ time.Time, hours int) ([]int, bool, error) {
-			counts := make([]int, hours)
-			counts[0], counts[hours-1] = n, n/2
-			return counts, n < 1000, nil
-		}
-		page := get(observe.New(s), "/").Body.String()
-		bars := rect.FindAllStringSubmatch(page, -1)
-		if len(bars) != 24 {
-			t.Fatalf("%d bars", len(bars))
-		}
-		for _, b := range bars {
-			var v [5]int
-			for i := 1; i < 5; i++ {
-				v[i], _ = strconv.Atoi(b[i])
-			}
-			if v[1] < 56 || v[1]+v[3] > 712 || v[2] < 12 || v[2]+v[4] != 170 {
-				t.Errorf("%d: %v", n, b)
+func TestThePageCountsReplies(t *testing.T) {
+	contains(t, get(observe.New(observetest.Sources()), "/").Body.String(),
+		`postfix</td><td class="number" data-column="protected">5</td><td class="number" data-column="not protected">6</td>`,
+		`<td class="number" data-column="exempt">0</td><td class="number" data-column="deferred">2</td>`)
+}
+
+func TestPoliciesAreListedFromTheFirstThatBeginsAsAsked(t *testing.T) {
+	s := observetest.Sources()
+	var names []string
+	for i := range 120 {
+		names = append(names, fmt.Sprintf("d%03d.test", i))
+	}
+	names = append(names, "e.test", "m", "m.test", "nasty.test")
+	s.List = func(after string, limit int) (page []cache.Record, next string, err error) {
+		for _, name := range names {
+			if name > after && len(page) < limit {
+				page = append(page, cache.Record{Domain: name, Mode: policy.ModeEnforce, LastError: nasty})
 			}
 		}
-		if tall := bars[0][4] != "0"; tall != (n > 0) || strings.Contains(page, "more than were counted") != (n >= 1000) {
-			t.Errorf("%d: %v", n, bars[0])
+		if len(page) == limit {
+			next = page[limit-1].Domain
+		}
+		return page, next, nil
+	}
+	o := observe.New(s)
+	row := regexp.MustCompile(`<a href="/\?domain=[^"]*">([^<]*)</a>`)
+	for path, want := range map[string]struct {
+		first string
+		rows  int
+		more  string
+	}{
+		"/policies":                                {"d000.test", 50, "/policies?after=d049.test"},
+		"/policies?after=d049.test":                {"d050.test", 50, "/policies?after=d099.test"},
+		"/policies?from=d119.test":                 {"d119.test", 5, ""},
+		"/policies?from=%20D11":                    {"d110.test", 14, ""},
+		"/policies?from=m":                         {"m", 3, ""},
+		"/policies?from=z":                         {"", 0, ""},
+		"/policies?from=" + url.QueryEscape(nasty): {"d000.test", 50, "/policies?after=d049.test"},
+	} {
+		page := get(o, path).Body.String()
+		rows, first := row.FindAllStringSubmatch(page, -1), ""
+		if len(rows) > 0 {
+			first = rows[0][1]
+		}
+		if first != want.first || len(rows) != want.rows || strings.Contains(page, ">More<") != (want.more != "") || !strings.Contains(page, want.more) {
+			t.Errorf("%s: %d rows from %q on, want %+v", path, len(rows), first, want)
+		}
+		if strings.Contains(page, "<script") || strings.Contains(page, "\u202e") {
+			t.Errorf("%s: hostile text is not escaped", path)
 		}
 	}
+	s.List = func(string, int) ([]cache.Record, string, error) { return nil, "", errors.New("on purpose") }
+	contains(t, get(observe.New(s), "/policies").Body.String(), "The cache cannot be read; the log says why.")
 }
 
 func failed(step keeper.Step, domain string, result policy.Result, why string) keeper.Event {
@@ -152,7 +182,7 @@ func failed(step keeper.Step, domain string, result policy.Result, why string) k
 
 // failures returns the domains in the two lists of a page, with how often.
 func failures(o *observe.Observer) (held, strangers string) {
-	row := regexp.MustCompile(`<td class="name"><a [^>]*>([^<]*)</a></td><td class="nowrap">[^<]*</td><td class="number">(\d+)</td>`)
+	row := regexp.MustCompile(`<td class="name"[^>]*><a [^>]*>([^<]*)</a></td><td class="nowrap"[^>]*>[^<]*</td><td class="number"[^>]*>(\d+)</td>`)
 	h, s, _ := strings.Cut(get(o, "/").Body.String(), "Of discoveries")
 	list := func(text string) string {
 		var names []string
@@ -185,6 +215,9 @@ func TestEachDomainsLastFailureIsListedUntilAFetchSucceeds(t *testing.T) {
 		{"no record is a failure of held policies only", []keeper.Event{
 			failed(keeper.StepDiscovery, "plain.test", policy.ResultNoRecord, "none"), failed(keeper.StepCheck, "held.test", policy.ResultNoRecord, "none"),
 		}, "held.test:1", ""},
+		{"busy is no failure of the domain", []keeper.Event{
+			failed(keeper.StepDiscovery, "new.test", policy.ResultBusy, "busy"), failed(keeper.StepFetch, "held.test", policy.ResultBusy, "busy"),
+		}, "", ""},
 		{"strangers do not crowd out held ones", append([]keeper.Event{one}, flood...), "one.test:1",
 			"s999.test:1 s998.test:1 s997.test:1 s996.test:1 s995.test:1 s994.test:1 s993.test:1 s992.test:1 s991.test:1 s990.test:1"},
 	} {

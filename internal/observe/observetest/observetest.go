@@ -45,7 +45,7 @@ func Sources() observe.Sources {
 	return observe.Sources{
 		Version: "1.2.3", Commit: "abc", Host: "relay", Started: time.Now(), Stats: Stats,
 		Roots: func() error { return nil },
-		Due:   func(_ time.Time, hours int) ([]int, bool, error) { return make([]int, hours), true, nil },
+		List:  func(string, int) ([]cache.Record, string, error) { return nil, "", nil },
 		Table: table,
 		Held:  func(domain string) (control.Held, error) { return control.Held{Domain: domain}, nil },
 		Log:   slog.New(slog.DiscardHandler),

@@ -9,8 +9,11 @@ package status
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"image/color"
+	"image/png"
 	"io"
 	"net/http"
 	"net/url"
@@ -164,11 +167,8 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 			t.Errorf("the document must not contain: %s", never)
 		}
 	}
-	// The plots are drawn.
-	for _, bar := range []string{`<rect class="enforce" x="0" y="0" width="9`, `<rect class="due" x="`} {
-		if !strings.Contains(dom, bar) {
-			t.Errorf("no %s", bar)
-		}
+	if bar := `<rect class="enforce" x="0" y="0" width="9`; !strings.Contains(dom, bar) {
+		t.Errorf("no %s", bar)
 	}
 	if t.Failed() {
 		t.Logf("%s", dom)
@@ -189,14 +189,47 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 		t.Errorf("the page caused %d DNS questions: %v", n, lab.DNS.Questions()[packets:])
 	}
 
-	shot := filepath.Join(t.TempDir(), "status.png")
-	if to := os.Getenv("STS_TLSMAP_SCREENSHOT"); to != "" {
-		shot = to
+	list := browse(ctx, t, "--dump-dom", page+"/policies?from=customer-5")
+	if n := strings.Count(list, `<a href="/?domain=customer-5`); n != 10 || !strings.Contains(list, `<a href="/?domain=failing.test#explain">`) {
+		t.Errorf("the list from customer-5 on has %d of ten customers:\n%s", n, text(list))
 	}
-	browse(ctx, t, "--window-size=1060,1500", "--screenshot="+shot, page+"/")
-	png, err := os.ReadFile(shot)
-	if err != nil || len(png) < 10_000 || !bytes.HasPrefix(png, []byte("\x89PNG")) {
-		t.Errorf("the screenshot is %d bytes, %v", len(png), err)
+	folder := cmp.Or(os.Getenv("STS_TLSMAP_SCREENSHOTS"), t.TempDir())
+	for _, scheme := range []string{"light", "dark"} {
+		for width, height := range map[int]int{1060: 1400, 390: 1900} {
+			picture(ctx, t, filepath.Join(folder, fmt.Sprintf("status-%d-%s.png", width, scheme)), scheme, width, height, page+"/")
+		}
+		picture(ctx, t, filepath.Join(folder, "status-list-"+scheme+".png"), scheme, 390, 900, page+"/policies?from=f")
+	}
+}
+
+// picture takes a screenshot and checks its size, its scheme, and that nothing is cut
+// off at the right.
+func picture(ctx context.Context, t *testing.T, file, scheme string, width, height int, address string) {
+	t.Helper()
+	blink := map[string]string{"light": "1", "dark": "0"}[scheme]
+	browse(ctx, t, fmt.Sprintf("--window-size=%d,%d", width, height), "--blink-settings=preferredColorScheme="+blink, "--screenshot="+file, address)
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	img, err := png.Decode(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bounds := img.Bounds()
+	if bounds.Dx() != width || bounds.Dy() != height {
+		t.Errorf("%s is %v", file, bounds)
+	}
+	back := color.GrayModel.Convert(img.At(2, 2)).(color.Gray).Y
+	if (back < 128) != (scheme == "dark") {
+		t.Errorf("%s: the background has brightness %d", file, back)
+	}
+	for y := range bounds.Dy() { // the margin stays free
+		if img.At(width-4, y) != img.At(2, 2) {
+			t.Errorf("%s: something reaches over the right margin at %d", file, y)
+			break
+		}
 	}
 }
 
