@@ -39,6 +39,9 @@ const intermediateName = "Intermediate CA 1"
 // wrongName is the name in CertWrongName certificates.
 const wrongName = "somebody-else.invalid"
 
+// backdated lets daemons with a clock of some days ago trust certificates.
+const backdated = 4 * 24 * time.Hour
+
 // A CA is a certification authority whose root signs leaf certificates
 // directly. Keys are ECDSA P-256. All leaves share one key.
 type CA struct {
@@ -62,7 +65,7 @@ func NewCA(name string) (*CA, error) {
 	t := &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: name},
-		NotBefore:             now.Add(-24 * time.Hour),
+		NotBefore:             now.Add(-backdated),
 		NotAfter:              now.Add(10 * 365 * 24 * time.Hour),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
@@ -82,7 +85,7 @@ func (ca *CA) Issue(kind CertKind, names ...string) (tls.Certificate, error) {
 	now := time.Now()
 	t := &x509.Certificate{
 		SerialNumber: serial(),
-		NotBefore:    now.Add(-2 * time.Hour),
+		NotBefore:    now.Add(-backdated),
 		NotAfter:     now.Add(30 * 24 * time.Hour),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

@@ -7,10 +7,7 @@ package clock
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,47 +21,19 @@ import (
 const (
 	day      = 24 * time.Hour
 	oneReply = 15 * time.Second // a lookup must be answered within
-
-	offsetVariable = "STS_TLSMAP_TEST_CLOCK" // names the file with the offset, in seconds
 )
-
-// offsetGo becomes a file of package time.
-const offsetGo = `package time
-
-import "syscall"
-
-func testOffset() int64 {
-	name, _ := syscall.Getenv("` + offsetVariable + `")
-	fd, err := open(name)
-	if err != nil {
-		return 0
-	}
-	defer closefd(fd)
-	text := make([]byte, 32)
-	n, _ := read(fd, text)
-	offset, sign := int64(0), int64(1)
-	for _, c := range text[:max(n, 0)] {
-		if c == '-' {
-			sign = -1
-		} else {
-			offset = 10*offset + int64(c-'0')
-		}
-	}
-	return sign * offset
-}
-`
 
 // A machine has a daemon, its internet and its clock.
 type machine struct {
 	*testlab.Daemon
-	lab    *testlab.T
-	offset string // the file
+	lab   *testlab.T
+	clock testlab.Clock
 }
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	dir, lab := t.TempDir(), testlab.New(t)
-	program, err := testlab.BuildDaemon(t.Context(), dir, "-overlay", overlay(t, dir))
+	program, err := testlab.BuildDaemonWithClock(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,8 +45,8 @@ func newMachine(t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{Daemon: d, lab: lab, offset: filepath.Join(dir, "offset")}
-	m.Env = append(testlab.WithoutProxies(os.Environ()), "HTTPS_PROXY="+lab.Proxy.URL(), offsetVariable+"="+m.offset)
+	m := &machine{Daemon: d, lab: lab, clock: testlab.Clock(filepath.Join(dir, "offset"))}
+	m.Env = append(testlab.WithoutProxies(os.Environ()), "HTTPS_PROXY="+lab.Proxy.URL(), m.clock.Env())
 	m.start(t)
 	t.Cleanup(func() {
 		if err := d.Stop(); err != nil {
@@ -90,44 +59,6 @@ func newMachine(t *testing.T) *machine {
 	return m
 }
 
-// overlay writes what go build -overlay takes.
-func overlay(t *testing.T, dir string) string {
-	t.Helper()
-	root, err := exec.Command("go", "env", "GOROOT").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	src := filepath.Join(strings.TrimSpace(string(root)), "src", "time")
-	text, err := os.ReadFile(filepath.Join(src, "time.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	const now = "func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n"
-	if strings.Count(string(text), now) != 1 {
-		t.Fatal("this version of Go has another time.Now")
-	}
-	files := map[string]string{
-		"time.go":   strings.Replace(string(text), now, now+"\tsec += testOffset()\n", 1),
-		"offset.go": offsetGo,
-	}
-	replace := make(map[string]string)
-	for name, text := range files {
-		replace[filepath.Join(src, name)] = filepath.Join(dir, name)
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	list, err := json.Marshal(map[string]any{"Replace": replace})
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(path, list, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 func (m *machine) start(t *testing.T) {
 	t.Helper()
 	if err := m.Start(t.Context()); err != nil {
@@ -138,11 +69,7 @@ func (m *machine) start(t *testing.T) {
 // set sets the clock, ahead of the right time.
 func (m *machine) set(t *testing.T, ahead time.Duration) {
 	t.Helper()
-	next := m.offset + ".next"
-	if err := os.WriteFile(next, fmt.Append(nil, int64(ahead/time.Second)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(next, m.offset); err != nil {
+	if err := m.clock.Set(ahead); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
@@ -59,6 +61,16 @@ func NewDaemon(t *testing.T, config testlab.DaemonConfig) *Daemon {
 		}
 	})
 	return d
+}
+
+// In makes the daemon run on the machine of an MTA, with its users, groups and programs.
+// Paths in dir stay the same there.
+func (d *Daemon) In(t *testing.T, root Root) {
+	t.Helper()
+	if err := unix.Mount(dir, root.Path(dir), "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("mounting %s in %s: %v", dir, root, err)
+	}
+	d.Wrapper = []string{"chroot", string(root)}
 }
 
 // Start starts the daemon and waits until it answers.

@@ -83,7 +83,7 @@ func TryExim(t *testing.T, name string, o EximOptions) (*Exim, error) {
 	} else if err := e.configureDebian(t, o.Debian); err != nil {
 		return nil, err
 	}
-	out, err := e.root.command(eximPath, "-bV").CombinedOutput()
+	out, err := e.root.Command(eximPath, "-bV").CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("exim -bV: %w\n%s", err, out)
 	}
@@ -131,7 +131,7 @@ func (e *Exim) configureDebian(t *testing.T, settings map[string]string) error {
 		fmt.Fprintf(&b, "%s='%s'\n", name, value)
 	}
 	e.root.Write(t, eximDir+"update-exim4.conf.conf", b.String())
-	if out, err := e.root.command("/usr/sbin/update-exim4.conf").CombinedOutput(); err != nil {
+	if out, err := e.root.Command("/usr/sbin/update-exim4.conf").CombinedOutput(); err != nil {
 		return fmt.Errorf("update-exim4.conf: %w\n%s", err, out)
 	}
 	return nil
@@ -160,14 +160,14 @@ func (e *Exim) must(t *testing.T, c *exec.Cmd) string {
 // Run runs Exim as root and returns its output.
 func (e *Exim) Run(t *testing.T, args ...string) string {
 	t.Helper()
-	return e.must(t, e.root.command(eximPath, args...))
+	return e.must(t, e.root.Command(eximPath, args...))
 }
 
 // Talk runs an SMTP session on standard input, as if from another host, and
 // returns Exim's replies.
 func (e *Exim) Talk(t *testing.T, options []string, lines ...string) string {
 	t.Helper()
-	c := e.root.command(eximPath, append(options, "-bs", "-oMa", "192.0.2.9")...)
+	c := e.root.Command(eximPath, append(options, "-bs", "-oMa", "192.0.2.9")...)
 	c.Stdin = strings.NewReader(strings.Join(lines, "\r\n") + "\r\n")
 	return e.must(t, c)
 }
@@ -175,7 +175,7 @@ func (e *Exim) Talk(t *testing.T, options []string, lines ...string) string {
 // Expand makes Exim expand lines and returns its output.
 func (e *Exim) Expand(t *testing.T, lines string) string {
 	t.Helper()
-	c := e.root.command(eximPath, "-be")
+	c := e.root.Command(eximPath, "-be")
 	c.Stdin = strings.NewReader(lines)
 	return e.must(t, c)
 }
@@ -200,10 +200,13 @@ func (e *Exim) Read(t *testing.T, path string) string {
 // Shell runs a script on Exim's machine and returns its output.
 func (e *Exim) Shell(t *testing.T, script string, args ...string) string {
 	t.Helper()
-	c := e.root.command("/bin/sh", append([]string{"-s"}, args...)...)
+	c := e.root.Command("/bin/sh", append([]string{"-s"}, args...)...)
 	c.Stdin = strings.NewReader(script)
 	return e.must(t, c)
 }
+
+// Root is Exim's machine.
+func (e *Exim) Root() Root { return e.root }
 
 // Name is "Exim" and the version.
 func (e *Exim) Name() string { return "Exim " + e.Version }
@@ -238,7 +241,7 @@ func (e *Exim) Submit(t *testing.T, domains []string, options ...string) []*Mess
 		messages = append(messages, &Message{Recipient: local + strings.ToLower(domain), MTA: e})
 		args = append(args, local+domain)
 	}
-	c := e.root.command(eximPath, args...)
+	c := e.root.Command(eximPath, args...)
 	c.Stdin = strings.NewReader("Subject: test\n\nHello.\n")
 	e.must(t, c)
 	return messages

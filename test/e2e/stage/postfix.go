@@ -137,7 +137,7 @@ func (p *Postfix) Configure(t *testing.T, text string) {
 // Postmap looks up a key with postmap -q. It returns "" if there is no entry.
 func (p *Postfix) Postmap(t *testing.T, key, table string) string {
 	t.Helper()
-	out, err := p.root.command("/usr/sbin/postmap", "-q", key, table).CombinedOutput()
+	out, err := p.root.Command("/usr/sbin/postmap", "-q", key, table).CombinedOutput()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 1 && len(out) == 0 {
 		return ""
 	} else if err != nil {
@@ -156,7 +156,7 @@ func (p *Postfix) restart(t *testing.T) {
 
 // stop stops Postfix and shows its log after a failed test.
 func (p *Postfix) stop(t *testing.T) {
-	if out, err := p.root.command("/usr/sbin/postfix", "stop").CombinedOutput(); err != nil {
+	if out, err := p.root.Command("/usr/sbin/postfix", "stop").CombinedOutput(); err != nil {
 		t.Errorf("postfix stop: %v\n%s", err, out)
 	}
 	if t.Failed() {
@@ -167,12 +167,15 @@ func (p *Postfix) stop(t *testing.T) {
 // run runs a command inside the root and returns its output.
 func (p *Postfix) run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := p.root.command("/usr/sbin/"+name, args...).CombinedOutput()
+	out, err := p.root.Command("/usr/sbin/"+name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return string(out)
 }
+
+// Root is Postfix's machine.
+func (p *Postfix) Root() Root { return p.root }
 
 // Name is "Postfix" and the version.
 func (p *Postfix) Name() string { return "Postfix " + p.Version }
@@ -219,7 +222,7 @@ func (p *Postfix) SendMany(t *testing.T, domain string, n int) {
 
 func (p *Postfix) submit(t *testing.T, header string, recipients ...string) {
 	t.Helper()
-	c := p.root.command("/usr/sbin/sendmail", append([]string{"-f", "sender@relay.test"}, recipients...)...)
+	c := p.root.Command("/usr/sbin/sendmail", append([]string{"-f", "sender@relay.test"}, recipients...)...)
 	c.Stdin = strings.NewReader(header + "Subject: for " + recipients[0] + "\n\nHello.\n")
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("sendmail: %v\n%s", err, out)

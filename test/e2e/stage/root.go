@@ -70,8 +70,8 @@ func lockShared(t *testing.T, path string) {
 	}
 }
 
-// command returns a command inside the root; path is inside the root, too.
-func (r Root) command(path string, args ...string) *exec.Cmd {
+// Command returns a command inside the root; path is inside the root, too.
+func (r Root) Command(path string, args ...string) *exec.Cmd {
 	c := exec.Command(path, args...)
 	c.Dir = "/"
 	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
@@ -106,5 +106,5 @@ func (r Root) program(t *testing.T, args ...string) *exec.Cmd {
 	if err := os.Chmod(r.Path(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return r.command(path, args...)
+	return r.Command(path, args...)
 }
