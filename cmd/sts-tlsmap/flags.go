@@ -28,6 +28,8 @@ var modes = []mode{
 	{"cache", "[DOMAIN...]", 0, many, (*app).cache, "print the cache as a table, or all details of the domains"},
 	{"query", "KEY", 1, 1, (*app).query, "ask the running daemon as the MTA would"},
 	{"explain", "DOMAIN", 1, 1, (*app).explain, "explain, step by step, how a domain is answered and why"},
+	{"waiting", "", 0, 0, (*app).waiting, "print which mail waits because of TLS, why, and what to do;\n" +
+		"exit 1: something waits"},
 	{"refresh", "DOMAIN...|all", 1, many, (*app).refresh, "check and fetch policies now"},
 	{"forget", "DOMAIN...|all", 1, many, (*app).forget, "drop policies from the cache"},
 	{"learn", "FILE", 1, 1, (*app).learn, "fill the cache from a list of domains (- is standard input) or\n" +
@@ -52,7 +54,8 @@ var options = []struct {
 }{
 	{"config", "FILE", nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
 	{"for", "T", []string{"exempt", "report"}, "with -exempt and -suppress: for how long"},
-	{"json", "", []string{"cache", "explain", "check", "tls", "report"}, "with -cache, -explain, -check, -tls, -report: one JSON object per line"},
+	{"json", "", []string{"cache", "explain", "waiting", "check", "tls", "report"}, "with -cache, -explain, -waiting, -check, -tls, -report: one JSON\n" +
+		"object per line"},
 	{"map", "NAME", []string{"query"}, "with -query: the map to ask in (default postfix)"},
 	{"suppress", "ADDRESS", []string{"report"}, "with -report and -for: send no reports to ADDRESS for a time\n" +
 		"such as 30d (0 ends it)"},

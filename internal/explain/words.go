@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -28,7 +27,7 @@ func (p printer) section(format string, args ...any) { fmt.Fprintf(p.w, "\n"+for
 
 // line writes a sentence.
 func (p printer) line(s string) {
-	for _, l := range wrap(s, lineWidth-2) {
+	for _, l := range text.Wrap(s, lineWidth-2) {
 		fmt.Fprintf(p.w, "  %s\n", l)
 	}
 }
@@ -39,7 +38,7 @@ func (p printer) row(label, value string) {
 	if value == "" {
 		return
 	}
-	for _, l := range wrap(text.Printable(value), lineWidth-valueIndent) {
+	for _, l := range text.Wrap(text.Printable(value), lineWidth-valueIndent) {
 		fmt.Fprintf(p.w, "  %-12s %s\n", label, l)
 		label = ""
 	}
@@ -51,20 +50,6 @@ func (p printer) verbatim(label, value string) {
 		fmt.Fprintf(p.w, "  %-12s %s\n", label, text.Printable(strings.TrimRight(l, "\r\n")))
 		label = ""
 	}
-}
-
-// wrap breaks a sentence at its blanks into lines of no more characters than that,
-// where it can.
-func wrap(s string, width int) (lines []string) {
-	for i, word := range strings.Split(s, " ") {
-		last := len(lines) - 1
-		if i > 0 && utf8.RuneCountInString(lines[last])+1+utf8.RuneCountInString(word) <= width {
-			lines[last] += " " + word
-			continue
-		}
-		lines = append(lines, word)
-	}
-	return lines
 }
 
 // WriteText writes the report in words.

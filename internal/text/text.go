@@ -116,3 +116,17 @@ func When(t, now time.Time) string {
 	}
 	return Span(now.Sub(t)) + " ago"
 }
+
+// Wrap breaks a sentence at its blanks into lines of no more characters than that,
+// where it can.
+func Wrap(s string, width int) (lines []string) {
+	for i, word := range strings.Split(s, " ") {
+		last := len(lines) - 1
+		if i > 0 && utf8.RuneCountInString(lines[last])+1+utf8.RuneCountInString(word) <= width {
+			lines[last] += " " + word
+			continue
+		}
+		lines = append(lines, word)
+	}
+	return lines
+}

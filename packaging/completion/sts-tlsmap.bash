@@ -24,6 +24,6 @@ _sts_tlsmap() {
 		return
 		;;
 	esac
-	mapfile -t COMPREPLY < <(compgen -W '-cache -check -config -exempt -explain -for -forget -help -json -learn -map -query -recipe -refresh -report -suppress -tls -version' -- "$current")
+	mapfile -t COMPREPLY < <(compgen -W '-cache -check -config -exempt -explain -for -forget -help -json -learn -map -query -recipe -refresh -report -suppress -tls -version -waiting' -- "$current")
 }
 complete -F _sts_tlsmap sts-tlsmap

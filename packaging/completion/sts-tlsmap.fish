@@ -3,6 +3,7 @@ complete -c sts-tlsmap -f
 complete -c sts-tlsmap -o cache -d 'Print the cache'
 complete -c sts-tlsmap -o query -x -d 'Ask the running daemon as the relay would'
 complete -c sts-tlsmap -o explain -x -d 'Every step to the answer for a domain'
+complete -c sts-tlsmap -o waiting -d 'Print which mail waits because of TLS'
 complete -c sts-tlsmap -o refresh -x -a all -d 'Check and fetch policies now'
 complete -c sts-tlsmap -o forget -x -a all -d 'Drop policies from the cache'
 complete -c sts-tlsmap -o learn -r -F -d 'Fill the cache from a file'

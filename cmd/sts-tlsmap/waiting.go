@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/waiting"
+)
+
+// waiting is -waiting: it prints which mail in the MTA's queue waits because of TLS or
+// of the daemon.
+func (a *app) waiting(ctx context.Context) (int, error) {
+	q, err := waiting.Read(ctx, a.now())
+	switch {
+	case errors.Is(err, waiting.ErrNoMTA):
+		return 0, hint(err, whereToRun)
+	case err != nil && os.Geteuid() != 0:
+		return 0, hint(err, "run this as root: the MTA shows its queue to root")
+	case err != nil:
+		return 0, err
+	}
+	at, err := endpoint.Parse(a.listeners()[0])
+	if err != nil {
+		return 0, err
+	}
+	q.Judge(ctx, waiting.Source{
+		Held: func(ctx context.Context, domain string) (control.Held, error) {
+			h, _, err := a.held(ctx, domain)
+			return h, err
+		},
+		Reply: func(ctx context.Context, mapName, domain string) (string, error) {
+			return socketmap.Query(ctx, at, mapName, domain)
+		},
+		Maps: a.health.Maps, Err: a.peerErr, Now: a.now(),
+	})
+	if a.flags.json {
+		err = q.WriteJSON(a.stdout)
+	} else {
+		a.sayAbsent()
+		err = q.WriteText(a.stdout, a.now())
+	}
+	if err == nil && len(q.Groups)+q.Left > 0 {
+		return exitNotFound, nil
+	}
+	return exitDone, err
+}

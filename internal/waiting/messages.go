@@ -1,0 +1,157 @@
+package waiting
+
+import "strings"
+
+// A Cause is why mail waits, and what to do about it. DOMAIN and ID in a command
+// stand for the policy domain and for a message's queue id.
+type Cause struct {
+	Name  string // for -json
+	Words string
+	Steps []Step
+	all   bool // delays the mail of all domains
+	tls   bool // a host failed a check that the policy, DANE or the MTA itself asked for
+}
+
+// A Step is a command and what it is for.
+type Step struct {
+	For     string `json:"for"`
+	Command string `json:"command"`
+}
+
+var (
+	start   = Step{"To start the daemon", "systemctl start sts-tlsmap"}
+	journal = Step{"To see why it does not run", "journalctl -u sts-tlsmap -n 50"}
+	check   = Step{"To see what is wrong on this machine", "sts-tlsmap -check"}
+	explain = Step{"To see what the domain publishes, and the reply to the MTA", "sts-tlsmap -explain DOMAIN"}
+	refresh = Step{"To fetch the policy again", "sts-tlsmap -refresh DOMAIN"}
+	exempt  = Step{"If the mail cannot wait for the domain, to ignore its policy for 4 hours", "sts-tlsmap -exempt DOMAIN -for 4h"}
+	again   = Step{"To try a message again now", "" /* the MTA's */}
+)
+
+// The causes.
+var (
+	noAnswer = &Cause{Name: "no-answer", all: true, Steps: []Step{start, journal},
+		Words: "sts-tlsmap does not answer. Mail to other hosts waits until it does."}
+	notStarted = &Cause{Name: "not-started", all: true, Steps: []Step{check},
+		Words: "sts-tlsmap cannot start, and all mail waits meanwhile."}
+	unknownMap = &Cause{Name: "unknown-map", all: true, Steps: []Step{{"To see the right line", "sts-tlsmap -recipe postfix"}},
+		Words: "The MTA asks for a map that sts-tlsmap does not have."}
+	ourTLS = &Cause{Name: "own-tls", all: true, Steps: []Step{{"To see what is wrong with this Postfix", "sts-tlsmap -recipe postfix"}},
+		Words: "TLS does not work in the MTA itself."}
+	noReply = &Cause{Name: "no-policy", Steps: []Step{check, {"To see the daemon's reply", "sts-tlsmap -query DOMAIN"}},
+		Words: "Postfix got no usable policy: sts-tlsmap did not answer or replied TEMP, or a TLS setting of Postfix's own is wrong."}
+	nowReplies = &Cause{Name: "replies-now", all: true, Steps: []Step{again, check},
+		Words: "Postfix got no usable policy when it tried. sts-tlsmap answers now, so mail goes out at the next try."}
+	ourFault = &Cause{Name: "lookup", Steps: []Step{check},
+		Words: "This machine could not look for the policy: the resolver or the network failed, or too many lookups came at once."}
+	damaged = &Cause{Name: "damaged", Steps: []Step{refresh, exempt},
+		Words: "The stored policy is damaged, and could not be fetched again."}
+	dnsFails = &Cause{Name: "dns", Steps: []Step{explain, exempt},
+		Words: "The domain's MX, address or TLSA records could not be looked up."}
+	noUsable = &Cause{Name: "no-usable-mx", Steps: []Step{refresh, exempt},
+		Words: "The policy is enforced, but lists no MX host that an MTA can use."}
+	noHost = &Cause{Name: "no-host", Steps: []Step{explain, exempt},
+		Words: "The policy is enforced, but the DNS has no host for the domain's mail, or no address for the hosts that the policy lists."}
+	unlisted = &Cause{Name: "unlisted", tls: true, Steps: []Step{refresh, exempt},
+		Words: "No MX host that could take the mail is listed in the domain's policy: the domain has moved its mail without a new policy, or the DNS is forged."}
+	noTLS = &Cause{Name: "no-starttls", tls: true, Steps: []Step{explain, exempt},
+		Words: "The MX host does not offer TLS, or somebody on the way hides that it does."}
+	refused = &Cause{Name: "starttls-refused", tls: true, Steps: []Step{explain, exempt},
+		Words: "The MX host offers TLS, but refused to start it."}
+	handshake = &Cause{Name: "handshake", tls: true, Steps: []Step{explain, exempt},
+		Words: "The TLS handshake with the MX host failed: the host is broken, has TLS 1.1 or older only, or something on the way interferes."}
+	certificate = &Cause{Name: "certificate", tls: true, Steps: []Step{explain, exempt},
+		Words: "The MX host's certificate is not good: it has another name, has expired, or is from an authority that this machine does not know."}
+	tlsaMismatch = &Cause{Name: "tlsa-mismatch", tls: true, Steps: []Step{explain},
+		Words: "The MX host's certificate does not match the domain's TLSA records (DANE)."}
+	tlsaFails = &Cause{Name: "tlsa-lookup", tls: true, Steps: []Step{explain},
+		Words: "The TLSA records of the MX host could not be looked up (DANE)."}
+	tlsaGone = &Cause{Name: "tlsa-missing", tls: true, Steps: []Step{check, explain},
+		Words: "DANE protects the domain, but the MTA finds no signed MX or TLSA records for this host."}
+	putOff = &Cause{Name: "put-off", tls: true, Steps: []Step{again},
+		Words: "Exim does not try the hosts again yet, after an earlier failure."}
+	eximAsks = &Cause{Name: "exim-lookup", Steps: []Step{check, {"To see what Exim makes of the reply", "exim -bt someone@DOMAIN"}},
+		Words: "Exim could not get a usable reply from sts-tlsmap."}
+)
+
+// MTAs.
+const (
+	Postfix = "Postfix"
+	Exim    = "Exim"
+	Daemon  = "sts-tlsmap" // its replies, in Postfix's log and in Exim's
+)
+
+// A Known is a text that an MTA gives for mail that waits.
+type Known struct {
+	MTA   string
+	Text  string // part of the message
+	Log   bool   // only in the log, not in the queue
+	Cause *Cause
+}
+
+// Table has all known texts. The first that a message contains counts. Each was seen
+// with Debian's Postfix 3.7, 3.10 and 3.11 or Exim 4.96, 4.98 and 4.100, or stands in
+// this program, unless it says "read".
+var Table = []Known{
+	{Postfix, "Server certificate not verified", false, certificate},
+	{Postfix, "self-signed certificate", true, certificate},
+	{Postfix, "certificate has expired", true, certificate},
+	{Postfix, "certificate not yet valid", true, certificate},
+	{Postfix, "hostname mismatch", true, certificate},
+	{Postfix, "untrusted issuer", true, certificate},
+	{Postfix, "TLS is required, but was not offered by host", false, noTLS},
+	{Postfix, "refused to start TLS: ", false, refused},
+	{Postfix, "Cannot start TLS: handshake failure", false, handshake},
+	{Postfix, "server unavailable or unable to receive mail", false, unlisted},
+	{Postfix, "does not match STS MX pattern", true, unlisted},
+	{Postfix, "client TLS configuration problem", false, noReply},
+	{Postfix, "policy table lookup error", true, noReply},
+	{Postfix, "no TLSA records found", false, tlsaGone},
+	{Postfix, "non DNSSEC destination", false, tlsaGone},
+	{Postfix, "TLSA lookup error for", false, tlsaFails},
+	{Postfix, "no matching DANE TLSA records", true, tlsaMismatch},
+	{Postfix, "TLS is required, but our TLS engine is unavailable", false, ourTLS}, // read
+	{Postfix, "TLS is required, but unavailable", false, ourTLS},                   // read
+
+	{Exim, "The certificate differs", false, tlsaMismatch},
+	{Exim, "DANE attempt failed", false, tlsaMismatch},
+	{Exim, "DANE error: tlsa lookup", false, tlsaFails},
+	{Exim, "lookup not DNSSEC", false, tlsaGone}, // read
+	{Exim, "(certificate verification failed)", false, certificate},
+	{Exim, "certificate verify failed", false, certificate}, // read: Exim with OpenSSL
+	{Exim, "a TLS session is required, but the server did not offer TLS support", false, noTLS},
+	{Exim, "a TLS session is required, but an attempt to start TLS failed", false, refused},
+	{Exim, "TLS session: (", false, handshake},
+	{Exim, "TLS support not available", false, ourTLS}, // read
+	{Exim, "lookup failed for all hosts in sts_tlsmap router", false, noHost},
+	{Exim, "R=sts_tlsmap defer: host lookup for", false, dnsFails},
+	{Exim, "R=sts_tlsmap T=sts_tlsmap_smtp defer: retry time not reached", false, putOff},
+	{Exim, "sts-tlsmap does not answer", false, noAnswer},
+
+	{Daemon, "unknown map", false, unknownMap},
+	{Daemon, "stored MTA-STS policy is damaged and could not be fetched again yet", false, damaged},
+	{Daemon, "could not find out whether DANE protects the domain", false, dnsFails},
+	{Daemon, "its MX hosts could not be looked up", false, dnsFails},
+	{Daemon, "this relay could not look for an MTA-STS policy", false, ourFault},
+	{Daemon, "MTA-STS lookup broke off", false, ourFault},
+	{Daemon, "policy lists no usable MX host name", false, noUsable},
+	{Daemon, "policy is too long for a reply", false, noUsable},
+	{Daemon, "none of its MX hosts is listed in its policy", false, unlisted},
+	{Daemon, "none of its MX records names a host", false, noHost},
+	{Daemon, "the DNS says that it takes no mail (null MX), but its policy is enforced", false, noHost},
+	{Daemon, "the DNS says that it does not exist, but its policy is enforced", false, noHost},
+
+	{Exim, "R=sts_tlsmap_ask defer", false, eximAsks}, // any other
+}
+
+// causeOf returns the cause of a message in the queue of an MTA; nil if it has nothing
+// to do with TLS or with sts-tlsmap.
+func causeOf(mta, message string) *Cause {
+	for _, k := range Table {
+		ours := k.MTA == Daemon && (mta == Daemon || mta == Exim)
+		if (k.MTA == mta || ours) && strings.Contains(message, k.Text) {
+			return k.Cause
+		}
+	}
+	return nil
+}

@@ -1,0 +1,95 @@
+package waiting
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+)
+
+// ErrNoMTA means that this machine has neither Postfix nor Exim.
+var ErrNoMTA = errors.New("no postqueue and no exim found: is the MTA on this machine?")
+
+// Read reads the queue of the MTA of this machine.
+func Read(ctx context.Context, now time.Time) (q *Queue, err error) {
+	if path := find("postqueue", "/usr/sbin/postqueue", "/usr/local/sbin/postqueue"); path != "" {
+		settings, err := output(ctx, strings.TrimSuffix(path, "queue")+"conf", "-h", policyMaps, "relayhost")
+		if err != nil {
+			return nil, err
+		}
+		err = run(ctx, func(out io.Reader) (err error) {
+			q, err = ReadPostfix(out, settings)
+			return err
+		}, path, "-j")
+		return q, err
+	}
+	path := find("exim4", "exim", "/usr/sbin/exim4", "/usr/sbin/exim", "/usr/exim/bin/exim")
+	if path == "" {
+		return nil, ErrNoMTA
+	}
+	spool, err := output(ctx, path, "-bP", "spool_directory")
+	if err != nil {
+		return nil, err
+	}
+	_, folder, _ := strings.Cut(strings.TrimSpace(spool), " = ")
+	if _, err := os.ReadDir(folder + "/msglog"); err != nil { // else nothing would seem to wait
+		return nil, fmt.Errorf("reading Exim's message logs: %w", err)
+	}
+	err = run(ctx, func(out io.Reader) (err error) {
+		q, err = ReadExim(out, os.DirFS(folder), now)
+		return err
+	}, path, "-bpru")
+	return q, err
+}
+
+// find returns the path of the first program that is there.
+func find(names ...string) string {
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// output runs a program and returns what it prints.
+func output(ctx context.Context, path string, args ...string) (out string, err error) {
+	err = run(ctx, func(r io.Reader) error {
+		b, err := io.ReadAll(io.LimitReader(r, maxLog))
+		out = string(b)
+		return err
+	}, path, args...)
+	return out, err
+}
+
+// run runs a program and reads its output as it comes.
+func run(ctx context.Context, read func(io.Reader) error, path string, args ...string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := exec.CommandContext(ctx, path, args...)
+	var stderr bytes.Buffer
+	c.Stderr = &stderr
+	out, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		return err
+	}
+	failed := read(out)
+	if failed != nil {
+		cancel() // it may have more to write
+	}
+	if err := c.Wait(); err != nil && failed == nil {
+		first, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
+		failed = fmt.Errorf("%s %s: %w: %s", path, strings.Join(args, " "), err, text.Printable(first))
+	}
+	return failed
+}
