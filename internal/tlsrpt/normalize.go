@@ -160,5 +160,5 @@ func PolicyString(s string) bool {
 	if Reason(s) {
 		return true
 	}
-	return len(s) <= MaxText && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+	return len(s) <= MaxText && !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) })
 }

@@ -1,13 +1,13 @@
 // Package collect takes in what MTAs tell of their TLS sessions, for TLS reports (RFC
 // 8460): the datagrams of libtlsrpt, which Postfix 3.10 and later send. One goroutine
-// reads the socket into a ring, and one parses what the ring holds and writes a batch each
+// reads the socket into a queue, and one parses what the queue holds and writes a batch each
 // second. Neither waits for the other, and no lookup waits for either: what cannot be
 // taken is dropped and counted. What the kernel drops before, nobody can count.
 package collect
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -23,9 +23,15 @@ const (
 	batchEvery = time.Second
 	maxBatch   = 4 << 20 // bytes of a batch; then it is written before its second has passed
 	readPause  = time.Second
+
+	maxQueued = 64 << 20 // bytes of datagrams that wait to be parsed
+	maxQueue  = 1 << 16  // and how many they may be
+
+	maxLast  = 4096 // datagrams taken when the collector ends: they were in the kernel
+	lastWait = 100 * time.Millisecond
 )
 
-// A Log takes batches. The error is store.ErrLost if a batch must not be written again.
+// A Log takes batches. After an error a batch is written again.
 type Log interface {
 	Write(*store.Batch) error
 }
@@ -42,9 +48,10 @@ type Collector struct {
 	conn   net.Conn
 	to     Log
 	o      Options
-	ring   *ring
+	queue  chan []byte
+	queued atomic.Int64 // bytes
 	parser Parser
-	batch  store.Batch // the consumer's
+	batch  store.Batch
 	stats  struct{ datagrams, successful, failed, batches, panics atomic.Uint64 }
 	failed atomic.Pointer[error] // why the last batch could not be written
 }
@@ -68,7 +75,7 @@ func New(conn net.Conn, to Log, o Options) *Collector {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Collector{conn: conn, to: to, o: o, ring: newRing()}
+	return &Collector{conn: conn, to: to, o: o, queue: make(chan []byte, maxQueue)}
 }
 
 // Stats returns the numbers of the collector.
@@ -76,7 +83,7 @@ func (c *Collector) Stats() Stats {
 	s := Stats{
 		Datagrams: c.stats.datagrams.Load(), Successful: c.stats.successful.Load(), Failed: c.stats.failed.Load(),
 		Batches: c.stats.batches.Load(), Panics: c.stats.panics.Load(), Dropped: c.parser.Drops.Counts(),
-		RingSize: c.ring.size(), MaxRing: maxRing,
+		RingSize: int(c.queued.Load()), MaxRing: maxQueued,
 	}
 	if err := c.failed.Load(); err != nil {
 		s.Err = *err
@@ -91,74 +98,84 @@ func (c *Collector) Run(ctx context.Context) {
 		c.o.Log.Warn("the kernel drops TLS sessions of Postfix without telling when more than a few come at once",
 			"net.unix.max_dgram_qlen", n, "next", fmt.Sprintf("set it to 512 before the socket is made; %d is the least", MinQueue))
 	}
-	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		c.read(ctx)
-	}()
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+	go c.read(ctx)
 	tick := time.NewTicker(batchEvery)
 	defer tick.Stop()
-	for ended := false; !ended; {
+	for more := true; more; {
+		var datagram []byte
 		select {
 		case <-tick.C:
-		case <-c.ring.wake:
-		case <-read:
-			ended = true
+			c.write()
+		case datagram, more = <-c.queue:
+			if more {
+				c.add(datagram)
+			}
 		}
-		c.consume()
 	}
+	c.write()
 	_ = c.conn.Close()
 }
 
-// read moves datagrams into the ring.
+// read moves datagrams into the queue until the context ends. Then it takes what the
+// kernel still holds.
 func (c *Collector) read(ctx context.Context) {
+	defer close(c.queue)
+	ended := make(chan struct{})
+	context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)); close(ended) })
 	buffer := make([]byte, MaxDatagram+1) // one more, to see that one is too long
-	for failing := false; ; {
-		n, err := c.conn.Read(buffer)
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if !failing {
-				c.o.Log.Error("TLS sessions cannot be received", "err", err, "next", "it is tried again each second")
-			}
-			failing = true
-			select {
-			case <-ctx.Done():
-			case <-time.After(readPause):
-			}
+	for failing := false; ctx.Err() == nil; {
+		err := c.receive(buffer)
+		if err == nil || ctx.Err() != nil {
+			failing = false
 			continue
 		}
-		failing = false
-		c.stats.datagrams.Add(1)
-		if n > MaxDatagram {
-			c.parser.Drops.Add(DropTooLong, 1)
-		} else if !c.ring.put(buffer[:n]) {
-			c.parser.Drops.Add(DropRing, 1)
+		if !failing {
+			c.o.Log.Error("TLS sessions cannot be received", "err", err, "next", "it is tried again each second")
+		}
+		failing = true
+		select {
+		case <-ctx.Done():
+		case <-time.After(readPause):
+		}
+	}
+	<-ended
+	for range maxLast {
+		_ = c.conn.SetReadDeadline(time.Now().Add(lastWait))
+		if c.receive(buffer) != nil {
+			return
 		}
 	}
 }
 
-// consume parses what the ring holds and writes the batch.
-func (c *Collector) consume() {
-	day := tlsrpt.DayOf(c.o.Now())
-	for chunk := c.ring.take(); chunk != nil; chunk = c.ring.take() {
-		each(chunk, func(datagram []byte) { c.add(datagram, day) })
-		c.ring.giveBack(chunk)
+// receive moves one datagram into the queue.
+func (c *Collector) receive(buffer []byte) error {
+	n, err := c.conn.Read(buffer)
+	if err != nil {
+		return err
 	}
-	c.write()
+	c.stats.datagrams.Add(1)
+	switch {
+	case n > MaxDatagram:
+		c.parser.Drops.Add(DropTooLong, 1)
+	case c.queued.Load() > maxQueued-int64(n), len(c.queue) == maxQueue:
+		c.parser.Drops.Add(DropRing, 1)
+	default:
+		c.queued.Add(int64(n))
+		c.queue <- bytes.Clone(buffer[:n])
+	}
+	return nil
 }
 
 // add adds the sessions of a datagram to the batch. It is written first if it is full or
 // of another day; where that fails, the sessions are dropped.
-func (c *Collector) add(datagram []byte, day tlsrpt.Day) {
+func (c *Collector) add(datagram []byte) {
 	defer c.recoverPanic()
+	c.queued.Add(-int64(len(datagram)))
+	day := tlsrpt.DayOf(c.o.Now())
 	for _, e := range c.parser.Parse(datagram) {
 		if c.batch.Day() != day || c.batch.Size() >= maxBatch {
 			if c.failed.Load() == nil {
-				c.write() // else consume tries it again
+				c.write() // else the next second tries it again
 			}
 			if c.batch.Sessions() > 0 {
 				c.parser.Drops.Add(DropBatch, 1)
@@ -182,20 +199,17 @@ func (c *Collector) write() {
 	if c.batch.Sessions() == 0 {
 		return
 	}
-	err := c.to.Write(&c.batch)
-	if err == nil || errors.Is(err, store.ErrLost) {
-		c.batch.Reset(c.batch.Day())
-		c.stats.batches.Add(1)
-	}
-	switch was := c.failed.Load(); {
-	case err == nil:
-		if c.failed.Store(nil); was != nil {
-			c.o.Log.Info("TLS sessions are recorded again")
-		}
-	default:
+	err, was := c.to.Write(&c.batch), c.failed.Load()
+	if err != nil {
 		if c.failed.Store(&err); was == nil {
 			c.o.Log.Error("TLS sessions cannot be recorded", "err", err, "next", "it is tried again each second")
 		}
+		return
+	}
+	c.batch.Reset(c.batch.Day())
+	c.stats.batches.Add(1)
+	if c.failed.Store(nil); was != nil {
+		c.o.Log.Info("TLS sessions are recorded again")
 	}
 }
 

@@ -1,6 +1,12 @@
 package collect
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"strconv"
+
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 )
 
@@ -9,6 +15,7 @@ const (
 	// MaxDatagram is in bytes. A policy of 400 MX patterns makes 50 KB.
 	MaxDatagram = 256 << 10
 	maxPolicies = 8
+	maxDepth    = 8 // of objects and arrays; libtlsrpt's go to 5
 )
 
 // version is the format that libtlsrpt names in dpv since 0.5.1. 0.5.0rc1 writes the
@@ -38,216 +45,207 @@ var (
 type Parser struct {
 	Drops Drops // what was not used, by reason
 
-	r        reader
-	events   []tlsrpt.Event
-	strings  []string
-	failures []tlsrpt.Failure
+	failed bool // the datagram is to be dropped
+	why    Drop
+}
+
+func (p *Parser) fail(why Drop) {
+	if !p.failed {
+		p.failed, p.why = true, why
+	}
 }
 
 // Parse returns the events of a datagram, normalized: one for each policy, at most 8.
-// They are valid until the next call.
 func (p *Parser) Parse(datagram []byte) []tlsrpt.Event {
-	p.events, p.strings, p.failures = p.events[:0], p.strings[:0], p.failures[:0]
+	p.failed = false
+	var events []tlsrpt.Event
 	if len(datagram) > MaxDatagram {
-		p.Drops.Add(DropTooLong, 1)
+		p.fail(DropTooLong)
+	} else {
+		events = p.report(p.decode(datagram))
+	}
+	if p.failed {
+		p.Drops.Add(p.why, 1)
 		return nil
 	}
-	p.r = reader{s: string(datagram)}
-	domain, dpv, policies := p.report()
-	if p.r.next() != 0 || p.r.at < len(p.r.s) {
-		p.r.fail(DropMalformed)
+	return events
+}
+
+func (p *Parser) report(o object) (events []tlsrpt.Event) {
+	if v, ok := o["dpv"]; ok && v != version {
+		p.fail(DropVersion)
 	}
-	if p.r.failed {
-		p.Drops.Add(p.r.why, 1)
-		return nil
-	}
-	if dpv != version {
-		p.Drops.Add(DropVersion, 1)
-		return nil
-	}
-	counted := p.events[:0]
-	for _, e := range p.events {
-		e.Domain = domain
-		if e.Normalize() {
-			counted = append(counted, e)
-		} else {
+	domain, policies := p.text(o, "d"), p.list(o, "policies", maxPolicies, DropPolicies)
+	for _, v := range policies {
+		e, ok := p.policy(p.object(v))
+		switch e.Domain = domain; {
+		case p.failed:
+			return nil
+		case !ok:
+			p.Drops.Add(DropPolicy, 1)
+		case !e.Normalize():
 			p.Drops.Add(DropDomain, 1)
-		}
-	}
-	if policies == 0 {
-		p.Drops.Add(DropPolicy, 1)
-	}
-	return counted
-}
-
-// report reads the object that a datagram is. It counts the policies in it.
-func (p *Parser) report() (domain, dpv string, policies int) {
-	r, seen := &p.r, fieldSet(0)
-	dpv = version
-	for key := range r.fields {
-		switch key {
-		case "dpv":
-			seen.add(r, 0)
-			dpv = p.dpv()
-		case "d":
-			seen.add(r, 1)
-			domain = r.text()
-		case "policies":
-			seen.add(r, 2)
-			policies = p.policies()
 		default:
-			r.skip()
+			events = append(events, e)
 		}
 	}
-	return domain, dpv, policies
-}
-
-// dpv reads the version; "" is none that is known.
-func (p *Parser) dpv() string {
-	if p.r.next() == '"' {
-		return p.r.text()
+	if len(policies) == 0 {
+		p.fail(DropPolicy)
 	}
-	p.r.skip()
-	return ""
+	return events
 }
 
-func (p *Parser) policies() (n int) {
-	for range p.r.elements {
-		if n++; n > maxPolicies {
-			p.Drops.Add(DropPolicies, 1)
-			p.r.skip()
-		} else {
-			p.policy()
+// policy returns the session under one policy. It reports whether there is a type and a
+// result.
+func (p *Parser) policy(o object) (e tlsrpt.Event, ok bool) {
+	e.Policy = tlsrpt.Policy{
+		Type: policyTypes[p.number(o, "policy-type")], Domain: p.text(o, "policy-domain"),
+		Strings: p.texts(o, "policy-string", DropText, func(s string) (string, bool) { return s, tlsrpt.PolicyString(s) }),
+		MXHosts: p.texts(o, "mx-host", DropName, tlsrpt.Pattern),
+	}
+	for _, v := range p.list(o, "failure-details", tlsrpt.MaxFailures, DropDetails) {
+		e.Failures = append(e.Failures, p.failure(p.object(v)))
+	}
+	failures, final := p.number(o, "t"), p.number(o, "f")
+	e.Failed = final == 1 || final == none && failures > 0 // f counts where t disagrees
+	return e, e.Policy.Type != "" && (final == 0 || final == 1 || final == none && failures >= 0)
+}
+
+// failure returns a failure detail. It has no a: additional-information must be a URI, and
+// Postfix sends none.
+func (p *Parser) failure(o object) (f tlsrpt.Failure) {
+	valid := func(key string, why Drop, use func(string) bool) {
+		if s := p.text(o, key); s != "" && !use(s) {
+			p.Drops.Add(why, 1)
 		}
+	}
+	f.Result = results[p.number(o, "c")]
+	valid("s", DropName, func(s string) bool { f.SendingIP = tlsrpt.Address(s); return f.SendingIP.IsValid() })
+	valid("n", DropName, func(s string) (ok bool) { f.MXHost, ok = tlsrpt.Host(s); return ok })
+	valid("h", DropName, func(s string) bool { f.HELO = tlsrpt.HELO(s); return f.HELO != "" })
+	valid("r", DropName, func(s string) bool { f.ReceivingIP = tlsrpt.Address(s); return f.ReceivingIP.IsValid() })
+	valid("f", DropText, func(s string) bool {
+		if tlsrpt.Reason(s) {
+			f.Reason = s
+		}
+		return f.Reason != ""
+	})
+	return f
+}
+
+// An object is a JSON object: of strings, json.Numbers, arrays, objects and others.
+type object map[string]any
+
+// decode reads the object that a datagram is. encoding/json alone takes the last of two
+// equal keys, and goes 10,000 levels deep.
+func (p *Parser) decode(datagram []byte) object {
+	d := json.NewDecoder(bytes.NewReader(datagram))
+	d.UseNumber()
+	v := p.value(d, 1)
+	if _, err := d.Token(); err != io.EOF {
+		p.fail(DropMalformed)
+	}
+	return p.object(v)
+}
+
+// value reads the next value.
+func (p *Parser) value(d *json.Decoder, depth int) any {
+	token := p.token(d)
+	begin, ok := token.(json.Delim)
+	if !ok {
+		return token
+	}
+	if depth > maxDepth {
+		p.fail(DropDepth)
+	}
+	o, list := make(object), []any{}
+	for !p.failed && d.More() {
+		if begin == '[' {
+			list = append(list, p.value(d, depth+1))
+			continue
+		}
+		key, _ := p.token(d).(string)
+		if _, twice := o[key]; twice { // two readers could take it for two things
+			p.fail(DropDuplicate)
+		}
+		o[key] = p.value(d, depth+1)
+	}
+	if p.token(d); begin == '[' {
+		return list
+	}
+	return o
+}
+
+func (p *Parser) token(d *json.Decoder) json.Token {
+	token, err := d.Token()
+	if err != nil {
+		p.fail(DropMalformed)
+	}
+	return token
+}
+
+func (p *Parser) object(v any) object {
+	o, ok := v.(object)
+	if !ok {
+		p.fail(DropMalformed)
+	}
+	return o
+}
+
+// text returns a string of an object, "" if there is none.
+func (p *Parser) text(o object, key string) string {
+	v, ok := o[key]
+	s, isText := v.(string)
+	if ok && !isText {
+		p.fail(DropMalformed)
+	}
+	return s
+}
+
+// none is the number that is not there.
+const none = -1
+
+// number returns an integer of an object; the largest one if it is too large.
+func (p *Parser) number(o object, key string) int64 {
+	v, ok := o[key]
+	if !ok {
+		return none
+	}
+	digits, _ := v.(json.Number)
+	n, err := strconv.ParseInt(string(digits), 10, 64)
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
+		p.fail(DropMalformed)
 	}
 	return n
 }
 
-func (p *Parser) policy() {
-	var e tlsrpt.Event
-	r, seen := &p.r, fieldSet(0)
-	failures, final := int64(-1), int64(-1)
-	for key := range r.fields {
-		switch key {
-		case "policy-type":
-			seen.add(r, 0)
-			e.Policy.Type = policyTypes[r.number()]
-		case "policy-domain":
-			seen.add(r, 1)
-			e.Policy.Domain = r.text()
-		case "policy-string":
-			seen.add(r, 2)
-			e.Policy.Strings = p.list(DropText, func(s string) (string, bool) { return s, tlsrpt.PolicyString(s) })
-		case "mx-host":
-			seen.add(r, 3)
-			e.Policy.MXHosts = p.list(DropName, tlsrpt.Pattern)
-		case "failure-details":
-			seen.add(r, 4)
-			e.Failures = p.details()
-		case "t":
-			seen.add(r, 5)
-			failures = r.number()
-		case "f":
-			seen.add(r, 6)
-			final = r.number()
-		default:
-			r.skip()
-		}
+// list returns the elements of an array, of which there may be most.
+func (p *Parser) list(o object, key string, most int, why Drop) []any {
+	v, ok := o[key]
+	list, isList := v.([]any)
+	if ok && !isList {
+		p.fail(DropMalformed)
 	}
-	switch {
-	case r.failed:
-		return
-	case final == 0 || final == 1: // f counts where t disagrees
-		e.Failed = final == 1
-	case final == -1 && failures >= 0:
-		e.Failed = failures > 0
-	default:
-		e.Policy.Type = ""
+	if len(list) > most {
+		p.Drops.Add(why, uint64(len(list)-most))
+		list = list[:most]
 	}
-	if e.Policy.Type == "" {
-		p.Drops.Add(DropPolicy, 1)
-		return
-	}
-	p.events = append(p.events, e)
+	return list
 }
 
-// list reads an array of strings and keeps those that are valid, in the form that it
-// returns.
-func (p *Parser) list(why Drop, valid func(string) (string, bool)) []string {
-	begin := len(p.strings)
-	for range p.r.elements {
-		s, ok := valid(p.r.text())
+// texts returns the strings of an array that are valid, in the form that it returns.
+func (p *Parser) texts(o object, key string, why Drop, valid func(string) (string, bool)) (texts []string) {
+	for _, v := range p.list(o, key, tlsrpt.MaxPolicyStrings, DropStrings) {
+		s, isText := v.(string)
+		s, ok := valid(s)
 		switch {
-		case p.r.failed:
+		case !isText:
+			p.fail(DropMalformed)
 		case !ok:
 			p.Drops.Add(why, 1)
-		case len(p.strings)-begin == tlsrpt.MaxPolicyStrings:
-			p.Drops.Add(DropStrings, 1)
 		default:
-			p.strings = append(p.strings, s)
+			texts = append(texts, s)
 		}
 	}
-	return p.strings[begin:len(p.strings):len(p.strings)]
-}
-
-func (p *Parser) details() []tlsrpt.Failure {
-	begin := len(p.failures)
-	for range p.r.elements {
-		f := p.detail()
-		if len(p.failures)-begin == tlsrpt.MaxFailures {
-			p.Drops.Add(DropDetails, 1)
-		} else {
-			p.failures = append(p.failures, f)
-		}
-	}
-	return p.failures[begin:len(p.failures):len(p.failures)]
-}
-
-func (p *Parser) detail() (f tlsrpt.Failure) {
-	r, seen := &p.r, fieldSet(0)
-	for key := range r.fields {
-		ok, why := true, DropName
-		switch key {
-		case "c":
-			seen.add(r, 0)
-			f.Result = results[r.number()]
-		case "s":
-			seen.add(r, 1)
-			f.SendingIP = tlsrpt.Address(r.text())
-			ok = f.SendingIP.IsValid()
-		case "n":
-			seen.add(r, 2)
-			f.MXHost, ok = tlsrpt.Host(r.text())
-		case "h":
-			seen.add(r, 3)
-			f.HELO = tlsrpt.HELO(r.text())
-			ok = f.HELO != ""
-		case "r":
-			seen.add(r, 4)
-			f.ReceivingIP = tlsrpt.Address(r.text())
-			ok = f.ReceivingIP.IsValid()
-		case "f":
-			seen.add(r, 5)
-			if f.Reason = r.text(); !tlsrpt.Reason(f.Reason) {
-				f.Reason, ok, why = "", false, DropText
-			}
-		default: // a: additional-information must be a URI, and Postfix sends none
-			r.skip()
-		}
-		if !ok && !r.failed {
-			p.Drops.Add(why, 1)
-		}
-	}
-	return f
-}
-
-// A fieldSet is the known keys that an object has had. A key that comes twice fails the
-// datagram: two readers could take it for two things.
-type fieldSet uint
-
-func (s *fieldSet) add(r *reader, field uint) {
-	if *s&(1<<field) != 0 {
-		r.fail(DropDuplicate)
-	}
-	*s |= 1 << field
+	return texts
 }
