@@ -38,8 +38,7 @@ const (
 	DANERequired            ResultType = "dane-required"
 )
 
-// ResultTypes is all result types. Stored details name a type by its place in this
-// table: new ones go to the end.
+// ResultTypes is all result types.
 var ResultTypes = [...]ResultType{
 	StartTLSNotSupported, CertificateHostMismatch, CertificateNotTrusted, CertificateExpired, ValidationFailure,
 	STSPolicyFetchError, STSPolicyInvalid, STSWebPKIInvalid, TLSAInvalid, DNSSECInvalid, DANERequired,
@@ -55,21 +54,21 @@ const (
 
 // A Policy is what a session was judged by.
 type Policy struct {
-	Type    PolicyType
-	Domain  string   // policy-domain, A-labels; for tlsa the MX host (RFC 8460, 1.1)
-	Strings []string // policy-string (RFC 8460, 4.5): at most MaxPolicyStrings, printable, of at most MaxText bytes
-	MXHosts []string // mx-host, of sts only: at most MaxPolicyStrings host names, or "*." and one
+	Type    PolicyType `json:"type"`
+	Domain  string     `json:"domain"`            // policy-domain, A-labels; for tlsa the MX host (RFC 8460, 1.1)
+	Strings []string   `json:"strings,omitempty"` // policy-string (RFC 8460, 4.5): at most MaxPolicyStrings, printable, of at most MaxText bytes
+	MXHosts []string   `json:"mx,omitempty"`      // mx-host, of sts only: at most MaxPolicyStrings host names, or "*." and one
 }
 
 // A Failure is what was wrong with a session. It is comparable: failures that are
-// equal are one detail of a report.
+// equal are one detail of a report. Zero: not known.
 type Failure struct {
-	Result      ResultType
-	SendingIP   netip.Addr // zero: not known
-	MXHost      string     // receiving-mx-hostname; "": not known
-	HELO        string     // receiving-mx-helo, one host name; "": not known
-	ReceivingIP netip.Addr // zero: not known
-	Reason      string     // failure-reason-code, printable ASCII of at most MaxText bytes
+	Result      ResultType `json:"result"`
+	SendingIP   netip.Addr `json:"from,omitzero"`
+	MXHost      string     `json:"mx,omitzero"`   // receiving-mx-hostname
+	HELO        string     `json:"helo,omitzero"` // receiving-mx-helo, one host name
+	ReceivingIP netip.Addr `json:"to,omitzero"`
+	Reason      string     `json:"reason,omitzero"` // failure-reason-code, printable ASCII of at most MaxText bytes
 }
 
 // An Event is one session under one policy, or one policy fetch that failed.
@@ -101,15 +100,16 @@ func (d Day) End() time.Time { return d.Begin().AddDate(0, 0, 1) }
 // A Detail is a failure and how many sessions had it.
 type Detail struct {
 	Failure
-	Sessions uint64
+	Sessions uint64 `json:"n"`
 }
 
 // A Summary is one policy's day. Failure types are not exclusive (RFC 8460, 4): the
 // sessions of the details may be more than Failed, or fewer.
 type Summary struct {
-	Policy             Policy
-	Successful, Failed uint64
-	Details            []Detail // at most MaxDetails; the rest is folded into details with a Result and nothing else
+	Policy     Policy   `json:"-"` // is stored once for many domains
+	Successful uint64   `json:"ok,omitzero"`
+	Failed     uint64   `json:"failed,omitzero"`
+	Details    []Detail `json:"details,omitzero"` // at most MaxDetails; the rest is folded into details with a Result and nothing else
 }
 
 // A DomainDay is what is known of a recipient domain's day.

@@ -95,7 +95,6 @@ func TestADamagedFileIsSetAsideAndANewOneBegun(t *testing.T) {
 	}
 }
 
-// The text of a policy that only the lost file had comes with the next batch.
 func TestPoliciesAreStoredAgainAfterDamage(t *testing.T) {
 	l := newLab(t, store.Options{})
 	l.write(success("a.test"))

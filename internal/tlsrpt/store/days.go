@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -14,7 +15,6 @@ import (
 
 const (
 	closeAfter = 10 * time.Minute // after a day's end, for batches on their way
-	maxClosed  = 1000             // days of which it is known that they are closed
 	// unreported is how long after its end a day without a state counts as delivered:
 	// nobody reports.
 	unreported = 48 * time.Hour
@@ -27,30 +27,21 @@ func (s *Store) Upkeep() (err error) {
 	defer recoverPanic(&err)
 	s.turn.Lock()
 	defer s.turn.Unlock()
-	if file := s.file.Load(); file != nil && !file.IsAt(s.path) {
-		s.o.Log.Error("the file of TLS reports was removed or replaced; the days in it are lost", "path", s.path)
-		s.replace(file, nil)
-	}
 	if err := s.reopen(nil); err != nil {
 		return err
 	}
 	now := s.o.Now()
-	days, err := s.Days()
-	if err != nil {
-		return err
-	}
-	ending, err := s.ending(days, now)
+	ending, err := s.ending(now)
 	if err != nil {
 		return err
 	}
 	if len(ending) > 0 || !now.Truncate(time.Hour).Equal(s.lastMerge.Truncate(time.Hour)) {
-		if err := s.seal(); err != nil {
+		if err := s.log.seal(); err != nil {
 			return err
 		}
 		s.lastMerge = now
 	}
 	if err := s.mergeSealed(); err != nil {
-		s.lastMerge = time.Time{}
 		return err
 	}
 	s.starts.Forget()
@@ -65,52 +56,40 @@ func (s *Store) Merge() (err error) {
 	defer recoverPanic(&err)
 	s.turn.Lock()
 	defer s.turn.Unlock()
-	return errors.Join(s.seal(), s.mergeSealed())
-}
-
-func (s *Store) seal() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.log.seal()
+	if err := s.reopen(nil); err != nil {
+		return err
+	}
+	return errors.Join(s.log.seal(), s.mergeSealed())
 }
 
 // ending returns the days that are to be closed now. A day that is closed stays so,
 // however the clock jumps.
-func (s *Store) ending(days []tlsrpt.Day, now time.Time) (ending []tlsrpt.Day, err error) {
-	for _, day := range days {
-		closed, err := s.Closed(day, now)
-		if err != nil {
-			return nil, err
-		}
-		if !closed && !now.Before(day.End().Add(closeAfter)) {
-			ending = append(ending, day)
-		}
-	}
-	return ending, nil
+func (s *Store) ending(now time.Time) (days []tlsrpt.Day, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketDay).ForEachBucket(func(k []byte) error {
+			day := tlsrpt.Day(k)
+			if tx.Bucket(bucketClosed).Get(k) == nil && !now.Before(day.End().Add(closeAfter)) {
+				days = append(days, day)
+			}
+			return nil
+		})
+	})
+	return days, err
 }
 
 // close marks days as closed. What the log has of them from now on is dropped when it is
-// merged.
+// merged. A mark stays for good: it is 20 bytes a day.
 func (s *Store) close(days []tlsrpt.Day, now time.Time) error {
 	if len(days) == 0 {
 		return nil
 	}
 	err := s.update(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketClosed)
 		for _, day := range days {
-			if err := b.Put([]byte(day), []byte(now.UTC().Format(time.RFC3339))); err != nil {
+			if err := tx.Bucket(bucketClosed).Put([]byte(day), []byte(now.UTC().Format(time.RFC3339))); err != nil {
 				return err
 			}
 		}
-		var all [][]byte
-		err := b.ForEach(func(k, _ []byte) error {
-			all = append(all, bytes.Clone(k))
-			return nil
-		})
-		for i := 0; i < len(all)-maxClosed; i++ {
-			err = errors.Join(err, b.Delete(all[i]))
-		}
-		return err
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("close %v: %w", days, err)
@@ -118,37 +97,22 @@ func (s *Store) close(days []tlsrpt.Day, now time.Time) error {
 	return nil
 }
 
-// prune deletes the days that are too old, and delivered ones, the oldest first, until
-// there is room.
+// prune deletes the days that are too old, and delivered ones, the oldest first, while
+// there is little room.
 func (s *Store) prune(now time.Time) error {
 	days, err := s.Days()
 	for _, day := range days {
-		if err != nil {
-			return err
-		}
-		if now.Sub(day.End()) > s.o.Keep {
-			err = s.drop(day)
-		} else if s.short && s.used() > s.o.MaxSize/8*7 {
-			var done bool
+		var done bool
+		if err == nil && s.used() > s.o.MaxSize/8*7 {
 			if done, err = s.delivered(day, now); done {
-				s.o.Log.Warn("no room for TLS sessions: a delivered day is deleted before its time", "path", s.path, "day", day)
-				err = s.drop(day)
+				s.o.Log.Warn("little room for TLS sessions: a delivered day is deleted before its time", "path", s.path, "day", day)
 			}
 		}
+		if err == nil && (done || now.Sub(day.End()) > s.o.Keep) {
+			err = s.drop(day)
+		}
 	}
-	s.short = false
 	return err
-}
-
-// used returns the bytes of the file that are in use.
-func (s *Store) used() (used int64) {
-	if file := s.file.Load(); file != nil {
-		_ = file.View(func(tx *bbolt.Tx) error {
-			used, _ = file.Sizes(tx)
-			return nil
-		})
-	}
-	return used
 }
 
 // delivered reports whether nothing is left to be reported of a day.
@@ -238,12 +202,11 @@ func (s *Store) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
 		if sums == nil || policies == nil {
 			return nil
 		}
-		prefix := dayKey("", domain)
+		prefix := domainKey(domain)
 		c := sums.Cursor()
 		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix) && len(loaded.Policies) < maxPolicies; k, v = c.Next() {
-			text, counts := decoder{b: policies.Get(k[len(prefix):])}, decoder{b: v}
-			sum := tlsrpt.Summary{Policy: text.policy(), Successful: counts.uint(), Failed: counts.uint(), Details: counts.details()}
-			if text.bad || counts.bad {
+			var sum tlsrpt.Summary
+			if json.Unmarshal(v, &sum) != nil || json.Unmarshal(policies.Get(k[len(prefix):]), &sum.Policy) != nil {
 				return errValue
 			}
 			loaded.Policies = append(loaded.Policies, sum)

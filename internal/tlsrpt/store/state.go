@@ -17,7 +17,7 @@ import (
 const (
 	MaxStateKey   = 2048 // bytes of a state's domain and destination
 	maxStateText  = 1024 // bytes of a report id, or of a reason
-	maxAddress    = 320  // bytes of a suppressed address
+	maxAddress    = 1024 // bytes of a suppressed address or URL
 	MaxSuppressed = 1000
 )
 

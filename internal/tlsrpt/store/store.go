@@ -13,9 +13,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
+	"maps"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
@@ -23,10 +22,8 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/boltfile"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 )
 
 const (
@@ -34,77 +31,37 @@ const (
 	DefaultMaxSize = 2 << 30
 	DefaultKeep    = 14 * 24 * time.Hour
 
-	fileName    = "the file of TLS reports" // in errors
-	closeWait   = 10 * time.Second          // how long Close waits for a commit
+	closeWait   = 10 * time.Second // how long Close waits for a commit
 	upkeepEvery = time.Minute
-	maxKnown    = 100_000 // policies of which it is known that the log has their text
-
-	asideMark = ".damaged-" // and the date, in the name of a file that was set aside
-	asideDate = "20060102T150405"
-	asideMost = 1
-	// crashes is how many starts in a row that ended before the first upkeep did count as
-	// damage: a page that leads back to itself ends the process.
-	crashes      = 10
-	startsSuffix = ".starts"
 )
 
-var (
-	bucketMeta     = []byte("meta")
-	bucketDay      = []byte("day")    // day: domain, NUL, policy hash: counts and details
-	bucketPolicy   = []byte("policy") // day: policy hash: text
-	bucketState    = []byte("state")  // day: State.Key: state
-	bucketClosed   = []byte("closed") // day
-	bucketSuppress = []byte("suppress")
-	buckets        = [][]byte{bucketMeta, bucketDay, bucketPolicy, bucketState, bucketClosed, bucketSuppress}
-
-	keySchema   = []byte("schema")
-	keyProgress = []byte("progress")
-)
-
-const schema = "1"
-
-var (
-	// ErrClosed: the store is closed.
-	ErrClosed = errors.New("the store of TLS reports is closed")
-	// ErrLost: a batch may be in the log or not, and must not be written again.
-	ErrLost = errors.New("a batch of TLS sessions may be lost")
-
-	errValue    = &boltfile.Damage{File: fileName, Cause: "a value cannot be read"}
-	errCrash    = fmt.Errorf("%d starts in a row ended before its log was merged", crashes)
-	errReplaced = errors.New("the file of TLS reports is being replaced")
-	errSchema   = errors.New("another version of this program wrote it")
-)
+// ErrClosed: the store is closed.
+var ErrClosed = errors.New("the store of TLS reports is closed")
 
 // Options of a store.
 type Options struct {
 	MaxSize int64            // bytes of used pages; 0: DefaultMaxSize. The log has 256 MiB at most beside it
 	Keep    time.Duration    // for which a day is kept after its end; 0: DefaultKeep
 	Log     *slog.Logger     // nil: none
-	Now     func() time.Time // the clock; nil: time.Now
+	Now     func() time.Time // the clock, by which days are closed and deleted; nil: time.Now
 }
 
 // A Store is safe for concurrent use.
 type Store struct {
 	path   string
 	o      Options
-	file   atomic.Pointer[boltfile.File] // nil: there is none, see why
+	log    log
 	starts boltfile.Starts
-	counts counts
-	full   chan struct{} // holds a token when a segment was sealed because it was full
+	wake   chan struct{} // holds a token when there is work for Run
 
-	opening sync.Mutex // held while the file is opened or replaced
-	why     atomic.Pointer[error]
-	shut    atomic.Bool
-
-	turn      sync.Mutex // held by Upkeep and Merge
+	turn      sync.Mutex                    // held by who opens the file, merges or closes
+	file      atomic.Pointer[boltfile.File] // nil: there is none, see why
+	why       atomic.Pointer[error]
+	shut      atomic.Bool
 	lastMerge time.Time
-	short     bool // sessions were dropped for want of room
 
-	logSize  atomic.Int64 // bytes of the log; a copy, since a disk that hangs holds mu
-	mu       sync.Mutex   // for what follows
-	log      log
-	knownDay tlsrpt.Day
-	known    map[policyHash]struct{}
+	mu    sync.Mutex
+	stats Stats // the counts in it
 }
 
 // Open opens the store at path, or makes it. If the path cannot be used now, Upkeep tries
@@ -120,14 +77,14 @@ func Open(path string, o Options) (*Store, error) {
 	if p, err := filepath.EvalSymlinks(path); err == nil {
 		path = p
 	}
-	s := &Store{path: path, o: o, starts: boltfile.Starts(path + startsSuffix), full: make(chan struct{}, 1),
-		log: log{path: path}, known: make(map[policyHash]struct{})}
-	s.why.Store(&ErrClosed)
-	var why error
+	s := &Store{path: path, o: o, log: log{path: path}, starts: boltfile.Starts(path + startsSuffix), wake: make(chan struct{}, 1)}
+	s.stats.Dropped = map[string]uint64{"late": 0, "full": 0, "policies": 0, "log": 0}
+	s.log.sealed()
+	var damage error
 	if s.starts.Count() > crashes {
-		why = errCrash
+		damage = errCrash
 	}
-	err := s.reopen(why)
+	err := s.reopen(damage)
 	if errors.Is(err, boltfile.ErrLocked) {
 		s.starts.Forget()
 		return nil, fmt.Errorf("open %s: another process has it open", path)
@@ -150,8 +107,16 @@ func (s *Store) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-s.full:
+		case <-s.wake:
 		}
+	}
+}
+
+// wakeRun has Run do its work now.
+func (s *Store) wakeRun() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -162,9 +127,7 @@ func (s *Store) Close() error {
 	go func() {
 		s.turn.Lock()
 		defer s.turn.Unlock()
-		err := s.seal()
-		s.opening.Lock()
-		defer s.opening.Unlock()
+		err := s.log.seal()
 		s.why.Store(&ErrClosed)
 		if file := s.file.Swap(nil); file != nil {
 			err = errors.Join(err, file.Close(ErrClosed))
@@ -181,211 +144,84 @@ func (s *Store) Close() error {
 }
 
 // Write appends a batch to the log. When it returns nil, the batch is on disk, or was
-// dropped and counted because the log is full. ErrLost: the batch was dropped. After
-// another error it may be written again.
+// dropped and counted because the log is full. After an error it may be written again.
 func (s *Store) Write(b *Batch) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := uint64(b.Sessions())
-	switch {
-	case s.shut.Load():
+	if s.shut.Load() {
 		return ErrClosed
-	case s.file.Load() == nil:
-		return *s.why.Load()
-	case s.logSize.Load() >= maxLog:
-		s.counts.LogFull.Add(n)
+	}
+	if s.log.size.Load() >= maxLog {
+		s.count(0, map[string]uint64{"log": uint64(b.Sessions())})
 		return nil
 	}
-	if s.knownDay != b.day || len(s.known) >= maxKnown {
-		s.knownDay = b.day
-		clear(s.known)
-	}
-	lost, err := s.log.append(b, s.known)
-	s.logSize.Store(s.log.size + s.log.good)
-	if lost {
-		s.counts.Lost.Add(n)
-		return fmt.Errorf("%w: %w", ErrLost, err)
-	}
+	full, err := s.log.append(b)
 	if err != nil {
 		return fmt.Errorf("write to the log of TLS sessions: %w", err)
 	}
-	for _, p := range b.policies {
-		s.known[p.hash] = struct{}{}
-	}
-	if s.log.fd == nil { // it was sealed
-		select {
-		case s.full <- struct{}{}:
-		default:
-		}
+	if full {
+		s.wakeRun()
 	}
 	return nil
-}
-
-// forgetKnown has the next batches bring the texts of their policies again.
-func (s *Store) forgetKnown() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.known)
-}
-
-func (s *Store) firstSealed() (uint64, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.log.sealed) == 0 {
-		return 0, false
-	}
-	return s.log.sealed[0], true
-}
-
-// removeSealed removes the first sealed segment, which is merged.
-func (s *Store) removeSealed(number uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if info, err := os.Stat(s.log.name(number)); err == nil {
-		s.log.size -= info.Size()
-	}
-	if s.log.sealed = s.log.sealed[1:]; len(s.log.sealed) == 0 {
-		s.log.size = 0
-	}
-	s.logSize.Store(s.log.size + s.log.good)
-	if err := os.Remove(s.log.name(number)); err != nil {
-		s.o.Log.Warn("a merged log of TLS sessions cannot be removed", "err", err)
-	}
 }
 
 // view runs fn in a reading transaction.
 func (s *Store) view(fn func(*bbolt.Tx) error) error {
-	return s.in(func(file *boltfile.File) error { return file.View(fn) })
-}
-
-// update runs fn in a writing transaction, which is on disk when update returns nil.
-func (s *Store) update(fn func(*bbolt.Tx) error) error {
-	return s.in(func(file *boltfile.File) error { return file.Update(fn) })
-}
-
-func (s *Store) in(do func(*boltfile.File) error) error {
 	file := s.file.Load()
 	if file == nil {
 		return *s.why.Load()
 	}
-	err := do(file)
-	if boltfile.IsDamage(err) {
-		s.replace(file, err)
-	}
-	return err
+	return file.View(fn)
 }
 
-// replace sets a broken file aside and begins a new one.
-func (s *Store) replace(broken *boltfile.File, why error) {
-	s.opening.Lock()
-	defer s.opening.Unlock()
-	s.why.Store(&errReplaced)
-	if !s.file.CompareAndSwap(broken, nil) {
-		return
+// update runs fn in a writing transaction, which is on disk when update returns nil.
+func (s *Store) update(fn func(*bbolt.Tx) error) error {
+	file := s.file.Load()
+	if file == nil {
+		return *s.why.Load()
 	}
-	if !broken.IsAt(s.path) {
-		why = nil // another file is there
-	}
-	_ = broken.Close(errReplaced)
-	if err := s.openFile(why); err != nil {
-		s.o.Log.Error("the damaged file of TLS reports cannot be replaced", "path", s.path, "err", err, "next", "it is tried again in a minute")
-	}
+	return file.Update(fn)
 }
 
-// reopen opens the file if there is none. If why is not nil, that at the path is damaged.
-func (s *Store) reopen(why error) error {
-	s.opening.Lock()
-	defer s.opening.Unlock()
-	if s.file.Load() != nil {
-		return nil
-	}
-	return s.openFile(why)
+// Stats are the numbers of a store. Counts are since Open.
+type Stats struct {
+	Err     error  // why nothing can be merged now; nil: it can
+	Damaged uint64 // files that were set aside
+
+	LogSize           int64 // bytes that wait to be merged
+	UsedSize, MaxSize int64 // bytes of the file
+
+	Merged uint64 // sessions
+	// Dropped is sessions by reason:
+	//
+	//	late      their day was closed
+	//	full      a domain or policy not seen that day, and the file has MaxSize
+	//	policies  the 65th policy of a domain's day
+	//	log       the log has 256 MiB
+	Dropped map[string]uint64
 }
 
-// openFile opens the file at the path, or makes one. The caller holds opening.
-func (s *Store) openFile(damage error) error {
-	file, err := s.openPath(damage)
-	if damage == nil && (boltfile.IsDamage(err) || errors.Is(err, errSchema)) {
-		file, err = s.openPath(err)
+// Stats returns the numbers of the store.
+func (s *Store) Stats() Stats {
+	s.mu.Lock()
+	st := s.stats
+	st.Dropped = maps.Clone(st.Dropped)
+	s.mu.Unlock()
+	st.LogSize, st.UsedSize, st.MaxSize = s.log.size.Load(), s.used(), s.o.MaxSize
+	if file := s.file.Load(); file == nil {
+		st.Err = *s.why.Load()
+	} else if file.IsBroken() {
+		st.Err = file.Fault()
 	}
-	if err == nil && s.shut.Load() {
-		err = errors.Join(ErrClosed, file.Close(ErrClosed))
-	}
-	if err != nil {
-		s.why.Store(&err)
-		return err
-	}
-	s.file.Store(file)
-	return nil
+	return st
 }
 
-// openPath opens the file at the path. If damage is not nil, it sets that aside first.
-func (s *Store) openPath(damage error) (*boltfile.File, error) {
-	if damage != nil {
-		if err := s.setAside(damage); err != nil {
-			return nil, errors.Join(damage, err)
-		}
-	}
-	o := boltfile.Options{Name: fileName, MaxSize: s.o.MaxSize, Check: s.check}
-	fd, err := os.OpenFile(s.path, os.O_RDWR|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		o.Fill = fill // an empty file that is there is damage
-		fd, err = boltfile.Create(s.path)
-		syncFolder(s.path)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return boltfile.Open(fd, o)
-}
-
-func fill(tx *bbolt.Tx) error {
-	for _, name := range buckets {
-		if _, err := tx.CreateBucket(name); err != nil {
-			return err
-		}
-	}
-	return tx.Bucket(bucketMeta).Put(keySchema, []byte(schema))
-}
-
-// check looks at the buckets, and takes from them what is kept in memory.
-func (s *Store) check(_ *boltfile.File, tx *bbolt.Tx) error {
-	for _, name := range buckets {
-		if tx.Bucket(name) == nil {
-			return &boltfile.Damage{File: fileName, Cause: fmt.Errorf("it has no bucket %s", name)}
-		}
-	}
-	if string(tx.Bucket(bucketMeta).Get(keySchema)) != schema {
-		return errSchema
-	}
+// count counts sessions that were merged, and those that were dropped.
+func (s *Store) count(merged uint64, dropped map[string]uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	clear(s.known)
-	done := readProgress(tx)
-	if len(done.after) > 0 {
-		done.segment--
+	s.stats.Merged += merged
+	for why, n := range dropped {
+		s.stats.Dropped[why] += n
 	}
-	if s.log.last > 0 { // it is open: the file was replaced
-		return nil
-	}
-	err := s.log.open(done.segment)
-	s.logSize.Store(s.log.size)
-	return err
-}
-
-// setAside gives the file at the path another name. It keeps the newest one.
-func (s *Store) setAside(why error) error {
-	aside := s.path + asideMark + s.o.Now().UTC().Format(asideDate)
-	if err := os.Rename(s.path, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	s.counts.Damaged.Add(1)
-	s.o.Log.Error("the file of TLS reports cannot be used; it was set aside, and the days in it are lost",
-		"path", s.path, "moved_to", aside, "err", why)
-	if old, _ := filepath.Glob(s.path + asideMark + "*"); len(old) > asideMost {
-		_ = os.Remove(old[0])
-	}
-	return nil
 }
 
 // recoverPanic turns a panic into an error: nothing here may end the daemon.
