@@ -220,7 +220,7 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 func (s *service) newReports() *reporting.Service {
 	host, _ := os.Hostname()
 	return reporting.New(reporting.Options{
-		Config: &s.cfg.TLSRPT, Passed: s.sessions, Resolver: s.out.resolver, Network: s.out.config, Host: cmp.Or(host, "localhost"),
+		Config: &s.cfg.TLSRPT, Now: s.clock.Now, Passed: s.sessions, Resolver: s.out.resolver, Network: s.out.config, Host: cmp.Or(host, "localhost"),
 		Policy: func(domain string) ([]byte, bool) {
 			r, err := s.keeper.Get(domain)
 			return r.Text, err == nil

@@ -50,7 +50,7 @@ type heldBack struct {
 func (s *Service) countFailed(ctx context.Context) {
 	var back []heldBack
 	var batch store.Batch
-	batch.Reset(tlsrpt.DayOf(time.Now()))
+	batch.Reset(tlsrpt.DayOf(s.Now()))
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -77,7 +77,7 @@ func (s *Service) countFailed(ctx context.Context) {
 				back = back[1:]
 			}
 			s.write(&batch)
-			batch.Reset(tlsrpt.DayOf(now))
+			batch.Reset(tlsrpt.DayOf(s.Now()))
 		case <-ctx.Done():
 			s.write(&batch)
 			return

@@ -37,6 +37,8 @@ type Options struct {
 	Network  policy.Config // for receivers of reports on HTTPS
 	Host     string        // this machine's name, for EHLO
 
+	Now func() time.Time // the clock, by which sessions are of a day; nil: time.Now
+
 	// What the keeper knows: the text of a policy, why a policy could not be fetched, and
 	// whether no fetch succeeds any more.
 	Policy    func(domain string) (text []byte, ok bool)
@@ -75,6 +77,9 @@ var partNames = [parts]string{"store", "socket", "reports", "policies"}
 func New(o Options) *Service {
 	if !o.Config.On() {
 		return nil
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	return &Service{Options: o, failedLookups: make(chan failedLookup, maxWaiting)}
 }
@@ -128,7 +133,7 @@ func (s *Service) Run(ctx context.Context) {
 	}
 	st, ok := until(ctx, s, partStore, func() (*store.Store, error) {
 		c := s.Config
-		return store.Open(c.Path, store.Options{MaxSize: c.MaxSize, Keep: c.Keep, Log: s.Log})
+		return store.Open(c.Path, store.Options{MaxSize: c.MaxSize, Keep: c.Keep, Log: s.Log, Now: s.Now})
 	})
 	if !ok {
 		return
@@ -164,7 +169,7 @@ func (s *Service) collect(ctx context.Context) {
 	if !ok {
 		return
 	}
-	c := collect.New(conn, s.store, collect.Options{Log: s.Log, QueueLength: collect.QueueLength()})
+	c := collect.New(conn, s.store, collect.Options{Log: s.Log, Now: s.Now, QueueLength: collect.QueueLength()})
 	s.mu.Lock()
 	s.collector = c
 	s.mu.Unlock()

@@ -150,6 +150,26 @@ func TestSessionsOfTheLastMomentAreStored(t *testing.T) {
 	}
 }
 
+// The daemon's clock does not follow a jump of the wall clock, so that no day is deleted
+// by one.
+func TestDaysAreThoseOfTheDaemonsClock(t *testing.T) {
+	c := settings(t)
+	_, _, stop := run(t, reporting.Options{Config: c, Now: func() time.Time { return time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC) }})
+	send(t, c.PostfixSocket.Address, datagram)
+	stop()
+	s, err := store.Open(c.Path, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Merge(); err != nil {
+		t.Fatal(err)
+	}
+	if days, err := s.Days(); err != nil || len(days) != 1 || days[0] != "2001-02-03" {
+		t.Errorf("%v, %v", days, err)
+	}
+}
+
 func TestALongPolicyIsNotInTheView(t *testing.T) {
 	c := settings(t)
 	s, _, _ := run(t, reporting.Options{Config: c})

@@ -171,5 +171,5 @@ func (s *Service) Suppress(address string, long time.Duration) (name string, err
 	if err != nil {
 		return "", err
 	}
-	return to.Name(), st.Suppress(to.Name(), time.Now().Add(long))
+	return to.Name(), st.Suppress(to.Name(), s.Now().Add(long))
 }
