@@ -169,7 +169,7 @@ func (a *app) checkDaemon(ctx context.Context) {
 	case a.peerErr != nil:
 		a.find(stateFailed, "daemon", a.peerErr.Error(), a.nextOf(a.peerErr))
 	default:
-		a.find(stateOK, "daemon", fmt.Sprintf("version %s runs since %s", h.Version, text.Clock(h.Started)), "")
+		a.find(stateOK, "daemon", fmt.Sprintf("version %s runs since %s", h.Version, text.Moment(h.Started, time.Now())), "")
 		for _, t := range h.Troubles {
 			state := stateNote
 			if t.Severity == observe.Page {
@@ -237,7 +237,7 @@ func (a *app) checkMTA(ctx context.Context) (dane bool) {
 		dane = dane || m.DANE
 	}
 	if h := &a.health; a.peerErr == nil && h.UnknownMap != "" && time.Since(h.UnknownAt) < unknownFor {
-		what := fmt.Sprintf("map %s was asked for at %s, and no map has that name", h.UnknownMap, text.Clock(h.UnknownAt))
+		what := fmt.Sprintf("map %s was asked for at %s, and no map has that name", h.UnknownMap, text.Moment(h.UnknownAt, time.Now()))
 		if has(recipe.Asks) && !has(recipe.Fails) {
 			a.find(stateNote, "unknown map", what, "the MTA of this machine asks for a map that is there; see whether another one asks")
 		} else {

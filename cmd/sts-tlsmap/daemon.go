@@ -302,13 +302,19 @@ func (s *service) notify(state string) {
 
 // health is /v1/health.
 func (s *service) health() control.Health {
-	open, unknown := s.listeners.sockets(), s.maps.Stats().LastUnknown
+	open, stats := s.listeners.sockets(), s.maps.Stats()
+	var asked []string
+	for i := range stats.Maps {
+		if stats.Maps[i].Replies() > 0 {
+			asked = append(asked, stats.Maps[i].Map)
+		}
+	}
 	return control.Health{
 		Version: version, PID: os.Getpid(), Started: s.started, Config: s.cfg.File,
 		Listeners: open.names(keyListen), Cache: s.cfg.Cache.Path, Metrics: strings.Join(open.names(keyMetrics), " "),
 		Control: strings.Join(open.names(keyControl), " "), Overridden: s.overridden,
-		Maps: s.cfg.Maps, Troubles: slices.Concat(s.missing, s.observer.Troubles()), ClockOff: int64(s.clock.Off() / time.Second),
-		UnknownMap: unknown.Name, UnknownAt: unknown.At,
+		Maps: s.cfg.Maps, Asked: asked, Troubles: slices.Concat(s.missing, s.observer.Troubles()), ClockOff: int64(s.clock.Off() / time.Second),
+		UnknownMap: stats.LastUnknown.Name, UnknownAt: stats.LastUnknown.At,
 	}
 }
 

@@ -42,12 +42,12 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	}
 	still := ""
 	for _, e := range x.Still {
-		still += "; still exempt by " + exemptWords(e)
+		still += "; still exempt by " + a.exemptWords(e)
 	}
 	code, words := exitDone, "not exempt any more"
 	switch {
 	case long > 0:
-		words = "exempt until " + text.Clock(x.Until)
+		words = "exempt until " + text.Moment(x.Until, a.now())
 	case !x.Was:
 		code, words = exitNotFound, "was not exempt by -exempt"
 	case still != "":
@@ -61,11 +61,11 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 }
 
 // exemptWords say what an entry is and until when.
-func exemptWords(e control.ExemptEntry) string {
+func (a *app) exemptWords(e control.ExemptEntry) string {
 	if e.Until.IsZero() {
 		return text.Printable(e.Entry) + " in [exempt]"
 	}
-	return fmt.Sprintf("%s until %s (-exempt)", text.Printable(e.Entry), text.Clock(e.Until))
+	return fmt.Sprintf("%s until %s by -exempt", text.Printable(e.Entry), text.Moment(e.Until, a.now()))
 }
 
 // exemptDomain parses an argument; one that begins with a dot is all below it.
@@ -114,8 +114,8 @@ func exemptionsIn(store *cache.Store) (list []control.ExemptEntry, err error) {
 // printExempt prints exemptions, a line each.
 func (a *app) printExempt(list []control.ExemptEntry) {
 	for _, x := range list {
-		fmt.Fprintf(a.stdout, "%s exempt until %s (%s left)\n",
-			text.Printable(x.Entry), text.Clock(x.Until), text.Span(x.Until.Sub(a.now())))
+		fmt.Fprintf(a.stdout, "%s exempt until %s\n",
+			text.Printable(x.Entry), text.Moment(x.Until, a.now()))
 	}
 }
 
@@ -136,7 +136,7 @@ func (a *app) cacheNotes(ctx context.Context) error {
 // rehearsals prints the replies of maps with enforce = false: each reply that would
 // have deferred mail, and the number of the others.
 func (a *app) rehearsals(ctx context.Context) error {
-	since := fmt.Sprintf("\nSince the daemon's start, %s, a rehearsal would have", text.Clock(a.health.Started))
+	since := fmt.Sprintf("\nSince the daemon's start, %s, a rehearsal would have", text.Moment(a.health.Started, time.Now()))
 	deferred, others := 0, 0
 	err := a.client.Rehearsed(ctx, func(r control.Rehearsed) error {
 		if !r.Deferred {
@@ -147,7 +147,7 @@ func (a *app) rehearsals(ctx context.Context) error {
 			fmt.Fprintln(a.stdout, since, "deferred mail for:")
 		}
 		fmt.Fprintf(a.stdout, "%s in map %s, asked %s, the last time %s: %s\n",
-			text.Printable(r.Domain), r.Map, numbered(int(r.Count), "time"), text.Clock(r.Last), text.Printable(r.Reply))
+			text.Printable(r.Domain), r.Map, numbered(int(r.Count), "time"), text.Moment(r.Last, time.Now()), text.Printable(r.Reply))
 		return nil
 	})
 	if err != nil || deferred+others == 0 {

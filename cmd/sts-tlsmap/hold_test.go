@@ -340,7 +340,7 @@ func TestCommandsSayThatAllMailWaitsWhileTheDaemonCannotStart(t *testing.T) {
 	})
 	const reason = "the cache cannot be opened: open the cache: cache "
 	_, out := h.command(t, "-explain", "one.test")
-	if !strings.Contains(out, "Next The daemon cannot start, and all mail waits: "+reason) || !strings.Contains(out, "What the maps reply postfix reply TEMP "+reason) ||
+	if !strings.Contains(out, "one.test The daemon cannot start, and all mail waits: "+reason) || !strings.Contains(out, "file reply every map reply TEMP "+reason) ||
 		strings.Contains(out, "reply NOTFOUND") || strings.Contains(out, "reply OK") {
 		t.Errorf("-explain:\n%s", out)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -244,6 +245,11 @@ func (a *app) explain(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	table, maps, err := newMaps(a.cfg)
+	title := "What the maps of the configuration file reply"
+	if len(a.health.Maps) > 0 && err == nil {
+		table, err = tlsmap.NewTable(a.inUse())
+		title = "What the maps in use reply"
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -252,7 +258,7 @@ func (a *app) explain(ctx context.Context) (int, error) {
 		Policies: out.client,
 		NextHops: out.checker,
 		Table:    table,
-		Running:  a.health.Maps, // of no daemon: none
+		MapsOf:   title,
 		Exempt:   func(domain string) []control.ExemptEntry { return control.ExemptEntries(maps.ExemptBy(domain)) },
 		Held:     a.held,
 		NotAsked: a.peerErr,
@@ -271,6 +277,15 @@ func (a *app) explain(ctx context.Context) (int, error) {
 		return exitNotFound, nil
 	}
 	return exitDone, nil
+}
+
+// inUse are the daemon's maps that an MTA has asked since the start; all, if none was asked.
+func (a *app) inUse() []mta.Map {
+	asked := slices.DeleteFunc(slices.Clone(a.health.Maps), func(m mta.Map) bool { return !slices.Contains(a.health.Asked, m.Name) })
+	if len(asked) == 0 {
+		return a.health.Maps
+	}
+	return asked
 }
 
 // newMaps returns the maps of a configuration, and a server that knows which

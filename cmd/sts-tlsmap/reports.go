@@ -226,7 +226,7 @@ func (a *app) suppress(ctx context.Context) (int, error) {
 	}
 	words := "reports are sent again"
 	if long > 0 {
-		words = "no reports until " + text.Clock(time.Now().Add(long))
+		words = "no reports until " + text.Moment(time.Now().Add(long), time.Now())
 	}
 	fmt.Fprintf(a.stdout, "%s: %s\n", text.Printable(name), words)
 	return exitDone, nil

@@ -45,6 +45,7 @@ type Health struct {
 	Control   string    `json:"control"`           // this socket, as "unix:/run/sts-tlsmap/control.sock"
 
 	Maps       []mta.Map `json:"maps"`                 // empty: an older version, which does not tell
+	Asked      []string  `json:"asked,omitempty"`      // names of maps with lookups since the start
 	Overridden []string  `json:"overridden,omitempty"` // keys without effect, since systemd passed sockets
 
 	Troubles []Trouble `json:"troubles"`

@@ -179,24 +179,24 @@ func TestTheNextStepConsidersDANE(t *testing.T) {
 	}{
 		{"a TLSA lookup that fails", "a.test", func(w *world) {
 			w.signed["_25._tcp.mx1.a.test TLSA"], w.signed["a.test MX"] = nil, []string{"10 mx1.a.test."}
-		}, "OK dane-only", "mail waits until it succeeds (RFC 7672, 2.2.2). It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec _25._tcp.mx1.a.test TLSA", "Nothing to do"},
-		{"an MX lookup that fails", "a.test", func(w *world) { w.signed["a.test MX"] = nil }, "TEMP", "Try: dig a.test MX", "Nothing to do"},
-		{"a service without a port", "[mx1.a.test]:what", func(*world) {}, "TEMP", "Write the port as a number", "Nothing to do"},
+		}, "OK dane-only", "mail waits until it succeeds (RFC 7672, 2.2.2). It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec _25._tcp.mx1.a.test TLSA", "All is well"},
+		{"an MX lookup that fails", "a.test", func(w *world) { w.signed["a.test MX"] = nil }, "TEMP", "Try: dig a.test MX", "All is well"},
+		{"a service without a port", "[mx1.a.test]:what", func(*world) {}, "TEMP", "Write the port as a number", "All is well"},
 		{"DANE at hosts that the policy does not list", "a.test", unlisted, "OK secure", "-exempt", "all is well"},
 		{"DANE at a host beside one that the policy does not list", "a.test", func(w *world) {
 			w.text = enforced
 			w.held.Entry.Policy = w.text
-		}, "OK dane-only", "with a map with DANE all is well. Its policy does not list mx2.a.test", "-exempt"},
-		{"lookups that fail at one host of two", "a.test", func(w *world) { w.signed["_25._tcp.mx1.a.test TLSA"] = nil }, "OK dane-only", "mail waits until it succeeds (RFC 7672, 2.2.2); with one that has tlsrpt too, mail goes to the other hosts", "Nothing to do"},
-		{"the daemon holds such a failure", "a.test", heldDANE(dane.SomeFailed, false), "OK dane-only", "mail goes again in 20s at the latest", "Nothing to do"},
+		}, "OK dane-only", "with a map with DANE, mail goes to the hosts with TLSA records. Its policy does not list mx2.a.test", "-exempt"},
+		{"lookups that fail at one host of two", "a.test", func(w *world) { w.signed["_25._tcp.mx1.a.test TLSA"] = nil }, "OK dane-only", "mail waits until it succeeds (RFC 7672, 2.2.2); with one that has tlsrpt too, mail goes to the other hosts", "All is well"},
+		{"the daemon holds such a failure", "a.test", heldDANE(dane.SomeFailed, false), "OK dane-only", "mail goes again in 20s at the latest", "All is well"},
 		{"addresses that cannot be looked up at one host of two", "a.test", func(w *world) {
 			w.signed["_25._tcp.mx1.a.test TLSA"], w.signed["mx2.a.test A"], w.signed["mx2.a.test AAAA"] = []string{}, nil, nil
 		}, "OK secure match=mx1.a.test ", "Mail goes to the other MX hosts: the addresses of some cannot be looked up. It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec mx2.a.test A", "waits"},
 		{"no DANE and hosts that the policy does not list", "a.test", func(w *world) { unlisted(w); w.signed = nil; w.mx = []string{"10 mx1.a.test."} }, "OK secure", "-exempt", "DANE"},
-		{"the daemon holds another state", "a.test", heldDANE(dane.Absent, false), "OK secure", "Nothing to do", ""},
-		{"the daemon holds a failure", "a.test", heldDANE(dane.Undecided, false), "TEMP", "mail goes again in 20s at the latest", "Nothing to do"},
-		{"the daemon keeps a state", "a.test", func(w *world) { heldDANE(dane.Usable, true)(w); w.signed = nil }, "OK dane-only", "Have that validate", "Nothing to do"},
-		{"the daemon holds another next-hop", "[mx1.a.test]", heldDANE(dane.Undecided, false), "OK dane-only", "Nothing to do", ""},
+		{"the daemon holds another state", "a.test", heldDANE(dane.Absent, false), "OK secure", "All is well", ""},
+		{"the daemon holds a failure", "a.test", heldDANE(dane.Undecided, false), "TEMP", "mail goes again in 20s at the latest", "All is well"},
+		{"the daemon keeps a state", "a.test", func(w *world) { heldDANE(dane.Usable, true)(w); w.signed = nil }, "OK dane-only", "Have that validate", "All is well"},
+		{"the daemon holds another next-hop", "[mx1.a.test]", heldDANE(dane.Undecided, false), "OK dane-only", "All is well", ""},
 		{"what was held is over", "a.test", func(w *world) { heldDANE(dane.Undecided, false)(w); w.held.DANE[1].Until = now }, "OK dane-only", "", "at the latest"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -2,14 +2,11 @@ package explain
 
 import (
 	"errors"
-	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -42,17 +39,9 @@ func (r *Report) decide(s Sources) {
 			h := &r.MX.Hosts[i]
 			listed := tlsmap.Lists(list, h.Name)
 			h.Listed, h.Unusable = new(listed), !listed && r.policy.Lists(h.Name)
-			if f := r.Fetch; r.Cache.Counts == "held" && f != nil && f.policy != nil && f.Text != r.Cache.Held.Entry.Policy {
-				h.published = new(tlsmap.Lists(tlsmap.MatchList(f.policy), h.Name))
-			}
 		}
 	}
-	table := s.Table
-	r.mapsOf = File
-	if running, err := tlsmap.NewTable(s.Running); err == nil && len(s.Running) > 0 {
-		table, r.mapsOf = running, Daemon
-	}
-	r.DANE.asked = table.AsksForDANE(r.state)
+	r.DANE.asked = s.Table.AsksForDANE(r.state)
 	r.DANE.take(r.Cache.Held, r.now)
 	if !r.Cache.asked() { // a running daemon knows; the file may not be in force
 		r.exemptBy = s.Exempt(r.Domain)
@@ -62,9 +51,9 @@ func (r *Report) decide(s Sources) {
 	}
 	var exempt []string
 	for _, e := range r.exemptBy {
-		exempt = append(exempt, exemptWord(e, r.Domain))
+		exempt = append(exempt, exemptWord(e, r.Domain, r.now))
 	}
-	for _, m := range table.Replies(tlsmap.Known{
+	for _, m := range s.Table.Replies(tlsmap.Known{
 		Domain: r.Domain, State: r.state, Policy: r.policy, Ours: r.ours, DANE: r.DANE.counts, MX: r.mxSet, MXErr: r.mxErr,
 	}) {
 		reply := Reply{Map: m.Map, Reply: m.Reply, Why: m.Why, Would: m.Would, applies: m.Applies, deferred: m.Deferred}
@@ -119,54 +108,13 @@ func (c *Cache) notStarted() (refused *control.NotStartedError) {
 }
 
 // exemptWord names the exemption of a domain and its end.
-func exemptWord(e control.ExemptEntry, domain string) string {
+func exemptWord(e control.ExemptEntry, domain string, now time.Time) string {
 	words := "by [exempt] in the configuration"
 	if !e.Until.IsZero() {
-		words = "until " + text.Clock(e.Until) + " (-exempt)"
+		words = "until " + text.Moment(e.Until, now) + " by -exempt"
 	}
 	if e.Entry == domain {
 		return words
 	}
 	return "by " + e.Entry + " " + strings.Replace(words, "by [exempt]", "of [exempt]", 1)
 }
-
-// compareWithFile lists settings of the configuration file that the daemon does not
-// use yet, because it was not reloaded or restarted after a change.
-func (r *Report) compareWithFile(s Sources) {
-	notInForce := func(what, name, how, action string) {
-		r.Stale = append(r.Stale, fmt.Sprintf("%s%s: %s, which is not in force until systemctl %s sts-tlsmap", what, name, how, action))
-	}
-	if r.Cache.asked() {
-		file := s.Exempt(r.Domain)
-		for _, e := range file {
-			if !slices.Contains(r.exemptBy, e) {
-				notInForce("", e.Entry, "added to [exempt] in the file", "reload")
-			}
-		}
-		for _, e := range r.exemptBy {
-			if e.Until.IsZero() && !slices.Contains(file, e) {
-				notInForce("", e.Entry, "taken out of [exempt] in the file", "reload")
-			}
-		}
-	}
-	if r.mapsOf == File {
-		return
-	}
-	maps := s.Table.Maps()
-	for _, m := range maps {
-		switch i := slices.IndexFunc(s.Running, named(m.Name)); {
-		case i < 0:
-			notInForce("map ", m.Name, "added to the file", "restart")
-			r.Maps = append(r.Maps, Reply{Map: m.Name, Reply: "PERM unknown map", Why: "the map is in the file, but not in force until a restart"})
-		case s.Running[i] != m:
-			notInForce("map ", m.Name, "changed in the file", "restart")
-		}
-	}
-	for _, m := range s.Running {
-		if !slices.ContainsFunc(maps, named(m.Name)) {
-			notInForce("map ", m.Name, "taken out of the file", "restart")
-		}
-	}
-}
-
-func named(name string) func(mta.Map) bool { return func(m mta.Map) bool { return m.Name == name } }

@@ -1,6 +1,6 @@
 // Package explain writes the texts of -explain, -cache and the status page's box:
-// what a domain publishes, what the cache holds for it, what each map replies and
-// why, and what to do next. Gather looks everything up again; FromHeld and WriteHeld
+// what becomes of mail to a domain and what to do, what the domain publishes, what the
+// cache holds for it, and what each map replies and why. Gather looks everything up again; FromHeld and WriteHeld
 // use only what is held. Package tlsmap decides the replies.
 //
 // Text from the network is printed through text.Printable.
@@ -12,7 +12,6 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -41,8 +40,8 @@ type Sources struct {
 	Resolver Resolver
 	Policies Discoverer
 	NextHops NextHops
-	Table    *tlsmap.Table // the maps of the file
-	Running  []mta.Map     // the maps of the daemon; none: not known, and those of the file stand in
+	Table    *tlsmap.Table // the maps in use
+	MapsOf   string        // a title for them
 	// Exempt returns the entries of [exempt] in the file that are for a domain.
 	Exempt func(domain string) []control.ExemptEntry
 	// Held returns what is held for a domain and where: Daemon or File. The error
@@ -67,21 +66,20 @@ type Report struct {
 	Domain string `json:"domain,omitempty"` // the policy domain; empty: there is none
 	NoKey  string `json:"no_policy_domain,omitempty"`
 
-	Record *Record  `json:"record,omitempty"`
-	Fetch  *Fetch   `json:"fetch,omitempty"`
-	MX     *MX      `json:"mx,omitempty"`
-	DANE   *DANE    `json:"dane,omitempty"`
-	Cache  *Cache   `json:"cache,omitempty"`
-	Maps   []Reply  `json:"maps,omitempty"`
-	Stale  []string `json:"not_in_force,omitempty"` // settings of the file that the daemon does not use yet
-	Next   string   `json:"next"`
+	Record *Record `json:"record,omitempty"`
+	Fetch  *Fetch  `json:"fetch,omitempty"`
+	MX     *MX     `json:"mx,omitempty"`
+	DANE   *DANE   `json:"dane,omitempty"`
+	Cache  *Cache  `json:"cache,omitempty"`
+	Maps   []Reply `json:"maps,omitempty"`
+	Next   string  `json:"next"` // what becomes of mail, and what to do
 
 	now      time.Time
 	policy   *policy.Policy        // the one that counts; nil if none does
 	state    tlsmap.PolicyState    // of the policy
 	hint     string                // what to do about a failed discovery; empty: it did not fail
 	ours     bool                  // it failed for a fault of our own
-	mapsOf   string                // whose the maps are: Daemon or File
+	mapsOf   string                // a title
 	exemptBy []control.ExemptEntry // the exemptions of the domain
 	mxSet    *dane.MXSet
 	mxErr    error
@@ -131,8 +129,6 @@ type Host struct {
 	Listed     *bool  `json:"listed,omitempty"` // by the policy that counts, in terms that an MTA takes; nil: there is none
 	// Unusable: the policy lists the host under a name that no MTA takes.
 	Unusable bool `json:"unusable,omitempty"`
-
-	published *bool // listed by the policy that is published, if it is another than the one held
 }
 
 // DANE is the DANE of the next-hop (RFC 7672), and of the resolver that authenticates

@@ -43,7 +43,6 @@ type world struct {
 	asking error               // why the daemon could not be asked
 	hint   string              // what to do about it
 	maps   []mta.Map           // nil: those built in
-	runs   []mta.Map           // the daemon's; nil: not known
 	signed map[string][]string // "name type": records that come authenticated; nil ones fail
 }
 
@@ -126,7 +125,7 @@ func (w *world) gather(t *testing.T, key string) *explain.Report {
 		t.Fatal(err)
 	}
 	return explain.Gather(t.Context(), key, explain.Sources{
-		Resolver: w, Policies: w, Table: table, Running: w.runs, NextHops: dane.New(dane.Options{Resolver: w}),
+		Resolver: w, Policies: w, Table: table, NextHops: dane.New(dane.Options{Resolver: w}),
 		Exempt: func(string) []control.ExemptEntry { return w.exempt },
 		Held:   func(context.Context, string) (control.Held, string, error) { return w.held, w.from, w.heldIs },
 		Now:    func() time.Time { return now },
@@ -146,16 +145,16 @@ func TestAnUnreachableDaemonIsNotReportedAsDown(t *testing.T) {
 		never  string
 	}{
 		{"down", control.ErrNoDaemon, explain.File, control.ErrNothingHeld,
-			[]string{"Cache, from the file\n  daemon       the daemon is not running\n", "systemctl start sts-tlsmap", "What the maps of the configuration file reply\n"}, "About the daemon"},
+			[]string{"Cache, from the file\n  daemon       the daemon is not running\n", "systemctl start sts-tlsmap"}, "About the daemon"},
 		{"hung", fmt.Errorf("%w at c.sock", control.ErrNoAnswer), explain.File, locked,
 			[]string{"Cache, from the file\n  daemon       the daemon does not answer at c.sock\n", "process 1 ",
-				" reply if nothing is held (not known)\n", "is not known.\n  About the daemon: do this.\n"}, "not running"},
+				" reply if nothing is held (not known)\n", "Whether the daemon holds a policy is not known. If it holds none:", "\n  About the daemon: do this.\n"}, "not running"},
 		{"not started, and systemd holds the socket", control.ErrNoAnswer, explain.File, control.ErrNothingHeld,
 			[]string{"the daemon does not answer\n", "holds        nothing", "The policy is not held yet", "do this."}, "systemctl start"},
 		{"crowded", fmt.Errorf("%w (queue)", control.ErrClosed), explain.File, locked,
 			[]string{"  daemon       the daemon closed the connection without an answer (queue)\n", "do this."}, "not running"},
 		{"forbidden", control.ErrNotAllowed, explain.Daemon, control.ErrNotAllowed,
-			[]string{"Cache\n  error        not allowed\n", "is not known.\n  About the daemon: do this.\n"}, "not running"},
+			[]string{"Cache\n  error        not allowed\n", "is not known.", "\n  About the daemon: do this.\n"}, "not running"},
 	} {
 		w := fresh()
 		w.asking, w.hint, w.from, w.heldIs = test.asking, "do this", test.from, test.heldIs
@@ -176,28 +175,28 @@ func TestTheNextStepFitsTheProblem(t *testing.T) {
 		reply  string // of map postfix
 		next   string
 	}{
-		{"all is well", honest(), func(w *world) {}, "OK secure match=mx1.a.test", "Nothing to do: the policy held is the one published."},
+		{"all is well", honest(), func(w *world) {}, "OK secure match=mx1.a.test", "All is well that -explain can see: mail goes only over verified TLS to hosts that the policy lists. It does not look at the hosts' certificates, for which mail may still wait: sts-tlsmap -probe a.test."},
 		{"not held yet", fresh(), func(w *world) {}, "OK secure", "The policy is not held yet: the next lookup finds it"},
 		{"no daemon", fresh(), func(w *world) { w.from = explain.File }, "OK secure", "The policy is not held yet: the next lookup finds it"},
-		{"no record, none held", fresh(), func(w *world) { w.txt = nil }, "NOTFOUND", "the domain does not publish MTA-STS"},
-		{"no record, one held", honest(), func(w *world) { w.txt = nil }, "OK secure", "in force until 2026-05-02"},
-		{"a broken record", fresh(), func(w *world) { w.txt = []string{"v=STSv1; id=?;"} }, "NOTFOUND", "must correct its TXT record"},
-		{"a broken record, one held", honest(), func(w *world) { w.txt = []string{"v=STSv1; id=?;"} }, "OK secure", "The policy held stays in force. The domain must correct"},
+		{"no record, none held", fresh(), func(w *world) { w.txt = nil }, "NOTFOUND", "Mail goes without MTA-STS: the domain does not publish it."},
+		{"no record, one held", honest(), func(w *world) { w.txt = nil }, "OK secure", "-probe a.test. The domain's TXT record is gone, or somebody keeps it from us; the policy is in force until 2026-05-02"},
+		{"a broken record", fresh(), func(w *world) { w.txt = []string{"v=STSv1; id=?;"} }, "NOTFOUND", "Mail goes without MTA-STS: its policy could not be fetched. The domain must correct its TXT record"},
+		{"a broken record, one held", honest(), func(w *world) { w.txt = []string{"v=STSv1; id=?;"} }, "OK secure", "The policy held stays in force, since it cannot be fetched now. The domain must correct"},
 		{"a resolver that fails", fresh(), func(w *world) { w.txtErr = errors.New("SERVFAIL") }, "NOTFOUND", "dig _mta-sts.a.test TXT"},
 		{"a policy host that is down", fresh(), func(w *world) { w.fetch = policy.ErrConnect }, "NOTFOUND", "curl -v https://mta-sts.a.test/"},
-		{"a policy host that is down, one held", honest(), func(w *world) { w.fetch = policy.ErrConnect }, "OK secure", "stays in force. Try: curl"},
-		{"a clock in doubt", fresh(), func(w *world) { w.fetch = fmt.Errorf("%w; %w", policy.ErrCertExpired, policy.ErrClock) }, "TEMP this relay could not look", "sts-tlsmap -check"},
+		{"a policy host that is down, one held", honest(), func(w *world) { w.fetch = policy.ErrConnect }, "OK secure", "cannot be fetched now. Try: curl"},
+		{"a clock in doubt", fresh(), func(w *world) { w.fetch = fmt.Errorf("%w; %w", policy.ErrCertExpired, policy.ErrClock) }, "TEMP this relay could not look", "Mail waits, since the policy could not be looked for. See whether the clock of this machine is right: sts-tlsmap -check"},
 		{"a policy that is none", fresh(), func(w *world) { w.text = "version: STSv2\n" }, "NOTFOUND", "must correct its policy file"},
 		{"another policy published", honest(), func(w *world) { w.text = strings.ReplaceAll(enforced, "enforce", "testing") }, "OK secure", "sts-tlsmap -refresh a.test"},
 		{"another id published", honest(), func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, "OK secure", "sts-tlsmap -refresh a.test"},
 		{"a failure remembered", fresh(), func(w *world) { w.held.Negative, w.heldIs = negative, nil }, "NOTFOUND", "an earlier failure is still remembered"},
-		{"an expired policy held", honest(), func(w *world) { w.held.Entry.Expires, w.txt = now, nil }, "NOTFOUND", "does not publish MTA-STS"},
+		{"an expired policy held", honest(), func(w *world) { w.held.Entry.Expires, w.txt = now, nil }, "NOTFOUND", "does not publish it"},
 		{"a policy within its first minute", honest(), func(w *world) {
 			w.held.Entry.Fetched, w.held.Entry.Expires = now.Add(-59*time.Second), now.Add(-time.Second)
-		}, "OK secure", "Nothing to do"},
+		}, "OK secure", "All is well"},
 		{"a damaged policy", fresh(), func(w *world) {
 			w.held.Damaged, w.heldIs, w.fetch = "its checksum is wrong", nil, policy.ErrConnect
-		}, "TEMP", "curl"},
+		}, "TEMP", "The stored policy is damaged, and mail waits until it is fetched again: sts-tlsmap -refresh a.test. Try: curl"},
 		{"a damaged policy, fetched again", fresh(), func(w *world) { w.held.Damaged, w.heldIs = "its checksum is wrong", nil }, "OK secure", "The policy is not held yet"},
 		{"no host listed", honest(), func(w *world) { w.mx = []string{"10 evil.test."} }, "OK secure", "No MX host is listed by the policy: mail to a.test waits"},
 		{"one host not listed", honest(), func(w *world) { w.mx = []string{"10 mx1.a.test.", "20 old.test."} }, "OK secure", "not to old.test"},
@@ -208,7 +207,10 @@ func TestTheNextStepFitsTheProblem(t *testing.T) {
 		}, "NOTFOUND", "take a.test out of [exempt]"},
 		{"testing, and no host listed", fresh(), func(w *world) {
 			w.text, w.mx = strings.ReplaceAll(enforced, "enforce", "testing"), []string{"10 evil.test."}
-		}, "NOTFOUND", "The policy is not held yet"},
+		}, "NOTFOUND", "Mail goes with TLS or without: no map here enforces a policy with mode testing. The policy is not held yet"},
+		{"another policy published, and no host listed by the one held", honest(), func(w *world) {
+			w.text, w.mx = strings.ReplaceAll(enforced, "mx1.a", "new"), []string{"10 new.test."}
+		}, "OK secure", "No MX host is listed by the policy: mail to a.test waits. The domain should correct its policy or its MX records. To send without protection meanwhile: sts-tlsmap -exempt a.test -for 4h. The domain publishes another policy than the one held. To follow it now: sts-tlsmap -refresh a.test"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.change(test.world)
@@ -227,22 +229,22 @@ func TestTheNextStepFitsTheProblem(t *testing.T) {
 }
 
 func TestAStoppedDaemonIsReportedFirst(t *testing.T) {
-	const start = "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. "
+	const start = "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. Once it runs: "
 	for _, test := range []struct {
 		name   string
 		change func(*world)
 		next   string // the whole of it; ends in "...": its beginning
 	}{
-		{"held", func(*world) {}, start + "Otherwise there is nothing to do: the policy held is the one published."},
-		{"not held", func(w *world) { *w = *fresh() }, start + "The policy is not held yet: the next lookup finds it, keeps it and applies it."},
+		{"held", func(*world) {}, start + "All is well..."},
+		{"not held", func(w *world) { *w = *fresh() }, start + "All is well..."},
 		{"not held, and no host listed", func(w *world) { *w = *fresh(); w.mx = []string{"10 evil.test."} }, start + "No MX host is listed by the policy..."},
-		{"no MTA-STS", func(w *world) { *w = *fresh(); w.txt = nil }, start + "Otherwise there is nothing to do: the domain does not publish MTA-STS."},
+		{"no MTA-STS", func(w *world) { *w = *fresh(); w.txt = nil }, start + "Mail goes without MTA-STS: the domain does not publish it."},
 		{"exempt", func(w *world) { w.exempt = []control.ExemptEntry{{Entry: "a.test"}} }, start + "The domain is exempt..."},
-		{"another policy published", func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, start + "The domain publishes another policy..."},
+		{"another policy published", func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, start + "All is well..."},
 		{"it runs, without a control socket", func(w *world) {
 			*w = *fresh()
 			w.heldIs = &cache.LockedError{}
-		}, "The policy can be fetched now. Whether the daemon holds it is not known."},
+		}, "Whether the daemon holds a policy is not known. If it holds none: All is well..."},
 	} {
 		w := honest()
 		test.change(w)
@@ -265,10 +267,7 @@ func TestADaemonThatCannotStartIsReportedFirst(t *testing.T) {
 			t.Errorf("got %+v", m)
 		}
 	}
-	shows(t, textOf(t, r), "What the maps reply\n  postfix", "Next\n  The daemon cannot start, and all mail waits: f.toml:3: oops. ")
-	if strings.Contains(r.Next, "Nothing to do") {
-		t.Errorf("got %q", r.Next)
-	}
+	shows(t, textOf(t, r), "What the maps reply\n  every map", "a.test\n  The daemon cannot start, and all mail waits: f.toml:3: oops. Once it runs: ")
 }
 
 func TestTheEntryThatExemptsIsNamed(t *testing.T) {
@@ -301,7 +300,7 @@ func TestTheEntryThatExemptsIsNamed(t *testing.T) {
 	}
 }
 
-func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
+func TestAllIsWellIsSaidOnlyIfNoMailWaitsAndNothingToDoIsNeverSaid(t *testing.T) {
 	tested := strings.ReplaceAll(enforced, "enforce", "testing")
 	strict := func(name, format string, rehearsal bool) mta.Map {
 		m := mta.New(name)
@@ -315,9 +314,9 @@ func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
 		maps   []mta.Map // beside those built in
 		next   []string
 	}{
-		{"testing is enforced by no map", tested, []string{"10 evil.test."}, nil, []string{"Nothing to do"}},
+		{"testing is enforced by no map", tested, []string{"10 evil.test."}, nil, []string{"Mail goes with TLS or without: no map here enforces a policy with mode testing."}},
 		{"testing is enforced, and all is well", tested, []string{"10 mx1.a.test."},
-			[]mta.Map{strict("strict", mta.FormatPostfix, false)}, []string{"Nothing to do"}},
+			[]mta.Map{strict("strict", mta.FormatPostfix, false)}, []string{"All is well"}},
 		{"testing is enforced for Postfix", tested, []string{"10 evil.test."}, []mta.Map{strict("strict", mta.FormatPostfix, false)},
 			[]string{"No MX host is listed by the policy: mail to a.test waits in map strict, which enforces policies with mode testing", "-exempt a.test -for 4h"}},
 		{"testing is enforced for Exim", tested, []string{"10 evil.test."}, []mta.Map{strict("strict", mta.FormatExim, false)},
@@ -329,10 +328,10 @@ func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
 		{"a pattern that is no host name, and one that is", enforced + "mx: hostname\n", []string{"10 hostname."}, nil,
 			[]string{"No MX host is listed by the policy: mail to a.test waits"}},
 		{"a null MX", enforced, []string{"0 ."}, nil,
-			[]string{"takes no mail (null MX, RFC 7505). But its policy is applied", "in map exim it waits", "mode none", "dig a.test MX"}},
+			[]string{"takes no mail (null MX, RFC 7505). But its policy is applied: in map exim its mail waits", "mode none", "dig a.test MX"}},
 		{"a null MX where testing is enforced", tested, []string{"0 ."}, []mta.Map{strict("strict", mta.FormatExim, false)},
-			[]string{"in map strict it waits"}},
-		{"a null MX of a policy that is not applied", tested, []string{"0 ."}, nil, []string{"Nothing to do"}},
+			[]string{"in map strict its mail waits"}},
+		{"a null MX of a policy that is not applied", tested, []string{"0 ."}, nil, []string{"Mail goes with TLS or without: no map here enforces a policy with mode testing."}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := honest()
@@ -348,8 +347,8 @@ func TestNothingToDoIsSaidOnlyIfNoMailWaits(t *testing.T) {
 			for _, m := range r.Maps {
 				waits = waits || strings.HasPrefix(m.Reply, "TEMP") || strings.HasPrefix(m.Would, "TEMP")
 			}
-			if waits && strings.Contains(r.Next, "Nothing to do") {
-				t.Errorf("a map replies TEMP: %+v", r.Maps)
+			if waits && strings.Contains(r.Next, "All is well") || strings.Contains(strings.ToLower(r.Next), "nothing to do") {
+				t.Errorf("a map replies TEMP: %+v; %s", r.Maps, r.Next)
 			}
 		})
 	}
@@ -364,22 +363,6 @@ func TestAnUnusableHostNameIsReportedAsUnusable(t *testing.T) {
 		t.Errorf("got %+v", h)
 	}
 	shows(t, textOf(t, r), "hostname, listed by the policy, but NOT usable", "left out     no MTA takes such a name: hostname")
-}
-
-func TestTheHeldAndThePublishedPolicyAreToldApartForEachHost(t *testing.T) {
-	w := honest()
-	w.mx = []string{"10 both.a.test.", "20 held.a.test.", "30 new.a.test.", "40 none.a.test."}
-	w.held.Entry.Policy = enforced + "mx: both.a.test\nmx: held.a.test\n"
-	w.text = enforced + "mx: both.a.test\nmx: new.a.test\n"
-	shows(t, textOf(t, w.gather(t, "a.test")),
-		"both.a.test, listed by the policy held, and by the one published now",
-		"held.a.test, listed by the policy held, but NOT by the one published now",
-		"new.a.test, NOT listed by the policy held, but by the one published now",
-		"none.a.test, NOT listed by the policy held, and NOT by the one published now",
-		"publishes another policy than the one held",
-	)
-	w.held.Entry.Policy = w.text
-	shows(t, textOf(t, w.gather(t, "a.test")), "both.a.test, listed by the policy\n", "none.a.test, NOT listed by the policy\n")
 }
 
 func TestAnAddressInThePolicyIsSaidToListNoHost(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 // Gather asks for everything about a next-hop, as an MTA would name it. It
 // ends when ctx does.
 func Gather(ctx context.Context, key string, s Sources) *Report {
-	r := &Report{Key: key, now: s.Now()}
+	r := &Report{Key: key, now: s.Now(), mapsOf: s.MapsOf}
 	hop, kind := mta.ParseKey([]byte(key), nil)
 	switch kind {
 	case mta.KeyPolicyDomain:
@@ -43,12 +43,9 @@ func Gather(ctx context.Context, key string, s Sources) *Report {
 	r.choosePolicy()
 	r.lookUpDANE(ctx, hop, s)
 	r.decide(s)
-	r.compareWithFile(s)
 	r.Next = r.next()
 	if hold := r.Cache.notStarted(); hold != nil {
-		for i, m := range r.Maps {
-			r.Maps[i] = Reply{Map: m.Map, Reply: "TEMP " + hold.Reason, Why: "the daemon cannot start"}
-		}
+		r.Maps = []Reply{{Map: "every map", Reply: "TEMP " + hold.Reason, Why: "the daemon cannot start"}}
 	}
 	return r
 }
@@ -88,7 +85,9 @@ func (r *Report) discover(ctx context.Context, s Sources) {
 // failed notes what to do about a discovery that failed, and returns the reason.
 func (r *Report) failed(err error) string {
 	r.ours = policy.OurFault(err)
-	r.hint = cmp.Or(strings.ReplaceAll(policy.Hint(err), "DOMAIN", r.Domain), "See the error above.")
+	if policy.ResultOf(err) != policy.ResultNoRecord {
+		r.hint = cmp.Or(strings.ReplaceAll(policy.Hint(err), "DOMAIN", r.Domain), "See the error below.")
+	}
 	return policy.Reason(err)
 }
 

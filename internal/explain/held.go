@@ -25,13 +25,13 @@ func heldWords(p printer, h *control.Held, now time.Time) {
 		if e.PendingID != "" {
 			p.row("new id", e.PendingID+", with the old text so far: looked at again soon (RFC 8461, 8.1)")
 		}
-		p.row("fetched", moment(e.Fetched, now))
-		p.row("expires", moment(e.Expires, now))
-		p.row("checked", moment(e.Checked, now))
-		p.row("used", moment(e.Used, now))
-		p.row("due", moment(e.Due, now))
+		p.row("fetched", text.Moment(e.Fetched, now))
+		p.row("expires", text.Moment(e.Expires, now))
+		p.row("checked", text.Moment(e.Checked, now))
+		p.row("used", text.Moment(e.Used, now))
+		p.row("due", text.Moment(e.Due, now))
 		if e.Failures > 0 {
-			p.row("failures", fmt.Sprintf("%d in a row, the last one %s", e.Failures, text.When(e.FailedAt, now)))
+			p.row("failures", fmt.Sprintf("%d in a row, the last one %s", e.Failures, text.Moment(e.FailedAt, now)))
 		}
 		p.row("last error", e.LastError)
 		if e.NotOnDisk {
@@ -39,26 +39,19 @@ func heldWords(p printer, h *control.Held, now time.Time) {
 		}
 	}
 	if n := h.Negative; n != nil {
-		p.row("not found", fmt.Sprintf("%s; not tried again before %s", n.Result, moment(n.Until, now)))
+		p.row("not found", fmt.Sprintf("%s; not tried again before %s", n.Result, text.Moment(n.Until, now)))
 		p.row("because", n.Err)
 	}
 	for _, e := range h.ExemptBy {
-		p.row("exempt", exemptWord(e, h.Domain)+": every map replies NOTFOUND")
+		p.row("exempt", exemptWord(e, h.Domain, now)+": every map replies NOTFOUND")
 	}
 	for _, x := range h.Rehearsed {
 		lookups := "1 lookup"
 		if x.Count != 1 {
 			lookups = fmt.Sprintf("%d lookups", x.Count)
 		}
-		p.row("rehearsed", fmt.Sprintf("map %s would have replied to %s, the last one %s: %s", x.Map, lookups, text.When(x.Last, now), x.Reply))
+		p.row("rehearsed", fmt.Sprintf("map %s would have replied to %s, the last one %s: %s", x.Map, lookups, text.Moment(x.Last, now), x.Reply))
 	}
-}
-
-func moment(t, now time.Time) string {
-	if t.IsZero() {
-		return "never"
-	}
-	return text.Clock(t) + " (" + text.When(t, now) + ")"
 }
 
 // WriteHeld prints all that is held of one domain.

@@ -12,61 +12,82 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
-// nothingToDo opens the words for a domain with which all is well.
-const nothingToDo = "Nothing to do: "
-
-// next says what to do about the first obstacle to protected mail: a daemon that cannot
-// start or does not run, then settings that are not in force yet and may be what the
-// domain needs, then the domain itself.
+// next says what becomes of mail to the domain, why, and what to do: about the daemon
+// first, then about the mail, then about a policy held that is not the one published.
 func (r *Report) next() string {
-	next, first := r.nextOfDomain(), ""
+	steps := []string{r.nextOfDaemon(), r.nextOfMail(), r.nextOfPolicy()}
+	return strings.Join(slices.DeleteFunc(steps, func(s string) bool { return s == "" }), " ")
+}
+
+func (r *Report) nextOfDaemon() string {
 	// A daemon without a control socket runs and has the cache open.
 	var locked *cache.LockedError
 	switch hold := r.Cache.notStarted(); {
 	case hold != nil:
-		first = "The daemon cannot start, and all mail waits: " + text.Printable(hold.Reason) + ". "
+		return "The daemon cannot start, and all mail waits: " + text.Printable(hold.Reason) + ". Once it runs:"
 	case errors.Is(r.Cache.notAsked, control.ErrNoDaemon) && !errors.As(r.Cache.err, &locked):
-		first = "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. "
-	case len(r.Stale) > 0:
-		first = "The daemon is not as the configuration file has it: see above. "
-	default:
-		return next
+		return "The daemon is not running, and mail waits: start it with systemctl start sts-tlsmap. Once it runs:"
+	case r.Cache.Err != "":
+		return "Whether the daemon holds a policy is not known. If it holds none:"
 	}
-	if rest, well := strings.CutPrefix(next, nothingToDo); well {
-		next = "Otherwise there is nothing to do: " + rest
-	}
-	return first + next
+	return ""
 }
 
-// nextOfDomain is next where the daemon runs.
-func (r *Report) nextOfDomain() string {
-	c, held, noRecord := r.Cache, r.Cache.Counts == "held", r.Record.Result == policy.ResultNoRecord
+// nextOfMail says what becomes of mail, and how to help it.
+func (r *Report) nextOfMail() string {
+	damaged := r.Cache.Held != nil && r.Cache.Held.Damaged != ""
 	switch {
 	case len(r.exemptBy) > 0:
 		return r.nextOfExempt()
-	case held && noRecord:
-		return fmt.Sprintf("The domain's TXT record is gone, or somebody keeps it from us; the policy is in force until %s all the same (RFC 8461, 3.3). "+
-			"If you know from the domain itself that it gave up MTA-STS: sts-tlsmap -forget %s", text.Clock(c.Held.Entry.Expires), r.Domain)
-	case held && r.hint != "":
-		return "The policy held stays in force. " + r.hint
-	case held && (r.Fetch.Text != c.Held.Entry.Policy || r.Record.ID != c.Held.Entry.ID):
-		return fmt.Sprintf("The domain publishes another policy than the one held. To follow it now: sts-tlsmap -refresh %s", r.Domain)
-	case held:
-		return r.nextOfMail(nothingToDo + "the policy held is the one published.")
-	case c.Held != nil && c.Held.Damaged != "" && r.policy == nil:
-		return strings.ReplaceAll(fmt.Sprintf("The stored policy is damaged, and mail waits until it is fetched again. %s Then: sts-tlsmap -refresh %s", r.hint, r.Domain), "  ", " ")
-	case noRecord:
-		return nothingToDo + "the domain does not publish MTA-STS."
-	case r.hint != "":
-		return r.hint
-	case r.negative() != nil:
-		return fmt.Sprintf("The policy can be fetched now, but an earlier failure is still remembered. Try: sts-tlsmap -refresh %s", r.Domain)
-	case c.Err != "":
-		return "The policy can be fetched now. Whether the daemon holds it is not known."
+	case r.state == tlsmap.PolicyUnreadable && damaged:
+		return "The stored policy is damaged, and mail waits until it is fetched again: sts-tlsmap -refresh " + r.Domain + "."
+	case r.state == tlsmap.PolicyUnreadable:
+		return "Mail waits, since the policy could not be looked for."
+	case r.policy == nil && r.Record.Result == policy.ResultNoRecord:
+		return "Mail goes without MTA-STS: the domain does not publish it." + r.ownDANE()
+	case r.policy == nil && r.hint == "":
+		return "Mail goes without MTA-STS: the policy can be fetched now, but an earlier failure is still remembered. Try: sts-tlsmap -refresh " + r.Domain + r.ownDANE()
+	case r.policy == nil:
+		return "Mail goes without MTA-STS: its policy could not be fetched." + r.ownDANE()
+	case r.mapNames(func(m Reply) bool { return m.applies }) == "":
+		return fmt.Sprintf("Mail goes with TLS or without: no map here enforces a policy with mode %s.", r.policy.Mode) + r.ownDANE()
 	}
-	return r.nextOfMail("The policy is not held yet: the next lookup finds it, keeps it and applies it.")
+	if next := r.nextOfDANE(); next != "" {
+		return next
+	}
+	return r.nextOfHosts()
+}
+
+// unseen names what -explain cannot see, and the command that can.
+func (r *Report) unseen() string {
+	return " It does not look at the hosts' certificates, for which mail may still wait: sts-tlsmap -probe " + r.Domain
+}
+
+// ownDANE warns that the MTA may refuse hosts by its own DANE.
+func (r *Report) ownDANE() string {
+	if r.DANE.finding.State != dane.Usable {
+		return ""
+	}
+	return " The domain has DANE: where the MTA does DANE, mail may still wait for the hosts: sts-tlsmap -probe " + r.Domain
+}
+
+// nextOfPolicy compares the policy held with the one published.
+func (r *Report) nextOfPolicy() string {
+	switch held := r.Cache.Counts == "held"; {
+	case held && r.Record.Result == policy.ResultNoRecord:
+		return fmt.Sprintf("The domain's TXT record is gone, or somebody keeps it from us; the policy is in force until %s all the same (RFC 8461, 3.3). "+
+			"If you know from the domain itself that it gave up MTA-STS: sts-tlsmap -forget %s", text.Moment(r.Cache.Held.Entry.Expires, r.now), r.Domain)
+	case held && r.hint != "":
+		return "The policy held stays in force, since it cannot be fetched now. " + r.hint
+	case held && (r.Fetch.Text != r.Cache.Held.Entry.Policy || r.Record.ID != r.Cache.Held.Entry.ID):
+		return "The domain publishes another policy than the one held. To follow it now: sts-tlsmap -refresh " + r.Domain
+	case r.Cache.Counts == "live" && r.Cache.Err == "":
+		return "The policy is not held yet: the next lookup finds it, keeps it and applies it."
+	}
+	return r.hint
 }
 
 // nextOfExempt says how to end the exemption: all entries that cover the domain.
@@ -79,15 +100,11 @@ func (r *Report) nextOfExempt() string {
 			steps = append(steps, fmt.Sprintf("sts-tlsmap -exempt %s -for 0", e.Entry))
 		}
 	}
-	return "The domain is exempt: its policy is not applied. To end that: " + strings.Join(steps, "; ")
+	return "The domain is exempt: its policy is not applied. To end that: " + strings.Join(steps, "; ") + "."
 }
 
-// nextOfMail says why mail would wait and what to do, or returns well if it would
-// not wait.
-func (r *Report) nextOfMail(well string) string {
-	if next := r.nextOfDANE(); next != "" {
-		return next
-	}
+// nextOfHosts says whether a policy that is applied lists the MX hosts.
+func (r *Report) nextOfHosts() string {
 	deferring := r.mapNames(func(m Reply) bool { return m.deferred })
 	var unlisted []string
 	for _, h := range r.MX.Hosts {
@@ -96,26 +113,29 @@ func (r *Report) nextOfMail(well string) string {
 		}
 	}
 	const correct = "The domain should correct its policy or its MX records."
-	meanwhile := fmt.Sprintf("To send without protection meanwhile, sts-tlsmap -exempt %s -for 4h.", r.Domain)
+	meanwhile := fmt.Sprintf("To send without protection meanwhile: sts-tlsmap -exempt %s -for 4h.", r.Domain)
 	switch {
-	case r.mapNames(func(m Reply) bool { return m.applies }) == "":
-		return well
 	case r.mxErr != nil:
-		return fmt.Sprintf("The MX hosts cannot be looked up, and %s. Try: dig %s MX", r.waits(), r.Domain)
+		return fmt.Sprintf("The MX hosts cannot be looked up, and %s. Try: dig %s MX.", r.waits(), r.Domain)
+	case len(unlisted) == 0 && deferring == "" && r.mapNames(func(m Reply) bool { return m.applies && m.Would == "" }) == "":
+		return "Mail goes with TLS or without, since each map that applies the policy is a rehearsal. Without it, mail would go to the hosts that the policy lists." + r.unseen() + "."
 	case len(unlisted) == 0 && deferring == "":
-		return well
+		return "All is well that -explain can see: mail goes only over verified TLS to hosts that the policy lists." + r.unseen() + "."
 	case r.DANE.asked && r.DANE.counts.State == dane.Usable && len(unlisted) > 0:
-		return fmt.Sprintf("DANE protects the domain, and with a map with DANE all is well. Its policy does not list %s, so with other maps its mail waits. %s",
-			joinSome(unlisted), correct)
+		return fmt.Sprintf("DANE protects the domain: with a map with DANE, mail goes to the hosts with TLSA records. Its policy does not list %s, so with other maps its mail waits. %s%s.",
+			joinSome(unlisted), correct, r.unseen())
 	case r.mxSet.Null || r.mxSet.NXDomain:
-		return fmt.Sprintf("The DNS says: %s. But its policy is applied. Postfix bounces its mail; in map %s it waits, since somebody may have forged that answer. "+
-			"If the domain has given up mail, it should publish a policy with mode none. Try: dig %s MX", r.MX.Note, deferring, r.Domain)
+		next := fmt.Sprintf("The DNS says: %s. But its policy is applied, and Postfix bounces its mail.", r.MX.Note)
+		if deferring != "" {
+			next = fmt.Sprintf("The DNS says: %s. But its policy is applied: in map %s its mail waits, since somebody may have forged that answer.", r.MX.Note, deferring)
+		}
+		return next + fmt.Sprintf(" If the domain has given up mail, it should publish a policy with mode none. Try: dig %s MX.", r.Domain)
 	case len(unlisted) == len(r.MX.Hosts) && len(unlisted) > 0:
 		return fmt.Sprintf("No MX host is listed by the policy: %s. %s %s", r.waits(), correct, meanwhile)
 	case len(unlisted) == 0:
-		return fmt.Sprintf("Mail to %s waits in map %s: see above why. %s", r.Domain, deferring, meanwhile)
+		return fmt.Sprintf("Mail to %s waits in map %s: see below why. %s", r.Domain, deferring, meanwhile)
 	}
-	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. %s", joinSome(unlisted), correct)
+	return fmt.Sprintf("Mail goes to the listed hosts only, not to %s. %s%s.", joinSome(unlisted), correct, r.unseen())
 }
 
 // waits says which mail waits. It names the maps if not all of them apply the policy,

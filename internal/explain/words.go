@@ -2,6 +2,7 @@ package explain
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -57,8 +58,13 @@ func (r *Report) WriteText(w io.Writer) error {
 	p := printer{bufio.NewWriter(w)}
 	if r.Domain == "" {
 		fmt.Fprintf(p.w, "%s: %s\n", text.Printable(r.Key), r.NoKey)
+		p.line(r.Next)
 	} else {
 		fmt.Fprintln(p.w, r.Domain)
+		p.line(r.Next)
+		if r.Cache.askHint != "" {
+			p.line("About the daemon: " + text.Printable(r.Cache.askHint) + ".")
+		}
 		r.recordWords(p)
 		r.fetchWords(p)
 		r.mxWords(p)
@@ -66,17 +72,6 @@ func (r *Report) WriteText(w io.Writer) error {
 		r.cacheWords(p)
 	}
 	r.mapWords(p)
-	if len(r.Stale) > 0 {
-		p.section("Not in force")
-		for _, s := range r.Stale {
-			p.line(s)
-		}
-	}
-	p.section("Next")
-	p.line(r.Next)
-	if r.Cache != nil && r.Cache.askHint != "" {
-		p.line("About the daemon: " + text.Printable(r.Cache.askHint) + ".")
-	}
 	return p.w.Flush()
 }
 
@@ -119,7 +114,7 @@ func (r *Report) fetchWords(p printer) {
 		return
 	}
 	p.row("served by", fmt.Sprintf("%s in %d ms, status 200", f.Address, f.Millis))
-	p.row("certificate", fmt.Sprintf("valid until %s (%s), from %s", text.Clock(f.NotAfter), text.When(f.NotAfter, r.now), f.Issuer))
+	p.row("certificate", fmt.Sprintf("valid until %s, from %s", text.Moment(f.NotAfter, r.now), f.Issuer))
 	p.verbatim("text", f.Text)
 	policyWords(p, f.policy)
 }
@@ -147,25 +142,17 @@ func (r *Report) mxWords(p printer) {
 	}
 }
 
-// listedWords says whether the policy that counts lists the host, and where that is
-// the one held, whether the one published now does.
+// listedWords says whether the policy that counts lists the host.
 func (h *Host) listedWords() string {
-	held, published := "", ""
-	if h.published != nil {
-		held, published = " held", ", and NOT by the one published now"
-		if *h.published {
-			published = ", and by the one published now"
-		}
-	}
 	switch {
 	case h.Listed == nil:
 		return ""
 	case *h.Listed:
-		return ", listed by the policy" + held + strings.Replace(published, "and NOT", "but NOT", 1)
+		return ", listed by the policy"
 	case h.Unusable:
-		return ", listed by the policy" + held + ", but NOT usable: no MTA takes such a name"
+		return ", listed by the policy, but NOT usable: no MTA takes such a name"
 	}
-	return ", NOT listed by the policy" + held + strings.Replace(published, "and by", "but by", 1)
+	return ", NOT listed by the policy"
 }
 
 func (r *Report) daneWords(p printer) {
@@ -260,12 +247,8 @@ func (r *Report) cacheWords(p printer) {
 }
 
 func (r *Report) mapWords(p printer) {
-	title := "What the maps reply"
-	hold := r.Cache != nil && r.Cache.notStarted() != nil
-	if r.mapsOf == File && !hold {
-		title = "What the maps of the configuration file reply" // a running daemon has those of its start
-	}
-	if r.Cache != nil && r.Cache.Err != "" && !hold {
+	title := cmp.Or(r.mapsOf, "What the maps reply")
+	if r.Cache != nil && r.Cache.Err != "" && r.Cache.notStarted() == nil {
 		title += " if nothing is held (not known)"
 	}
 	p.section("%s", title)

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // The bounds of connecting to a policy host.
@@ -176,7 +178,7 @@ func handshakeError(ctx context.Context, host string, addr netip.Addr, err error
 		return fmt.Errorf("%w: at %s it is for %s, not for %s", ErrCertName, addr, quote(names), host)
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("%w: at %s it is valid from %s to %s", ErrCertExpired, addr,
-			invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
+			text.Clock(invalid.Cert.NotBefore), text.Clock(invalid.Cert.NotAfter))
 	}
 	return fmt.Errorf("%w: at %s: %w%s", ErrCertUntrusted, addr, printable{verification.Err}, missingIssuer(verification.UnverifiedCertificates))
 }

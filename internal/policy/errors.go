@@ -181,12 +181,12 @@ var hints = []struct {
 }{
 	{ErrClock, "See whether the clock of this machine is right: sts-tlsmap -check. Mail to new domains like this one waits, for a day at most."},
 	{ErrRecordLookup, "See whether the resolver answers: dig _mta-sts.DOMAIN TXT. If only this domain fails, its DNS or its DNSSEC is broken."},
-	{ErrManyRecords, "The domain must publish exactly one TXT record that begins with v=STSv1; at _mta-sts. Nothing to do here."},
-	{ErrRecordInvalid, "The domain must correct its TXT record at _mta-sts, for example: v=STSv1; id=20260101T000000. Nothing to do here."},
-	{ErrInvalid, "The domain must correct its policy file. Nothing to do here."},
+	{ErrManyRecords, "The domain must publish exactly one TXT record that begins with v=STSv1; at _mta-sts."},
+	{ErrRecordInvalid, "The domain must correct its TXT record at _mta-sts, for example: v=STSv1; id=20260101T000000."},
+	{ErrInvalid, "The domain must correct its policy file."},
 	{ErrBusy, "It is tried again soon. If it stays like this, one address or network serves very many policies, slowly, or [lookup] concurrency is too low."},
 	{ErrHostLookup, "See whether the resolver answers: dig mta-sts.DOMAIN A. If only this domain fails, its DNS or its DNSSEC is broken."},
-	{ErrHostAbsent, "The domain publishes the TXT record but no host mta-sts.DOMAIN. Nothing to do here."},
+	{ErrHostAbsent, "The domain publishes the TXT record but no host mta-sts.DOMAIN."},
 	{ErrAddressRefused, "Policy hosts on private and other special addresses are refused. If this one is your own, set allow_private in [fetch]."},
 	{ErrProxy, "See HTTPS_PROXY and NO_PROXY in the daemon's environment, and whether the proxy runs."},
 	{ErrCertName, "The domain must install a certificate for mta-sts.DOMAIN. If all domains fail like this, something on the way intercepts TLS."},
@@ -207,7 +207,7 @@ func Hint(err error) string {
 		}
 	}
 	if ResultOf(err) == ResultFetch {
-		return "The domain must serve https://mta-sts.DOMAIN/.well-known/mta-sts.txt itself, as text/plain and without a redirect. Nothing to do here."
+		return "The domain must serve https://mta-sts.DOMAIN/.well-known/mta-sts.txt itself, as text/plain and without a redirect."
 	}
 	return ""
 }

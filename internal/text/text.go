@@ -130,3 +130,12 @@ func Wrap(s string, width int) (lines []string) {
 	}
 	return lines
 }
+
+// Moment writes a moment in local time and relative to now: "2006-01-02 15:04:05 MST
+// (in 6d)", or "never" for the zero time.
+func Moment(t, now time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return Clock(t) + " (" + When(t, now) + ")"
+}
