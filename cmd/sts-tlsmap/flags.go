@@ -53,10 +53,12 @@ var options = []struct {
 	help        string
 }{
 	{"config", "FILE", nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
+	{"day", "DAY", []string{"report"}, "with -report -send: the day (default yesterday)"},
 	{"for", "T", []string{"exempt", "report"}, "with -exempt and -suppress: for how long"},
 	{"json", "", []string{"cache", "explain", "waiting", "check", "tls", "report"}, "with -cache, -explain, -waiting, -check, -tls, -report: one JSON\n" +
 		"object per line"},
 	{"map", "NAME", []string{"query"}, "with -query: the map to ask in (default postfix)"},
+	{"send", "", []string{"report"}, "with -report: send the reports of a day, or of DOMAIN only, now"},
 	{"suppress", "ADDRESS", []string{"report"}, "with -report and -for: send no reports to ADDRESS for a time\n" +
 		"such as 30d (0 ends it)"},
 }
@@ -71,6 +73,8 @@ type flags struct {
 	json     bool
 	span     string // -for
 	suppress string
+	send     bool
+	day      string
 }
 
 // usage is the answer to -help.
@@ -110,6 +114,8 @@ func parseFlags(args []string) (*flags, error) {
 	}
 	set.StringVar(&f.config, "config", "", "")
 	set.StringVar(&f.span, "for", "", "")
+	set.BoolVar(&f.send, "send", false, "")
+	set.StringVar(&f.day, "day", "", "")
 	set.StringVar(&f.suppress, "suppress", "", "")
 	set.StringVar(&f.mapName, "map", "postfix", "")
 	set.BoolVar(&f.json, "json", false, "")
@@ -170,8 +176,10 @@ func (f *flags) checkArguments() error {
 		return hint(fmt.Errorf("-%s takes %s, not %d: %s", m.name, takes, n, strings.Join(f.args, " ")), "see sts-tlsmap -help")
 	case f.is("report") && (f.suppress == "") != (f.span == ""):
 		return hint(errors.New("-suppress and -for go together"), "write: sts-tlsmap -report -suppress ADDRESS -for 30d")
-	case f.suppress != "" && n > 0:
-		return hint(fmt.Errorf("-report -suppress takes no domain, not %s", f.args[0]), "write: sts-tlsmap -report -suppress ADDRESS -for 30d")
+	case f.suppress != "" && (n > 0 || f.send):
+		return hint(errors.New("-report -suppress takes neither a domain nor -send"), "write: sts-tlsmap -report -suppress ADDRESS -for 30d")
+	case f.send && n > 1 || f.day != "" && !f.send:
+		return hint(errors.New("-day goes with -send, and is the day that is sent"), "write: sts-tlsmap -report -send [DOMAIN] [-day DAY]")
 	case f.is("exempt") && n == 0 && f.span != "":
 		return hint(errors.New("-for goes with -exempt and a domain"), "write: sts-tlsmap -exempt DOMAIN -for 4h")
 	case f.is("exempt") && n == 1 && f.span == "":

@@ -142,8 +142,11 @@ func detailWords(d report.Detail) string {
 
 // report is -report: the deliveries, or the report of one domain's day.
 func (a *app) report(ctx context.Context) (int, error) {
-	if a.flags.suppress != "" {
+	switch {
+	case a.flags.suppress != "":
 		return a.suppress(ctx)
+	case a.flags.send:
+		return a.send(ctx)
 	}
 	if len(a.flags.args) > 0 {
 		return a.reportOf(ctx)
@@ -183,18 +186,9 @@ func (a *app) reportOf(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	now := time.Now()
-	day := tlsrpt.DayOf(now.AddDate(0, 0, -1))
-	if len(a.flags.args) == 2 {
-		switch arg := a.flags.args[1]; arg {
-		case "yesterday":
-		case "today":
-			day = tlsrpt.DayOf(now)
-		default:
-			if day = tlsrpt.Day(arg); day.Begin().IsZero() {
-				return 0, hint(fmt.Errorf("%q is not a day", arg), "write it as %s, today or yesterday", tlsrpt.DayOf(now))
-			}
-		}
+	day, err := dayOf(strings.Join(a.flags.args[1:], ""))
+	if err != nil {
+		return 0, err
 	}
 	if a.peerErr != nil {
 		return 0, a.needPeer()
@@ -209,6 +203,76 @@ func (a *app) reportOf(ctx context.Context) (int, error) {
 	encoder := json.NewEncoder(a.stdout)
 	encoder.SetIndent("", "  ")
 	return exitDone, encoder.Encode(r)
+}
+
+// dayOf returns the day that an argument stands for: yesterday if it is empty.
+func dayOf(arg string) (tlsrpt.Day, error) {
+	now := time.Now()
+	switch day := tlsrpt.Day(arg); {
+	case arg == "", arg == "yesterday":
+		return tlsrpt.DayOf(now.AddDate(0, 0, -1)), nil
+	case arg == "today":
+		return tlsrpt.DayOf(now), nil
+	case day.Begin().IsZero():
+		return "", hint(fmt.Errorf("%q is not a day", arg), "write it as %s, today or yesterday", tlsrpt.DayOf(now))
+	default:
+		return day, nil
+	}
+}
+
+// send is -report -send: the reports of a day now, and what came of each.
+func (a *app) send(ctx context.Context) (code int, err error) {
+	domain := ""
+	if len(a.flags.args) > 0 {
+		if domain, err = canonical(a.flags.args[0]); err != nil {
+			return 0, err
+		}
+	}
+	day, err := dayOf(a.flags.day)
+	if err != nil {
+		return 0, err
+	}
+	if a.peerErr != nil {
+		return 0, a.needPeer()
+	}
+	before := 0
+	err = a.client.SendReports(ctx, domain, day, func(s reporting.Sent) error {
+		switch s.State {
+		case tlsrpt.Accepted:
+		case tlsrpt.Suppressed:
+			code = max(code, exitNotFound)
+		default:
+			code = exitFailed
+		}
+		switch {
+		case a.flags.json:
+			return text.WriteJSON(a.stdout, s)
+		case s.Before && domain == "":
+			before++
+		default:
+			fmt.Fprintln(a.stdout, sentWords(s))
+		}
+		return nil
+	})
+	if before > 0 {
+		fmt.Fprintf(a.stdout, "accepted before, and not sent again: %s\n", numbered(before, "report"))
+	}
+	return code, a.hintPeer(err)
+}
+
+func sentWords(s reporting.Sent) string {
+	words := "not sent: "
+	switch {
+	case s.Before:
+		words = "was accepted at " + text.Clock(s.Changed) + ", and is not sent again"
+	case s.State == tlsrpt.Accepted:
+		words = "accepted"
+	case s.State == tlsrpt.Planned:
+		words = "will be tried again at " + text.Clock(s.Next) + ": "
+	case s.State != tlsrpt.Suppressed:
+		words = string(s.State) + ": "
+	}
+	return text.Printable(strings.TrimSpace(s.Domain+" "+s.To) + ": " + words + s.Reason)
 }
 
 // suppress is -report -suppress: no reports to an address for a time.

@@ -53,6 +53,30 @@ func sessionsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// closedCommand stores a session with each domain on a day that is over, $DAY:
+// closed STORE DOMAIN...
+func closedCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: closed STORE DOMAIN...")
+	}
+	day := tlsrpt.DayOf(time.Now().AddDate(0, 0, -2))
+	clock := day.Begin()
+	s, err := store.Open(ts.MkAbs(args[0]), store.Options{Now: func() time.Time { return clock }})
+	ts.Check(err)
+	var batch store.Batch
+	batch.Reset(day)
+	for _, domain := range args[1:] {
+		batch.Add(&tlsrpt.Event{Domain: domain, Policy: tlsrpt.Policy{Type: tlsrpt.TypeNone, Domain: domain}})
+	}
+	ts.Check(s.Write(&batch))
+	clock = day.End().Add(11 * time.Minute)
+	for range 2 { // the first merges, the second closes the day
+		ts.Check(s.Upkeep())
+	}
+	ts.Check(s.Close())
+	ts.Setenv("DAY", string(day))
+}
+
 // awaitDone polls until done, or until ctx ends.
 func awaitDone(ctx context.Context, t *testing.T, done func() bool) {
 	t.Helper()

@@ -50,6 +50,7 @@ func TestCommandLine(t *testing.T) {
 			"unserved": unservedCommand,
 			"ahead":    aheadCommand,
 			"sessions": sessionsCommand,
+			"closed":   closedCommand,
 		},
 	})
 }

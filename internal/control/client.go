@@ -106,6 +106,12 @@ func (c *Client) Report(ctx context.Context, domain string, day tlsrpt.Day) (rep
 	return ask[report.Report](ctx, c, http.MethodGet, "/v1/report?"+url.Values{"domain": {domain}, "day": {string(day)}}.Encode(), nil)
 }
 
+// SendReports delivers the TLS reports of a day now, of one domain or of all if it is
+// empty, and calls each with what came of a report.
+func (c *Client) SendReports(ctx context.Context, domain string, day tlsrpt.Day, each func(reporting.Sent) error) error {
+	return stream(ctx, c, http.MethodPost, "/v1/report?"+url.Values{"domain": {domain}, "day": {string(day)}}.Encode(), nil, each)
+}
+
 // Suppress has no TLS reports sent to an address for so long; zero ends that. It returns
 // the name under which the daemon keeps the address.
 func (c *Client) Suppress(ctx context.Context, address string, long time.Duration) (string, error) {
@@ -196,7 +202,7 @@ func stream[T any](ctx context.Context, c *Client, method, path string, body []b
 	defer answer.Close()
 	lines := bufio.NewScanner(answer)
 	lines.Buffer(nil, maxLine)
-	for lines.Scan() {
+	for failed := "the daemon says"; lines.Scan(); failed = "the daemon stopped in the middle" {
 		var end End
 		var v T
 		if err := errors.Join(json.Unmarshal(lines.Bytes(), &end), json.Unmarshal(lines.Bytes(), &v)); err != nil {
@@ -204,7 +210,7 @@ func stream[T any](ctx context.Context, c *Client, method, path string, body []b
 		}
 		switch {
 		case end.End && end.Err != "":
-			return fmt.Errorf("the daemon stopped in the middle: %s", end.Err)
+			return fmt.Errorf("%s: %s", failed, end.Err)
 		case end.End:
 			return nil
 		}

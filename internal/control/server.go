@@ -93,6 +93,7 @@ func NewServer(o Options) *Server {
 		}
 		return c.line(r)
 	})
+	s.handle("POST /v1/report", s.sendReports)
 	s.handle("POST /v1/suppress", func(c *call) error {
 		long, err := time.ParseDuration(c.URL.Query().Get("for"))
 		if err != nil {
@@ -343,6 +344,21 @@ func each(do func(context.Context, *Entry) (any, error)) func(*call) error {
 		}
 		return c.line(End{End: true})
 	}
+}
+
+// sendReports delivers the TLS reports of a day now.
+func (s *Server) sendReports(c *call) error {
+	if err := c.flush(); err != nil { // tells the client that it was heard
+		return err
+	}
+	q := c.URL.Query()
+	err := s.o.Reports().Send(c.Context(), tlsrpt.Day(q.Get("day")), q.Get("domain"), func(sent reporting.Sent) {
+		_ = errors.Join(c.line(sent), c.flush()) // a client that is gone ends the request
+	})
+	if err != nil {
+		return err
+	}
+	return c.line(End{End: true})
 }
 
 func (s *Server) setExempt(c *call) error {

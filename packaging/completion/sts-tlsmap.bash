@@ -15,6 +15,10 @@ _sts_tlsmap() {
 		mapfile -t COMPREPLY < <(compgen -W '4h 1d 0' -- "$current")
 		return
 		;;
+	-day | --day)
+		mapfile -t COMPREPLY < <(compgen -W 'yesterday' -- "$current")
+		return
+		;;
 	-recipe | --recipe)
 		mapfile -t COMPREPLY < <(compgen -W 'exim postfix' -- "$current")
 		return
@@ -24,6 +28,6 @@ _sts_tlsmap() {
 		return
 		;;
 	esac
-	mapfile -t COMPREPLY < <(compgen -W '-cache -check -config -exempt -explain -for -forget -help -json -learn -map -query -recipe -refresh -report -suppress -tls -version -waiting' -- "$current")
+	mapfile -t COMPREPLY < <(compgen -W '-cache -check -config -day -exempt -explain -for -forget -help -json -learn -map -query -recipe -refresh -report -send -suppress -tls -version -waiting' -- "$current")
 }
 complete -F _sts_tlsmap sts-tlsmap

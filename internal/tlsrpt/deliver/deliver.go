@@ -8,18 +8,15 @@
 package deliver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"maps"
 	"runtime/debug"
 	"sync"
 	"time"
 
-	"golang.org/x/net/publicsuffix"
 	"golang.org/x/time/rate"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -65,22 +62,18 @@ type Config struct {
 	Post func(ctx context.Context, url string, compressed []byte) error
 
 	Window            time.Duration            // in which the reports of a day are spread (RFC 8460, 4.1)
-	MaxPerDestination int                      // see rank
+	MaxPerDestination int                      // see quota
 	FailuresOnly      bool                     // no report of a day without a failed session
 	Skip              func(domain string) bool // whether a domain gets no report; nil: none
 	Log               *slog.Logger
 }
 
-// A Deliverer delivers reports. Run is called once, Stats at any time.
+// A Deliverer delivers reports. Run is called once, the other methods at any time.
 type Deliverer struct {
 	Config
 	lines   *rate.Limiter
-	writer  writer
-	loading sync.Mutex // held while a domain's day is in memory: a hostile one has 40 MB
-
-	// Of Run alone.
-	ranked map[tlsrpt.Day]bool // no row was added since rank
-	looked map[tlsrpt.Day]look // what the last pass left
+	turn    chan struct{} // holds a value while Run or Send works
+	loading sync.Mutex    // held while a report is built: that of a hostile day has 40 MB
 
 	mu    sync.Mutex
 	stats Stats
@@ -92,8 +85,7 @@ func New(config Config) *Deliverer {
 		config.Skip = func(string) bool { return false }
 	}
 	return &Deliverer{
-		Config: config, lines: rate.NewLimiter(linesASecond, linesASecond), writer: writer{store: config.Store},
-		ranked: map[tlsrpt.Day]bool{}, looked: map[tlsrpt.Day]look{},
+		Config: config, lines: rate.NewLimiter(linesASecond, linesASecond), turn: make(chan struct{}, 1),
 		stats: Stats{Reports: map[tlsrpt.StateKind]uint64{}},
 	}
 }
@@ -117,7 +109,8 @@ func (d *Deliverer) Stats() Stats {
 	return stats
 }
 
-// Run plans and delivers until ctx ends. All attempts have ended at the return.
+// Run plans and delivers until ctx ends. All attempts have ended at the return, also
+// those of Send.
 func (d *Deliverer) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := d.round(ctx); err != nil && ctx.Err() == nil {
@@ -128,11 +121,14 @@ func (d *Deliverer) Run(ctx context.Context) {
 		case <-time.After(pace):
 		}
 	}
+	d.turn <- struct{}{} // for ever
 }
 
 // round does what is due.
 func (d *Deliverer) round(ctx context.Context) (err error) {
 	defer recoverInto(&err)
+	d.turn <- struct{}{}
+	defer func() { <-d.turn }()
 	days, err := d.Store.Days()
 	open, oldest := 0, time.Time{}
 	for _, day := range days {
@@ -140,10 +136,10 @@ func (d *Deliverer) round(ctx context.Context) (err error) {
 		if failed != nil {
 			err = errors.Join(err, fmt.Errorf("%s: %w", day, failed))
 		}
-		if left.open > 0 && open == 0 {
+		if left > 0 && open == 0 {
 			oldest = day.End()
 		}
-		open += left.open
+		open += left
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -151,125 +147,52 @@ func (d *Deliverer) round(ctx context.Context) (err error) {
 	return err
 }
 
-// A look is what a pass has left of a day.
-type look struct {
-	open  int
-	first time.Time // when the first of them is due
-}
-
-// roundOfDay does what is due of a day, and returns what is left.
-func (d *Deliverer) roundOfDay(ctx context.Context, day tlsrpt.Day) (look, error) {
-	closed, err := d.Store.Closed(day, time.Now())
-	if err != nil || !closed {
-		return look{}, err
+// roundOfDay does what is due of a day, and returns how many records and reports are left.
+func (d *Deliverer) roundOfDay(ctx context.Context, day tlsrpt.Day) (left int, err error) {
+	own, err := d.begin(ctx, day)
+	if err != nil || own.Kind != tlsrpt.Attempting {
+		return 0, err
 	}
-	rows, err := d.Store.States(day, "", 1) // the day's own row is the first
+	now := time.Now()
+	p, err := d.newPass(ctx, day, func(row tlsrpt.State) bool { return row.Kind.Open() && !row.Next.After(now) }, func(tlsrpt.State) {})
 	if err != nil {
-		return look{}, err
+		return 0, err
 	}
-	own := tlsrpt.State{Day: day, Kind: tlsrpt.Planned}
-	if len(rows) > 0 && rows[0].Domain == "" {
-		own = rows[0]
-	}
-	if own.Kind == tlsrpt.Planned {
-		if err := d.plan(ctx, day); err != nil {
-			return look{}, err
+	for rows, failed := range d.domains(ctx, day) {
+		if err = failed; err != nil {
+			break
 		}
-		own.Kind, own.Changed = tlsrpt.Attempting, time.Now()
-		if err := d.writer.put(own); err != nil {
-			return look{}, err
-		}
+		p.add(rows)
 	}
-	left, known := d.looked[day]
-	if !own.Kind.Open() || known && left.first.After(time.Now()) {
-		return left, nil
-	}
-	delete(d.looked, day)
-	if !d.ranked[day] {
-		if err := d.rank(ctx, day); err != nil {
-			return look{}, err
-		}
-		d.ranked[day] = true
-	}
-	if left, err = d.pass(ctx, day); err != nil || left.open > 0 {
-		if err == nil {
-			d.looked[day] = left
-		}
+	if left, err = p.wait(err); err != nil || left > 0 {
 		return left, err
 	}
-	delete(d.ranked, day)
-	own.Kind, own.Changed = tlsrpt.Accepted, time.Now()
-	return left, d.writer.put(own)
+	return 0, d.put(closed(own, tlsrpt.Accepted, ""))
 }
+
+// begin returns a day's own row: planned before the day is closed, attempting when all
+// of its domains are planned, accepted when nothing is left to do.
+func (d *Deliverer) begin(ctx context.Context, day tlsrpt.Day) (own tlsrpt.State, err error) {
+	own = tlsrpt.State{Day: day, Kind: tlsrpt.Planned}
+	if over, err := d.Store.Closed(day, time.Now()); err != nil || !over {
+		return own, err
+	}
+	rows, err := d.Store.States(day, "", 1) // the day's own row is the first
+	if err != nil || len(rows) > 0 && rows[0].Domain == "" {
+		return append(rows, own)[0], err
+	}
+	if err := d.plan(ctx, day); err != nil {
+		return own, err
+	}
+	own.Kind, own.Changed = tlsrpt.Attempting, time.Now()
+	return own, d.put(own)
+}
+
+func (d *Deliverer) put(rows ...tlsrpt.State) error { return d.Store.PutStates(rows) }
 
 // recoverInto turns a panic into an error. It is deferred.
 func recoverInto(err *error) {
 	if v := recover(); v != nil {
 		*err = fmt.Errorf("panic: %v, in\n%s", v, debug.Stack())
 	}
-}
-
-// domains returns the rows of each domain of a day: its own first, then those of its
-// destinations. A row that is written meanwhile may be missed.
-func (d *Deliverer) domains(ctx context.Context, day tlsrpt.Day) iter.Seq2[[]tlsrpt.State, error] {
-	return func(yield func([]tlsrpt.State, error) bool) {
-		var group []tlsrpt.State
-		after := tlsrpt.State{}.Key() // the day's own row
-		for more := true; more; {
-			rows, err := d.Store.States(day, after, page)
-			if err = cmp.Or(err, ctx.Err()); err != nil {
-				yield(nil, err)
-				return
-			}
-			for _, row := range rows {
-				if len(group) > 0 && group[0].Domain != row.Domain {
-					if !yield(group, nil) {
-						return
-					}
-					group = nil
-				}
-				group, after = append(group, row), row.Key()
-			}
-			more = len(rows) == page
-		}
-		if len(group) > 0 {
-			yield(group, nil)
-		}
-	}
-}
-
-// registrable is the domain that was bought to have name.
-func registrable(name string) string {
-	domain, err := publicsuffix.EffectiveTLDPlusOne(name)
-	if err != nil {
-		return name // a public suffix itself
-	}
-	return domain
-}
-
-// A tally counts slow failures by who caused them, so that a zone that never answers,
-// or a receiver that holds connections open, does not hold up others for long.
-type tally struct {
-	mu    sync.Mutex
-	count map[string]int
-}
-
-// exhausted reports whether who is left alone for now.
-func (t *tally) exhausted(who string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.count[who] >= patience
-}
-
-// note counts err if it came late.
-func (t *tally) note(who string, start time.Time, err error) {
-	if err == nil || time.Since(start) < slow {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.count == nil {
-		t.count = map[string]int{}
-	}
-	t.count[who]++
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -140,11 +141,19 @@ func TestTheRecordIsAskedForAgainAtDelivery(t *testing.T) {
 		w.publish("moved.test", "mailto:other@moved.test")
 		before := len(w.parcels())
 		w.run(10 * time.Hour)
-		if after := w.parcels()[before:]; len(after) != 1 || after[0].to != "tls@same.test" {
-			t.Errorf("got %v", after)
+		var got []string
+		for _, p := range w.parcels()[before:] {
+			got = append(got, p.to)
 		}
-		for _, domain := range []string{"gone.test", "broken.test", "moved.test"} {
-			w.want(domain, tlsrpt.Suppressed, "mailto:tls@"+domain)
+		slices.Sort(got)
+		if !slices.Equal(got, []string{"other@moved.test", "tls@same.test"}) {
+			t.Errorf("got %q", got)
+		}
+		w.want("gone.test", tlsrpt.Suppressed, "mailto:tls@gone.test")
+		w.want("broken.test", tlsrpt.Suppressed, "mailto:tls@broken.test")
+		w.want("moved.test", tlsrpt.Accepted, "mailto:other@moved.test")
+		if row := w.store.row(yesterday, "moved.test", "mailto:tls@moved.test"); row.Kind != tlsrpt.Suppressed {
+			t.Errorf("got %+v", row)
 		}
 	})
 }
@@ -244,29 +253,34 @@ func TestTheDaysWhileTheDaemonWasOffAreWorkedOff(t *testing.T) {
 }
 
 // Two reporters that report each other's report mails would never end.
-func TestADomainWhoseSessionsAreOurOwnReportMailsGetsNoReport(t *testing.T) {
+func TestRFC8460_3_ReportMailsAloneMakeNoReport(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		for _, domain := range []string{"loop.test", "real.test"} {
-			w.add("1999-12-30", domain, 5, "mailto:tls@"+domain)
-			w.add(yesterday, domain, 5, "mailto:tls@"+domain)
-		}
-		w.run(10 * time.Hour)                                             // both days' reports go out on 2000-01-01
-		w.add("2000-01-01", "loop.test", 2, "mailto:tls@loop.test")       // those two mails
-		w.add("2000-01-01", "real.test", 3, "mailto:tls@real.test")       // and another one
-		w.add("2000-01-01", "other.test", 1, "mailto:tls@elsewhere.test") // no mail of ours went there
-		w.run(24 * time.Hour)
-		w.run(24 * time.Hour)
-		var got []string
-		for _, p := range w.parcels() {
-			if strings.HasPrefix(p.id, "20000101") {
-				got = append(got, p.to)
+		w.add(yesterday, "peer.test", 3, "mailto:tls@peer.test", "mailto:tls@elsewhere.test")
+		day, want := tlsrpt.Day("2000-01-01"), map[string]int{"19991231": 2, "20000102": 1, "20000104": 1}
+		for _, real := range []uint64{0, 3, 0, 1, 0, 0} { // sessions that day beside those of report mails
+			before := len(w.parcels())
+			w.run(24*time.Hour - time.Second)
+			mails := map[string]uint64{"peer.test": real}
+			for _, p := range w.parcels()[before:] {
+				mails[p.to[strings.IndexByte(p.to, '@')+1:]]++
 			}
+			for domain, sessions := range mails {
+				if sessions > 0 {
+					w.add(day, domain, sessions, "mailto:tls@"+domain)
+				}
+			}
+			time.Sleep(time.Second)
+			day = tlsrpt.DayOf(time.Now())
 		}
-		slices.Sort(got)
-		if !slices.Equal(got, []string{"tls@elsewhere.test", "tls@real.test"}) {
-			t.Errorf("got %q", got)
+		w.run(24 * time.Hour)
+		days := map[string]int{}
+		for _, p := range w.parcels() {
+			days[p.id[:8]]++
 		}
-		if row := w.store.row("2000-01-01", "loop.test", ""); row.Kind != tlsrpt.Suppressed || !strings.Contains(row.Reason, "2 report mails") {
+		if !maps.Equal(days, want) {
+			t.Errorf("got reports of the days %v; want %v", days, want)
+		}
+		if row := w.store.row("2000-01-01", "peer.test", ""); row.Kind != tlsrpt.Suppressed || row.Reason != "1 sessions, no more than our 1 report mails" {
 			t.Errorf("got %+v", row)
 		}
 	})
@@ -369,7 +383,7 @@ func TestARecordThatCannotBeAskedForIsAskedForAgainForADay(t *testing.T) {
 		w.run(72 * time.Hour)
 		w.want("later.test", tlsrpt.Accepted, "mailto:tls@later.test")
 		w.want("never.test", tlsrpt.Expired)
-		if len(w.parcels()) != 1 || asked["_smtp._tls.never.test"] != 8 {
+		if len(w.parcels()) != 1 || asked["_smtp._tls.never.test"] != 1+8 { // when the day is planned, and when the report is due
 			t.Errorf("%d reports; asked %v", len(w.parcels()), asked)
 		}
 	})

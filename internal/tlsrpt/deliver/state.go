@@ -3,6 +3,7 @@ package deliver
 import (
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
@@ -58,7 +59,7 @@ func failed(row tlsrpt.State, err error, now time.Time) tlsrpt.State {
 	case errors.Is(err, errNoRecord):
 		row.Kind = tlsrpt.Suppressed
 	case errors.Is(err, ErrRefused):
-		row.Kind = tlsrpt.Refused
+		row.Kind, row.Reason = tlsrpt.Refused, strings.TrimPrefix(row.Reason, ErrRefused.Error()+": ")
 	case row.Next.After(row.Begun.Add(giveUp)):
 		row.Kind = tlsrpt.Expired
 	}
@@ -71,10 +72,11 @@ func closed(row tlsrpt.State, kind tlsrpt.StateKind, why string) tlsrpt.State {
 	return row
 }
 
-// concluded returns a domain's own row, closed if all of its destinations are: accepted
-// if one accepted (RFC 8460, 3).
-func concluded(own tlsrpt.State, rows []tlsrpt.State) tlsrpt.State {
-	if slices.ContainsFunc(rows, open) {
+// concluded returns a domain's own row, the first: closed if the rows of all destinations
+// are, and accepted if one of them is (RFC 8460, 3).
+func concluded(rows []tlsrpt.State) tlsrpt.State {
+	own, rows := rows[0], rows[1:]
+	if len(rows) == 0 || slices.ContainsFunc(rows, func(row tlsrpt.State) bool { return row.Kind.Open() }) {
 		return own
 	}
 	for _, kind := range []tlsrpt.StateKind{tlsrpt.Accepted, tlsrpt.Expired, tlsrpt.Refused} {

@@ -7,12 +7,15 @@
 package reporting
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,22 +59,11 @@ type Service struct {
 	store     *store.Store
 	collector *collect.Collector
 	deliverer *deliver.Deliverer
-	failing   [parts]error // why a part does not work now
+	failing   map[string]error // by part: why it does not work now
 
 	failedLookups chan failedLookup // see Failed
 	lost          atomic.Uint64
 }
-
-// The parts of a Service that can fail alone.
-const (
-	partStore = iota
-	partSocket
-	partReports
-	partPolicies
-	parts
-)
-
-var partNames = [parts]string{"store", "socket", "reports", "policies"}
 
 // New returns a service, or nil if the configuration wants none. It opens nothing.
 func New(o Options) *Service {
@@ -81,7 +73,7 @@ func New(o Options) *Service {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Service{Options: o, failedLookups: make(chan failedLookup, maxWaiting)}
+	return &Service{Options: o, failing: map[string]error{}, failedLookups: make(chan failedLookup, maxWaiting)}
 }
 
 // Stats are the numbers of a Service. A part that does not run yet has zeroes.
@@ -100,29 +92,21 @@ func (s *Service) Stats() Stats {
 		return Stats{}
 	}
 	s.mu.Lock()
-	failing := s.failing
-	st, collector, deliverer := s.store, s.collector, s.deliverer
-	s.mu.Unlock()
+	defer s.mu.Unlock()
 	stats := Stats{On: true, Lost: s.lost.Load()}
-	if st != nil {
-		stats.Store = st.Stats()
+	if s.store != nil {
+		stats.Store = s.store.Stats()
 	}
-	if collector != nil {
-		stats.Collect = collector.Stats()
+	if s.collector != nil {
+		stats.Collect = s.collector.Stats()
 	}
-	if deliverer != nil {
-		stats.Deliver = deliverer.Stats()
+	if s.deliverer != nil {
+		stats.Deliver = s.deliverer.Stats()
 	}
-	for i, err := range failing {
-		if err != nil {
-			stats.Err = errors.Join(stats.Err, fmt.Errorf("%s: %w", partNames[i], err))
-		}
+	for _, part := range slices.Sorted(maps.Keys(s.failing)) {
+		stats.Err = errors.Join(stats.Err, fmt.Errorf("%s: %w", part, s.failing[part]))
 	}
-	if stats.Store.Err != nil {
-		stats.Err = errors.Join(stats.Err, stats.Store.Err)
-	} else if stats.Collect.Err != nil {
-		stats.Err = errors.Join(stats.Err, stats.Collect.Err)
-	}
+	stats.Err = errors.Join(stats.Err, cmp.Or(stats.Store.Err, stats.Collect.Err))
 	return stats
 }
 
@@ -131,106 +115,99 @@ func (s *Service) Run(ctx context.Context) {
 	if s == nil {
 		return
 	}
-	st, ok := until(ctx, s, partStore, func() (*store.Store, error) {
-		c := s.Config
-		return store.Open(c.Path, store.Options{MaxSize: c.MaxSize, Keep: c.Keep, Log: s.Log, Now: s.Now})
+	s.run(ctx, "store", func() error {
+		st, err := store.Open(s.Config.Path, store.Options{MaxSize: s.Config.MaxSize, Keep: s.Config.Keep, Log: s.Log, Now: s.Now})
+		if err != nil {
+			return err
+		}
+		s.works("store", func() { s.store = st })
+		var keeping, working sync.WaitGroup
+		kept, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
+		keeping.Go(func() { s.run(kept, "store", func() error { s.works("store", func() {}); st.Run(kept); return nil }) })
+		working.Go(func() { s.run(ctx, "socket", func() error { return s.collect(ctx) }) })
+		working.Go(func() {
+			s.run(ctx, "policies", func() error { s.works("policies", func() {}); s.countFailed(ctx); return nil })
+		})
+		if s.Config.Reports() {
+			working.Go(func() { s.run(ctx, "reports", func() error { return s.deliver(ctx) }) })
+		}
+		working.Wait()
+		stopKeeping()
+		keeping.Wait()
+		return st.Close()
 	})
-	if !ok {
-		return
-	}
-	s.mu.Lock()
-	s.store = st
-	s.mu.Unlock()
-
-	var keeping, working sync.WaitGroup
-	kept, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
-	keeping.Go(func() { s.guard(partStore, func() { st.Run(kept) }) })
-	working.Go(func() { s.guard(partSocket, func() { s.collect(ctx) }) })
-	working.Go(func() { s.guard(partPolicies, func() { s.countFailed(ctx) }) })
-	if s.Config.Reports() {
-		working.Go(func() { s.guard(partReports, func() { s.deliver(ctx) }) })
-	}
-	working.Wait()
-	stopKeeping()
-	keeping.Wait()
-	if err := st.Close(); err != nil {
-		s.Log.Warn("the store of TLS reports was not closed in good order", "err", err)
-	}
 }
 
 // collect takes sessions from the socket.
-func (s *Service) collect(ctx context.Context) {
-	conn, ok := until(ctx, s, partSocket, func() (*net.UnixConn, error) {
-		if s.Passed != nil {
-			return collect.Passed(s.Passed)
-		}
-		return collect.Listen(s.Config.PostfixSocket.Address)
-	})
-	if !ok {
-		return
+func (s *Service) collect(ctx context.Context) error {
+	conn, err := s.listen()
+	if err != nil {
+		return err
 	}
 	c := collect.New(conn, s.store, collect.Options{Log: s.Log, Now: s.Now, QueueLength: collect.QueueLength()})
-	s.mu.Lock()
-	s.collector = c
-	s.mu.Unlock()
+	s.works("socket", func() { s.collector = c })
 	c.Run(ctx)
+	return nil
+}
+
+func (s *Service) listen() (*net.UnixConn, error) {
+	if s.Passed != nil {
+		return collect.Passed(s.Passed)
+	}
+	return collect.Listen(s.Config.PostfixSocket.Address)
 }
 
 // deliver reports closed days.
-func (s *Service) deliver(ctx context.Context) {
-	d, ok := until(ctx, s, partReports, s.newDeliverer)
-	if !ok {
-		return
+func (s *Service) deliver(ctx context.Context) error {
+	d, err := s.newDeliverer()
+	if err != nil {
+		return err
 	}
-	s.mu.Lock()
-	s.deliverer = d
-	s.mu.Unlock()
+	s.works("reports", func() { s.deliverer = d })
 	d.Run(ctx)
+	return nil
 }
 
-// until calls open each minute until it succeeds, or until ctx ends.
-func until[T any](ctx context.Context, s *Service, part int, open func() (T, error)) (v T, ok bool) {
+// run runs a part of the service until ctx ends. After an error, or a panic, it runs the
+// part again in a minute.
+func (s *Service) run(ctx context.Context, part string, f func() error) {
 	for {
-		var err error
-		if panicked := s.guard(part, func() { v, err = open() }); panicked != nil {
-			err = panicked
+		err := s.guard(part, f)
+		if err == nil {
+			return
 		}
-		if s.fail(part, err); err == nil {
-			return v, true
+		s.mu.Lock()
+		was := s.failing[part]
+		s.failing[part] = err
+		s.mu.Unlock()
+		if was == nil || was.Error() != err.Error() {
+			s.Log.Error("TLS reports do not work", "part", part, "err", err, "next", "lookups go on; it is tried again each minute")
 		}
 		select {
 		case <-ctx.Done():
-			return v, false
+			return
 		case <-time.After(retry):
 		}
 	}
 }
 
-// fail notes whether a part works, and logs a change.
-func (s *Service) fail(part int, err error) {
+// works notes that a part works, and sets it.
+func (s *Service) works(part string, set func()) {
 	s.mu.Lock()
-	was := s.failing[part]
-	s.failing[part] = err
-	s.mu.Unlock()
-	switch {
-	case err == nil && was != nil:
-		s.Log.Info("TLS reports work again", "part", partNames[part])
-	case err != nil && (was == nil || was.Error() != err.Error()):
-		s.Log.Error("TLS reports do not work", "part", partNames[part], "err", err, "next", "lookups go on; it is tried again each minute")
+	defer s.mu.Unlock()
+	if set(); s.failing[part] != nil {
+		s.Log.Info("TLS reports work again", "part", part)
 	}
+	delete(s.failing, part)
 }
 
-// guard runs a part, and recovers from a panic.
-func (s *Service) guard(part int, run func()) (err error) {
+// guard runs f, and makes an error of a panic.
+func (s *Service) guard(part string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v", p)
-			s.Log.Error("bug: recovered from a panic; please report it", "in", "TLS reports", "part", partNames[part], "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			s.mu.Lock()
-			s.failing[part] = err
-			s.mu.Unlock()
+			s.Log.Error("bug: recovered from a panic; please report it", "in", "TLS reports", "part", part, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
 	}()
-	run()
-	return nil
+	return f()
 }

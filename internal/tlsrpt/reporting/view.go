@@ -1,27 +1,27 @@
 package reporting
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/deliver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
 )
 
 // This file: what an administrator sees of the sessions and reports.
 
-const (
-	viewPage    = 256 // domains read at once
-	viewDetails = 20  // of a policy
-)
+const viewDetails = 20 // of a policy
 
-// Errors of Views and Report.
+// Errors of what an administrator asks for.
 var (
-	ErrOff     = errors.New("TLS reports are off: see [tlsrpt] in the configuration")
-	ErrNotOpen = errors.New("the store of TLS reports is not open")
-	ErrNoData  = errors.New("no TLS session of the domain is known on that day")
+	errOff     = errors.New("TLS reports are off: see [tlsrpt] in the configuration")
+	errNotOpen = errors.New("the store of TLS reports is not open")
+	errNobody  = errors.New("no reports are sent: organization, contact and sender in [tlsrpt] are not set")
 )
 
 // A View is a domain's day: its sessions, as a report has them but for the text of the
@@ -45,13 +45,13 @@ type Delivery struct {
 // ready returns the store, with all that was written merged.
 func (s *Service) ready() (*store.Store, error) {
 	if s == nil {
-		return nil, ErrOff
+		return nil, errOff
 	}
 	s.mu.Lock()
 	st := s.store
 	s.mu.Unlock()
 	if st == nil {
-		return nil, ErrNotOpen
+		return nil, errNotOpen
 	}
 	return st, st.Merge()
 }
@@ -64,30 +64,25 @@ func (s *Service) Views(domain string, each func(View) error) error {
 		return err
 	}
 	days, err := st.Days()
-	if err != nil {
-		return err
-	}
 	for _, day := range days {
-		names := []string{domain}
-		for after, more := "", true; more; {
-			if domain == "" {
-				if names, err = st.Domains(day, after, viewPage); err != nil {
-					return err
-				}
+		names := deliver.Domains(st, day)
+		if domain != "" {
+			names = func(yield func(string, error) bool) { yield(domain, nil) }
+		}
+		for name, err := range names {
+			var v View
+			if err == nil {
+				v, err = view(st, day, name)
 			}
-			more = domain == "" && len(names) == viewPage
-			for _, after = range names {
-				v, err := view(st, day, after)
-				if err == nil && len(v.Policies) > 0 {
-					err = each(v)
-				}
-				if err != nil {
-					return err
-				}
+			if err == nil && len(v.Policies) > 0 {
+				err = each(v)
+			}
+			if err != nil {
+				return err
 			}
 		}
 	}
-	return nil
+	return err
 }
 
 // view reads a domain's day.
@@ -101,29 +96,50 @@ func view(st *store.Store, day tlsrpt.Day, domain string) (v View, err error) {
 		p.Policy.Strings, p.Policy.MXHosts, p.Details = nil, nil, p.Details[:min(len(p.Details), viewDetails)]
 	}
 	v = View{Day: day, Domain: domain, Policies: new(report.Reporter).Build(known, "").Policies}
-	rows, err := statesOf(st, day, domain)
-	for _, r := range rows {
-		if r.Destination == "" && len(rows) > 1 {
-			continue // its destinations say more
-		}
-		d := Delivery{To: r.Destination, State: r.Kind, Reason: r.Reason, Changed: r.Changed.UTC()}
-		if r.Kind.Open() {
-			d.Next = r.Next.UTC()
-		}
-		v.Deliveries = append(v.Deliveries, d)
+	rows, err := deliver.Rows(st, day, domain)
+	if len(rows) > 1 {
+		rows = rows[1:] // they say more than the domain's own
+	}
+	for _, row := range rows {
+		v.Deliveries = append(v.Deliveries, delivery(row))
 	}
 	return v, err
 }
 
-// statesOf returns a domain's own row and those of its destinations.
-func statesOf(st *store.Store, day tlsrpt.Day, domain string) ([]tlsrpt.State, error) {
-	rows, err := st.States(day, domain, 1+report.MaxDestinations) // a key after the domain's name is its own or a later one
-	for i, r := range rows {
-		if r.Domain != domain {
-			return rows[:i], err
-		}
+func delivery(row tlsrpt.State) Delivery {
+	d := Delivery{To: row.Destination, State: row.Kind, Reason: row.Reason, Changed: row.Changed.UTC()}
+	if row.Kind.Open() {
+		d.Next = row.Next.UTC()
 	}
-	return rows, err
+	return d
+}
+
+// A Sent is a report that Send was asked for.
+type Sent struct {
+	Domain string `json:"domain"`
+	Before bool   `json:"before,omitempty"` // it was accepted before, and not sent again
+	Delivery
+}
+
+// Send delivers the reports of a closed day now, of one domain or of all if it is empty,
+// and calls each with what came of it.
+func (s *Service) Send(ctx context.Context, day tlsrpt.Day, domain string, each func(Sent)) error {
+	if _, err := s.ready(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	d, why := s.deliverer, s.failing["reports"]
+	s.mu.Unlock()
+	switch {
+	case !s.Config.Reports():
+		return errNobody
+	case d == nil:
+		return cmp.Or(why, errNotOpen)
+	}
+	start := time.Now()
+	return d.Send(ctx, day, domain, func(row tlsrpt.State) {
+		each(Sent{row.Domain, row.Kind == tlsrpt.Accepted && row.Changed.Before(start), delivery(row)})
+	})
 }
 
 // Report returns the report of a domain's day that was sent, or would be.
@@ -133,7 +149,7 @@ func (s *Service) Report(day tlsrpt.Day, domain string) (*report.Report, error) 
 		return nil, err
 	}
 	if !s.Config.Reports() {
-		return nil, errors.New("no reports are sent: organization, contact and sender in [tlsrpt] are not set")
+		return nil, errNobody
 	}
 	reporter, err := newReporter(s.Config)
 	if err != nil {
@@ -144,9 +160,9 @@ func (s *Service) Report(day tlsrpt.Day, domain string) (*report.Report, error) 
 		return nil, err
 	}
 	if len(known.Policies) == 0 {
-		return nil, ErrNoData
+		return nil, deliver.ErrNoData
 	}
-	rows, err := statesOf(st, day, domain)
+	rows, err := deliver.Rows(st, day, domain)
 	if err != nil {
 		return nil, err
 	}
