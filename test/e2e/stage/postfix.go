@@ -10,10 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // Paths inside the root.
@@ -82,22 +79,6 @@ func (p *Postfix) TrustAD(t *testing.T, trust bool) {
 	p.writeResolvConf(t, text)
 	p.restart(t)
 }
-
-// House has the daemon, and the program's modes, run inside Postfix's root. The stage's
-// own files have the same paths there.
-func (p *Postfix) House(t *testing.T, d *Daemon) {
-	t.Helper()
-	if err := unix.Mount(dir, p.root.Path(dir), "", unix.MS_BIND, ""); err != nil {
-		t.Fatalf("mounting %s in Postfix's root: %v", dir, err)
-	}
-	d.Tweak = func(c *exec.Cmd) {
-		c.Dir = "/"
-		c.SysProcAttr = &syscall.SysProcAttr{Chroot: string(p.root)}
-	}
-}
-
-// Path returns the path outside the root of a file on Postfix's machine.
-func (p *Postfix) Path(inside string) string { return p.root.Path(inside) }
 
 // Program runs the program on Postfix's machine and returns its output.
 func (p *Postfix) Program(t *testing.T, args ...string) string {
