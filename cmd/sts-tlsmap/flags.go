@@ -28,6 +28,8 @@ var modes = []mode{
 	{"cache", "[DOMAIN...]", 0, many, (*app).cache, "print the cache as a table, or all details of the domains"},
 	{"query", "KEY", 1, 1, (*app).query, "ask the running daemon as the MTA would"},
 	{"explain", "DOMAIN", 1, 1, (*app).explain, "explain, step by step, how a domain is answered and why"},
+	{"probe", "DOMAIN...|FILE", 1, many, (*app).probe, "connect to the MX hosts, and say whether mail would go out;\n" +
+		"exit 1: some would wait; 2: for some it is not known"},
 	{"waiting", "", 0, 0, (*app).waiting, "print which mail waits because of TLS, why, and what to do;\n" +
 		"exit 1: something waits"},
 	{"refresh", "DOMAIN...|all", 1, many, (*app).refresh, "check and fetch policies now"},
@@ -55,9 +57,10 @@ var options = []struct {
 	{"config", "FILE", nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
 	{"day", "DAY", []string{"report"}, "with -report -send: the day (default yesterday)"},
 	{"for", "T", []string{"exempt", "report"}, "with -exempt and -suppress: for how long"},
-	{"json", "", []string{"cache", "explain", "waiting", "check", "tls", "report"}, "with -cache, -explain, -waiting, -check, -tls, -report: one JSON\n" +
-		"object per line"},
-	{"map", "NAME", []string{"query"}, "with -query: the map to ask in (default postfix)"},
+	{"json", "", []string{"cache", "explain", "probe", "waiting", "check", "tls", "report"}, "with -cache, -explain, -probe, -waiting, -check, -tls, -report:\n" +
+		"one JSON object per line"},
+	{"map", "NAME", []string{"query", "probe"}, "with -query: the map to ask in (default postfix); with -probe:\n" +
+		"the map that the MTA asks in (default: the best for the MTA here)"},
 	{"send", "", []string{"report"}, "with -report: send the reports of a day, or of DOMAIN only, now"},
 	{"suppress", "ADDRESS", []string{"report"}, "with -report and -for: send no reports to ADDRESS for a time\n" +
 		"such as 30d (0 ends it)"},
@@ -117,7 +120,7 @@ func parseFlags(args []string) (*flags, error) {
 	set.BoolVar(&f.send, "send", false, "")
 	set.StringVar(&f.day, "day", "", "")
 	set.StringVar(&f.suppress, "suppress", "", "")
-	set.StringVar(&f.mapName, "map", "postfix", "")
+	set.StringVar(&f.mapName, "map", "", "")
 	set.BoolVar(&f.json, "json", false, "")
 	// Package flag stops at the first argument: flags may stand after it. After
 	// "--" there are arguments only.

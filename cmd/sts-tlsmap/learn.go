@@ -28,7 +28,7 @@ const (
 // A learning is one run of -learn.
 type learning struct {
 	a       *app
-	in      io.Reader
+	in      io.ReadCloser
 	name    string   // of in, for people
 	domains []string // to be discovered
 	seen    map[string]bool
@@ -42,22 +42,18 @@ type learning struct {
 // learn is -learn: policies of another node are taken over first, and then the
 // other domains are discovered.
 func (a *app) learn(ctx context.Context) (int, error) {
-	l := &learning{a: a, in: os.Stdin, name: "standard input", seen: make(map[string]bool)}
-	l.bar = text.Progress{W: a.stderr, Shown: text.IsTerminal(a.stderr)}
-	if path := a.flags.args[0]; path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return 0, hint(err, "name a file with one domain per line, or - for standard input")
-		}
-		defer f.Close()
-		l.in, l.name = f, path
+	l, err := a.openList(a.flags.args[0])
+	if err != nil {
+		return 0, hint(err, "name a file with one domain per line, or - for standard input")
 	}
+	defer l.in.Close()
+	l.bar = text.Progress{W: a.stderr, Shown: text.IsTerminal(a.stderr)}
 	if a.peerErr != nil {
 		return 0, a.needPeer() // before a long list is read
 	}
 	l.bar.Begin(0) // how many there are shows at the end of the file
 	l.step = func() { l.bar.At(l.answers, fmt.Sprintf("%d policies of another node", l.answers)) }
-	err := a.client.Learn(ctx, l.policies(), l.learned)
+	err = a.client.Learn(ctx, l.policies(), l.learned)
 	if err = cmp.Or(err, l.err); err == nil {
 		l.bar.Begin(len(l.domains))
 		l.step = l.bar.Step
@@ -83,6 +79,16 @@ func (a *app) learn(ctx context.Context) (int, error) {
 		return exitNotFound, nil
 	}
 	return exitDone, nil
+}
+
+// openList opens a list of domains or policies.
+func (a *app) openList(path string) (l *learning, err error) {
+	l = &learning{a: a, in: os.Stdin, name: "standard input", seen: make(map[string]bool)}
+	if path != "-" {
+		l.name = path
+		l.in, err = os.Open(path)
+	}
+	return l, err
 }
 
 // policies yields the policies of the input, and gathers the other domains.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -63,7 +64,7 @@ func TestAnInterruptedLearnSaysThatItCanBeRunAgain(t *testing.T) {
 }
 
 func TestALineTooLongToLearnIsNamed(t *testing.T) {
-	l := &learning{in: strings.NewReader("one.test\n" + strings.Repeat("x", maxLearnLine+1)), name: "list", seen: make(map[string]bool)}
+	l := &learning{in: io.NopCloser(strings.NewReader("one.test\n" + strings.Repeat("x", maxLearnLine+1))), name: "list", seen: make(map[string]bool)}
 	for e := range l.policies() {
 		t.Errorf("got %+v", e)
 	}

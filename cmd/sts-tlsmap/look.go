@@ -238,11 +238,11 @@ func (a *app) listFile(listing *explain.Listing) error {
 	}
 }
 
-// explain is -explain: live, with or without a daemon.
-func (a *app) explain(ctx context.Context) (int, error) {
+// sources are the clients that look a domain up, and what is held and configured.
+func (a *app) sources() (*outside, explain.Sources, error) {
 	out, err := newOutside(a.cfg, nil, func() bool { return a.health.ClockOff != 0 })
 	if err != nil {
-		return 0, err
+		return nil, explain.Sources{}, err
 	}
 	table, maps, err := newMaps(a.cfg)
 	title := "What the maps of the configuration file reply"
@@ -250,10 +250,7 @@ func (a *app) explain(ctx context.Context) (int, error) {
 		table, err = tlsmap.NewTable(a.inUse())
 		title = "What the maps in use reply"
 	}
-	if err != nil {
-		return 0, err
-	}
-	report := explain.Gather(ctx, a.flags.args[0], explain.Sources{
+	return out, explain.Sources{
 		Resolver: out.resolver,
 		Policies: out.client,
 		NextHops: out.checker,
@@ -264,7 +261,16 @@ func (a *app) explain(ctx context.Context) (int, error) {
 		NotAsked: a.peerErr,
 		AskHint:  a.nextOf(a.peerErr),
 		Now:      a.now,
-	})
+	}, err
+}
+
+// explain is -explain: live, with or without a daemon.
+func (a *app) explain(ctx context.Context) (int, error) {
+	_, sources, err := a.sources()
+	if err != nil {
+		return 0, err
+	}
+	report := explain.Gather(ctx, a.flags.args[0], sources)
 	if a.flags.json {
 		err = text.WriteJSON(a.stdout, report)
 	} else {
@@ -313,7 +319,7 @@ func (a *app) query(ctx context.Context) (int, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	reply, err := socketmap.Query(ctx, at, tlsmap.NotMail+a.flags.mapName, a.flags.args[0])
+	reply, err := socketmap.Query(ctx, at, tlsmap.NotMail+cmp.Or(a.flags.mapName, "postfix"), a.flags.args[0])
 	if errors.Is(err, context.DeadlineExceeded) {
 		return 0, a.hintPeer(fmt.Errorf("%w at %s in %s", control.ErrNoAnswer, at, wait))
 	}

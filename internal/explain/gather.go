@@ -50,6 +50,36 @@ func Gather(ctx context.Context, key string, s Sources) *Report {
 	return r
 }
 
+// A Policy is what a lookup for a domain is answered from now.
+type Policy struct {
+	State  tlsmap.PolicyState
+	Policy *policy.Policy // nil: none counts
+	Ours   bool           // it could not be fetched for a fault of our own
+	From   string         // "held" or "live", as Cache.Counts
+	Why    string         // why none counts
+	Exempt bool           // the domain is exempt: whatever the policy, it is not applied
+}
+
+// Policy finds the policy that counts for a domain: the one held, else the one
+// published.
+func (s Sources) Policy(ctx context.Context, domain string) Policy {
+	r := &Report{Domain: domain, now: s.Now(), Cache: readCache(ctx, domain, s)}
+	if r.heldPolicy() == nil {
+		r.discover(ctx, s)
+	}
+	r.choosePolicy()
+	p := Policy{State: r.state, Policy: r.policy, Ours: r.ours, From: r.Cache.Counts, Exempt: len(s.Exempt(domain)) > 0}
+	if h := r.Cache.Held; h != nil {
+		p.Exempt = p.Exempt || len(h.ExemptBy) > 0
+	}
+	if p.Policy == nil {
+		if p.Why = r.Record.Err; r.Fetch != nil {
+			p.Why = cmp.Or(r.Fetch.Err, "an earlier failure is still remembered")
+		}
+	}
+	return p
+}
+
 // discover asks for the TXT record, to show it beside the verdict, and fetches
 // the policy. Without a record there is no policy to fetch (RFC 8461, 3.3).
 func (r *Report) discover(ctx context.Context, s Sources) {

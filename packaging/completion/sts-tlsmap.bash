@@ -2,7 +2,7 @@
 _sts_tlsmap() {
 	local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
 	case $previous in
-	-config | --config | -learn | --learn)
+	-config | --config | -learn | --learn | -probe | --probe)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -f -- "$current")
 		return
@@ -28,6 +28,6 @@ _sts_tlsmap() {
 		return
 		;;
 	esac
-	mapfile -t COMPREPLY < <(compgen -W '-cache -check -config -day -exempt -explain -for -forget -help -json -learn -map -query -recipe -refresh -report -send -suppress -tls -version -waiting' -- "$current")
+	mapfile -t COMPREPLY < <(compgen -W '-cache -check -config -day -exempt -explain -for -forget -help -json -learn -map -probe -query -recipe -refresh -report -send -suppress -tls -version -waiting' -- "$current")
 }
 complete -F _sts_tlsmap sts-tlsmap

@@ -3,6 +3,7 @@ package enforce
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
@@ -238,8 +239,10 @@ func (w *world) domain(t *testing.T, r row) *testlab.Domain {
 // play sends the message of a row.
 func (w *world) play(t *testing.T, r row, d *testlab.Domain) {
 	m := w.mta.Send(t, d.Name)
-	check(t, m, m.Outcome(t), w.fateOf(r, d), d.Mail...)
+	o := m.Outcome(t)
+	check(t, m, o, w.fateOf(r, d), d.Mail...)
 	w.checkHeld(t, r)
+	w.checkProbe(t, r, o)
 	if r.reply == "" || w.exim != nil {
 		return
 	}
@@ -261,6 +264,32 @@ func (w *world) checkHeld(t *testing.T, r row) {
 	out, code := w.daemon.Run(t, "-cache", r.domain)
 	if code != r.held.code || !regexp.MustCompile(r.held.words).MatchString(out) {
 		t.Errorf("-cache exits with %d, want %d and %q:\n%s", code, r.held.code, r.held.words, out)
+	}
+}
+
+// probesDiffer are the domains where Exim departs from RFC 7672 or delivers by other
+// routers, so that -probe says something else.
+var probesDiffer = map[string]string{
+	backupDomain:                    "Exim is an MX of the domain itself, and does not ask for its policy",
+	"alias.signed.example":          "Exim asks for TLSA records at the alias's target only",
+	"alias-mismatch.signed.example": "Exim asks for TLSA records at the alias's target only",
+}
+
+// checkProbe checks that -probe foretells what the MTA has done.
+func (w *world) checkProbe(t *testing.T, r row, o stage.Outcome) {
+	t.Helper()
+	t.Setenv("SSL_CERT_FILE", stage.Path("lab.pem"))
+	out, _ := w.daemon.Run(t, "-probe", cmp.Or(r.nextHop, r.domain), "-map", w.mapName, "-json")
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	var got struct{ Verdict, Reason string }
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &got); err != nil {
+		t.Fatalf("-probe printed %q: %v", out, err)
+	}
+	want := map[string]string{"sent": "would be delivered", "deferred": "would wait", "bounced": "unknown"}[o.Status]
+	if why := probesDiffer[r.domain]; w.exim != nil && why != "" {
+		t.Logf("-probe: %s because %s; but %s", got.Verdict, got.Reason, why)
+	} else if got.Verdict != want {
+		t.Errorf("-probe: %s because %s; the MTA's mail is %s: %s", got.Verdict, got.Reason, o.Status, o.Reason)
 	}
 }
 

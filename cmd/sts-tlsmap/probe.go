@@ -1,0 +1,111 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/probe"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/recipe"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+)
+
+// probe is -probe.
+func (a *app) probe(ctx context.Context) (int, error) {
+	domains, isList, err := a.toProbe()
+	if err != nil {
+		return 0, err
+	}
+	p, err := a.prober(ctx, isList)
+	if err != nil {
+		return 0, err
+	}
+	var table probe.Table
+	bar := text.Progress{W: a.stderr, Shown: isList && text.IsTerminal(a.stderr)}
+	bar.Begin(len(domains))
+	err = p.Domains(ctx, domains, func(r *probe.Result) (err error) {
+		line := table.Add(r)
+		if a.flags.json || line != "" {
+			bar.Clear()
+		}
+		switch {
+		case a.flags.json:
+			err = r.WriteJSON(a.stdout)
+		case isList:
+			_, err = io.WriteString(a.stdout, line)
+		default:
+			if table.Domains > 1 {
+				fmt.Fprintln(a.stdout)
+			}
+			err = r.WriteText(a.stdout)
+		}
+		bar.Step()
+		return err
+	})
+	bar.End()
+	if err == nil && isList && !a.flags.json {
+		_, err = fmt.Fprintln(a.stdout, &table)
+	}
+	switch {
+	case err != nil:
+		return 0, err
+	case table.Waiting > 0:
+		return exitNotFound, nil
+	case table.Unknown > 0:
+		return exitFailed, nil
+	}
+	return exitDone, nil
+}
+
+// prober returns a Prober for the MTA of this machine, or for the MTA that asks in
+// the map of -map.
+func (a *app) prober(ctx context.Context, sparing bool) (*probe.Prober, error) {
+	out, sources, err := a.sources()
+	if err != nil {
+		return nil, err
+	}
+	roots, err := policy.LoadRoots("") // the MTA's: ca_file is for policy hosts
+	if err != nil {
+		return nil, hint(err, "SSL_CERT_FILE=FILE names other authorities")
+	}
+	name := "postfix-dane-tlsrpt"
+	ehlo, _ := os.Hostname()
+	path, _ := recipe.FindPostconf()
+	if p, err := recipe.ReadPostconf(ctx, path); err == nil {
+		ehlo = cmp.Or(p.Settings["myhostname"], ehlo)
+	} else if _, err := recipe.FindExim(); err == nil {
+		name = "exim"
+	}
+	name = cmp.Or(a.flags.mapName, name)
+	i := mta.Find(a.cfg.Maps, name)
+	if i < 0 {
+		return nil, hint(fmt.Errorf("there is no map %q", text.Printable(name)), "leave -map out")
+	}
+	return probe.New(probe.Options{
+		Resolver: out.resolver, NextHops: out.checker, Policy: sources.Policy, Map: a.cfg.Maps[i], Roots: roots, EHLO: ehlo, Sparing: sparing,
+	}), nil
+}
+
+// toProbe returns the domains of the arguments, or of the list that is the only one.
+func (a *app) toProbe() (domains []string, isList bool, err error) {
+	args := a.flags.args
+	if len(args) > 1 {
+		return args, false, nil
+	}
+	l, err := a.openList(args[0])
+	if errors.Is(err, os.ErrNotExist) {
+		return args, false, nil
+	} else if err != nil {
+		return nil, false, err
+	}
+	defer l.in.Close()
+	for e := range l.policies() {
+		domains = append(domains, e.Domain)
+	}
+	return append(domains, l.domains...), true, l.err
+}

@@ -1,0 +1,151 @@
+package probe
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/x509"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+)
+
+// A Certificate is what people want to know of a host's certificate.
+type Certificate struct {
+	Names     []string  `json:"names"` // DNS names, at most maxNames
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
+	Issuer    string    `json:"issuer"`
+}
+
+const maxNames = 20
+
+func describe(c *x509.Certificate) *Certificate {
+	d := &Certificate{Names: []string{}, NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(), Issuer: text.Printable(c.Issuer.String())}
+	names := certNames(c)
+	for _, name := range names[:min(len(names), maxNames)] {
+		d.Names = append(d.Names, text.Printable(name))
+	}
+	return d
+}
+
+// certNames are the names that Postfix matches: without a DNS-ID, the common name.
+func certNames(c *x509.Certificate) []string {
+	if len(c.DNSNames) == 0 && c.Subject.CommonName != "" {
+		return []string{c.Subject.CommonName}
+	}
+	return c.DNSNames
+}
+
+func otherName(leaf *x509.Certificate) Outcome {
+	words := cmp.Or(strings.Join(describe(leaf).Names, ", "), "no host name")
+	return fails(tlsrpt.CertificateHostMismatch, "the certificate is for %s", text.Cut(words, 100))
+}
+
+// trusted verifies a chain but not its names: it must end at a root, and all its dates
+// must be right (RFC 8461, 4.2).
+func trusted(chain []*x509.Certificate, roots *x509.CertPool) Outcome {
+	leaf := chain[0]
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: pool(chain[1:]...)})
+	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
+	switch {
+	case err == nil:
+		return passes("")
+	case invalid.Cert != nil && invalid.Reason == x509.Expired && time.Now().After(invalid.Cert.NotAfter):
+		return fails(tlsrpt.CertificateExpired, "the certificate expired on %s", text.Clock(invalid.Cert.NotAfter))
+	case invalid.Cert != nil && invalid.Reason == x509.Expired:
+		return fails(tlsrpt.CertificateNotTrusted, "the certificate is not valid before %s", text.Clock(invalid.Cert.NotBefore))
+	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject):
+		return fails(tlsrpt.CertificateNotTrusted, "the certificate is self-signed")
+	}
+	return fails(tlsrpt.CertificateNotTrusted, "the certificate from %s: %s", text.Printable(leaf.Issuer.String()), printable(err))
+}
+
+// named says whether a certificate is for one of the hosts, by its DNS-IDs.
+func named(leaf *x509.Certificate, hosts ...string) Outcome {
+	for _, h := range hosts {
+		if leaf.VerifyHostname(h) == nil {
+			return passes("")
+		}
+	}
+	return otherName(leaf)
+}
+
+// matches says whether a certificate has a name that a match list of Postfix accepts,
+// as Postfix before 3.10.5 reads it: ".example.net" is any name below example.net.
+func matches(leaf *x509.Certificate, list []string) Outcome {
+	for _, name := range certNames(leaf) {
+		name = strings.ToLower(name)
+		for _, entry := range list {
+			_, parent, _ := strings.Cut(entry, ".")
+			if name == entry || name == "*."+parent || entry[0] == '.' && strings.HasSuffix(name, entry) {
+				return passes("")
+			}
+		}
+	}
+	return otherName(leaf)
+}
+
+// authenticated verifies a chain with usable TLSA records (RFC 7672, 3.1). The names
+// are those that a certificate may have with usage DANE-TA(2).
+func authenticated(chain []*x509.Certificate, records []resolver.TLSA, names ...string) Outcome {
+	nearly := fails(tlsrpt.CertificateNotTrusted, "no TLSA record matches the certificate")
+	for _, rr := range records {
+		if rr.Usage == 3 { // RFC 7672, 3.1.1: neither names nor dates count
+			if matchesTLSA(chain[0], rr) {
+				return passes("")
+			}
+			continue
+		}
+		anchors := chain[1:]
+		if rr.Selector == 0 && rr.MatchingType == 0 { // the host need not send it
+			if c, err := x509.ParseCertificate(rr.Data); err == nil {
+				anchors = append(anchors[:len(anchors):len(anchors)], c)
+			}
+		}
+		for _, anchor := range anchors { // RFC 7672, 3.1.2
+			if !matchesTLSA(anchor, rr) {
+				continue
+			}
+			o := trusted(chain, pool(anchor))
+			if o.State == Passes {
+				o = named(chain[0], names...)
+			}
+			if o.State == Passes {
+				return o
+			}
+			nearly = o
+		}
+	}
+	return nearly
+}
+
+// matchesTLSA says whether a record is of a certificate (RFC 6698, 2.1).
+func matchesTLSA(c *x509.Certificate, rr resolver.TLSA) bool {
+	selected := c.Raw
+	if rr.Selector == 1 {
+		selected = c.RawSubjectPublicKeyInfo
+	}
+	switch rr.MatchingType {
+	case 1:
+		sum := sha256.Sum256(selected)
+		selected = sum[:]
+	case 2:
+		sum := sha512.Sum512(selected)
+		selected = sum[:]
+	}
+	return bytes.Equal(selected, rr.Data)
+}
+
+func pool(certs ...*x509.Certificate) *x509.CertPool {
+	p := x509.NewCertPool()
+	for _, c := range certs {
+		p.AddCert(c)
+	}
+	return p
+}
