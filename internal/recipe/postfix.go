@@ -69,6 +69,7 @@ func Postfix(p Postconf, root fs.FS, d Daemon) (Recipe, error) {
 	a.securityLevel()
 	a.authorities()
 	a.reports()
+	a.reportMail()
 	a.risks()
 	a.overrides(dane)
 	if _, known := p.Settings["smtp_tls_enforce_sts_mx_patterns"]; !known {
@@ -236,6 +237,23 @@ func (a *postfixAdvice) reports() {
 	if a.p.Version.AtLeast(3, 11, 0) {
 		a.set("smtp_tlsrpt_skip_reused_handshakes", "no", "count resumed TLS sessions too")
 	}
+}
+
+// reportMail has Postfix deliver TLS reports although the receiver's TLS is broken (RFC 8460,
+// 3). With tls_required_enable = no it would not.
+func (a *postfixAdvice) reportMail() {
+	if a.d.ReportSender == "" || a.p.Settings["relayhost"] != "" {
+		return
+	}
+	a.Parts = append(a.Parts, Part{
+		Why: "TLS reports go out although the receiver's TLS is broken, by a service of their own. Make it in master.cf first:",
+		Text: "# postconf -M 'sts-tlsmap-reports/unix=sts-tlsmap-reports unix - - - - - smtp -o smtp_tls_policy_maps= " +
+			"-o smtp_tls_security_level=may -o smtp_tlsrpt_enable=no'\n",
+	})
+	const name = "sender_dependent_default_transport_maps"
+	ours := "inline:{{" + a.d.ReportSender + " = sts-tlsmap-reports:}}"
+	others := slices.DeleteFunc(splitTables(a.p.Settings[name]), func(table string) bool { return table == ours })
+	a.set(name, strings.Join(append([]string{ours}, others...), ", "), "")
 }
 
 // authorities makes sure that certificates can be verified.

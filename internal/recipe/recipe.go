@@ -31,6 +31,8 @@ type Daemon struct {
 	LookupTimeout time.Duration // of one lookup
 	// Sessions is the path of the socket that takes TLS sessions for TLS reports; "": none does.
 	Sessions string
+	// ReportSender is the sender of TLS reports; "": none are sent by mail.
+	ReportSender string
 }
 
 // A Recipe is what to write into the configuration, and what to look at.

@@ -254,3 +254,23 @@ func TestPostfixTellsTheDaemonOfItsTLSSessionsWhereItCan(t *testing.T) {
 		t.Error("a socket that Postfix does not reach causes no warning")
 	}
 }
+
+func TestReportsHaveAServiceThatDeliversInSpiteOfBrokenTLS(t *testing.T) {
+	const name, ours = "sender_dependent_default_transport_maps", "inline:{{noreply@example.com = sts-tlsmap-reports:}}"
+	k := newKitchen(recipe.Version{3, 10, 13})
+	if got := k.cook(t).value(name); got != "" {
+		t.Errorf("reports are off, got %q", got)
+	}
+	k.d.ReportSender = "noreply@example.com"
+	for there, want := range map[string]string{"": ours, ours: ours, "hash:/a, " + ours: ours + ", hash:/a"} {
+		k.p.Settings[name] = there
+		r := k.cook(t)
+		if got := r.value(name); got != want || !strings.Contains(r.String(), "\n# postconf -M 'sts-tlsmap-reports/unix=") {
+			t.Errorf("with %q: got %q, want %q, in\n%s", there, got, want, r)
+		}
+	}
+	k.p.Settings["relayhost"] = "[smart.test]"
+	if got := k.cook(t).value(name); got != "" {
+		t.Errorf("with a relayhost: got %q", got)
+	}
+}

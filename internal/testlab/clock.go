@@ -3,7 +3,6 @@ package testlab
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,6 +21,14 @@ const clockVariable = "STS_TLSMAP_TEST_CLOCK" // names the file with the offset,
 const clockGo = `package time
 
 import "syscall"
+
+// lastOffset is for timers: the runtime's own stack has no room for system calls.
+var lastOffset int64
+
+func Now() Time {
+	lastOffset = testOffset()
+	return nowAt(lastOffset)
+}
 
 func testOffset() int64 {
 	name, _ := syscall.Getenv("` + clockVariable + `")
@@ -61,21 +68,26 @@ func clockOverlay(dir string) (path string, err error) {
 		return "", err
 	}
 	src := filepath.Join(strings.TrimSpace(string(root)), "src", "time")
-	text, err := os.ReadFile(filepath.Join(src, "time.go"))
-	if err != nil {
+	replace := make(map[string]string)
+	write := func(name, text string) error {
+		replace[filepath.Join(src, name)] = filepath.Join(dir, name)
+		return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)
+	}
+	if err := write("offset.go", clockGo); err != nil {
 		return "", err
 	}
-	const now = "func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n"
-	if strings.Count(string(text), now) != 1 {
-		return "", errors.New("this version of Go has another time.Now")
-	}
-	replace := make(map[string]string)
-	for name, text := range map[string]string{
-		"time.go":   strings.Replace(string(text), now, now+"\tsec += testOffset()\n", 1),
-		"offset.go": clockGo,
+	for _, change := range [][3]string{
+		{"time.go", "func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n", "func nowAt(offset int64) Time {\n\tsec, nsec, mono := runtimeNow()\n\tsec += offset\n"},
+		{"sleep.go", "<- Now().Add(", "<- nowAt(lastOffset).Add("},
 	} {
-		replace[filepath.Join(src, name)] = filepath.Join(dir, name)
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		text, err := os.ReadFile(filepath.Join(src, change[0]))
+		if err != nil {
+			return "", err
+		}
+		if strings.Count(string(text), change[1]) != 1 {
+			return "", fmt.Errorf("this version of Go has another %s", change[0])
+		}
+		if err := write(change[0], strings.Replace(string(text), change[1], change[2], 1)); err != nil {
 			return "", err
 		}
 	}
