@@ -40,16 +40,7 @@ func startReceiver(t *testing.T, lab *testlab.T) *receiver {
 		lab.Set("mx1." + domain + ". 300 IN A " + receiverAddr)
 	}
 	lab.Set("_25._tcp.mx1." + byDANE + ". 300 IN TLSA 3 1 1 " + strings.Repeat("00", 32))
-	cert, err := lab.Issue(testlab.CertSelfSigned, "mx1."+byPolicy, "mx1."+byDANE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})
-	pair = append(pair, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})...)
+	pair := pairFor(t, lab, testlab.CertSelfSigned, "mx1."+byPolicy, "mx1."+byDANE)
 	r := &receiver{stage.StartPostfix(t, "postfix-trixie", map[string]string{"/etc/postfix/pair.pem": string(pair)},
 		"inet_interfaces = 127.0.0.1", "myhostname = mx1."+byPolicy,
 		"virtual_mailbox_domains = "+byPolicy+", "+byDANE, "virtual_mailbox_base = /var/mail/virtual", "virtual_mailbox_maps = static:reports/",
@@ -68,6 +59,21 @@ func startReceiver(t *testing.T, lab *testlab.T) *receiver {
 	r.Unset(t, "master_service_disable")
 	r.Configure(t, "master_service_disable = smtp/inet\n")
 	return r
+}
+
+// pairFor returns a certificate with its key.
+func pairFor(t *testing.T, lab *testlab.T, kind testlab.CertKind, names ...string) []byte {
+	t.Helper()
+	cert, err := lab.Issue(kind, names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})
+	return append(pair, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})...)
 }
 
 // mails returns the mails in the mailbox.

@@ -111,8 +111,10 @@ func newWorld(t *testing.T, lab *testlab.T, root stage.Root, ahead time.Duration
 // on returns how far ahead of the right time a clock is that says one in the morning of
 // today or of a day before. A signature made by that clock is not of the far future.
 func on(daysAgo int) time.Duration {
-	return time.Until(time.Now().UTC().Truncate(day).Add(time.Hour)) - time.Duration(daysAgo)*day
+	return time.Until(today.Add(time.Hour)) - time.Duration(daysAgo)*day
 }
+
+var today = time.Now().UTC().Truncate(day)
 
 // dayOf is the day of such a clock.
 func dayOf(ahead time.Duration) tlsrpt.Day { return tlsrpt.DayOf(time.Now().Add(ahead)) }
@@ -185,6 +187,39 @@ func (w *world) states(t *testing.T) map[string]string {
 		}
 	}
 	return states
+}
+
+// deliveries returns the reports of a domain's days.
+func (w *world) deliveries(t *testing.T, domain string) (all []reporting.Delivery) {
+	t.Helper()
+	for _, v := range w.views(t) {
+		if v.Domain == domain {
+			all = append(all, v.Deliveries...)
+		}
+	}
+	return all
+}
+
+// accepted reports whether n reports about a domain were accepted, and none is open.
+func (w *world) accepted(t *testing.T, domain string, n int) bool {
+	t.Helper()
+	all := w.deliveries(t, domain)
+	return len(all) == n && !slices.ContainsFunc(all, func(d reporting.Delivery) bool { return d.State != tlsrpt.Accepted })
+}
+
+// edit changes the daemon's configuration, for its next start.
+func (w *world) edit(t *testing.T, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(w.daemon.Config)
+	if err == nil && strings.Count(string(text), from) != 1 {
+		err = fmt.Errorf("%q is not there once", from)
+	}
+	if err == nil {
+		err = os.WriteFile(w.daemon.Config, []byte(strings.Replace(string(text), from, to, 1)), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (w *world) await(t *testing.T, cond func() bool) {
