@@ -1,6 +1,8 @@
 package reporting
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -44,6 +46,10 @@ func newReporter(c *config.TLSRPT) (*report.Reporter, error) {
 	return report.New(who)
 }
 
+// With NoNewPrivileges, postdrop of Postfix waits forever for the right to write its queue.
+var errSandbox = errors.New("submit: NoNewPrivileges= of the daemon's unit denies a sendmail command the rights of the MTA; " +
+	`set submit = "smtp:127.0.0.1:25"`)
+
 // newDeliverer returns what delivers the reports.
 func (s *Service) newDeliverer() (*deliver.Deliverer, error) {
 	c := s.Config
@@ -59,9 +65,13 @@ func (s *Service) newDeliverer() (*deliver.Deliverer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("skip: %w", err)
 	}
-	mail := deliver.Sendmail(strings.TrimPrefix(c.Submit, "sendmail:"))
-	if at, isSMTP := strings.CutPrefix(c.Submit, "smtp:"); isSMTP {
-		mail = deliver.SMTP(at, s.Host)
+	at, isSMTP := strings.CutPrefix(c.Submit, "smtp:")
+	mail := deliver.SMTP(at, s.Host)
+	if !isSMTP {
+		if status, _ := os.ReadFile("/proc/self/status"); bytes.Contains(status, []byte("\nNoNewPrivs:\t1\n")) {
+			return nil, errSandbox
+		}
+		mail = deliver.Sendmail(strings.TrimPrefix(c.Submit, "sendmail:"))
 	}
 	return deliver.New(deliver.Config{
 		Store: s.store, Resolver: s.Resolver, Reporter: reporter, Mail: mail, Post: deliver.HTTPS(client, c.HTTPSVerify, s.Network.UserAgent),

@@ -121,7 +121,7 @@ func TestReportsArePostedToAWebServer(t *testing.T) {
 	w.night(t, on(1))
 
 	want := map[string]string{
-		"fine.test": "accepted ", "later.test": "planned HTTP status 503", "moved.test": "planned HTTP status 302", "no.test": "refused refused: HTTP status 404",
+		"fine.test": "accepted ", "later.test": "planned HTTP status 503", "moved.test": "planned HTTP status 302", "no.test": "refused HTTP status 404",
 		"private.test": "planned ",
 	}
 	for domain, state := range want {

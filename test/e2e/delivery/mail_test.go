@@ -57,6 +57,7 @@ func TestReportsReachReceiversWithBrokenTLSThroughPostfix(t *testing.T) {
 	}
 	relay.Configure(t, "tls_required_enable = no\n"+ours)
 	asks(lab, byPolicy, both)
+	w.edit(t, "[tlsrpt]", "[tlsrpt]\nsubmit = \"sendmail:/usr/sbin/sendmail\"")
 	w.night(t, on(0))
 	wantReport(t, w, r, second.Name, dayOf(on(1)), enforced(second))
 	w.feed(t, "after.test", true) // behind what Postfix has told

@@ -131,10 +131,12 @@ func (w *world) set(t *testing.T, ahead time.Duration) {
 // certificate. It is in the log when feed returns.
 func (w *world) feed(t *testing.T, domain string, good bool) {
 	t.Helper()
-	conn, err := net.Dial("unixgram", w.sessions)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var conn net.Conn
+	w.await(t, func() bool {
+		var err error
+		conn, err = net.Dial("unixgram", w.sessions)
+		return err == nil
+	})
 	defer conn.Close()
 	outcome := `"t":0,"f":0`
 	if !good {
