@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"regexp"
@@ -35,6 +36,7 @@ func testDeb(t *testing.T, root string) {
 		{"a daemon that does not answer is restarted", (*relay).watchdog},
 		{"a Postfix that is installed later gets its socket", (*relay).postfixLater},
 		{"systemd holds the metrics' socket once it is enabled", (*relay).metrics},
+		{"systemd holds the socket of TLS sessions for Postfix alone, also while the daemon restarts", (*relay).sessions},
 		{"the first answer comes soon, and the daemon is small", (*relay).figures},
 		{"ten restarts lose no lookup", (*relay).restart},
 		{"an upgrade loses no lookup, no policy and no configuration", (*relay).upgrade},
@@ -92,6 +94,67 @@ func (r *relay) metrics(t *testing.T) {
 		if path == "/metrics" && os.Getenv(upgradeFrom) == "" { // an older program has other metrics
 			wantDashboard(t, string(body))
 		}
+	}
+}
+
+// sessions enables the socket of TLS sessions. Its unit makes a folder.
+func (r *relay) sessions(t *testing.T) {
+	const unit, folder = "sts-tlsmap-tlsrpt.socket", queueDir + "/sts-tlsmap-tlsrpt"
+	if state := r.property(t, unit, "UnitFileState"); state != "disabled" {
+		t.Errorf("%s is %s", unit, state)
+	}
+	r.root.Write(t, configFile, config+`
+[tlsrpt]
+organization = "Company-X"
+contact = "tls@relay.test"
+sender = "noreply@relay.test"
+submit = "sendmail:/usr/sbin/sendmail"
+`)
+	r.run(t, "systemctl", "enable", unit)
+	r.run(t, "systemctl", "restart", "sts-tlsmap")
+	if got, want := r.run(t, "stat", "-c", "%U:%G %a", folder, folder+"/tlsrpt.sock"), "root:postfix 710\nroot:postfix 660\n"; got != want {
+		t.Errorf("folder and socket are %q, want %q", got, want)
+	}
+	r.await(t, "-check names what the sandbox forbids", func() bool {
+		out, _ := r.try(t, "sts-tlsmap", "-check")
+		return strings.Contains(out, "NoNewPrivileges")
+	})
+
+	r.run(t, "systemctl", "stop", "sts-tlsmap.service")
+	conn, err := net.Dial("unixgram", r.root.Path(folder+"/tlsrpt.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprint(conn, `{"d":"held.test","policies":[{"policy-type":9,"t":0,"f":0}]}`); err != nil {
+		t.Fatal(err)
+	}
+	r.await(t, "the session before the start is known", func() bool {
+		out, _ := r.try(t, "sts-tlsmap", "-report")
+		return strings.Contains(out, "held.test")
+	})
+
+	if !strings.HasPrefix(r.run(t, "postconf", "-h", "mail_version"), "3.7.") { // which tells nothing
+		r.lab.DNS.SetTXT("_smtp._tls."+honest, 300, "v=TLSRPTv1; rua=mailto:tls@"+honest)
+		r.run(t, "postconf", "smtp_tls_policy_maps = "+chroot+"-tlsrpt", "smtp_tlsrpt_enable = yes", "smtp_tlsrpt_socket_name = sts-tlsmap-tlsrpt/tlsrpt.sock")
+		r.run(t, "systemctl", "restart", "postfix")
+		r.run(t, "sh", "-c", "printf 'Subject: a test\\n\\nHello.\\n' | sendmail -f sender@relay.test reported@"+honest)
+		r.await(t, "Postfix tells of its session", func() bool {
+			out, _ := r.try(t, "sts-tlsmap", "-report", "-json")
+			return strings.Contains(out, `"policy-type":"sts"`)
+		})
+	}
+	r.root.Write(t, configFile, config)
+	r.run(t, "systemctl", "restart", "sts-tlsmap")
+}
+
+// await waits until cond holds.
+func (r *relay) await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := stage.Await(ctx, cond); err != nil {
+		t.Errorf("it does not happen: %s", what)
 	}
 }
 

@@ -120,7 +120,7 @@ func (r *relay) wantUpgraded(t *testing.T) {
 // wantRemoved checks that nothing answers, and which files remain.
 func (r *relay) wantRemoved(t *testing.T, gone, kept []string) {
 	t.Helper()
-	for _, path := range append(gone, "/run/sts-tlsmap", "/usr/sbin/sts-tlsmap", queueDir+"/sts-tlsmap") {
+	for _, path := range append(gone, "/run/sts-tlsmap", "/usr/sbin/sts-tlsmap", queueDir+"/sts-tlsmap", queueDir+"/sts-tlsmap-tlsrpt") {
 		if r.has(path) {
 			t.Errorf("%s is still there", path)
 		}
