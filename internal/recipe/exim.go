@@ -155,6 +155,7 @@ func (a *eximAdvice) parts(macros string) {
 		"After \"begin transports\":",
 		"After \"begin retry\", before the other rules:",
 	}
+	split := false
 	if a.c.File == debianConf {
 		where = [4]string{
 			"/etc/exim4/exim4.conf.localmacros:",
@@ -162,7 +163,7 @@ func (a *eximAdvice) parts(macros string) {
 			"In the same file, after \"begin transports\":",
 			"In the same file, after \"begin retry\", before the other rule:",
 		}
-		if a.debianSets("dc_use_split_config", "true") {
+		if split = a.debianSets("dc_use_split_config", "true"); split {
 			where = [4]string{"/etc/exim4/conf.d/main/10_sts-tlsmap:", "/etc/exim4/conf.d/router/180_sts-tlsmap:",
 				"/etc/exim4/conf.d/transport/30_sts-tlsmap:", "/etc/exim4/conf.d/retry/20_sts-tlsmap:"}
 		}
@@ -172,8 +173,33 @@ func (a *eximAdvice) parts(macros string) {
 	if a.many {
 		a.Parts = append(a.Parts, Part{Where: where[3], Text: exim.Retry})
 	}
+	if split {
+		a.splitParts()
+	} else if named(a.c.Routers, hostsRouter) != nil && named(a.c.Transports, ourTransport) != nil {
+		a.note("routers %s and %s and transport %s are in this configuration already: compare them with the text below.", askRouter, hostsRouter, ourTransport)
+	}
 	if own := a.ownOptionsText(); own != "" {
 		a.Parts = append(a.Parts, Part{Where: ownOptions + ", the other options of your own transport:", Text: own})
+	}
+}
+
+// splitParts replaces parts that are in Debian's split configuration already, as they
+// are or by the files that the package ships.
+func (a *eximAdvice) splitParts() {
+	shipped := a.Parts[0].Text == exim.Macros
+	missing := 0
+	for i, name := range []string{"macros", "routers", "transport", "retry"}[:len(a.Parts)] {
+		p := &a.Parts[i]
+		text, err := fs.ReadFile(a.root, rooted(strings.TrimSuffix(p.Where, ":")))
+		includes := regexp.MustCompile(`(?m)^\.include(_if_exists)? /usr/share/sts-tlsmap/exim/` + name + `$`).Match(text)
+		if err == nil && (string(text) == p.Text || includes && (i > 0 || shipped)) {
+			*p = Part{Where: p.Where, Why: "already so"}
+		} else {
+			missing++
+		}
+	}
+	if missing > 0 && shipped {
+		a.note("cp -r /usr/share/sts-tlsmap/exim/conf.d /etc/exim4/ writes the files below.")
 	}
 }
 

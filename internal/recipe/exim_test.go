@@ -2,6 +2,7 @@ package recipe_test
 
 import (
 	"context"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -113,6 +114,41 @@ func TestDebiansEximGetsTheShippedFilesWithoutAWarning(t *testing.T) {
 				t.Errorf("%s: the text has no %q", release, line)
 			}
 		}
+	}
+}
+
+func TestTheSplitConfigurationIsToldWhatItHasAlready(t *testing.T) {
+	const copies = "cp -r /usr/share/sts-tlsmap/exim/conf.d /etc/exim4/"
+	k := newEximKitchen(t, "trixie")
+	already := func() (n int) { return strings.Count(k.cook(t).String(), "\n# already so\n") }
+	if text := k.cook(t).String(); already() != 0 || !strings.Contains(text, copies) {
+		t.Errorf("nothing is there, and the recipe says otherwise:\n%s", text)
+	}
+	shipped := os.DirFS("../../packaging/exim/conf.d")
+	put := func(name string, text string) { k.root["etc/exim4/conf.d/"+name] = &fstest.MapFile{Data: []byte(text)} }
+	for i, name := range []string{"main/10_sts-tlsmap", "router/180_sts-tlsmap", "transport/30_sts-tlsmap", "retry/20_sts-tlsmap"} {
+		text, err := fs.ReadFile(shipped, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if put(name, string(text)); already() != i+1 {
+			t.Errorf("with the shipped %s, %d parts are there, want %d", name, already(), i+1)
+		}
+	}
+	if text := k.cook(t).String(); strings.Contains(text, copies) {
+		t.Errorf("all is there:\n%s", text)
+	}
+	put("router/180_sts-tlsmap", exim.Routers)
+	if already() != 4 {
+		t.Error("the text of the recipe is not taken for itself")
+	}
+	put("router/180_sts-tlsmap", strings.Replace(exim.Routers, "allow_defer", "", 1))
+	if text := k.cook(t).String(); already() != 3 || !strings.Contains(text, copies) {
+		t.Errorf("a router has changed:\n%s", text)
+	}
+	k.d.LookupTimeout = time.Minute // the shipped macros do not fit
+	if text := k.cook(t).String(); already() != 2 || strings.Contains(text, copies) {
+		t.Errorf("the shipped macros do not fit:\n%s", text)
 	}
 }
 

@@ -67,6 +67,9 @@ func Postfix(p Postconf, root fs.FS, d Daemon) (Recipe, error) {
 	}
 	a.policyMaps(at, name)
 	a.securityLevel()
+	if level := p.Settings["smtp_tls_loglevel"]; level == "" || level == "0" {
+		a.set("smtp_tls_loglevel", "1", "the log says of each connection whether the certificate was verified, and why not")
+	}
 	a.authorities()
 	a.reports()
 	a.reportMail()
