@@ -299,7 +299,7 @@ func (a *eximAdvice) installed() {
 	}
 	for _, want := range shipped {
 		got, ok := t.Options[want.name]
-		a.warnIf(ok && got != want.value, "transport %s has %s = %s, not %q: docs/exim.md says what that undoes.", ourTransport, want.name, got, want.value)
+		a.warnIf(ok && got != want.value, "transport %s has %s = %s, not %q: /usr/share/doc/sts-tlsmap/docs/exim-reference.md says what that undoes.", ourTransport, want.name, got, want.value)
 	}
 	certificates := t.Options["tls_verify_certificates"]
 	a.warnIf(certificates != "system" && !strings.HasPrefix(certificates, "/"),

@@ -1,4 +1,4 @@
-// Package exim embeds the files that Exim includes, for -recipe. docs/exim.md
+// Package exim embeds the files that Exim includes, for -recipe. docs/exim-reference.md
 // explains them.
 package exim
 

@@ -84,6 +84,8 @@ func page(outcomes []outcome, m machine) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `# Performance
 
+*For developers of sts-tlsmap. Paths are those of the source.*
+
 Measured by `+"`make bench`"+`, which runs `+"`go run ./test/bench`"+` and writes this
 page. %s
 
