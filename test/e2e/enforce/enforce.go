@@ -81,11 +81,18 @@ func Test(t *testing.T, root, mapName string, matching Matching) {
 		t.Fatalf("Postfix %s with map %s matches by hosts: %t, want %t", w.postfix.Version, mapName, got, matching)
 	}
 
+	w.share(t)
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) { w.play(t, r, w.domain(t, r)) })
 	}
+	played := rows
 	if dane {
 		w.playSigned(t)
+		played = slices.Concat(rows, daneRows)
+	}
+	t.Run("-waiting knows why each message waits", func(t *testing.T) { w.explainsQueue(t, played) })
+	t.Run("-waiting leads somebody who knows nothing to cause and remedy", func(t *testing.T) { leadsToRemedy(t, w) })
+	if dane {
 		for _, s := range daneStories {
 			t.Run(s.name, func(t *testing.T) { s.tell(t, w) })
 		}

@@ -30,10 +30,15 @@ func TestExim(t *testing.T, root string) {
 		Debian:  map[string]string{"dc_relay_domains": backupDomain},
 	})
 	t.Log(w.exim.Name())
+	w.share(t)
 	for _, r := range slices.Concat(rows, eximRows) {
 		t.Run(r.name, func(t *testing.T) { w.play(t, r, w.domain(t, r)) })
 	}
 	w.playSigned(t)
+	t.Run("-waiting knows why each message waits", func(t *testing.T) {
+		w.explainsQueue(t, slices.DeleteFunc(slices.Concat(rows, eximRows, daneRows), func(r row) bool { return r.nextHop != "" }))
+	})
+	t.Run("-waiting leads somebody who knows nothing to cause and remedy", func(t *testing.T) { leadsToRemedy(t, w) })
 	for _, s := range slices.Concat(stories, eximStories) {
 		t.Run(s.name, func(t *testing.T) { s.tell(t, w) })
 	}
