@@ -1,4 +1,4 @@
-// Demo shows in ten seconds what sts-tlsmap does. It starts a small internet
+// Demo shows what sts-tlsmap does, in 8 seconds on a terminal. It starts a small internet
 // (internal/testlab) and the real daemon on loopback, asks the daemon as
 // Postfix would, and explains each step. It needs no privileges and no network,
 // and fails if an answer is wrong.
@@ -6,7 +6,8 @@
 //	go run ./test/demo [-bin ./bin/sts-tlsmap]
 //
 // Only root can listen on port 443, so the daemon reaches the policy hosts
-// through the lab's CONNECT proxy. The demo sends no mail; test/e2e does.
+// through the lab's CONNECT proxy. The demo delivers one message by itself, without an
+// MTA; test/e2e has real ones.
 package main
 
 import (
@@ -48,7 +49,7 @@ func run(ctx context.Context, bin string) (err error) {
 		return err
 	}
 	defer lab.Close()
-	honest, err := build(lab)
+	honest, wrong, err := build(lab)
 	if err != nil {
 		return err
 	}
@@ -57,32 +58,41 @@ func run(ctx context.Context, bin string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.remove(err != nil)) }()
+	r, err := newRelay(d, lab)
+	if err != nil {
+		return err
+	}
 	if err := d.Start(ctx); err != nil {
 		return err
 	}
 	s := &story{ctx: ctx, daemon: d, slow: isTerminal(os.Stdout)}
 	s.tell(honest)
+	s.tellOfMailThatWaits(r, wrong)
 	return s.err
 }
 
-// build sets up the domains and returns honest.example.
-func build(lab *testlab.Lab) (honest *testlab.Domain, err error) {
+// build sets up the domains and returns honest.example and wrongname.example.
+func build(lab *testlab.Lab) (honest, wrong *testlab.Domain, err error) {
 	for name, with := range map[string]testlab.With{
 		"plain.example":  {NoMail: true, NoPolicy: true},
 		"trial.example":  {NoMail: true, Mode: "testing"},
 		"broken.example": {NoMail: true, PolicyCert: testlab.CertExpired},
 	} {
 		if _, err := lab.Domain(name, with); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return lab.Domain("honest.example", testlab.With{NoMail: true, ID: "2026a"})
+	if wrong, err = lab.Domain("wrongname.example", testlab.With{MailCert: testlab.CertWrongName}); err != nil {
+		return nil, nil, err
+	}
+	honest, err = lab.Domain("honest.example", testlab.With{NoMail: true, ID: "2026a"})
+	return honest, wrong, err
 }
 
 // tell runs the steps. Each describes a situation, asks, and explains the
 // answer.
 func (s *story) tell(honest *testlab.Domain) {
-	s.say("A small internet now runs on this machine: a resolver, four mail domains and\n" +
+	s.say("A small internet now runs on this machine: a resolver, five mail domains and\n" +
 		"their policy hosts. The daemon runs beside it and answers Postfix's lookups.")
 
 	s.step("honest.example publishes a policy: TLS only, and only to mx1.honest.example.")
