@@ -117,6 +117,14 @@ func (r *relay) wantUpgraded(t *testing.T) {
 	}
 }
 
+// wantWarning checks that a removal warns of a Postfix that still asks.
+func wantWarning(t *testing.T, out string) {
+	t.Helper()
+	if !strings.Contains(out, "WARNING: Postfix still asks sts-tlsmap") || !strings.Contains(out, "    /etc/postfix/main.cf\n") {
+		t.Errorf("the removal does not warn that Postfix still asks:\n%s", out)
+	}
+}
+
 // wantRemoved checks that nothing answers, and which files remain.
 func (r *relay) wantRemoved(t *testing.T, gone, kept []string) {
 	t.Helper()

@@ -38,9 +38,9 @@ func (r *relay) rpmRequires(t *testing.T) {
 }
 
 // rpm runs Debian's rpm, which needs an option to act on the system.
-func (r *relay) rpm(t *testing.T, args ...string) {
+func (r *relay) rpm(t *testing.T, args ...string) string {
 	t.Helper()
-	r.run(t, "rpm", append([]string{"--force-debian", "--nodeps"}, args...)...)
+	return r.run(t, "rpm", append([]string{"--force-debian", "--nodeps"}, args...)...)
 }
 
 func (r *relay) rpmInstall(t *testing.T) {
@@ -65,7 +65,8 @@ func (r *relay) rpmUpgrade(t *testing.T) {
 }
 
 func (r *relay) rpmRemove(t *testing.T) {
-	r.rpm(t, "--erase", "sts-tlsmap")
+	r.run(t, "postconf", "smtp_tls_policy_maps = "+inet)
+	wantWarning(t, r.rpm(t, "--erase", "sts-tlsmap"))
 	r.wantRemoved(t, nil, []string{configFile + ".rpmsave", cacheFile})
 	// Nothing else remains, neither directories nor systemd's links. RPM
 	// distributions have /usr/share/licenses.
