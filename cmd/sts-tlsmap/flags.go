@@ -30,8 +30,8 @@ var modes = []mode{
 	{"explain", "DOMAIN", 1, 1, (*app).explain, "explain, step by step, how a domain is answered and why"},
 	{"probe", "DOMAIN...|FILE", 1, many, (*app).probe, "connect to the MX hosts, and say whether mail would go out;\n" +
 		"exit 1: some would wait; 2: for some it is not known"},
-	{"waiting", "", 0, 0, (*app).waiting, "print which mail waits because of TLS, why, and what to do;\n" +
-		"exit 1: something waits"},
+	{"waiting", "[-probe]", 0, 0, (*app).waiting, "print which mail waits because of TLS, why, and what to do;\n" +
+		"with -probe, probe its domains; exit 1: something waits"},
 	{"refresh", "DOMAIN...|all", 1, many, (*app).refresh, "check and fetch policies now"},
 	{"forget", "DOMAIN...|all", 1, many, (*app).forget, "drop policies from the cache"},
 	{"learn", "FILE", 1, 1, (*app).learn, "fill the cache from a list of domains (- is standard input) or\n" +
@@ -74,6 +74,7 @@ type flags struct {
 	config   string // empty: the default file
 	mapName  string
 	json     bool
+	probe    bool   // with -waiting
 	span     string // -for
 	suppress string
 	send     bool
@@ -143,6 +144,9 @@ func parseFlags(args []string) (*flags, error) {
 			f.mode, asked = &modes[i], append(asked, "-"+given.Name)
 		}
 	})
+	if slices.Equal(asked, []string{"-probe", "-waiting"}) {
+		asked, f.probe = asked[1:], true // the mode is -waiting, the last one
+	}
 	if len(asked) > 1 {
 		return nil, hint(fmt.Errorf("%s cannot be used together", strings.Join(asked, " and ")), "give one of them")
 	}

@@ -7,7 +7,9 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/probe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/waiting"
 )
 
@@ -37,6 +39,11 @@ func (a *app) waiting(ctx context.Context) (int, error) {
 		},
 		Maps: a.health.Maps, Err: a.peerErr, Now: a.now(),
 	})
+	if a.flags.probe {
+		if err := a.probeWaiting(ctx, q); err != nil {
+			return 0, err
+		}
+	}
 	if a.flags.json {
 		err = q.WriteJSON(a.stdout)
 	} else {
@@ -47,4 +54,21 @@ func (a *app) waiting(ctx context.Context) (int, error) {
 		return exitNotFound, nil
 	}
 	return exitDone, err
+}
+
+// probeWaiting probes the domains whose mail waits.
+func (a *app) probeWaiting(ctx context.Context, q *waiting.Queue) error {
+	p, err := a.prober(ctx, false)
+	if err != nil {
+		return err
+	}
+	domains := q.ToProbe()
+	bar := text.Progress{W: a.stderr, Shown: text.IsTerminal(a.stderr)}
+	bar.Begin(len(domains))
+	defer bar.End()
+	return p.Domains(ctx, domains, func(r *probe.Result) error {
+		bar.Step()
+		q.Probed(r.Domain, string(r.Verdict)+": "+r.Reason)
+		return nil
+	})
 }

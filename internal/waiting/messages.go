@@ -23,6 +23,7 @@ var (
 	journal = Step{"To see why it does not run", "journalctl -u sts-tlsmap -n 50"}
 	check   = Step{"To see what is wrong on this machine", "sts-tlsmap -check"}
 	explain = Step{"To see what the domain publishes, and the reply to the MTA", "sts-tlsmap -explain DOMAIN"}
+	probe   = Step{"To see what each MX host shows now", "sts-tlsmap -probe DOMAIN"}
 	refresh = Step{"To fetch the policy again", "sts-tlsmap -refresh DOMAIN"}
 	exempt  = Step{"If the mail cannot wait for the domain, to ignore its policy for 4 hours", "sts-tlsmap -exempt DOMAIN -for 4h"}
 	again   = Step{"To try a message again now", "" /* the MTA's */}
@@ -54,19 +55,19 @@ var (
 		Words: "The policy is enforced, but the DNS has no host for the domain's mail, or no address for the hosts that the policy lists."}
 	unlisted = &Cause{Name: "unlisted", tls: true, Steps: []Step{refresh, exempt},
 		Words: "No MX host that could take the mail is listed in the domain's policy: the domain has moved its mail without a new policy, or the DNS is forged."}
-	noTLS = &Cause{Name: "no-starttls", tls: true, Steps: []Step{explain, exempt},
+	noTLS = &Cause{Name: "no-starttls", tls: true, Steps: []Step{probe, exempt},
 		Words: "The MX host does not offer TLS, or somebody on the way hides that it does."}
-	refused = &Cause{Name: "starttls-refused", tls: true, Steps: []Step{explain, exempt},
+	refused = &Cause{Name: "starttls-refused", tls: true, Steps: []Step{probe, exempt},
 		Words: "The MX host offers TLS, but refused to start it."}
-	handshake = &Cause{Name: "handshake", tls: true, Steps: []Step{explain, exempt},
+	handshake = &Cause{Name: "handshake", tls: true, Steps: []Step{probe, exempt},
 		Words: "The TLS handshake with the MX host failed: the host is broken, has TLS 1.1 or older only, or something on the way interferes."}
-	certificate = &Cause{Name: "certificate", tls: true, Steps: []Step{explain, exempt},
+	certificate = &Cause{Name: "certificate", tls: true, Steps: []Step{probe, exempt},
 		Words: "The MX host's certificate is not good: it has another name, has expired, or is from an authority that this machine does not know."}
-	tlsaMismatch = &Cause{Name: "tlsa-mismatch", tls: true, Steps: []Step{explain},
+	tlsaMismatch = &Cause{Name: "tlsa-mismatch", tls: true, Steps: []Step{probe},
 		Words: "The MX host's certificate does not match the domain's TLSA records (DANE)."}
-	tlsaFails = &Cause{Name: "tlsa-lookup", tls: true, Steps: []Step{explain},
+	tlsaFails = &Cause{Name: "tlsa-lookup", tls: true, Steps: []Step{probe},
 		Words: "The TLSA records of the MX host could not be looked up (DANE)."}
-	tlsaGone = &Cause{Name: "tlsa-missing", tls: true, Steps: []Step{check, explain},
+	tlsaGone = &Cause{Name: "tlsa-missing", tls: true, Steps: []Step{check, probe},
 		Words: "DANE protects the domain, but the MTA finds no signed MX or TLSA records for this host."}
 	putOff = &Cause{Name: "put-off", tls: true, Steps: []Step{again},
 		Words: "Exim does not try the hosts again yet, after an earlier failure."}

@@ -63,6 +63,9 @@ func (g *Group) write(b *bufio.Writer, now time.Time) {
 	if g.Policy != "" {
 		row("policy", g.Policy)
 	}
+	if g.Probe != "" {
+		row("probe", g.Probe)
+	}
 	for _, s := range g.Steps {
 		fmt.Fprintf(b, "  %s:\n      %s\n", s.For, s.Command)
 	}

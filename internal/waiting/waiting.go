@@ -23,6 +23,7 @@ import (
 const (
 	maxGroups  = 10_000           // pairs of domain and cause; later ones are only counted
 	maxReason  = 500              // bytes kept of a message
+	maxProbed  = 200              // domains that -waiting -probe probes
 	askTime    = 30 * time.Second // for all questions what the daemon replies to Postfix
 	maxMessage = 64 << 20         // bytes of one message in postqueue's output: half a million recipients
 	maxLog     = 256 << 10        // bytes read from the end of a message log of Exim
@@ -40,6 +41,7 @@ type Group struct {
 	Cause    string    `json:"cause"`
 	Words    string    `json:"words"`
 	Policy   string    `json:"policy,omitempty"` // what is held
+	Probe    string    `json:"probe,omitempty"`  // what a probe found now
 	Steps    []Step    `json:"steps"`
 
 	cause *Cause
@@ -219,9 +221,29 @@ func (g *Group) compare(ctx context.Context, s Source) bool {
 		return false // Postfix says this of any host that it could not use
 	default:
 		g.Policy = "none enforced by sts-tlsmap: DANE or the MTA's own settings require TLS"
-		g.Steps = []Step{explain}
+		g.Steps = []Step{probe, explain}
 	}
 	return true
+}
+
+// ToProbe returns the domains whose hosts failed a check, those with the most mail first.
+func (q *Queue) ToProbe() (domains []string) {
+	for _, g := range q.Groups {
+		if g.cause.tls && g.named && !slices.Contains(domains, g.Domain) && len(domains) < maxProbed {
+			domains = append(domains, g.Domain)
+		}
+	}
+	return domains
+}
+
+// Probed notes what a probe of a domain found.
+func (q *Queue) Probed(domain, found string) {
+	for _, g := range q.Groups {
+		if g.cause.tls && g.Domain == domain {
+			g.Probe = found
+			g.Steps = slices.DeleteFunc(g.Steps, func(s Step) bool { return s.For == probe.For })
+		}
+	}
 }
 
 // enforced reports whether a policy of that mode is enforced by a map of the daemon.

@@ -171,8 +171,8 @@ func TestTheOutputHasCauseMessagePolicyAndCommands(t *testing.T) {
             expired, or is from an authority that this machine does not know.
   Postfix   Server certificate not verified
   policy    enforce, until ` + local("2026-12-01 20:00:00") + `, for mx1.wrong.test
-  To see what the domain publishes, and the reply to the MTA:
-      sts-tlsmap -explain wrong.test
+  To see what each MX host shows now:
+      sts-tlsmap -probe wrong.test
   If the mail cannot wait for the domain, to ignore its policy for 4 hours:
       sts-tlsmap -exempt wrong.test -for 4h
   To try a message again now:
@@ -230,24 +230,24 @@ func TestTheCommandsFitWhatTheDaemonHolds(t *testing.T) {
 	}{
 		{name: "enforced", reason: "Server certificate not verified", held: entry("enforce", now.Add(time.Hour)),
 			cause: "certificate", policy: "for a, b, c, 1 more",
-			commands: []string{"sts-tlsmap -explain x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
+			commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
 		{name: "expired", reason: "Server certificate not verified", held: entry("enforce", now.Add(-time.Hour)),
-			cause: "certificate", policy: "none enforced", commands: []string{"sts-tlsmap -explain x.test"}},
+			cause: "certificate", policy: "none enforced", commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -explain x.test"}},
 		{name: "testing", reason: "Server certificate not verified", held: entry("testing", now.Add(time.Hour)),
-			cause: "certificate", policy: "none enforced", commands: []string{"sts-tlsmap -explain x.test"}},
+			cause: "certificate", policy: "none enforced", commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -explain x.test"}},
 		{name: "testing, and a map enforces it", testing: true, reason: "TLS is required, but was not offered by host mx", held: entry("testing", now.Add(time.Hour)),
-			cause: "no-starttls", policy: "testing, until", commands: []string{"sts-tlsmap -explain x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
+			cause: "no-starttls", policy: "testing, until", commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
 		{name: "nothing held", reason: "Cannot start TLS: handshake failure", heldErr: control.ErrNothingHeld,
-			cause: "handshake", policy: "none enforced", commands: []string{"sts-tlsmap -explain x.test"}},
+			cause: "handshake", policy: "none enforced", commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -explain x.test"}},
 		{name: "the daemon was not asked", reason: "Cannot start TLS: handshake failure", heldErr: control.ErrNotAllowed,
-			cause: "handshake", policy: "not known", commands: []string{"sts-tlsmap -explain x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
+			cause: "handshake", policy: "not known", commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
 		{name: "exempt", reason: "Server certificate not verified", held: control.Held{Exempt: true, ExemptUntil: now.Add(time.Hour)},
 			cause: "certificate", policy: "exempt until", commands: []string{"postqueue -i 67514CF"}},
 		{name: "DANE by the daemon's word", reason: "Server certificate not verified",
 			held:  control.Held{Entry: entry("enforce", now.Add(time.Hour)).Entry, DANE: []control.DANE{{State: dane.Usable}}},
-			cause: "certificate", policy: "does not override DANE", commands: []string{"sts-tlsmap -explain x.test"}},
+			cause: "certificate", policy: "does not override DANE", commands: []string{"sts-tlsmap -probe x.test"}},
 		{name: "DANE by Postfix's word", reason: "no TLSA records found", held: entry("enforce", now.Add(time.Hour)),
-			cause: "tlsa-missing", policy: "does not override DANE", commands: []string{"sts-tlsmap -check", "sts-tlsmap -explain x.test"}},
+			cause: "tlsa-missing", policy: "does not override DANE", commands: []string{"sts-tlsmap -check", "sts-tlsmap -probe x.test"}},
 		{name: "Postfix says unavailable, and a policy is enforced", reason: "server unavailable or unable to receive mail", held: entry("enforce", now.Add(time.Hour)),
 			cause: "unlisted", policy: "enforce", commands: []string{"sts-tlsmap -refresh x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
 		{name: "Postfix says unavailable, and none is", reason: "server unavailable or unable to receive mail", heldErr: control.ErrNothingHeld},
@@ -456,5 +456,18 @@ func TestMessageLogsThatCannotBeReadAreAnError(t *testing.T) {
 	long := strings.NewReader(strings.Repeat("x", 10<<20) + "\n" + eximQueue)
 	if _, err := waiting.ReadExim(long, spool, now); err != nil {
 		t.Errorf("a line of 10 MB is an error: %v", err)
+	}
+}
+
+func TestAProbeReplacesTheAdviceToProbe(t *testing.T) {
+	q := postfix(t, oneWaits+deferred("down.test", "client TLS configuration problem"), "\n\n")
+	q.Judge(t.Context(), enforced)
+	if got := q.ToProbe(); !slices.Equal(got, []string{"wrong.test"}) {
+		t.Errorf("to probe: %q", got)
+	}
+	q.Probed("wrong.test", "would wait: mx1.wrong.test shows a certificate for other.test")
+	got := print(t, q)
+	if strings.Contains(got, "-probe") || !strings.Contains(got, "  probe     would wait: mx1.wrong.test shows a certificate for other.test\n") {
+		t.Error(got)
 	}
 }

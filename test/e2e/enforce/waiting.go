@@ -104,6 +104,14 @@ func leadsToRemedy(t *testing.T, w *world) {
 	}
 	session := "$ sts-tlsmap -waiting\n" + section
 
+	// Who wants to know more sees the name in the certificate.
+	probed, err := w.onMachine("-waiting", "-probe", "-json").Output()
+	if found := regexp.MustCompile(`(?m)^.*"domain":"wrongname\.test".*"probe":"would wait: .*$`).FindString(string(probed)); found == "" {
+		t.Errorf("-waiting -probe does not find that the mail would wait (%v):\n%s", err, probed)
+	} else {
+		t.Logf("probed: %s", found)
+	}
+
 	// The second one, as the first prints it. It lets the message out at the next try.
 	exempt := regexp.MustCompile(`(?m)^ {6}sts-tlsmap (-exempt .*)$`).FindStringSubmatch(section)
 	if exempt == nil {
