@@ -47,7 +47,7 @@ func (g *Group) write(b *bufio.Writer, now time.Time) {
 	if g.Domains > 0 {
 		name = fmt.Sprintf("%d domains", g.Domains)
 	}
-	since := fmt.Sprintf("since %s (%s)", text.Clock(g.Oldest), text.Span(now.Sub(g.Oldest)))
+	since := "since " + text.Moment(g.Oldest, now)
 	if g.Messages > 1 {
 		since = "the oldest " + since
 	}

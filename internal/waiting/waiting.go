@@ -209,14 +209,14 @@ func (g *Group) compare(ctx context.Context, s Source) bool {
 	case h.Exempt:
 		g.Policy = "ignored: the domain is exempt"
 		if !h.ExemptUntil.IsZero() {
-			g.Policy += " until " + text.Clock(h.ExemptUntil)
+			g.Policy += " until " + text.Moment(h.ExemptUntil, s.Now)
 		}
 		g.Steps = []Step{again}
 	case byDANE || slices.ContainsFunc(h.DANE, usable):
 		g.Policy = "DANE protects the domain; sts-tlsmap does not override DANE, and -exempt does not end it"
 		g.Steps = slices.DeleteFunc(g.Steps, func(s Step) bool { return s == exempt })
 	case e != nil && s.enforced(e.Mode) && e.Expires.After(s.Now):
-		g.Policy = fmt.Sprintf("%s, until %s, for %s", e.Mode, text.Clock(e.Expires), listed(e.Policy))
+		g.Policy = fmt.Sprintf("%s, until %s, for %s", e.Mode, text.Moment(e.Expires, s.Now), listed(e.Policy))
 	case g.cause == unlisted && g.MTA == Postfix:
 		return false // Postfix says this of any host that it could not use
 	default:

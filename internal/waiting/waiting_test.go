@@ -166,11 +166,11 @@ func TestTheOutputHasCauseMessagePolicyAndCommands(t *testing.T) {
 	t.Setenv("TZ", "UTC")
 	q := postfix(t, oneWaits, "\n\n")
 	q.Judge(t.Context(), enforced)
-	want := `wrong.test: 2 messages wait, the oldest since ` + local("2026-11-30 18:00:36") + ` (1h59m)
+	want := `wrong.test: 2 messages wait, the oldest since ` + local("2026-11-30 18:00:36") + ` (1h59m ago)
   cause     The MX host's certificate is not good: it has another name, has
             expired, or is from an authority that this machine does not know.
   Postfix   Server certificate not verified
-  policy    enforce, until ` + local("2026-12-01 20:00:00") + `, for mx1.wrong.test
+  policy    enforce, until ` + local("2026-12-01 20:00:00") + ` (in 1d), for mx1.wrong.test
   To see what each MX host shows now:
       sts-tlsmap -probe wrong.test
   If the mail cannot wait for the domain, to ignore its policy for 4 hours:
