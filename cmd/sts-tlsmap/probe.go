@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,9 +16,15 @@ import (
 
 // probe is -probe.
 func (a *app) probe(ctx context.Context) (int, error) {
-	domains, isList, err := a.toProbe()
-	if err != nil {
-		return 0, err
+	domains, isList := a.flags.args, false
+	if l, err := a.openList(domains[0]); err == nil && len(domains) == 1 {
+		domains, isList = nil, true
+		for e := range l.policies() {
+			domains = append(domains, e.Domain)
+		}
+		if domains = append(domains, l.domains...); l.err != nil {
+			return 0, l.err
+		}
 	}
 	p, err := a.prober(ctx, isList)
 	if err != nil {
@@ -39,9 +44,6 @@ func (a *app) probe(ctx context.Context) (int, error) {
 		case isList:
 			_, err = io.WriteString(a.stdout, line)
 		default:
-			if table.Domains > 1 {
-				fmt.Fprintln(a.stdout)
-			}
 			err = r.WriteText(a.stdout)
 		}
 		bar.Step()
@@ -84,28 +86,9 @@ func (a *app) prober(ctx context.Context, sparing bool) (*probe.Prober, error) {
 	name = cmp.Or(a.flags.mapName, name)
 	i := mta.Find(a.cfg.Maps, name)
 	if i < 0 {
-		return nil, hint(fmt.Errorf("there is no map %q", text.Printable(name)), "leave -map out")
+		return nil, fmt.Errorf("there is no map %q", text.Printable(name))
 	}
 	return probe.New(probe.Options{
 		Resolver: out.resolver, NextHops: out.checker, Policy: sources.Policy, Map: a.cfg.Maps[i], Roots: roots, EHLO: ehlo, Sparing: sparing,
 	}), nil
-}
-
-// toProbe returns the domains of the arguments, or of the list that is the only one.
-func (a *app) toProbe() (domains []string, isList bool, err error) {
-	args := a.flags.args
-	if len(args) > 1 {
-		return args, false, nil
-	}
-	l, err := a.openList(args[0])
-	if errors.Is(err, os.ErrNotExist) {
-		return args, false, nil
-	} else if err != nil {
-		return nil, false, err
-	}
-	defer l.in.Close()
-	for e := range l.policies() {
-		domains = append(domains, e.Domain)
-	}
-	return append(domains, l.domains...), true, l.err
 }

@@ -7,9 +7,11 @@ import (
 	"crypto/sha512"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
@@ -42,7 +44,8 @@ func certNames(c *x509.Certificate) []string {
 	return c.DNSNames
 }
 
-func otherName(leaf *x509.Certificate) Outcome {
+// mismatch is the Outcome of a certificate without the right name.
+func mismatch(leaf *x509.Certificate) Outcome {
 	words := cmp.Or(strings.Join(describe(leaf).Names, ", "), "no host name")
 	return fails(tlsrpt.CertificateHostMismatch, "the certificate is for %s", text.Cut(words, 100))
 }
@@ -66,60 +69,42 @@ func trusted(chain []*x509.Certificate, roots *x509.CertPool) Outcome {
 	return fails(tlsrpt.CertificateNotTrusted, "the certificate from %s: %s", text.Printable(leaf.Issuer.String()), printable(err))
 }
 
-// named says whether a certificate is for one of the hosts, by its DNS-IDs.
-func named(leaf *x509.Certificate, hosts ...string) Outcome {
-	for _, h := range hosts {
-		if leaf.VerifyHostname(h) == nil {
-			return passes("")
-		}
-	}
-	return otherName(leaf)
-}
-
 // matches says whether a certificate has a name that a match list of Postfix accepts,
 // as Postfix before 3.10.5 reads it: ".example.net" is any name below example.net.
-func matches(leaf *x509.Certificate, list []string) Outcome {
-	for _, name := range certNames(leaf) {
-		name = strings.ToLower(name)
-		for _, entry := range list {
+func matches(leaf *x509.Certificate, list []string) bool {
+	return slices.ContainsFunc(certNames(leaf), func(name string) bool {
+		name = hostname.Lower(name)
+		return slices.ContainsFunc(list, func(entry string) bool {
 			_, parent, _ := strings.Cut(entry, ".")
-			if name == entry || name == "*."+parent || entry[0] == '.' && strings.HasSuffix(name, entry) {
-				return passes("")
-			}
-		}
-	}
-	return otherName(leaf)
+			return name == entry || name == "*."+parent || entry[0] == '.' && strings.HasSuffix(name, entry)
+		})
+	})
 }
 
 // authenticated verifies a chain with usable TLSA records (RFC 7672, 3.1). The names
 // are those that a certificate may have with usage DANE-TA(2).
 func authenticated(chain []*x509.Certificate, records []resolver.TLSA, names ...string) Outcome {
+	leaf := chain[0]
 	nearly := fails(tlsrpt.CertificateNotTrusted, "no TLSA record matches the certificate")
 	for _, rr := range records {
-		if rr.Usage == 3 { // RFC 7672, 3.1.1: neither names nor dates count
-			if matchesTLSA(chain[0], rr) {
-				return passes("")
-			}
-			continue
+		if rr.Usage == 3 && matchesTLSA(leaf, rr) { // RFC 7672, 3.1.1: neither names nor dates count
+			return passes("")
 		}
-		anchors := chain[1:]
-		if rr.Selector == 0 && rr.MatchingType == 0 { // the host need not send it
-			if c, err := x509.ParseCertificate(rr.Data); err == nil {
-				anchors = append(anchors[:len(anchors):len(anchors)], c)
-			}
+		anchors := slices.Clone(chain[1:])
+		if c, err := x509.ParseCertificate(rr.Data); err == nil { // of matching type 0: the host need not send it
+			anchors = append(anchors, c)
 		}
 		for _, anchor := range anchors { // RFC 7672, 3.1.2
-			if !matchesTLSA(anchor, rr) {
+			if rr.Usage != 2 || !matchesTLSA(anchor, rr) {
 				continue
 			}
-			o := trusted(chain, pool(anchor))
-			if o.State == Passes {
-				o = named(chain[0], names...)
+			nearly = trusted(chain, pool(anchor))
+			if nearly.State == Passes && !slices.ContainsFunc(names, func(n string) bool { return leaf.VerifyHostname(n) == nil }) {
+				nearly = mismatch(leaf)
 			}
-			if o.State == Passes {
-				return o
+			if nearly.State == Passes {
+				return nearly
 			}
-			nearly = o
 		}
 	}
 	return nearly

@@ -196,18 +196,18 @@ func (h *host) by(o order, doesDANE bool) Outcome {
 	case h.tls.State != Passes:
 		return h.tls
 	}
-	name := named(h.leaf, h.name) // RFC 8461, 4.2
+	named := h.leaf.VerifyHostname(h.name) == nil // RFC 8461, 4.2
 	if o.patterns == nil && o.hosts == nil {
-		name = matches(h.leaf, o.match)
+		named = matches(h.leaf, o.match)
 	}
-	if h.trust.State == Passes {
-		return first(name, passes("its certificate is valid until "+text.Clock(h.leaf.NotAfter)))
+	out := first(h.trust, passes("its certificate is valid until "+text.Clock(h.leaf.NotAfter)))
+	switch other := mismatch(h.leaf); {
+	case !named && h.trust.State == Passes:
+		return other
+	case !named:
+		out.Reason += "; " + other.Reason
 	}
-	all := h.trust
-	if name.State != Passes {
-		all.Reason += "; " + name.Reason
-	}
-	return all
+	return out
 }
 
 // first returns the first Outcome that does not pass, else the last.

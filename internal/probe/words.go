@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
@@ -22,10 +23,11 @@ func (r *Result) WriteJSON(w io.Writer) error {
 // WriteText writes all that is known, in words.
 func (r *Result) WriteText(w io.Writer) error {
 	var out strings.Builder
+	indent := "  "
 	row := func(label string, words ...string) {
-		words = strings.FieldsFunc(strings.Join(words, "\x00"), func(c rune) bool { return c == 0 }) // without empty ones
+		words = slices.DeleteFunc(words, func(w string) bool { return w == "" })
 		if value := strings.Join(words, ": "); value != "" && value != string(DoesNotApply) {
-			fmt.Fprintf(&out, "  %-13s %s\n", label, text.Printable(value))
+			fmt.Fprintf(&out, "%s%-13s %s\n", indent, label, text.Printable(value))
 		}
 	}
 	outcome := func(label string, o *Outcome) {
@@ -42,8 +44,9 @@ func (r *Result) WriteText(w io.Writer) error {
 	if r.OlderPostfix != "" {
 		row("older Postfix", string(r.OlderPostfix), "before 3.10.5, it takes any name that the policy lists, on any host")
 	}
+	indent = "    "
 	for _, h := range r.hosts {
-		fmt.Fprintf(&out, "\n%s\n", text.Printable(h.Host))
+		fmt.Fprintf(&out, "  %s\n", text.Printable(h.Host))
 		row("address", strings.TrimSuffix(h.Address+", "+h.TLS, ", "))
 		if h.STARTTLS.State != Passes {
 			outcome("STARTTLS", &h.STARTTLS)
