@@ -58,6 +58,7 @@ func NewClient(path string) *Client {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		},
 		DisableCompression:    true,
+		MaxConnsPerHost:       MaxClients / 4, // one more call waits: the daemon would close its connection
 		ResponseHeaderTimeout: answerTimeout,
 	}}}
 }

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
@@ -487,6 +489,20 @@ func TestTheReadTimeoutDoesNotEndASlowRequest(t *testing.T) {
 	}
 	close(k.refresh)
 	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestManyCallsOfOneClientAllGetAnAnswer(t *testing.T) {
+	c, _ := serve(t, &fakeKeeper{records: once}, nil)
+	var calls errgroup.Group
+	for range 20 * control.MaxClients {
+		calls.Go(func() error {
+			_, err := c.Health(t.Context())
+			return err
+		})
+	}
+	if err := calls.Wait(); err != nil {
 		t.Error(err)
 	}
 }
