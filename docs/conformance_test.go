@@ -16,6 +16,7 @@ var standards = []struct {
 }{
 	{"RFC 8461, MTA-STS", "TestRFC8461_", 23},
 	{"RFC 7672, DANE for SMTP", "TestRFC7672_", 5},
+	{"RFC 8460, TLS reporting", "TestRFC8460_", 20},
 }
 
 func TestEveryRuleHasATestNamedAfterItsSectionThatExists(t *testing.T) {

@@ -611,7 +611,7 @@ func TestAPolicyThatTheStoreRefusesIsAnsweredFromMemoryAndFollowed(t *testing.T)
 	})
 }
 
-func TestOnlyAFailureOfTheDomainWithAValidRecordCountsAsNotFetched(t *testing.T) {
+func TestRFC8460_4_3_4_OnlyAFailureOfTheDomainWithAValidRecordCountsAsNotFetched(t *testing.T) {
 	for name, test := range map[string]struct {
 		host fakeHost
 		want bool

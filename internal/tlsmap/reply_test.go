@@ -313,7 +313,7 @@ func TestAMapThatCannotBeAnsweredIsRefused(t *testing.T) {
 	}
 }
 
-func TestReportsHaveThePolicyAsItsAttributesSayIt(t *testing.T) {
+func TestRFC8460_4_5_ReportsHaveThePolicyAsItsAttributesSayIt(t *testing.T) {
 	text := "version: STSv1\r\nmode: enforce\r\nmx: MX.example.com\r\nmx: *.example.net\r\nmx: mx.example.com\r\nmx: hostname\r\nother: x } policy_type=tlsa\r\nmax_age: 604800\r\n"
 	p, err := policy.Parse([]byte(text))
 	if err != nil {

@@ -96,7 +96,7 @@ func TestAReceiverCanAskForFourHoursAtMost(t *testing.T) {
 	}
 }
 
-func TestEachDestinationIsTriedAndARefusalIsFinal(t *testing.T) {
+func TestRFC8460_3_EachDestinationIsTriedAndARefusalIsFinal(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.add(yesterday, "one.test", 3, "mailto:refuses@one.test", "mailto:accepts@one.test", "https://one.test/later")
 		w.add(yesterday, "none.test", 3, "mailto:refuses@none.test")

@@ -102,7 +102,7 @@ func TestRFC8460_5_4_WhatAnAnswerMeans(t *testing.T) {
 	}
 }
 
-func TestTheCertificateIsCheckedIfTheConfigurationSaysSo(t *testing.T) {
+func TestRFC8460_3_TheCertificateIsCheckedIfTheConfigurationSaysSo(t *testing.T) {
 	r := newReceiver(t, "reports.example.test", func(http.ResponseWriter, *http.Request) {})
 	if err := r.host.Present(testlab.CertOtherCA); err != nil {
 		t.Fatal(err)

@@ -167,7 +167,7 @@ func TestEachReportHasAnIDOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestAReporterMustBeOneDomain(t *testing.T) {
+func TestRFC8460_5_3_AReporterMustBeOneDomain(t *testing.T) {
 	for name, change := range map[string]func(*report.Config){
 		"no organization":         func(c *report.Config) { c.Organization = "" },
 		"a line end":              func(c *report.Config) { c.Organization = "a\nb" },
@@ -189,7 +189,7 @@ func TestAReporterMustBeOneDomain(t *testing.T) {
 }
 
 // A policy's text is hostile: random bytes do not compress.
-func TestAReportThatIsTooLargeIsRefused(t *testing.T) {
+func TestRFC8460_5_2_AReportThatIsTooLargeIsRefused(t *testing.T) {
 	day := tlsrpt.DomainDay{Domain: "example.com", Day: "2026-11-30"}
 	random := rand.NewChaCha8([32]byte{})
 	for range 9 {

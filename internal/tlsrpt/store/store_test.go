@@ -15,7 +15,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
 )
 
-func TestSessionsAreCountedByDomainAndPolicy(t *testing.T) {
+func TestRFC8460_4_2_SessionsAreCountedByDomainAndPolicy(t *testing.T) {
 	l := newLab(t, store.Options{})
 	dane := tlsrpt.Event{Domain: "a.test", Policy: tlsrpt.Policy{Type: tlsrpt.TypeTLSA, Domain: "mx.a.test", Strings: []string{"3 1 1 C85F"}}}
 	refused := tlsrpt.Failure{Result: tlsrpt.StartTLSNotSupported, Reason: "starttls-refused"}
