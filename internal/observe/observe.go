@@ -72,6 +72,7 @@ type Sources struct {
 	Held  func(domain string) (control.Held, error)
 	// List returns policies in the order of their domains, as keeper.Keeper's.
 	List func(after string, limit int) (page []cache.Record, next string, err error)
+	TLS  func() (reporting.Overview, error)
 	Log  *slog.Logger
 }
 
@@ -92,6 +93,9 @@ type Observer struct {
 	last      *overview // of the status page
 
 	listing sync.Mutex // held while policies are read for a list
+
+	tallying sync.Mutex
+	tls      *tlsView // of the page about TLS reports
 }
 
 // New returns an Observer.
@@ -101,6 +105,7 @@ func New(s Sources) *Observer {
 	mux.Handle("GET /metrics", o.Metrics())
 	mux.HandleFunc("GET /{$}", o.serveOverview)
 	mux.HandleFunc("GET /policies", o.servePolicies)
+	mux.HandleFunc("GET /tls", o.serveTLS)
 	mux.HandleFunc("GET /style.css", static("text/css; charset=utf-8", styleCSS))
 	mux.HandleFunc("GET /icon.svg", static("image/svg+xml", iconSVG))
 	o.server = http.Server{

@@ -47,6 +47,7 @@ type view struct {
 	Question string // as asked
 	Answer   *answer
 	List     *list
+	TLS      *tlsView
 }
 
 // An overview is the part of the page that is the same for all requests.
@@ -59,6 +60,7 @@ type overview struct {
 	Policies          int64
 	Modes             []mode
 	Held, Strangers   []failure
+	Reports           bool // TLS reports are on
 }
 
 // replies are the numbers of one map's replies.
@@ -137,6 +139,7 @@ func (o *Observer) gather(now time.Time) *overview {
 	v := &overview{
 		At: now, Clock: text.Clock(now), Version: o.Version, Host: o.Host, Up: text.Span(now.Sub(o.Started)),
 		Troubles: o.Troubles(), Policies: s.Cache.Policies(), Modes: modes(s.Cache.ByMode[:], s.Cache.Policies()),
+		Reports: s.Reports.On,
 	}
 	v.Held, v.Strangers = o.failures.latest(now)
 	for i := range s.Maps.Maps {

@@ -48,6 +48,7 @@ func Sources() observe.Sources {
 		List:  func(string, int) ([]cache.Record, string, error) { return nil, "", nil },
 		Table: table,
 		Held:  func(domain string) (control.Held, error) { return control.Held{Domain: domain}, nil },
+		TLS:   func() (reporting.Overview, error) { return reporting.Overview{}, nil },
 		Log:   slog.New(slog.DiscardHandler),
 	}
 }

@@ -44,6 +44,14 @@ type Delivery struct {
 
 // ready returns the store, with all that was written merged.
 func (s *Service) ready() (*store.Store, error) {
+	st, err := s.opened()
+	if err != nil {
+		return nil, err
+	}
+	return st, st.Merge()
+}
+
+func (s *Service) opened() (*store.Store, error) {
 	if s == nil {
 		return nil, errOff
 	}
@@ -53,7 +61,7 @@ func (s *Service) ready() (*store.Store, error) {
 	if st == nil {
 		return nil, errNotOpen
 	}
-	return st, st.Merge()
+	return st, nil
 }
 
 // Views calls each with all days of a domain, or of all domains if it is empty, the
@@ -87,14 +95,11 @@ func (s *Service) Views(domain string, each func(View) error) error {
 
 // view reads a domain's day.
 func view(st *store.Store, day tlsrpt.Day, domain string) (v View, err error) {
-	known, err := st.Load(day, domain)
+	policies, err := st.Brief(day, domain, viewDetails)
 	if err != nil {
 		return v, err
 	}
-	for i := range known.Policies { // they are long, and strangers write them
-		p := &known.Policies[i]
-		p.Policy.Strings, p.Policy.MXHosts, p.Details = nil, nil, p.Details[:min(len(p.Details), viewDetails)]
-	}
+	known := tlsrpt.DomainDay{Domain: domain, Day: day, Policies: policies}
 	v = View{Day: day, Domain: domain, Policies: new(report.Reporter).Build(known, "").Policies}
 	rows, err := deliver.Rows(st, day, domain)
 	if len(rows) > 1 {

@@ -15,6 +15,7 @@ import (
 	"image/color"
 	"image/png"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -30,6 +31,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
 // patience limits the daemon's and the browser's time on a busy machine.
@@ -43,9 +45,10 @@ const hostile = "version: STSv1\r\nmode: enforce\r\nmx: mx1.hostile.test\r\nmax_
 
 // A daemon is the real program.
 type daemon struct {
-	lookups endpoint.Endpoint
-	page    string // URL of the status page
-	control *control.Client
+	lookups  endpoint.Endpoint
+	sessions string // the socket for TLS reports
+	page     string // URL of the status page
+	control  *control.Client
 }
 
 // startDaemon builds and starts the program.
@@ -61,7 +64,8 @@ func startDaemon(ctx context.Context, t *testing.T, lab *testlab.T) *daemon {
 		t.Fatal(err)
 	}
 	p, err := testlab.NewDaemon(program, dir, testlab.DaemonConfig{
-		DNS: lab.DNS.Addr, CA: ca, Top: `metrics = "inet:127.0.0.1:0"`, Tables: "[exempt]\ndomains = [\"exempt.test\"]\n",
+		DNS: lab.DNS.Addr, CA: ca, Top: `metrics = "inet:127.0.0.1:0"`, Tables: "[exempt]\ndomains = [\"exempt.test\"]\n" +
+			fmt.Sprintf("[tlsrpt]\ncollect = true\npath = %q\npostfix_socket = %q\n", filepath.Join(dir, "reports.db"), "unix:"+filepath.Join(dir, "tlsrpt.sock")),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +79,7 @@ func startDaemon(ctx context.Context, t *testing.T, lab *testlab.T) *daemon {
 			t.Errorf("the daemon stopped with %v\n%s", err, p.Log())
 		}
 	})
-	d := &daemon{control: control.NewClient(p.Control), lookups: endpoint.Endpoint{Network: "tcp", Address: p.Address}}
+	d := &daemon{control: control.NewClient(p.Control), lookups: endpoint.Endpoint{Network: "tcp", Address: p.Address}, sessions: filepath.Join(dir, "tlsrpt.sock")}
 	t.Cleanup(d.control.Close)
 	h, err := d.control.Health(ctx)
 	if err != nil {
@@ -113,6 +117,28 @@ func fill(ctx context.Context, t *testing.T, lab *testlab.T, d *daemon) {
 	failing.Policy.Behave(testlab.Status500)
 	if err := d.control.Refresh(ctx, []string{"failing.test"}, func(keeper.Refreshed) error { return nil }); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// report tells of TLS sessions as Postfix does, and waits until they count.
+func report(ctx context.Context, t *testing.T, d *daemon) {
+	t.Helper()
+	conn, err := net.Dial("unixgram", d.sessions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for i := range 30 {
+		failed := i % 3 / 2
+		if _, err := fmt.Fprintf(conn, `{"d":"a-rather-long-name-%d.customer.test","policies":[{"policy-type":2,"policy-domain":"","failure-details":[{"c":204}],"t":%d,"f":%[2]d}]}`, i, failed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for counted := 0; counted < 30; <-time.After(50 * time.Millisecond) {
+		counted = 0
+		if err := d.control.TLS(ctx, "", func(reporting.View) error { counted++; return nil }); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -193,12 +219,17 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 	if n := strings.Count(list, `<a href="/?domain=customer-5`); n != 10 || !strings.Contains(list, `<a href="/?domain=failing.test#explain">`) {
 		t.Errorf("the list from customer-5 on has %d of ten customers:\n%s", n, text(list))
 	}
+	report(ctx, t, d)
+	if tls := text(browse(ctx, t, "--dump-dom", page+"/tls")); strings.Count(tls, "sts certificate-expired") != 10 || !strings.Contains(tls, "30 20 10") {
+		t.Errorf("the page about TLS reports says %s", tls)
+	}
 	folder := cmp.Or(os.Getenv("STS_TLSMAP_SCREENSHOTS"), t.TempDir())
 	for _, scheme := range []string{"light", "dark"} {
 		for width, height := range map[int]int{1060: 1400, 390: 1900} {
 			picture(ctx, t, filepath.Join(folder, fmt.Sprintf("status-%d-%s.png", width, scheme)), scheme, width, height, page+"/")
 		}
 		picture(ctx, t, filepath.Join(folder, "status-list-"+scheme+".png"), scheme, 390, 900, page+"/policies?from=f")
+		picture(ctx, t, filepath.Join(folder, "status-tls-"+scheme+".png"), scheme, 390, 1200, page+"/tls")
 	}
 }
 
