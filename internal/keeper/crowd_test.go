@@ -174,7 +174,7 @@ func TestAFloodOfSilentDomainsBlocksNoOtherDomain(t *testing.T) {
 			go func() { _, _ = s.lookup(t, d) }()
 		}
 		synctest.Wait()
-		if n := s.Stats().Discovering; n != 4096 {
+		if n := s.Stats().Discovering; n != 3072 {
 			t.Errorf("%d discoveries are under way", n)
 		}
 		begun := time.Now()

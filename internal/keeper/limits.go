@@ -24,13 +24,13 @@ const (
 	fetchesAtHost      = 8    // younger than slowFetch, at one address (IPv6: a /64)
 	connectionsHost    = 32   // at one address
 	fetchesNetwork     = 64   // at one network: a /24, a /48
-	maxWaiting         = 2048 // fetches that wait for a place; one more fails at once
-	maxQuestions       = 4096 // discoveries in their DNS part
+	maxWaiting         = 1024 // fetches that wait for a place; one more fails at once
+	maxQuestions       = 3072 // discoveries in their DNS part
 	questionsPerDomain = 64   // of them, below one registrable domain
 	discoverySteps     = time.Minute
 
 	// Of what lookups of held policies cause.
-	maxRechecks        = 64   // TXT questions at once
+	maxRechecks        = 32   // TXT questions at once
 	maxAttention       = 1024 // domains that wait
 	attentionPerSecond = 50
 
@@ -46,7 +46,7 @@ const (
 	commitEvery     = 5 * time.Second  // lazy changes; also the pause after a failed commit
 	commitPolicies  = 64
 	maxPending      = 4096 // changes that wait for the disk
-	maxPendingBytes = 16 << 20
+	maxPendingBytes = 8 << 20
 	fullFor         = time.Hour       // after the last policy that the store had no room for
 	finalCommits    = 5 * time.Second // for what is pending at the end
 

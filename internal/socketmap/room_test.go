@@ -271,7 +271,7 @@ func TestLongRepliesThatNobodyReadsAreBoundedInMemory(t *testing.T) {
 				bytes += len(reply)
 			}
 		}
-		if bytes > 64<<20 || bytes < 48<<20 || temp == 0 {
+		if bytes > 24<<20 || bytes < 18<<20 || temp == 0 {
 			t.Errorf("%d bytes were held, %d replies were not", bytes, temp)
 		}
 	})
@@ -300,7 +300,7 @@ func TestWithoutMemoryForLongRepliesAClientMustReadBeforeItIsReadFrom(t *testing
 		io.WriteString(nc, request("postfix", "long"))
 		longs[i] = nc
 	}
-	until(t, "memory is used up", func() bool { return l.Unread() > 64<<20-100_000 })
+	until(t, "memory is used up", func() bool { return l.Unread() > 24<<20-100_000 })
 	deaf.send(strings.Repeat(request("postfix", "pipelined"), requests))
 	until(t, "the first request is answered", func() bool { return pipelined.Load() > 0 })
 	reads := l.dial()

@@ -77,7 +77,7 @@ const (
 	// left theirs for longest are closed, if for stalledAfter at least. Meanwhile
 	// nothing is read from clients with unread replies: they are looked at once in
 	// awaitRoomEvery.
-	maxUnread      = 64 << 20
+	maxUnread      = 24 << 20
 	stalledAfter   = time.Second
 	awaitRoomEvery = 250 * time.Millisecond
 

@@ -197,13 +197,13 @@ func TestAFullRingDropsTheNewest(t *testing.T) {
 		l.sink.write = func(*store.Batch) error { <-hang; return nil }
 		l.send(1, success)
 		time.Sleep(2 * time.Second)
-		const n = 400 // of 200 KB each
+		const n = 100 // of 200 KB each
 		large := strings.Repeat(" ", 200_000)
 		for i := range n {
 			l.send(1, strings.Replace(success, "good.test", fmt.Sprintf("d%d.test", i), 1)+large)
 		}
 		s := l.Stats()
-		if dropped := s.Dropped["ring"]; dropped < 50 || dropped > 120 || s.RingSize > s.MaxRing || s.MaxRing != 64<<20 {
+		if dropped := s.Dropped["ring"]; dropped < 10 || dropped > 30 || s.RingSize > s.MaxRing || s.MaxRing != 16<<20 {
 			t.Errorf("%+v", s)
 		}
 		close(hang)

@@ -19,8 +19,8 @@ import (
 // The bounds of a day's plan.
 const (
 	maxBelowDomain = 10      // reports a day to one destination for the domains below one registrable domain
-	maxDomains     = 250_000 // of a day; those with fewest sessions get no report
-	maxCounted     = 500_000 // destinations outside their domains, and pairs of both; others get no report
+	maxDomains     = 100_000 // of a day; those with fewest sessions get no report
+	maxCounted     = 150_000 // destinations outside their domains, and pairs of both; others get no report
 )
 
 // A candidate is a domain that may get a report.

@@ -15,7 +15,7 @@ import (
 
 const (
 	maxWaiting = 1024             // lookups on their way from tlsmap
-	maxBack    = 20_000           // failures held back
+	maxBack    = 4096             // failures held back
 	maxBarred  = 1 << 20          // bytes of a batch of MX hosts that policies do not list
 	holdBack   = 10 * time.Minute // twice what the keeper needs to notice
 	lookEvery  = 5 * time.Second
