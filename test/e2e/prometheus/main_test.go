@@ -42,7 +42,10 @@ const (
 // config returns the daemon's configuration with a listener for metrics.
 func config(t *testing.T, lab *testlab.T) testlab.DaemonConfig {
 	t.Helper()
-	return testlab.DaemonConfig{CA: stage.WriteCA(t, lab), Top: fmt.Sprintf("metrics = %q", "inet:"+metricsAddr)}
+	return testlab.DaemonConfig{
+		CA: stage.WriteCA(t, lab), Top: fmt.Sprintf("metrics = %q", "inet:"+metricsAddr),
+		Tables: fmt.Sprintf("[tlsrpt]\ncollect = true\npath = %q\npostfix_socket = %q\n", stage.Path("reports.db"), "unix:"+stage.Path("tlsrpt.sock")),
+	}
 }
 
 // startPrometheus starts a Prometheus that scrapes the daemon once a second,

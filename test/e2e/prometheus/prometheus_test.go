@@ -5,6 +5,7 @@ package prometheus
 import (
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -34,6 +35,18 @@ func ask(t *testing.T) {
 			if _, err := socketmap.Query(t.Context(), e, mapName, domain); err != nil {
 				t.Fatal(err)
 			}
+		}
+	}
+	conn, err := net.Dial("unixgram", stage.Path("tlsrpt.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, datagram := range []string{
+		`{"d":"enforced.test","policies":[{"policy-type":9,"t":0,"f":0}]}`, `{"d":"enforced.test","policies":[{"policy-type":9,"t":1,"f":1}]}`, `{`,
+	} {
+		if _, err := conn.Write([]byte(datagram)); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
