@@ -28,12 +28,8 @@ type Certificate struct {
 const maxNames = 20
 
 func describe(c *x509.Certificate) *Certificate {
-	d := &Certificate{Names: []string{}, NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(), Issuer: text.Printable(c.Issuer.String())}
 	names := certNames(c)
-	for _, name := range names[:min(len(names), maxNames)] {
-		d.Names = append(d.Names, text.Printable(name))
-	}
-	return d
+	return &Certificate{append([]string{}, names[:min(len(names), maxNames)]...), c.NotBefore.UTC(), c.NotAfter.UTC(), c.Issuer.String()}
 }
 
 // certNames are the names that Postfix matches: without a DNS-ID, the common name.
@@ -47,7 +43,7 @@ func certNames(c *x509.Certificate) []string {
 // mismatch is the Outcome of a certificate without the right name.
 func mismatch(leaf *x509.Certificate) Outcome {
 	words := cmp.Or(strings.Join(describe(leaf).Names, ", "), "no host name")
-	return fails(tlsrpt.CertificateHostMismatch, "the certificate is for %s", text.Cut(words, 100))
+	return fails(tlsrpt.CertificateHostMismatch, "the certificate is for %s", text.Printable(text.Cut(words, 100)))
 }
 
 // trusted verifies a chain but not its names: it must end at a root, and all its dates

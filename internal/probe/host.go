@@ -15,14 +15,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 )
 
-type hostKey struct {
-	name string
-	port uint16
-}
-
 // A host is what was seen of an MX host. Domains share it.
 type host struct {
-	hostKey
+	dane.NextHop
 	looked, probed sync.Once
 
 	// From the DNS.
@@ -39,8 +34,8 @@ type host struct {
 
 // host returns the host of that name, new or seen before.
 func (p *Prober) host(name string, port uint16) *host {
-	h := &host{hostKey: hostKey{name, port}}
-	if seen, ok, _ := p.hosts.PeekOrAdd(h.hostKey, h); ok {
+	h := &host{NextHop: dane.NextHop{Host: name, Port: port, Bracketed: true}}
+	if seen, ok, _ := p.hosts.PeekOrAdd(h.NextHop, h); ok {
 		return seen
 	}
 	return h
@@ -49,7 +44,7 @@ func (p *Prober) host(name string, port uint16) *host {
 // look asks the DNS about a host, once.
 func (p *Prober) look(ctx context.Context, h *host) {
 	h.looked.Do(func() {
-		r := p.NextHops.Look(ctx, dane.NextHop{Host: h.name, Port: h.port, Bracketed: true}, func(string) bool { return true })
+		r := p.NextHops.Look(ctx, h.NextHop, func(string) bool { return true })
 		seen := r.Hosts[0]
 		h.dane = seen.State
 		if r.Finding.State == dane.NotValidating {
@@ -63,7 +58,7 @@ func (p *Prober) look(ctx context.Context, h *host) {
 		}
 		var failed error
 		for _, qtype := range []resolver.Type{resolver.TypeA, resolver.TypeAAAA} { // package dane needs one of them only
-			if a, err := p.Resolver.Query(ctx, h.name, qtype); err != nil {
+			if a, err := p.Resolver.Query(ctx, h.Host, qtype); err != nil {
 				failed = err
 			} else {
 				h.addrs = append(h.addrs, a.Addrs...)
@@ -94,15 +89,15 @@ func notLookedUp(what string, err error) Outcome {
 // connect has a session with a host, once.
 func (p *Prober) connect(ctx context.Context, h *host) {
 	h.probed.Do(func() {
-		serverName := h.name
+		serverName := h.Host
 		if h.dane == dane.HostUsable {
 			serverName = h.base
 		}
 		left := hostTime
 		for _, addr := range h.addrs[:min(len(h.addrs), maxAddresses)] {
 			var s session
-			s, left = p.at(ctx, netip.AddrPortFrom(addr, h.port), serverName, left)
-			if s.chain != nil || h.reach.State != Passes {
+			s, left = p.at(ctx, netip.AddrPortFrom(addr, h.Port), serverName, left)
+			if !h.addr.IsValid() || s.chain != nil || s.reach.State == Passes && h.reach.State != Passes {
 				h.session = s
 			}
 			if s.chain != nil || left <= 0 {
@@ -114,7 +109,7 @@ func (p *Prober) connect(ctx context.Context, h *host) {
 		}
 		h.leaf, h.trust = h.chain[0], trusted(h.chain, p.Roots)
 		if h.dane == dane.HostUsable {
-			h.tlsaOK = authenticated(h.chain, h.tlsa, h.base, h.name)
+			h.tlsaOK = authenticated(h.chain, h.tlsa, h.base, h.Host)
 		}
 		h.chain = nil
 	})

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -222,6 +223,20 @@ func TestAllAddressesOfATarpitTogetherCostAMinuteAtMost(t *testing.T) {
 			t.Errorf("%s, %d addresses tried", r.Verdict, dialled.Load())
 		}
 	})
+}
+
+func TestAnAddressWithoutARouteHidesNoRefusal(t *testing.T) {
+	p := &pipes{addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
+	prober := p.prober(x509.NewCertPool())
+	prober.Dial = func(_ context.Context, _, address string) (net.Conn, error) {
+		if strings.HasPrefix(address, "[") {
+			return nil, syscall.ENETUNREACH
+		}
+		return nil, syscall.ECONNREFUSED
+	}
+	if r := prober.Domain(t.Context(), "a.test"); r.Verdict != no || !strings.Contains(r.Reason, "refused") {
+		t.Errorf("%s because %s", r.Verdict, r.Reason)
+	}
 }
 
 func TestSessionsArePacedAndOneAtAnAddress(t *testing.T) {

@@ -103,8 +103,8 @@ func (d *domain) under(m mta.Map, state tlsmap.PolicyState, doesDANE bool) Outco
 // obey says what becomes of mail when the MTA does as it was told. One host suffices.
 func (d *domain) obey(o order, doesDANE bool) Outcome {
 	for _, h := range d.hosts { // Exim's router looks all of them up before it uses one
-		if slices.Contains(o.hosts, h.name) && len(h.addrs) == 0 && h.dane == dane.HostFailed {
-			return fails("", "%s: %s", h.name, h.reach.Reason)
+		if slices.Contains(o.hosts, h.Host) && len(h.addrs) == 0 && h.dane == dane.HostFailed {
+			return fails("", "%s: %s", h.Host, h.reach.Reason)
 		}
 	}
 	var open, failed []Outcome
@@ -113,7 +113,7 @@ func (d *domain) obey(o order, doesDANE bool) Outcome {
 		if out.Result != "" {
 			out.Reason = string(out.Result) + ": " + out.Reason
 		}
-		out.Reason = h.name + ": " + out.Reason
+		out.Reason = h.Host + ": " + out.Reason
 		switch out.State {
 		case Passes:
 			return out
@@ -177,7 +177,7 @@ func (o order) lists(host string) bool {
 func (h *host) by(o order, doesDANE bool) Outcome {
 	doesDANE = o.daneOnly || doesDANE && (o.alone || o.hosts != nil) // not under "secure"
 	switch {
-	case !o.lists(h.name):
+	case !o.lists(h.Host):
 		return fails("", "the policy does not list it")
 	case h.dane == dane.HostNoAddress:
 		return h.reach
@@ -196,7 +196,7 @@ func (h *host) by(o order, doesDANE bool) Outcome {
 	case h.tls.State != Passes:
 		return h.tls
 	}
-	named := h.leaf.VerifyHostname(h.name) == nil // RFC 8461, 4.2
+	named := h.leaf.VerifyHostname(h.Host) == nil // RFC 8461, 4.2
 	if o.patterns == nil && o.hosts == nil {
 		named = matches(h.leaf, o.match)
 	}

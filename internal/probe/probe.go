@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 )
@@ -89,7 +90,7 @@ type Prober struct {
 	pace     *rate.Limiter
 	seed     maphash.Seed
 	turns    [1024]chan struct{} // of addresses with the same hash
-	hosts    *lru.Cache[hostKey, *host]
+	hosts    *lru.Cache[dane.NextHop, *host]
 }
 
 // New returns a Prober.
@@ -97,7 +98,7 @@ func New(o Options) *Prober {
 	if o.Dial == nil {
 		o.Dial = new(net.Dialer).DialContext
 	}
-	hosts, err := lru.New[hostKey, *host](keptHosts)
+	hosts, err := lru.New[dane.NextHop, *host](keptHosts)
 	if err != nil {
 		panic(err) // of a size that is not positive
 	}
@@ -115,9 +116,6 @@ func (p *Prober) Domains(ctx context.Context, domains []string, done func(*Resul
 	working.SetLimit(domainsAtOnce)
 	var one sync.Mutex
 	for _, domain := range domains {
-		if ctx.Err() != nil {
-			break
-		}
 		working.Go(func() error {
 			r := p.Domain(ctx, domain)
 			one.Lock()

@@ -60,7 +60,7 @@ func (p *Prober) Domain(ctx context.Context, nextHop string) *Result {
 	d.gather(ctx, hop, pol)
 	d.conclude(r, pol.State)
 	for _, h := range d.hosts {
-		r.Hosts = append(r.Hosts, h.name)
+		r.Hosts = append(r.Hosts, h.Host)
 		r.hosts = append(r.hosts, d.describe(h))
 	}
 	return r
@@ -99,7 +99,7 @@ var verdicts = map[State]Verdict{Passes: Delivered, Fails: Waits, Unknown: NotKn
 
 // describe says what was seen of a host.
 func (d *domain) describe(h *host) *Host {
-	x := &Host{Domain: d.name, Host: h.name, DANE: h.dane.String(), STARTTLS: h.tls}
+	x := &Host{Domain: d.name, Host: h.Host, DANE: h.dane.String(), STARTTLS: h.tls}
 	if h.addr.IsValid() {
 		x.Address = h.addr.String()
 	}
