@@ -195,6 +195,9 @@ func TestReportsGoOutOnceHoweverTheDaemonEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.restart(t, on(0)+time.Hour, func() bool { return w.accepted(t, "slow.test", 1) })
+	if out, code := w.daemon.Run(t, "-report", "-send", "-day", string(dayOf(on(2)))); code != 0 || !strings.Contains(out, "not sent again: 2 reports") {
+		t.Errorf("-report -send: exit %d, %s", code, out)
+	}
 	if got := h.paths(t); !slices.Equal(got, []string{"/both", "/both", "/slow", "/slow"}) {
 		t.Errorf("the server was asked for %q", got)
 	}
