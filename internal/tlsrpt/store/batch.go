@@ -30,7 +30,6 @@ type Batch struct {
 	sessions []byte                  // each behind its length
 	policies []byte                  // hash, length, text of each
 	known    map[policyHash]struct{} // those in policies
-	scratch  []byte
 }
 
 // Reset empties the batch and makes it one of the day.
@@ -47,24 +46,16 @@ func (b *Batch) Sessions() int { return b.n }
 // Size returns the bytes that the batch takes, about.
 func (b *Batch) Size() int { return len(b.sessions) + len(b.policies) }
 
-// Add adds a normalized event. It reports whether that was done: not if e.Domain is no
-// name of a mail domain.
-func (b *Batch) Add(e *tlsrpt.Event) bool {
-	if domain, ok := tlsrpt.Domain(e.Domain); !ok || domain != e.Domain {
-		return false
-	}
-	text, err := json.Marshal(&e.Policy)
-	if err != nil {
-		return false
-	}
+// Add adds a normalized event.
+func (b *Batch) Add(e *tlsrpt.Event) {
+	text, _ := json.Marshal(&e.Policy) // of strings: it cannot fail
 	sum := sha256.Sum256(text)
 	hash := policyHash(sum[:])
 	if _, ok := b.known[hash]; !ok {
 		b.known[hash] = struct{}{}
 		b.policies = appendBytes(append(b.policies, hash[:]...), text)
 	}
-	b.scratch = append(append(b.scratch[:0], b.day...), domainKey(e.Domain)...)
-	b.scratch = append(b.scratch, hash[:]...)
+	session := slices.Concat([]byte(b.day), domainKey(e.Domain), hash[:])
 	if e.Failed {
 		var once []tlsrpt.Failure
 		for _, f := range e.Failures {
@@ -72,15 +63,11 @@ func (b *Batch) Add(e *tlsrpt.Event) bool {
 				once = append(once, f)
 			}
 		}
-		failures, err := json.Marshal(once)
-		if err != nil {
-			return false
-		}
-		b.scratch = append(b.scratch, failures...)
+		failures, _ := json.Marshal(once)
+		session = append(session, failures...)
 	}
-	b.sessions = appendBytes(b.sessions, b.scratch)
+	b.sessions = appendBytes(b.sessions, session)
 	b.n++
-	return true
 }
 
 // domainKey begins the keys of a domain.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -24,10 +25,20 @@ const (
 // closes days, and deletes those that are too old or for which there is no room. After an
 // error, call it again in a minute.
 func (s *Store) Upkeep() (err error) {
-	defer recoverPanic(&err)
 	s.turn.Lock()
 	defer s.turn.Unlock()
-	if err := s.reopen(nil); err != nil {
+	defer func() {
+		if p := recover(); p != nil { // nothing here may end the daemon
+			err = fmt.Errorf("bug: recovered from a panic; please report it: %v\n%s", p, debug.Stack())
+		}
+		s.mu.Lock()
+		s.stats.Err = err
+		s.mu.Unlock()
+	}()
+	if s.shut.Load() {
+		return ErrClosed
+	}
+	if err := s.reopen(); err != nil {
 		return err
 	}
 	now := s.o.Now()
@@ -52,13 +63,9 @@ func (s *Store) Upkeep() (err error) {
 }
 
 // Merge merges the log now, so that Load sees all that was written.
-func (s *Store) Merge() (err error) {
-	defer recoverPanic(&err)
+func (s *Store) Merge() error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
-	if err := s.reopen(nil); err != nil {
-		return err
-	}
 	return errors.Join(s.log.seal(), s.mergeSealed())
 }
 
@@ -83,18 +90,12 @@ func (s *Store) close(days []tlsrpt.Day, now time.Time) error {
 	if len(days) == 0 {
 		return nil
 	}
-	err := s.update(func(tx *bbolt.Tx) error {
+	return s.update(func(tx *bbolt.Tx) (err error) {
 		for _, day := range days {
-			if err := tx.Bucket(bucketClosed).Put([]byte(day), []byte(now.UTC().Format(time.RFC3339))); err != nil {
-				return err
-			}
+			err = errors.Join(err, tx.Bucket(bucketClosed).Put([]byte(day), []byte(now.UTC().Format(time.RFC3339))))
 		}
-		return nil
+		return err
 	})
-	if err != nil {
-		return fmt.Errorf("close %v: %w", days, err)
-	}
-	return nil
 }
 
 // prune deletes the days that are too old, and delivered ones, the oldest first, while
@@ -130,7 +131,7 @@ func (s *Store) delivered(day tlsrpt.Day, now time.Time) (done bool, err error) 
 
 // drop deletes a day.
 func (s *Store) drop(day tlsrpt.Day) error {
-	err := s.update(func(tx *bbolt.Tx) error {
+	return s.update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketDay, bucketPolicy, bucketState} {
 			if err := tx.Bucket(name).DeleteBucket([]byte(day)); err != nil && !errors.Is(err, bolterrors.ErrBucketNotFound) {
 				return err
@@ -138,10 +139,6 @@ func (s *Store) drop(day tlsrpt.Day) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("delete %s: %w", day, err)
-	}
-	return nil
 }
 
 // Days returns the days that hold data, the oldest first.
@@ -173,21 +170,11 @@ func (s *Store) Domains(day tlsrpt.Day, after string, limit int) (domains []stri
 			return nil
 		}
 		c := b.Cursor()
-		seek := []byte(after)
-		if after != "" {
-			seek = append(seek, 1) // behind the NUL after the domain
-		}
-		for len(domains) < limit {
-			k, _ := c.Seek(seek)
-			if k == nil {
-				return nil
+		for k, _ := c.Seek([]byte(after)); k != nil && len(domains) < limit; k, _ = c.Next() {
+			if name, _, _ := bytes.Cut(k, []byte{0}); string(name) != after {
+				after = string(name)
+				domains = append(domains, after)
 			}
-			domain, _, ok := bytes.Cut(k, []byte{0})
-			if !ok || bytes.Compare(k, seek) < 0 {
-				return errValue
-			}
-			domains = append(domains, string(domain))
-			seek = append(bytes.Clone(domain), 1)
 		}
 		return nil
 	})

@@ -18,8 +18,7 @@ const (
 	fileName = "the file of TLS reports" // in errors
 	schema   = "1"
 
-	asideMark = ".damaged-" // and the date, in the name of a file that was set aside
-	asideDate = "20060102T150405"
+	asideSuffix = ".damaged" // of a file that was set aside
 	// crashes is how many starts in a row that ended before the first upkeep did count as
 	// damage: a page that leads back to itself ends the process.
 	crashes      = 10
@@ -27,60 +26,63 @@ const (
 )
 
 var (
-	bucketMeta     = []byte("meta")
-	bucketDay      = []byte("day")    // day: domain, NUL, policy hash: JSON of a Summary
-	bucketPolicy   = []byte("policy") // day: policy hash: JSON of a Policy
-	bucketState    = []byte("state")  // day: State.Key: JSON of a State
-	bucketClosed   = []byte("closed") // day: when it was closed
-	bucketSuppress = []byte("suppress")
-	buckets        = [][]byte{bucketMeta, bucketDay, bucketPolicy, bucketState, bucketClosed, bucketSuppress}
+	bucketMeta   = []byte("meta")
+	bucketDay    = []byte("day")    // day: domain, NUL, policy hash: JSON of a Summary
+	bucketPolicy = []byte("policy") // day: policy hash: JSON of a Policy
+	bucketState  = []byte("state")  // day: State.Key: JSON of a State
+	bucketClosed = []byte("closed") // day: when it was closed
 
-	keySchema   = []byte("schema")
-	keyProgress = []byte("progress") // the segment that is merged, NUL, its last key that is
+	keySchema     = []byte("schema")
+	keyProgress   = []byte("progress")   // the segment that is merged, NUL, its last key that is
+	keySuppressed = []byte("suppressed") // JSON of addresses and times
 
-	errValue    = &boltfile.Damage{File: fileName, Cause: "a value cannot be read"}
-	errCrash    = fmt.Errorf("%d starts in a row ended before its log was merged", crashes)
-	errReplaced = errors.New("the file of TLS reports is being replaced")
-	errSchema   = errors.New("another version of this program wrote it")
+	errValue  = &boltfile.Damage{File: fileName, Cause: "a value cannot be read"}
+	errSchema = &boltfile.Damage{File: fileName, Cause: "another version of this program wrote it"}
+	errCrash  = fmt.Errorf("%d starts in a row ended before its log was merged", crashes)
 )
 
-// reopen opens the file, or makes it, if that is not done, if it has broken, and if
-// another one is at the path. It sets a damaged file aside; damage: it is known to be one.
-func (s *Store) reopen(damage error) (err error) {
-	if s.shut.Load() {
-		return ErrClosed
+// reopen replaces the file if it is damaged, or is not at its path any more.
+func (s *Store) reopen() error {
+	old := s.file.Load()
+	isThere := old.IsAt(s.path)
+	if isThere && !old.IsBroken() {
+		return nil
 	}
-	if file := s.file.Load(); file != nil {
-		switch isThere := file.IsAt(s.path); {
-		case file.IsBroken() && isThere:
-			damage = file.Fault()
-		case isThere:
-			return nil
-		default:
-			s.o.Log.Error("the file of TLS reports was removed or replaced; the days in it are lost", "path", s.path)
-		}
-		s.why.Store(&errReplaced)
-		s.file.Store(nil)
-		_ = file.Close(errReplaced)
+	var damage error
+	if isThere {
+		damage = old.Fault()
+	} else {
+		s.o.Log.Error("the file of TLS reports was removed or replaced; the days in it are lost", "path", s.path)
 	}
-	var file *boltfile.File
-	if damage == nil {
-		if file, err = s.openPath(); boltfile.IsDamage(err) || errors.Is(err, errSchema) {
-			damage = err
-		}
-	}
-	if damage != nil {
-		if err = s.setAside(damage); err == nil {
-			file, err = s.openPath()
-		}
-	}
+	file, err := s.open(damage)
 	if err != nil {
-		s.why.Store(&err)
 		return err
 	}
-	file.OnFault = s.wakeRun
 	s.file.Store(file)
+	_ = old.Close(ErrClosed)
 	return nil
+}
+
+// open opens the file at the path, or makes it. It sets a damaged one aside; damage: it is
+// known to be damaged.
+func (s *Store) open(damage error) (*boltfile.File, error) {
+	if damage == nil {
+		file, err := s.openPath()
+		if !boltfile.IsDamage(err) {
+			return file, err
+		}
+		damage = err
+	}
+	aside := s.path + asideSuffix // replaces one from before
+	if err := os.Rename(s.path, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(damage, err)
+	}
+	s.mu.Lock()
+	s.stats.Damaged++
+	s.mu.Unlock()
+	s.o.Log.Error("the file of TLS reports cannot be used; it was set aside, and the days in it are lost",
+		"path", s.path, "moved_to", aside, "err", damage)
+	return s.openPath()
 }
 
 // openPath opens the file at the path, or makes it.
@@ -99,7 +101,7 @@ func (s *Store) openPath() (*boltfile.File, error) {
 }
 
 func fill(tx *bbolt.Tx) error {
-	for _, name := range buckets {
+	for _, name := range [][]byte{bucketMeta, bucketDay, bucketPolicy, bucketState, bucketClosed} {
 		if _, err := tx.CreateBucket(name); err != nil {
 			return err
 		}
@@ -107,45 +109,20 @@ func fill(tx *bbolt.Tx) error {
 	return tx.Bucket(bucketMeta).Put(keySchema, []byte(schema))
 }
 
+// check looks at the schema. A bucket that is missing is damage too, once it is used.
 func check(_ *boltfile.File, tx *bbolt.Tx) error {
-	for _, name := range buckets {
-		if tx.Bucket(name) == nil {
-			return &boltfile.Damage{File: fileName, Cause: fmt.Errorf("it has no bucket %s", name)}
-		}
-	}
-	if string(tx.Bucket(bucketMeta).Get(keySchema)) != schema {
+	if meta := tx.Bucket(bucketMeta); meta == nil || string(meta.Get(keySchema)) != schema {
 		return errSchema
-	}
-	return nil
-}
-
-// setAside gives the file at the path another name. It keeps the newest such file.
-func (s *Store) setAside(why error) error {
-	old := beside(s.path, asideMark)
-	aside := s.path + asideMark + s.o.Now().UTC().Format(asideDate)
-	if err := os.Rename(s.path, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return errors.Join(why, err)
-	}
-	s.mu.Lock()
-	s.stats.Damaged++
-	s.mu.Unlock()
-	s.o.Log.Error("the file of TLS reports cannot be used; it was set aside, and the days in it are lost",
-		"path", s.path, "moved_to", aside, "err", why)
-	for _, name := range old {
-		if name != aside {
-			_ = os.Remove(name)
-		}
 	}
 	return nil
 }
 
 // used returns the bytes of the file that are in use.
 func (s *Store) used() (used int64) {
-	if file := s.file.Load(); file != nil {
-		_ = file.View(func(tx *bbolt.Tx) error {
-			used, _ = file.Sizes(tx)
-			return nil
-		})
-	}
+	file := s.file.Load()
+	_ = file.View(func(tx *bbolt.Tx) error {
+		used, _ = file.Sizes(tx)
+		return nil
+	})
 	return used
 }

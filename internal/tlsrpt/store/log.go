@@ -37,36 +37,38 @@ type log struct {
 	path string       // of the database
 	size atomic.Int64 // bytes of all segments
 
-	mu     sync.Mutex // for what follows
-	fd     *os.File   // the segment that is written; nil: the next batch begins one
-	good   int64      // bytes of its whole batches
-	buffer []byte
+	mu   sync.Mutex // for what follows
+	fd   *os.File   // the segment that is written; nil: the next batch begins one
+	good int64      // bytes of its whole batches
 }
 
 // append writes a batch, which is on disk when append returns nil. After an error it can
-// be written again: it overwrites what came of the attempt. full: the segment was sealed.
-func (l *log) append(b *Batch) (full bool, err error) {
+// be written again: it overwrites what came of the attempt.
+func (l *log) append(b *Batch) (err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fd == nil {
 		if l.fd, err = boltfile.Create(fmt.Sprintf("%s%s%016x", l.path, logMark, time.Now().UnixNano())); err != nil {
-			return false, err
+			return err
 		}
 		l.good = 0
 		syncFolder(l.path)
 	}
-	l.buffer = b.encode(append(l.buffer[:0], make([]byte, headSize)...))
-	binary.LittleEndian.PutUint32(l.buffer, uint32(len(l.buffer)-headSize))
-	binary.LittleEndian.PutUint32(l.buffer[4:], crc32.Checksum(l.buffer[headSize:], castagnoli))
-	if _, err = l.fd.WriteAt(l.buffer, l.good); err == nil {
+	framed := b.encode(make([]byte, headSize))
+	binary.LittleEndian.PutUint32(framed, uint32(len(framed)-headSize))
+	binary.LittleEndian.PutUint32(framed[4:], crc32.Checksum(framed[headSize:], castagnoli))
+	if _, err = l.fd.WriteAt(framed, l.good); err == nil {
 		err = l.fd.Sync()
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
-	l.good += int64(len(l.buffer))
-	l.size.Add(int64(len(l.buffer)))
-	return l.good >= maxSegment && l.sealLocked() == nil, nil
+	l.good += int64(len(framed))
+	l.size.Add(int64(len(framed)))
+	if l.good >= maxSegment {
+		_ = l.sealLocked() // else the next batch tries it again
+	}
+	return nil
 }
 
 // seal ends the segment that is written, if there is one: it can be merged.
@@ -89,17 +91,20 @@ func (l *log) sealLocked() error {
 }
 
 // sealed returns the names of the sealed segments, and notes the size of the log.
-func (l *log) sealed() []string {
+func (l *log) sealed() (names []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	names, size := beside(l.path, logMark), int64(0)
-	if l.fd != nil {
-		size = l.good
-		names = slices.DeleteFunc(names, func(name string) bool { return name == l.fd.Name() })
-	}
-	for _, name := range names {
-		if info, err := os.Stat(name); err == nil {
+	size := int64(0)
+	files, _ := os.ReadDir(filepath.Dir(l.path))
+	for _, file := range files {
+		name := filepath.Join(filepath.Dir(l.path), file.Name())
+		switch info, err := file.Info(); {
+		case err != nil || !strings.HasPrefix(name, l.path+logMark):
+		case l.fd != nil && name == l.fd.Name():
+			size += l.good
+		default:
 			size += info.Size()
+			names = append(names, name)
 		}
 	}
 	l.size.Store(size)
@@ -142,17 +147,6 @@ func (s *segment) after(key []byte) [][]byte {
 		return bytes.Compare(session, key)
 	})
 	return s.sessions[at:]
-}
-
-// beside returns the files whose names are a file's name, a mark, and more, in order.
-func beside(path, mark string) (names []string) {
-	files, _ := os.ReadDir(filepath.Dir(path))
-	for _, file := range files {
-		if strings.HasPrefix(file.Name(), filepath.Base(path)+mark) {
-			names = append(names, filepath.Join(filepath.Dir(path), file.Name()))
-		}
-	}
-	return names
 }
 
 // syncFolder makes the names in the folder of a file last.

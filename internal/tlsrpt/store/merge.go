@@ -72,11 +72,6 @@ type merging struct {
 	tx   *bbolt.Tx
 	room int64 // bytes that may be added before domains not seen before are dropped
 
-	day      tlsrpt.Day // that of the buckets
-	sums     *bbolt.Bucket
-	policies *bbolt.Bucket
-	closed   bool
-
 	sessions uint64            // counted
 	dropped  map[string]uint64 // by reason, see Stats
 }
@@ -107,23 +102,23 @@ func (m *merging) run(name string) (ended bool, err error) {
 // group adds the sessions of one key.
 func (m *merging) group(key []byte, sessions [][]byte) error {
 	n, keySize := uint64(len(sessions)), len(key)
-	if err := m.open(tlsrpt.Day(key[:dayLen])); err != nil {
-		return err
-	}
-	if m.closed {
+	day, key := key[:dayLen], key[dayLen:]
+	if m.tx.Bucket(bucketClosed).Get(day) != nil {
 		m.dropped["late"] += n
 		return nil
 	}
-	key = key[dayLen:]
-	old := m.sums.Get(key)
+	sums, err := m.tx.Bucket(bucketDay).CreateBucketIfNotExists(day)
+	if err != nil {
+		return err
+	}
+	var sum tlsrpt.Summary
+	old := sums.Get(key)
 	if old == nil {
-		if why, err := m.admit(key); why != "" || err != nil {
+		if why, err := m.admit(day, key, sums); why != "" || err != nil {
 			m.dropped[why] += n
 			return err
 		}
-	}
-	var sum tlsrpt.Summary
-	if old != nil && json.Unmarshal(old, &sum) != nil {
+	} else if json.Unmarshal(old, &sum) != nil {
 		return errValue
 	}
 	for _, session := range sessions {
@@ -135,38 +130,26 @@ func (m *merging) group(key []byte, sessions [][]byte) error {
 	}
 	m.room -= int64(len(value)-len(old)) * 3 / 2 // pages are two thirds full on average
 	m.sessions += n
-	return m.sums.Put(key, value)
-}
-
-// open opens the buckets of a day.
-func (m *merging) open(day tlsrpt.Day) (err error) {
-	if m.day == day {
-		return nil
-	}
-	m.day = day
-	if m.closed = m.tx.Bucket(bucketClosed).Get([]byte(day)) != nil; m.closed {
-		return nil
-	}
-	if m.sums, err = m.tx.Bucket(bucketDay).CreateBucketIfNotExists([]byte(day)); err != nil {
-		return err
-	}
-	m.policies, err = m.tx.Bucket(bucketPolicy).CreateBucketIfNotExists([]byte(day))
-	return err
+	return sums.Put(key, value)
 }
 
 // admit stores the policy of a new key of the day. If there is no room for the key, it
 // returns why.
-func (m *merging) admit(key []byte) (why string, err error) {
-	hash, domain := key[len(key)-hashSize:], key[:len(key)-hashSize]
+func (m *merging) admit(day, key []byte, sums *bbolt.Bucket) (why string, err error) {
+	policies, err := m.tx.Bucket(bucketPolicy).CreateBucketIfNotExists(day)
+	if err != nil {
+		return "", err
+	}
+	domain, hash := key[:len(key)-hashSize], key[len(key)-hashSize:]
 	var text []byte
-	if m.policies.Get(hash) == nil {
+	if policies.Get(hash) == nil {
 		text = m.seg.texts[policyHash(hash)]
 	}
 	need := int64(len(key)+len(text)+64) * 3 / 2
 	if m.room < need {
 		return "full", nil
 	}
-	n, c := 0, m.sums.Cursor()
+	n, c := 0, sums.Cursor()
 	for k, _ := c.Seek(domain); bytes.HasPrefix(k, domain); k, _ = c.Next() {
 		if n++; n == maxPolicies {
 			return "policies", nil
@@ -174,7 +157,7 @@ func (m *merging) admit(key []byte) (why string, err error) {
 	}
 	m.room -= need
 	if text != nil {
-		err = m.policies.Put(hash, text)
+		err = policies.Put(hash, text)
 	}
 	return "", err
 }

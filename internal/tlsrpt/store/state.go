@@ -1,11 +1,10 @@
 package store
 
 import (
-	"bytes"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -94,47 +93,38 @@ func (s *Store) Suppress(address string, until time.Time) error {
 	}
 	now := s.o.Now()
 	return s.update(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketSuppress)
-		var over [][]byte
-		n := 0
-		err := b.ForEach(func(k, v []byte) error {
-			if n++; !suppressedUntil(v).After(now) {
-				over = append(over, bytes.Clone(k))
-			}
-			return nil
-		})
-		for _, k := range over {
-			err = errors.Join(err, b.Delete(k))
-		}
-		switch {
-		case err != nil:
+		list, err := suppressed(tx, now)
+		if err != nil {
 			return err
-		case !until.After(now):
-			return b.Delete([]byte(address))
-		case n-len(over) >= MaxSuppressed && b.Get([]byte(address)) == nil:
+		}
+		if list[address] = until; !until.After(now) {
+			delete(list, address)
+		}
+		if len(list) > MaxSuppressed {
 			return ErrSuppressed
 		}
-		return b.Put([]byte(address), binary.BigEndian.AppendUint64(nil, uint64(until.Unix())))
+		v, err := json.Marshal(list)
+		if err != nil {
+			return err
+		}
+		return tx.Bucket(bucketMeta).Put(keySuppressed, v)
 	})
 }
 
 // Suppressed returns the addresses that get no reports now, and until when.
-func (s *Store) Suppressed() (map[string]time.Time, error) {
-	list := make(map[string]time.Time)
-	err := s.view(func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketSuppress).ForEach(func(k, v []byte) error {
-			if until := suppressedUntil(v); until.After(s.o.Now()) {
-				list[string(k)] = until
-			}
-			return nil
-		})
+func (s *Store) Suppressed() (list map[string]time.Time, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		list, err = suppressed(tx, s.o.Now())
+		return err
 	})
 	return list, err
 }
 
-func suppressedUntil(v []byte) time.Time {
-	if len(v) != 8 {
-		return time.Time{}
+func suppressed(tx *bbolt.Tx, now time.Time) (map[string]time.Time, error) {
+	list := make(map[string]time.Time)
+	if v := tx.Bucket(bucketMeta).Get(keySuppressed); v != nil && json.Unmarshal(v, &list) != nil {
+		return nil, errValue
 	}
-	return time.Unix(int64(binary.BigEndian.Uint64(v)), 0).UTC()
+	maps.DeleteFunc(list, func(_ string, until time.Time) bool { return !until.After(now) })
+	return list, nil
 }

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,21 +50,18 @@ type Store struct {
 	path   string
 	o      Options
 	log    log
+	file   atomic.Pointer[boltfile.File]
 	starts boltfile.Starts
-	wake   chan struct{} // holds a token when there is work for Run
+	shut   atomic.Bool
 
-	turn      sync.Mutex                    // held by who opens the file, merges or closes
-	file      atomic.Pointer[boltfile.File] // nil: there is none, see why
-	why       atomic.Pointer[error]
-	shut      atomic.Bool
+	turn      sync.Mutex // held by who replaces or closes the file, or merges
 	lastMerge time.Time
 
 	mu    sync.Mutex
-	stats Stats // the counts in it
+	stats Stats
 }
 
-// Open opens the store at path, or makes it. If the path cannot be used now, Upkeep tries
-// again, and Stats says why; the error is for another process that has it open.
+// Open opens the store at path, or makes it.
 func Open(path string, o Options) (*Store, error) {
 	o.MaxSize = cmp.Or(max(o.MaxSize, 0), DefaultMaxSize)
 	o.Keep = cmp.Or(max(o.Keep, 0), DefaultKeep)
@@ -77,21 +73,22 @@ func Open(path string, o Options) (*Store, error) {
 	if p, err := filepath.EvalSymlinks(path); err == nil {
 		path = p
 	}
-	s := &Store{path: path, o: o, log: log{path: path}, starts: boltfile.Starts(path + startsSuffix), wake: make(chan struct{}, 1)}
+	s := &Store{path: path, o: o, log: log{path: path}, starts: boltfile.Starts(path + startsSuffix)}
 	s.stats.Dropped = map[string]uint64{"late": 0, "full": 0, "policies": 0, "log": 0}
-	s.log.sealed()
+	s.log.sealed() // for its size
 	var damage error
 	if s.starts.Count() > crashes {
 		damage = errCrash
 	}
-	err := s.reopen(damage)
+	file, err := s.open(damage)
 	if errors.Is(err, boltfile.ErrLocked) {
-		s.starts.Forget()
-		return nil, fmt.Errorf("open %s: another process has it open", path)
+		err = errors.New("another process has it open")
 	}
 	if err != nil {
-		s.o.Log.Error("TLS sessions cannot be recorded", "path", path, "err", err, "next", "the path is tried again each minute")
+		s.starts.Forget()
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
+	s.file.Store(file)
 	return s, nil
 }
 
@@ -107,16 +104,7 @@ func (s *Store) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-s.wake:
 		}
-	}
-}
-
-// wakeRun has Run do its work now.
-func (s *Store) wakeRun() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
 	}
 }
 
@@ -127,11 +115,7 @@ func (s *Store) Close() error {
 	go func() {
 		s.turn.Lock()
 		defer s.turn.Unlock()
-		err := s.log.seal()
-		s.why.Store(&ErrClosed)
-		if file := s.file.Swap(nil); file != nil {
-			err = errors.Join(err, file.Close(ErrClosed))
-		}
+		err := errors.Join(s.log.seal(), s.file.Load().Close(ErrClosed))
 		s.starts.Forget()
 		closed <- err
 	}()
@@ -153,37 +137,21 @@ func (s *Store) Write(b *Batch) error {
 		s.count(0, map[string]uint64{"log": uint64(b.Sessions())})
 		return nil
 	}
-	full, err := s.log.append(b)
-	if err != nil {
+	if err := s.log.append(b); err != nil {
 		return fmt.Errorf("write to the log of TLS sessions: %w", err)
-	}
-	if full {
-		s.wakeRun()
 	}
 	return nil
 }
 
 // view runs fn in a reading transaction.
-func (s *Store) view(fn func(*bbolt.Tx) error) error {
-	file := s.file.Load()
-	if file == nil {
-		return *s.why.Load()
-	}
-	return file.View(fn)
-}
+func (s *Store) view(fn func(*bbolt.Tx) error) error { return s.file.Load().View(fn) }
 
 // update runs fn in a writing transaction, which is on disk when update returns nil.
-func (s *Store) update(fn func(*bbolt.Tx) error) error {
-	file := s.file.Load()
-	if file == nil {
-		return *s.why.Load()
-	}
-	return file.Update(fn)
-}
+func (s *Store) update(fn func(*bbolt.Tx) error) error { return s.file.Load().Update(fn) }
 
 // Stats are the numbers of a store. Counts are since Open.
 type Stats struct {
-	Err     error  // why nothing can be merged now; nil: it can
+	Err     error  // of the last upkeep; nil: all is well
 	Damaged uint64 // files that were set aside
 
 	LogSize           int64 // bytes that wait to be merged
@@ -206,11 +174,6 @@ func (s *Store) Stats() Stats {
 	st.Dropped = maps.Clone(st.Dropped)
 	s.mu.Unlock()
 	st.LogSize, st.UsedSize, st.MaxSize = s.log.size.Load(), s.used(), s.o.MaxSize
-	if file := s.file.Load(); file == nil {
-		st.Err = *s.why.Load()
-	} else if file.IsBroken() {
-		st.Err = file.Fault()
-	}
 	return st
 }
 
@@ -221,12 +184,5 @@ func (s *Store) count(merged uint64, dropped map[string]uint64) {
 	s.stats.Merged += merged
 	for why, n := range dropped {
 		s.stats.Dropped[why] += n
-	}
-}
-
-// recoverPanic turns a panic into an error: nothing here may end the daemon.
-func recoverPanic(err *error) {
-	if p := recover(); p != nil {
-		*err = fmt.Errorf("bug: recovered from a panic; please report it: %v\n%s", p, debug.Stack())
 	}
 }
