@@ -42,6 +42,9 @@ func (s *Store) Upkeep() (err error) {
 		return err
 	}
 	now := s.o.Now()
+	if err := s.prune(now); err != nil { // first: it makes room
+		return err
+	}
 	ending, err := s.ending(now)
 	if err != nil {
 		return err
@@ -56,10 +59,7 @@ func (s *Store) Upkeep() (err error) {
 		return err
 	}
 	s.starts.Forget()
-	if err := s.close(ending, now); err != nil {
-		return err
-	}
-	return s.prune(now)
+	return s.close(ending, now)
 }
 
 // Merge merges the log now, so that Load sees all that was written.

@@ -164,6 +164,7 @@ func TestForWantOfRoomOnlyDeliveredDaysGoTheOldestFirst(t *testing.T) {
 	}
 	l.fill()
 	l.clock.add(time.Hour)
+	l.upkeep() // closes the days
 	l.upkeep()
 	for i, day := range days {
 		if n := uint64(i % 2); true {

@@ -138,17 +138,6 @@ func readSegment(name string) (*segment, error) {
 	return s, nil
 }
 
-// after returns the sessions whose keys come after a key.
-func (s *segment) after(key []byte) [][]byte {
-	at, _ := slices.BinarySearchFunc(s.sessions, key, func(session, key []byte) int {
-		if len(key) > 0 && bytes.HasPrefix(session, key) {
-			return -1
-		}
-		return bytes.Compare(session, key)
-	})
-	return s.sessions[at:]
-}
-
 // syncFolder makes the names in the folder of a file last.
 func syncFolder(path string) {
 	if dir, err := os.Open(filepath.Dir(path)); err == nil {

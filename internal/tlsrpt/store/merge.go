@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 
 	"go.etcd.io/bbolt"
 
@@ -80,11 +81,13 @@ type merging struct {
 // came: so a crash counts nothing twice. It reports whether the segment has ended.
 func (m *merging) run(name string) (ended bool, err error) {
 	meta, head := m.tx.Bucket(bucketMeta), append([]byte(name), 0)
-	key, ours := bytes.CutPrefix(meta.Get(keyProgress), head)
-	if !ours {
-		key = nil // another segment's
+	key, again := bytes.CutPrefix(meta.Get(keyProgress), head)
+	rest := m.seg.sessions
+	if again {
+		rest = rest[sort.Search(len(rest), func(i int) bool {
+			return bytes.Compare(rest[i], key) > 0 && !bytes.HasPrefix(rest[i], key)
+		}):]
 	}
-	rest := m.seg.after(key)
 	for keys := 0; keys < mergeKeys && len(rest) > 0; keys++ {
 		key = rest[0][:keyLen(rest[0])]
 		n := 1

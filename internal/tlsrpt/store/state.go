@@ -56,9 +56,8 @@ func (s *Store) States(day tlsrpt.Day, after string, limit int) (states []tlsrpt
 // replaces it. They are on disk when it returns nil. ErrNoDay: the store holds nothing of
 // the day any more.
 func (s *Store) PutStates(states []tlsrpt.State) error {
-	err := s.update(func(tx *bbolt.Tx) error {
-		for i := range states {
-			st := &states[i]
+	return s.update(func(tx *bbolt.Tx) error {
+		for _, st := range states {
 			if len(st.Key()) > MaxStateKey || max(len(st.ReportID), len(st.Reason)) > maxStateText {
 				return ErrTooLong
 			}
@@ -70,19 +69,12 @@ func (s *Store) PutStates(states []tlsrpt.State) error {
 				return err
 			}
 			v, err := json.Marshal(st)
-			if err != nil {
-				return err
-			}
-			if err := b.Put([]byte(st.Key()), v); err != nil {
+			if err = errors.Join(err, b.Put([]byte(st.Key()), v)); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("store the state of reports: %w", err)
-	}
-	return nil
 }
 
 // Suppress has no reports sent to an address until a moment; one in the past ends it.
@@ -104,10 +96,7 @@ func (s *Store) Suppress(address string, until time.Time) error {
 			return ErrSuppressed
 		}
 		v, err := json.Marshal(list)
-		if err != nil {
-			return err
-		}
-		return tx.Bucket(bucketMeta).Put(keySuppressed, v)
+		return errors.Join(err, tx.Bucket(bucketMeta).Put(keySuppressed, v))
 	})
 }
 

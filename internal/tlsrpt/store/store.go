@@ -69,9 +69,9 @@ func Open(path string, o Options) (*Store, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	// Follow a symbolic link: a new file replaces its target, not the link.
-	if p, err := filepath.EvalSymlinks(path); err == nil {
-		path = p
+	path = filepath.Clean(path)
+	if target, err := filepath.EvalSymlinks(path); err == nil { // a new file replaces the target, not the link
+		path = target
 	}
 	s := &Store{path: path, o: o, log: log{path: path}, starts: boltfile.Starts(path + startsSuffix)}
 	s.stats.Dropped = map[string]uint64{"late": 0, "full": 0, "policies": 0, "log": 0}

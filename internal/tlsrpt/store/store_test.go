@@ -404,6 +404,19 @@ func TestSuppressionsEndAndAreBounded(t *testing.T) {
 	}
 }
 
+func TestThePathMayBeWrittenInAnyWay(t *testing.T) {
+	l := newLab(t, store.Options{})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.path = filepath.Dir(l.path) + "/./x//../new.db"
+	l.open()
+	l.write(success("a.test"))
+	l.reopen()
+	l.merge()
+	l.mustCount(day, "a.test", 1, 0)
+}
+
 func TestOneProcessHasTheStoreOpen(t *testing.T) {
 	l := newLab(t, store.Options{})
 	if _, err := store.Open(l.path, store.Options{}); err == nil || !strings.Contains(err.Error(), "another process") {
