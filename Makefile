@@ -52,13 +52,14 @@ e2e:
 	$(GO) test -tags e2e -count=1 -v -timeout 10m ./test/pressure
 
 # What takes too long for every change: 1,000 kills with -9 under writes, an
-# upgrade from the last commit whose cache had a page reader of its own, and half an
-# hour under all attacks at once.
+# upgrade from the last commit whose cache had a page reader of its own, half an
+# hour under all attacks at once, and a day of ten million TLS sessions.
 nightly:
 	test/e2e/setup
 	STS_TLSMAP_E2E_KILLS=1000 $(GO) test -tags e2e -count=1 -v -timeout 60m -run Kill ./test/e2e/durable
 	STS_TLSMAP_E2E_UPGRADE_FROM=a392211 $(GO) test -tags e2e -count=1 -v -timeout 30m ./packaging/test
 	STS_TLSMAP_SOAK=30m $(GO) test -tags e2e -count=1 -v -timeout 45m -run AllAttacks ./test/pressure
+	STS_TLSMAP_BENCH_LARGE_DAY=1 $(GO) run ./test/bench -row 'day of sessions'
 
 # .deb and .rpm for amd64 and arm64, in dist/.
 packages:

@@ -92,8 +92,12 @@ const sideCommand = "side"
 var sides = map[string]func(args []string) error{
 	"ask":     askSide,
 	"backlog": backlogSide,
+	"collect": collectSide,
+	"day":     daySide,
 	"echo":    echoSide,
 	"lab":     labSide,
+	"receive": receiveSide,
+	"send":    sendSide,
 }
 
 // ready tells the parent where the side listens.

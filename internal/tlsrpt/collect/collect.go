@@ -99,18 +99,28 @@ func (c *Collector) Run(ctx context.Context) {
 			"net.unix.max_dgram_qlen", n, "next", fmt.Sprintf("set it to 512 before the socket is made; %d is the least", MinQueue))
 	}
 	go c.read(ctx)
-	tick := time.NewTicker(batchEvery)
-	defer tick.Stop()
-	for more := true; more; {
-		var datagram []byte
-		select {
-		case <-tick.C:
-			c.write()
-		case datagram, more = <-c.queue:
-			if more {
-				c.add(datagram)
+	for ctx.Err() == nil {
+		if c.batch.Sessions() == 0 {
+			select {
+			case datagram, ok := <-c.queue:
+				if ok {
+					c.add(datagram)
+				}
+			case <-ctx.Done():
 			}
 		}
+		// Not awake for each datagram: that would cost more than to parse it.
+		select {
+		case <-time.After(batchEvery):
+		case <-ctx.Done():
+		}
+		for range len(c.queue) {
+			c.add(<-c.queue)
+		}
+		c.write()
+	}
+	for datagram := range c.queue {
+		c.add(datagram)
 	}
 	c.write()
 	_ = c.conn.Close()
