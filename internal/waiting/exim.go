@@ -37,31 +37,22 @@ func ReadExim(queue io.Reader, spool fs.FS, now time.Time) (*Queue, error) {
 		clear(waits)
 		return err
 	}
-	lines := bufio.NewReaderSize(queue, 64<<10)
-	for {
-		line, isPrefix, err := lines.ReadLine()
-		for long := isPrefix; long && err == nil; { // an address has 64 KiB at most: the rest is not read
-			_, long, err = lines.ReadLine()
-		}
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = nil
-			}
-			if err == nil {
-				err = next()
-			}
-			return q, err
-		}
-		if m := eximMessage.FindStringSubmatch(string(line)); m != nil {
+	lines := bufio.NewScanner(queue) // of 64 KiB at most
+	for lines.Scan() {
+		if m := eximMessage.FindStringSubmatch(lines.Text()); m != nil {
 			if err := next(); err != nil {
 				return nil, err
 			}
 			n, _ := strconv.Atoi(m[1])
 			id, arrived = m[3], now.Add(-time.Duration(n)*eximAge[m[2]])
-		} else if address := strings.TrimSpace(string(line)); address != "" && len(waits) < maxGroups {
+		} else if address := strings.TrimSpace(lines.Text()); address != "" && len(waits) < maxGroups {
 			waits[strings.ToLower(address)] = true
 		}
 	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("reading Exim's queue: %w", err)
+	}
+	return q, next()
 }
 
 // eximDelays returns the last reason why each address of a message waits. A log that

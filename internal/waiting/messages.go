@@ -37,8 +37,6 @@ var (
 		Words: "sts-tlsmap cannot start, and all mail waits meanwhile."}
 	unknownMap = &Cause{Name: "unknown-map", all: true, Steps: []Step{{"To see the right line", "sts-tlsmap -recipe postfix"}},
 		Words: "The MTA asks for a map that sts-tlsmap does not have."}
-	ourTLS = &Cause{Name: "own-tls", all: true, Steps: []Step{{"To see what is wrong with this Postfix", "sts-tlsmap -recipe postfix"}},
-		Words: "TLS does not work in the MTA itself."}
 	noReply = &Cause{Name: "no-policy", Steps: []Step{check, {"To see the daemon's reply", "sts-tlsmap -query DOMAIN"}},
 		Words: "Postfix got no usable policy: sts-tlsmap did not answer or replied TEMP, or a TLS setting of Postfix's own is wrong."}
 	nowReplies = &Cause{Name: "replies-now", all: true, Steps: []Step{again, check},
@@ -57,18 +55,12 @@ var (
 		Words: "No MX host that could take the mail is listed in the domain's policy: the domain has moved its mail without a new policy, or the DNS is forged."}
 	noTLS = &Cause{Name: "no-starttls", tls: true, Steps: []Step{probe, exempt},
 		Words: "The MX host does not offer TLS, or somebody on the way hides that it does."}
-	refused = &Cause{Name: "starttls-refused", tls: true, Steps: []Step{probe, exempt},
-		Words: "The MX host offers TLS, but refused to start it."}
 	handshake = &Cause{Name: "handshake", tls: true, Steps: []Step{probe, exempt},
-		Words: "The TLS handshake with the MX host failed: the host is broken, has TLS 1.1 or older only, or something on the way interferes."}
+		Words: "The MX host offers TLS, but refused to start it, or the handshake failed: the host is broken, has TLS 1.1 or older only, or something on the way interferes."}
 	certificate = &Cause{Name: "certificate", tls: true, Steps: []Step{probe, exempt},
 		Words: "The MX host's certificate is not good: it has another name, has expired, or is from an authority that this machine does not know."}
-	tlsaMismatch = &Cause{Name: "tlsa-mismatch", tls: true, Steps: []Step{probe},
-		Words: "The MX host's certificate does not match the domain's TLSA records (DANE)."}
-	tlsaFails = &Cause{Name: "tlsa-lookup", tls: true, Steps: []Step{probe},
-		Words: "The TLSA records of the MX host could not be looked up (DANE)."}
-	tlsaGone = &Cause{Name: "tlsa-missing", tls: true, Steps: []Step{check, probe},
-		Words: "DANE protects the domain, but the MTA finds no signed MX or TLSA records for this host."}
+	byDANE = &Cause{Name: "dane", tls: true, Steps: []Step{probe, check},
+		Words: "The MX host does not pass DANE: its certificate does not match its TLSA records, or these are missing or could not be looked up."}
 	putOff = &Cause{Name: "put-off", tls: true, Steps: []Step{again},
 		Words: "Exim does not try the hosts again yet, after an earlier failure."}
 	eximAsks = &Cause{Name: "exim-lookup", Steps: []Step{check, {"To see what Exim makes of the reply", "exim -bt someone@DOMAIN"}},
@@ -101,29 +93,25 @@ var Table = []Known{
 	{Postfix, "hostname mismatch", true, certificate},
 	{Postfix, "untrusted issuer", true, certificate},
 	{Postfix, "TLS is required, but was not offered by host", false, noTLS},
-	{Postfix, "refused to start TLS: ", false, refused},
+	{Postfix, "refused to start TLS: ", false, handshake},
 	{Postfix, "Cannot start TLS: handshake failure", false, handshake},
 	{Postfix, "server unavailable or unable to receive mail", false, unlisted},
 	{Postfix, "does not match STS MX pattern", true, unlisted},
 	{Postfix, "client TLS configuration problem", false, noReply},
 	{Postfix, "policy table lookup error", true, noReply},
-	{Postfix, "no TLSA records found", false, tlsaGone},
-	{Postfix, "non DNSSEC destination", false, tlsaGone},
-	{Postfix, "TLSA lookup error for", false, tlsaFails},
-	{Postfix, "no matching DANE TLSA records", true, tlsaMismatch},
-	{Postfix, "TLS is required, but our TLS engine is unavailable", false, ourTLS}, // read
-	{Postfix, "TLS is required, but unavailable", false, ourTLS},                   // read
+	{Postfix, "no TLSA records found", false, byDANE},
+	{Postfix, "non DNSSEC destination", false, byDANE},
+	{Postfix, "TLSA lookup error for", false, byDANE},
+	{Postfix, "no matching DANE TLSA records", true, byDANE},
 
-	{Exim, "The certificate differs", false, tlsaMismatch},
-	{Exim, "DANE attempt failed", false, tlsaMismatch},
-	{Exim, "DANE error: tlsa lookup", false, tlsaFails},
-	{Exim, "lookup not DNSSEC", false, tlsaGone}, // read
+	{Exim, "The certificate differs", false, byDANE},
+	{Exim, "DANE attempt failed", false, byDANE},
+	{Exim, "DANE error: tlsa lookup", false, byDANE},
 	{Exim, "(certificate verification failed)", false, certificate},
 	{Exim, "certificate verify failed", false, certificate}, // read: Exim with OpenSSL
 	{Exim, "a TLS session is required, but the server did not offer TLS support", false, noTLS},
-	{Exim, "a TLS session is required, but an attempt to start TLS failed", false, refused},
+	{Exim, "a TLS session is required, but an attempt to start TLS failed", false, handshake},
 	{Exim, "TLS session: (", false, handshake},
-	{Exim, "TLS support not available", false, ourTLS}, // read
 	{Exim, "lookup failed for all hosts in sts_tlsmap router", false, noHost},
 	{Exim, "R=sts_tlsmap defer: host lookup for", false, dnsFails},
 	{Exim, "R=sts_tlsmap T=sts_tlsmap_smtp defer: retry time not reached", false, putOff},

@@ -1,16 +1,14 @@
 package waiting
 
 import (
+	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"regexp"
 	"strings"
 	"time"
 )
-
-const policyMaps = "smtp_tls_policy_maps"
 
 // ourMap is a socketmap in smtp_tls_policy_maps, and the map's name.
 var ourMap = regexp.MustCompile(`socketmap:[^\s,]+:([^\s,:]+)`)
@@ -24,11 +22,10 @@ func ReadPostfix(queue io.Reader, settings string) (*Queue, error) {
 		q.maps = m[1]
 	}
 	q.relay = strings.TrimSpace(relay)
-	bounded := &bounded{r: queue}
-	messages := json.NewDecoder(bounded)
-	for {
+	lines := bufio.NewScanner(queue)
+	lines.Buffer(nil, maxMessage)
+	for lines.Scan() {
 		var m struct {
-			Queue      string `json:"queue_name"`
 			ID         string `json:"queue_id"`
 			Arrived    int64  `json:"arrival_time"`
 			Recipients []struct {
@@ -36,11 +33,7 @@ func ReadPostfix(queue io.Reader, settings string) (*Queue, error) {
 				Reason  string `json:"delay_reason"`
 			}
 		}
-		bounded.left = maxMessage
-		switch err := messages.Decode(&m); {
-		case errors.Is(err, io.EOF):
-			return q, nil
-		case err != nil:
+		if err := json.Unmarshal(lines.Bytes(), &m); err != nil {
 			return nil, fmt.Errorf("reading the output of postqueue -j: %w", err)
 		}
 		var delays []delay
@@ -51,20 +44,8 @@ func ReadPostfix(queue io.Reader, settings string) (*Queue, error) {
 		}
 		q.add(m.ID, time.Unix(m.Arrived, 0), delays)
 	}
-}
-
-var errTooLong = fmt.Errorf("one message has more than %d MiB", maxMessage>>20)
-
-// bounded fails when more than left bytes are read.
-type bounded struct {
-	r    io.Reader
-	left int
-}
-
-func (b *bounded) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	if b.left -= n; b.left < 0 {
-		return 0, errTooLong
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("reading the output of postqueue -j: %w", err)
 	}
-	return n, err
+	return q, nil
 }

@@ -20,12 +20,12 @@ var ErrNoMTA = errors.New("no postqueue and no exim found: is the MTA on this ma
 // Read reads the queue of the MTA of this machine.
 func Read(ctx context.Context, now time.Time) (q *Queue, err error) {
 	if path := find("postqueue", "/usr/sbin/postqueue", "/usr/local/sbin/postqueue"); path != "" {
-		settings, err := output(ctx, strings.TrimSuffix(path, "queue")+"conf", "-h", policyMaps, "relayhost")
+		settings, err := exec.CommandContext(ctx, strings.TrimSuffix(path, "queue")+"conf", "-h", "smtp_tls_policy_maps", "relayhost").Output()
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("reading Postfix's settings: %w", err)
 		}
 		err = run(ctx, func(out io.Reader) (err error) {
-			q, err = ReadPostfix(out, settings)
+			q, err = ReadPostfix(out, string(settings))
 			return err
 		}, path, "-j")
 		return q, err
@@ -34,11 +34,11 @@ func Read(ctx context.Context, now time.Time) (q *Queue, err error) {
 	if path == "" {
 		return nil, ErrNoMTA
 	}
-	spool, err := output(ctx, path, "-bP", "spool_directory")
+	spool, err := exec.CommandContext(ctx, path, "-bP", "spool_directory").Output()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading Exim's settings: %w", err)
 	}
-	_, folder, _ := strings.Cut(strings.TrimSpace(spool), " = ")
+	_, folder, _ := strings.Cut(strings.TrimSpace(string(spool)), " = ")
 	if _, err := os.ReadDir(folder + "/msglog"); err != nil { // else nothing would seem to wait
 		return nil, fmt.Errorf("reading Exim's message logs: %w", err)
 	}
@@ -57,16 +57,6 @@ func find(names ...string) string {
 		}
 	}
 	return ""
-}
-
-// output runs a program and returns what it prints.
-func output(ctx context.Context, path string, args ...string) (out string, err error) {
-	err = run(ctx, func(r io.Reader) error {
-		b, err := io.ReadAll(io.LimitReader(r, maxLog))
-		out = string(b)
-		return err
-	}, path, args...)
-	return out, err
 }
 
 // run runs a program and reads its output as it comes.

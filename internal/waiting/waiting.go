@@ -25,7 +25,7 @@ const (
 	maxReason  = 500              // bytes kept of a message
 	maxProbed  = 200              // domains that -waiting -probe probes
 	askTime    = 30 * time.Second // for all questions what the daemon replies to Postfix
-	maxMessage = 64 << 20         // bytes of one message in postqueue's output: half a million recipients
+	maxMessage = 64 << 20         // bytes of a message in postqueue's output: half a million recipients
 	maxLog     = 256 << 10        // bytes read from the end of a message log of Exim
 )
 
@@ -201,7 +201,6 @@ func (g *Group) compare(ctx context.Context, s Source) bool {
 	}
 	h, err := s.Held(ctx, g.Domain)
 	usable := func(d control.DANE) bool { return d.State == dane.Usable }
-	byDANE := slices.Contains([]*Cause{tlsaMismatch, tlsaFails, tlsaGone}, g.cause)
 	e := h.Entry
 	switch {
 	case err != nil && !errors.Is(err, control.ErrNothingHeld):
@@ -212,7 +211,7 @@ func (g *Group) compare(ctx context.Context, s Source) bool {
 			g.Policy += " until " + text.Moment(h.ExemptUntil, s.Now)
 		}
 		g.Steps = []Step{again}
-	case byDANE || slices.ContainsFunc(h.DANE, usable):
+	case g.cause == byDANE || slices.ContainsFunc(h.DANE, usable):
 		g.Policy = "DANE protects the domain; sts-tlsmap does not override DANE, and -exempt does not end it"
 		g.Steps = slices.DeleteFunc(g.Steps, func(s Step) bool { return s == exempt })
 	case e != nil && s.enforced(e.Mode) && e.Expires.After(s.Now):
@@ -255,14 +254,11 @@ func (s *Source) enforced(mode string) bool {
 func listed(policy string) string {
 	var mx []string
 	for line := range strings.Lines(policy) {
-		if key, value, _ := strings.Cut(line, ":"); strings.TrimSpace(key) == "mx" {
+		if value, ok := strings.CutPrefix(line, "mx:"); ok {
 			mx = append(mx, strings.TrimSpace(value))
 		}
 	}
-	if more := len(mx) - 3; more > 0 {
-		mx = append(mx[:3], fmt.Sprintf("%d more", more))
-	}
-	return strings.Join(mx, ", ")
+	return text.Cut(strings.Join(mx, ", "), maxReason)
 }
 
 // finish fills in the commands. After an exemption the mail goes out at the MTA's next

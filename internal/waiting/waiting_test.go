@@ -89,19 +89,19 @@ func causes(q *waiting.Queue) map[string]string {
 var wanted = map[string]string{
 	"clear.test": "no-starttls", "self-signed.test": "certificate", "wrong-name.test": "certificate", "expired.test": "certificate",
 	"c-notyet.test": "certificate", "c-otherca.test": "certificate", "c-nointer.test": "certificate", "alias-other.test": "certificate",
-	"refused.test": "starttls-refused", "f-refused.test": "starttls-refused", "hang-up.test": "handshake", "f-hangup.test": "handshake",
+	"refused.test": "handshake", "f-refused.test": "handshake", "hang-up.test": "handshake", "f-hangup.test": "handshake",
 	"f-garbage.test": "handshake", "keyword.test": "no-usable-mx", "only-ip.test": "no-usable-mx", "x-all-bad.test": "certificate",
-	"tlsa-alone.signed.example": "tlsa-lookup", "tlsa-fails.signed.example": "tlsa-lookup", "absent-bad.signed.example": "certificate",
+	"tlsa-alone.signed.example": "dane", "tlsa-fails.signed.example": "dane", "absent-bad.signed.example": "certificate",
 }
 
 // wantedOf are the causes of rows where MTAs and versions differ.
 var wantedOf = map[string]map[string]string{
-	"postfix-3.7":  {"unlisted.test": "certificate", "some-fail.signed.example": "tlsa-missing", "f-stall.test": "handshake", "": "replies-now"},
+	"postfix-3.7":  {"unlisted.test": "certificate", "some-fail.signed.example": "dane", "f-stall.test": "handshake", "": "replies-now"},
 	"postfix-3.10": {"unlisted.test": "unlisted", "deep.test": "unlisted", "swapped.test": "certificate", "forged-mx.test": "unlisted", "": "replies-now"},
 	"postfix-3.11": {"unlisted.test": "unlisted", "deep.test": "unlisted", "swapped.test": "certificate", "forged-mx.test": "unlisted", "": "replies-now"},
-	"exim": {"unlisted.test": "unlisted", "deep.test": "unlisted", "swapped.test": "certificate", "mismatch.signed.example": "tlsa-mismatch",
+	"exim": {"unlisted.test": "unlisted", "deep.test": "unlisted", "swapped.test": "certificate", "mismatch.signed.example": "dane",
 		"mx-fails.test": "dns", "all-fail.signed.example": "dns", "all-gone.test": "no-host", "null.signed.example": "no-host",
-		"alone-mismatch.signed.example": "tlsa-mismatch", "z-down.test": "no-answer"},
+		"alone-mismatch.signed.example": "dane", "z-down.test": "no-answer"},
 }
 
 var (
@@ -229,7 +229,7 @@ func TestTheCommandsFitWhatTheDaemonHolds(t *testing.T) {
 		commands []string
 	}{
 		{name: "enforced", reason: "Server certificate not verified", held: entry("enforce", now.Add(time.Hour)),
-			cause: "certificate", policy: "for a, b, c, 1 more",
+			cause: "certificate", policy: "for a, b, c, d",
 			commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
 		{name: "expired", reason: "Server certificate not verified", held: entry("enforce", now.Add(-time.Hour)),
 			cause: "certificate", policy: "none enforced", commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -explain x.test"}},
@@ -247,7 +247,7 @@ func TestTheCommandsFitWhatTheDaemonHolds(t *testing.T) {
 			held:  control.Held{Entry: entry("enforce", now.Add(time.Hour)).Entry, DANE: []control.DANE{{State: dane.Usable}}},
 			cause: "certificate", policy: "does not override DANE", commands: []string{"sts-tlsmap -probe x.test"}},
 		{name: "DANE by Postfix's word", reason: "no TLSA records found", held: entry("enforce", now.Add(time.Hour)),
-			cause: "tlsa-missing", policy: "does not override DANE", commands: []string{"sts-tlsmap -check", "sts-tlsmap -probe x.test"}},
+			cause: "dane", policy: "does not override DANE", commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -check"}},
 		{name: "Postfix says unavailable, and a policy is enforced", reason: "server unavailable or unable to receive mail", held: entry("enforce", now.Add(time.Hour)),
 			cause: "unlisted", policy: "enforce", commands: []string{"sts-tlsmap -refresh x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
 		{name: "Postfix says unavailable, and none is", reason: "server unavailable or unable to receive mail", heldErr: control.ErrNothingHeld},
@@ -379,7 +379,7 @@ func TestALongQueueTakesLittleMemory(t *testing.T) {
 
 func TestAMessageWithoutEndIsAnError(t *testing.T) {
 	_, err := waiting.ReadPostfix(io.MultiReader(strings.NewReader(`{"queue_id": "`), endless{}), "\n\n")
-	if err == nil || !strings.Contains(err.Error(), "one message has more than 64 MiB") {
+	if err == nil || !strings.Contains(err.Error(), "too long") {
 		t.Error(err)
 	}
 	for _, broken := range []string{"x", `{"recipients": 1}`, `{"queue_id": "A"`} {
@@ -454,8 +454,8 @@ func TestMessageLogsThatCannotBeReadAreAnError(t *testing.T) {
 		t.Error("a folder in the place of a log is no error")
 	}
 	long := strings.NewReader(strings.Repeat("x", 10<<20) + "\n" + eximQueue)
-	if _, err := waiting.ReadExim(long, spool, now); err != nil {
-		t.Errorf("a line of 10 MB is an error: %v", err)
+	if _, err := waiting.ReadExim(long, spool, now); err == nil {
+		t.Error("a line of 10 MB is no error")
 	}
 }
 

@@ -56,6 +56,7 @@ type world struct {
 	mapName string
 	root    string                     // of Exim
 	played  map[string]*testlab.Domain // domains of the rows, by name
+	sent    map[string]bool            // those whose message was sent
 
 	strict Matching
 }

@@ -222,7 +222,7 @@ func (w *world) domain(t *testing.T, r row) *testlab.Domain {
 	}
 	d := w.lab.Domain(r.domain, r.with)
 	if w.played == nil {
-		w.played = make(map[string]*testlab.Domain)
+		w.played, w.sent = make(map[string]*testlab.Domain), make(map[string]bool)
 	}
 	w.played[d.Name] = d
 	if r.bend != nil {
@@ -238,6 +238,7 @@ func (w *world) domain(t *testing.T, r row) *testlab.Domain {
 
 // play sends the message of a row.
 func (w *world) play(t *testing.T, r row, d *testlab.Domain) {
+	w.sent[d.Name] = true
 	m := w.mta.Send(t, d.Name)
 	o := m.Outcome(t)
 	check(t, m, o, w.fateOf(r, d), d.Mail...)
