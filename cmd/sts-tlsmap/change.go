@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
@@ -98,9 +99,23 @@ func refreshedWords(r keeper.Refreshed) string {
 	return words
 }
 
+// confirm asks for a yes.
+func (a *app) confirm(question string) error {
+	fmt.Fprintf(a.stderr, "%s Type yes: ", question)
+	var answer string
+	_, _ = fmt.Fscanln(os.Stdin, &answer) // none is no
+	if answer == "yes" {
+		return nil
+	}
+	return hint(errors.New("nothing was forgotten"), "answer yes, or give -yes with -forget all")
+}
+
 // forget is -forget.
 func (a *app) forget(ctx context.Context) (int, error) {
 	domains, bar, err := a.named(ctx)
+	if err == nil && a.all() && !a.flags.yes {
+		err = a.confirm(fmt.Sprintf("Forget %s? Until each is found again, an attacker can keep it from us.", numbered(len(domains), "domain")))
+	}
 	if err != nil {
 		return 0, err
 	}

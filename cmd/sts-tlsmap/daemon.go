@@ -153,7 +153,7 @@ func (s *service) open() error {
 	}
 	s.sockets = socketmap.NewServer(s.maps, socketmap.Options{MaxConnections: cfg.Socket.MaxConnections, Log: s.log})
 	s.control = control.NewServer(control.Options{
-		Keeper: s.keeper, Exemptions: s.exempt, Health: s.health, ExemptBy: s.maps.ExemptBy, Rehearsed: s.maps.Rehearsed,
+		Keeper: s.keeper, Exemptions: s.exempt, Exempt: s.maps.Exemptions, Health: s.health, ExemptBy: s.maps.ExemptBy, Rehearsed: s.maps.Rehearsed,
 		DANE: s.out.checker.Findings, Reports: func() *reporting.Service { return s.reports }, Metrics: s.observer.Metrics(), Log: s.log,
 	})
 	return nil

@@ -7,20 +7,21 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// exempt is -exempt: it lists what is exempt for a time, or exempts a domain.
+const shownExempt = 20 // exemptions below the table of -cache
+
+// exempt is -exempt: it lists what is exempt, or exempts a domain.
 func (a *app) exempt(ctx context.Context) (int, error) {
 	if len(a.flags.args) == 0 {
 		a.sayAbsent()
 		list, err := a.exemptions(ctx)
 		if err == nil && len(list) == 0 {
-			a.say("no domain is exempt by -exempt")
+			a.say("no domain is exempt")
 		}
 		a.printExempt(list)
 		return exitDone, err
@@ -80,15 +81,22 @@ func exemptDomain(arg string) (string, error) {
 	return domain, nil
 }
 
-// exemptions are those set at run time, as the daemon or the file has them.
+// exemptions are those in force, as the daemon has them; without a daemon, those of the
+// configuration and those in the file.
 func (a *app) exemptions(ctx context.Context) (list []control.ExemptEntry, err error) {
 	if a.absent() {
 		store, err := a.openFile()
-		if store == nil {
+		if err != nil {
 			return nil, err
 		}
-		defer store.Close()
-		return exemptionsIn(store)
+		if store != nil {
+			defer store.Close()
+		}
+		maps, err := a.exemptInFile(store)
+		if err != nil {
+			return nil, err
+		}
+		return control.ExemptEntries(maps.Exemptions()), nil
 	}
 	if a.peerErr != nil {
 		return nil, a.needPeer()
@@ -100,33 +108,23 @@ func (a *app) exemptions(ctx context.Context) (list []control.ExemptEntry, err e
 	return list, a.hintPeer(err)
 }
 
-// exemptionsIn are those in the file that have not ended.
-func exemptionsIn(store *cache.Store) (list []control.ExemptEntry, err error) {
-	stored, err := store.Exemptions()
-	for _, x := range control.ExemptEntries(stored) {
-		if x.Until.After(time.Now()) {
-			list = append(list, x)
-		}
-	}
-	return list, err
-}
-
 // printExempt prints exemptions, a line each.
 func (a *app) printExempt(list []control.ExemptEntry) {
 	for _, x := range list {
-		fmt.Fprintf(a.stdout, "%s exempt until %s\n",
-			text.Printable(x.Entry), text.Moment(x.Until, a.now()))
+		fmt.Fprintln(a.stdout, "exempt:", a.exemptWords(x))
 	}
 }
 
-// cacheNotes prints the exemptions of -exempt and the rehearsals, which only the
-// daemon knows.
+// cacheNotes prints the exemptions, and the rehearsals, which only the daemon knows.
 func (a *app) cacheNotes(ctx context.Context) error {
 	list, err := a.exemptions(ctx)
 	if len(list) > 0 {
 		fmt.Fprintln(a.stdout)
 	}
-	a.printExempt(list)
+	a.printExempt(list[:min(len(list), shownExempt)])
+	if len(list) > shownExempt {
+		fmt.Fprintf(a.stdout, "exempt: %d more; list them with -exempt\n", len(list)-shownExempt)
+	}
 	if err != nil || a.peerErr != nil {
 		return err
 	}

@@ -25,7 +25,8 @@ const many = 1 << 20 // arguments: the kernel's bound is lower
 
 // modes in the order of the usage.
 var modes = []mode{
-	{"cache", "[DOMAIN...]", 0, many, (*app).cache, "print the cache as a table, or all details of the domains"},
+	{"cache", "[DOMAIN...|.DOMAIN]", 0, many, (*app).cache, "print the cache as a table, or only what is below DOMAIN; or all\n" +
+		"details of the domains"},
 	{"query", "KEY", 1, 1, (*app).query, "ask the running daemon as the MTA would"},
 	{"explain", "DOMAIN", 1, 1, (*app).explain, "explain, step by step, how a domain is answered and why"},
 	{"probe", "DOMAIN...|FILE", 1, many, (*app).probe, "connect to the MX hosts, and say whether mail would go out;\n" +
@@ -56,14 +57,18 @@ var options = []struct {
 }{
 	{"config", "FILE", nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
 	{"day", "DAY", []string{"report"}, "with -report -send: the day (default yesterday)"},
+	{"expiring", "T", []string{"cache"}, "with -cache: only policies that expire within a time such as 2d"},
+	{"failing", "", []string{"cache"}, "with -cache: only policies whose last fetch failed"},
 	{"for", "T", []string{"exempt", "report"}, "with -exempt and -suppress: for how long"},
 	{"json", "", []string{"cache", "explain", "probe", "waiting", "check", "tls", "report"}, "with -cache, -explain, -probe, -waiting, -check, -tls, -report:\n" +
 		"one JSON object per line"},
 	{"map", "NAME", []string{"query", "probe"}, "with -query: the map to ask in (default postfix); with -probe:\n" +
 		"the map that the MTA asks in (default: the best for the MTA here)"},
+	{"mode", "MODE", []string{"cache"}, "with -cache: only policies of that mode: enforce, testing or none"},
 	{"send", "", []string{"report"}, "with -report: send the reports of a day, or of DOMAIN only, now"},
 	{"suppress", "ADDRESS", []string{"report"}, "with -report and -for: send no reports to ADDRESS for a time\n" +
 		"such as 30d (0 ends it)"},
+	{"yes", "", []string{"forget"}, "with -forget all: do not ask"},
 }
 
 // flags are the command line.
@@ -79,6 +84,10 @@ type flags struct {
 	suppress string
 	send     bool
 	day      string
+	yes      bool
+
+	policyMode, expiring string // of -cache; empty: any
+	failing              bool
 }
 
 // usage is the answer to -help.
@@ -123,6 +132,10 @@ func parseFlags(args []string) (*flags, error) {
 	set.StringVar(&f.suppress, "suppress", "", "")
 	set.StringVar(&f.mapName, "map", "", "")
 	set.BoolVar(&f.json, "json", false, "")
+	set.StringVar(&f.policyMode, "mode", "", "")
+	set.StringVar(&f.expiring, "expiring", "", "")
+	set.BoolVar(&f.failing, "failing", false, "")
+	set.BoolVar(&f.yes, "yes", false, "")
 	// Package flag stops at the first argument: flags may stand after it. After
 	// "--" there are arguments only.
 	for rest := args; ; args = rest {

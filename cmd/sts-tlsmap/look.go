@@ -14,9 +14,9 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -135,28 +135,45 @@ func (a *app) held(ctx context.Context, domain string) (h control.Held, from str
 
 func (a *app) heldInFile(domain string) (control.Held, error) {
 	store, err := a.openFile()
-	if store == nil {
-		return control.Held{Domain: domain}, cmp.Or(err, control.ErrNothingHeld)
-	}
-	defer store.Close()
-	stored, err := store.Exemptions()
-	set, e := exempt.Timed(stored)
-	if err := errors.Join(err, e); err != nil {
+	if err != nil {
 		return control.Held{}, err
 	}
-	rec, err := store.Get(domain)
-	h, err := control.NewHeld(domain, rec, err, set.Matching(domain, time.Now().Unix()))
+	rec, found := cache.Record{}, cache.ErrNotFound
+	if store != nil {
+		defer store.Close()
+		rec, found = store.Get(domain)
+	}
+	exempt, err := a.exemptInFile(store)
+	if err != nil {
+		return control.Held{}, err
+	}
+	h, err := control.NewHeld(domain, rec, found, exempt.ExemptBy(domain))
 	if err == nil && h.Nothing() {
 		err = control.ErrNothingHeld
 	}
 	return h, err
 }
 
+// exemptInFile has the exemptions of the configuration, and those of the cache file, if
+// there is one.
+func (a *app) exemptInFile(store *cache.Store) (*tlsmap.Server, error) {
+	_, maps, err := newMaps(a.cfg)
+	if err != nil || store == nil {
+		return maps, err
+	}
+	stored, err := store.Exemptions()
+	return maps, errors.Join(err, maps.SetTimedExempt(stored))
+}
+
 // cache is -cache.
 func (a *app) cache(ctx context.Context) (int, error) {
 	a.sayAbsent()
-	if len(a.flags.args) == 0 {
-		return exitDone, a.list(ctx)
+	f := a.flags
+	if below := belows(f.args); len(f.args) == 0 || below != nil {
+		return a.list(ctx, below)
+	}
+	if f.policyMode != "" || f.expiring != "" || f.failing {
+		return 0, hint(errors.New("-mode, -expiring and -failing go with the table"), "name no domain, or all below one as .example.com")
 	}
 	write := func(h *control.Held) error { return explain.WriteHeld(a.stdout, h, a.now()) }
 	if a.flags.json {
@@ -190,32 +207,85 @@ func (a *app) cache(ctx context.Context) (int, error) {
 	return code, nil
 }
 
-// list is -cache without a domain.
-func (a *app) list(ctx context.Context) error {
+// belows returns what the arguments have all domains below: each is ".example.com" or
+// "*.example.com". It returns nil if one is not.
+func belows(args []string) (below []string) {
+	for _, arg := range args {
+		name := strings.TrimPrefix(arg, "*")
+		if !strings.HasPrefix(name, ".") {
+			return nil
+		}
+		domain, err := canonical(name[1:])
+		if err != nil { // ".com"
+			domain = strings.ToLower(name[1:])
+		}
+		below = append(below, "."+domain)
+	}
+	return below
+}
+
+// filter returns whether an entry is to be listed.
+func (a *app) filter(below []string) (func(control.Entry) bool, error) {
+	f, until := a.flags, a.now()
+	if f.expiring != "" {
+		long, ok := config.ParseDuration(f.expiring)
+		if !ok {
+			return nil, hint(fmt.Errorf("-expiring %q is not a duration", f.expiring), "write -expiring 2d or 12h")
+		}
+		until = until.Add(long)
+	}
+	if f.policyMode != "" && !slices.Contains([]string{"enforce", "testing", "none"}, f.policyMode) {
+		return nil, hint(fmt.Errorf("-mode %q is no mode of a policy", f.policyMode), "write -mode enforce, testing or none")
+	}
+	return func(e control.Entry) bool {
+		isBelow := func(b string) bool { return strings.HasSuffix(e.Domain, b) }
+		return (below == nil || slices.ContainsFunc(below, isBelow)) && (f.policyMode == "" || e.Mode == f.policyMode) &&
+			(!f.failing || e.Failures > 0) && (f.expiring == "" || e.Expires.Before(until))
+	}, nil
+}
+
+// list is -cache without a domain: the policies that the flags select.
+func (a *app) list(ctx context.Context, below []string) (int, error) {
 	listing := explain.NewListing(a.stdout, a.flags.json, a.now())
-	var err error
+	wanted, err := a.filter(below)
+	if err != nil {
+		return 0, err
+	}
+	add := func(e control.Entry) error {
+		if wanted(e) {
+			return listing.Add(e)
+		}
+		return nil
+	}
 	switch {
 	case a.absent():
-		err = a.listFile(listing)
+		err = a.listFile(add)
 	case a.peerErr != nil:
-		return a.needPeer()
+		return 0, a.needPeer()
 	default:
-		err = a.hintPeer(a.client.List(ctx, listing.Add))
+		err = a.hintPeer(a.client.List(ctx, add))
 	}
-	err = cmp.Or(err, listing.Close())
-	if err == nil && listing.Count() == 0 {
+	f := a.flags
+	filtered := below != nil || f.policyMode != "" || f.expiring != "" || f.failing
+	switch err = cmp.Or(err, listing.Close()); {
+	case err != nil:
+		return 0, err
+	case listing.Count() == 0 && filtered:
+		a.say("no policy in the cache is like that")
+		return exitNotFound, nil
+	case listing.Count() == 0:
 		a.say("the cache is empty")
 	}
-	if err != nil || a.flags.json {
-		return err
+	if a.flags.json || filtered {
+		return exitDone, nil
 	}
-	return a.cacheNotes(ctx)
+	return exitDone, a.cacheNotes(ctx)
 }
 
 // listFile lists the cache's file, page by page. The file is closed in between:
 // while the reader waits, a daemon must be able to start. If one has, the next
 // page is an error that says so.
-func (a *app) listFile(listing *explain.Listing) error {
+func (a *app) listFile(add func(control.Entry) error) error {
 	for after := ""; ; {
 		store, err := a.openFile()
 		if store == nil {
@@ -227,7 +297,7 @@ func (a *app) listFile(listing *explain.Listing) error {
 			return err
 		}
 		for i := range page {
-			if err := listing.Add(control.EntryOf(&page[i])); err != nil {
+			if err := add(control.EntryOf(&page[i])); err != nil {
 				return err
 			}
 		}
@@ -244,7 +314,7 @@ func (a *app) sources() (*outside, explain.Sources, error) {
 	if err != nil {
 		return nil, explain.Sources{}, err
 	}
-	table, maps, err := newMaps(a.cfg)
+	table, _, err := newMaps(a.cfg)
 	title := "What the maps of the configuration file reply"
 	if len(a.health.Maps) > 0 && err == nil {
 		table, err = tlsmap.NewTable(a.inUse())
@@ -256,7 +326,6 @@ func (a *app) sources() (*outside, explain.Sources, error) {
 		NextHops: out.checker,
 		Table:    table,
 		MapsOf:   title,
-		Exempt:   func(domain string) []control.ExemptEntry { return control.ExemptEntries(maps.ExemptBy(domain)) },
 		Held:     a.held,
 		NotAsked: a.peerErr,
 		AskHint:  a.nextOf(a.peerErr),
@@ -332,6 +401,7 @@ func (a *app) query(ctx context.Context) (int, error) {
 		fmt.Fprintln(a.stdout, rest)
 		return exitDone, nil
 	case "NOTFOUND":
+		a.say("%s: not found: %s", text.Printable(a.flags.args[0]), a.whyNotFound(ctx))
 		return exitNotFound, nil
 	case "PERM":
 		return 0, fmt.Errorf("the daemon replies PERM: %s", text.Printable(rest))
@@ -343,4 +413,30 @@ func (a *app) query(ctx context.Context) (int, error) {
 		return 0, hint(err, "see why: sts-tlsmap -explain %s", a.flags.args[0])
 	}
 	return 0, fmt.Errorf("what answers at %s is not sts-tlsmap", at)
+}
+
+// whyNotFound says why a lookup has found nothing, as far as the daemon tells.
+func (a *app) whyNotFound(ctx context.Context) string {
+	hop, kind := mta.ParseKey([]byte(a.flags.args[0]), nil)
+	if kind != mta.KeyPolicyDomain {
+		return "it is " + kind.String()
+	}
+	h, err := a.client.Held(ctx, string(hop.Domain))
+	switch n := h.Negative; {
+	case err != nil:
+		return err.Error()
+	case len(h.ExemptBy) > 0:
+		return "exempt: " + a.exemptWords(h.ExemptBy[0])
+	case n != nil && n.Result == policy.ResultNoRecord:
+		return "no policy: the domain publishes none"
+	case n != nil && n.Result == policy.ResultDNS:
+		return "DNS failed: " + text.Printable(n.Err)
+	case n != nil:
+		return fmt.Sprintf("no policy could be fetched: %s: %s", n.Result, text.Printable(n.Err))
+	case h.Entry != nil && h.Entry.Mode == policy.ModeEnforce.String():
+		return "the map is a rehearsal"
+	case h.Entry != nil:
+		return "the policy's mode is " + text.Printable(h.Entry.Mode)
+	}
+	return "no answer in time; the discovery goes on"
 }

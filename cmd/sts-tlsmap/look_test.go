@@ -55,7 +55,7 @@ func TestAStalledListingDoesNotBlockAStartOfTheDaemon(t *testing.T) {
 	}
 	out := &pager{path: cfg.Cache.Path}
 	listing := explain.NewListing(out, true, now)
-	if err := (&app{cfg: cfg}).listFile(listing); err != nil {
+	if err := (&app{cfg: cfg}).listFile(listing.Add); err != nil {
 		t.Fatal(err)
 	}
 	if err := listing.Close(); err != nil {

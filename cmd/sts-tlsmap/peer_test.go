@@ -42,7 +42,7 @@ func TestNoModeWaitsForADaemonThatDoesNotAnswer(t *testing.T) {
 		// Those that read go by the file, and say so.
 		{"-cache", exitDone, "one.test", silence + dir + "/control.sock in 0s; reading the file " + dir + "/cache.db instead"},
 		{"-cache one.test", exitDone, "mx: mx1.one.test", "cache.db instead"},
-		{"-exempt", exitDone, "two.test exempt until ", "cache.db instead"},
+		{"-exempt", exitDone, "exempt: two.test until ", "cache.db instead"},
 		{"-explain one.test", exitDone, "Cache, from the file\n  daemon       the daemon does not answer", ""},
 		// Those that change something fail, and say where to look.
 		{"-exempt one.test -for 4h", exitFailed, "", silence + dir + "/control.sock in 0s\nsts-tlsmap: hint: it hangs, or cannot start while systemd holds its sockets"},

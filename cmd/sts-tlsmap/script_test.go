@@ -98,6 +98,11 @@ func setUpScript(env *testscript.Env) error {
 	env.Setenv("HTTPS_PROXY", lab.Proxy.URL())
 	env.Setenv("NO_PROXY", "")
 	env.Setenv("TZ", "UTC")
+	completion, err := filepath.Abs("../../packaging/completion/sts-tlsmap.bash")
+	if err != nil {
+		return err
+	}
+	env.Setenv("COMPLETION", completion)
 	env.Setenv("GORACE", os.Getenv("GORACE"))
 	return nil
 }

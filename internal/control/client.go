@@ -86,7 +86,7 @@ func (c *Client) List(ctx context.Context, each func(Entry) error) error {
 	return stream(ctx, c, http.MethodGet, "/v1/cache", nil, each)
 }
 
-// Exemptions calls each with every exemption set at run time.
+// Exemptions calls each with every exemption that is in force.
 func (c *Client) Exemptions(ctx context.Context, each func(ExemptEntry) error) error {
 	return stream(ctx, c, http.MethodGet, "/v1/exempt", nil, each)
 }

@@ -28,6 +28,7 @@ const (
 	maxHeader       = 16 << 10         // bytes of a request's header
 	maxBody         = 4 << 20          // bytes of a request's body
 	atOnce          = 32               // domains of one request worked on at once
+	shownDomains    = 5                // of a request, in the log
 	pageSize        = 16               // records read from the store at once
 	flushAt         = 32 << 10         // bytes of an answer, after which they are sent
 	writeTimeout    = 10 * time.Second // for the client to take a line

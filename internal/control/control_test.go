@@ -135,8 +135,9 @@ func (f *fakeExemptions) Set(string, time.Duration) (time.Time, bool, error) { r
 // its socket.
 func serve(t *testing.T, k *fakeKeeper, change func(*control.Options, *http.Server)) (*control.Client, string) {
 	t.Helper()
+	fake := new(fakeExemptions)
 	o := control.Options{
-		Keeper: k, Exemptions: new(fakeExemptions), Log: slog.New(slog.DiscardHandler),
+		Keeper: k, Exemptions: fake, Exempt: fake.InForce, Log: slog.New(slog.DiscardHandler),
 		Health:    func() control.Health { return control.Health{Version: "test", PID: 7} },
 		ExemptBy:  func(string) []exempt.Exemption { return nil },
 		Rehearsed: func(string) []control.Rehearsed { return nil },

@@ -42,7 +42,6 @@ type Keeper interface {
 
 // Exemptions are those set at run time; *exempt.List is one.
 type Exemptions interface {
-	InForce() []exempt.Exemption
 	Set(domain string, long time.Duration) (until time.Time, was bool, err error)
 }
 
@@ -50,6 +49,7 @@ type Exemptions interface {
 type Options struct {
 	Keeper     Keeper
 	Exemptions Exemptions
+	Exempt     func() []exempt.Exemption // all that are in force
 	Health     func() Health
 	ExemptBy   func(domain string) []exempt.Exemption          // what exempts the domain; Until zero: permanent
 	Rehearsed  func(domain string) []Rehearsed                 // of all domains, if empty
@@ -78,7 +78,7 @@ func NewServer(o Options) *Server {
 	s.handle("GET /v1/health", func(c *call) error { return c.line(o.Health()) })
 	s.handle("GET /v1/cache", s.list)
 	s.handle("GET /v1/cache/{domain}", s.held)
-	s.handle("GET /v1/exempt", func(c *call) error { return lines(c, ExemptEntries(o.Exemptions.InForce())) })
+	s.handle("GET /v1/exempt", func(c *call) error { return lines(c, ExemptEntries(o.Exempt())) })
 	s.handle("GET /v1/rehearsal", func(c *call) error { return lines(c, o.Rehearsed("")) })
 	s.handle("GET /v1/tls", func(c *call) error {
 		if err := o.Reports().Views(c.URL.Query().Get("domain"), func(v reporting.View) error { return c.line(v) }); err != nil {
@@ -188,12 +188,29 @@ func (s *Server) receive(c *call) (err error) {
 			return fmt.Errorf("%w: only root and the daemon's user (uid %d) may do this, not uid %d", ErrNotAllowed, s.own, uid)
 		}
 		limit = maxBody
-		s.o.Log.Info("control request", "request", c.URL.RequestURI(), "uid", uid)
+		defer func() {
+			s.o.Log.Info("control request", "request", c.URL.RequestURI(), "uid", uid, "domains", firstDomains(c.body))
+		}()
 	}
 	if c.body, err = io.ReadAll(http.MaxBytesReader(c.w, c.Body, limit)); err != nil {
 		return fmt.Errorf("the request cannot be read: %w", err)
 	}
 	return c.rc.SetReadDeadline(time.Time{}) // the request is here: the answer may take long
+}
+
+// firstDomains names the first domains of a request, for the log.
+func firstDomains(body []byte) (names []string) {
+	for d := json.NewDecoder(bytes.NewReader(body)); d.More() && len(names) <= shownDomains; {
+		var e Entry
+		if d.Decode(&e) != nil {
+			break
+		}
+		names = append(names, e.Domain)
+	}
+	if len(names) > shownDomains {
+		names[shownDomains] = "..."
+	}
+	return names
 }
 
 // line adds a value to the answer.

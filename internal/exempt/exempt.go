@@ -7,7 +7,9 @@ package exempt
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,6 +96,15 @@ func (s Set) Until(domain []byte, now int64) int64 {
 	return latest
 }
 
+// All returns the entries that are in force at now, in Unix seconds, ordered by domain.
+func (s Set) All(now int64) []Exemption {
+	var list []Exemption
+	for _, domain := range slices.Sorted(maps.Keys(s)) {
+		list = s.appendInForce(list, domain, now)
+	}
+	return list
+}
+
 // Matching returns the entries that cover the domain, in canonical form, and
 // are in force at now, in Unix seconds: its own first, then those of its
 // parents.
@@ -103,12 +114,17 @@ func (s Set) Matching(domain string, now int64) []Exemption {
 		if i > 0 && domain[i] != '.' {
 			continue
 		}
-		switch until := s[domain[i:]]; {
-		case until == noEnd:
-			list = append(list, Exemption{Domain: domain[i:]})
-		case until > now:
-			list = append(list, Exemption{Domain: domain[i:], Until: time.Unix(until, 0)})
-		}
+		list = s.appendInForce(list, domain[i:], now)
+	}
+	return list
+}
+
+func (s Set) appendInForce(list []Exemption, entry string, now int64) []Exemption {
+	switch until := s[entry]; {
+	case until == noEnd:
+		return append(list, Exemption{Domain: entry})
+	case until > now:
+		return append(list, Exemption{Domain: entry, Until: time.Unix(until, 0)})
 	}
 	return list
 }

@@ -43,11 +43,8 @@ func (r *Report) decide(s Sources) {
 	}
 	r.DANE.asked = s.Table.AsksForDANE(r.state)
 	r.DANE.take(r.Cache.Held, r.now)
-	if !r.Cache.asked() { // a running daemon knows; the file may not be in force
-		r.exemptBy = s.Exempt(r.Domain)
-	}
 	if h := r.Cache.Held; h != nil {
-		r.exemptBy = append(r.exemptBy, h.ExemptBy...)
+		r.exemptBy = h.ExemptBy
 	}
 	var exempt []string
 	for _, e := range r.exemptBy {

@@ -42,8 +42,6 @@ type Sources struct {
 	NextHops NextHops
 	Table    *tlsmap.Table // the maps in use
 	MapsOf   string        // a title for them
-	// Exempt returns the entries of [exempt] in the file that are for a domain.
-	Exempt func(domain string) []control.ExemptEntry
 	// Held returns what is held for a domain and where: Daemon or File. The error
 	// is control.ErrNothingHeld if nothing is held.
 	Held func(ctx context.Context, domain string) (control.Held, string, error)

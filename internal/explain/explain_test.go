@@ -39,7 +39,6 @@ type world struct {
 	held   control.Held
 	heldIs error
 	from   string
-	exempt []control.ExemptEntry
 	asking error               // why the daemon could not be asked
 	hint   string              // what to do about it
 	maps   []mta.Map           // nil: those built in
@@ -126,9 +125,8 @@ func (w *world) gather(t *testing.T, key string) *explain.Report {
 	}
 	return explain.Gather(t.Context(), key, explain.Sources{
 		Resolver: w, Policies: w, Table: table, NextHops: dane.New(dane.Options{Resolver: w}),
-		Exempt: func(string) []control.ExemptEntry { return w.exempt },
-		Held:   func(context.Context, string) (control.Held, string, error) { return w.held, w.from, w.heldIs },
-		Now:    func() time.Time { return now },
+		Held: func(context.Context, string) (control.Held, string, error) { return w.held, w.from, w.heldIs },
+		Now:  func() time.Time { return now },
 
 		NotAsked: w.asking, AskHint: w.hint,
 	})
@@ -202,8 +200,7 @@ func TestTheNextStepFitsTheProblem(t *testing.T) {
 		{"one host not listed", honest(), func(w *world) { w.mx = []string{"10 mx1.a.test.", "20 old.test."} }, "OK secure", "not to old.test"},
 		{"MX hosts that cannot be looked up", honest(), func(w *world) { w.mxErr = errors.New("SERVFAIL") }, "OK secure", "dig a.test MX"},
 		{"an exempt domain", honest(), func(w *world) {
-			w.exempt = []control.ExemptEntry{{Entry: "a.test"}}
-			w.held.Exempt, w.held.ExemptBy = true, w.exempt
+			w.held.Exempt, w.held.ExemptBy = true, []control.ExemptEntry{{Entry: "a.test"}}
 		}, "NOTFOUND", "take a.test out of [exempt]"},
 		{"testing, and no host listed", fresh(), func(w *world) {
 			w.text, w.mx = strings.ReplaceAll(enforced, "enforce", "testing"), []string{"10 evil.test."}
@@ -239,7 +236,7 @@ func TestAStoppedDaemonIsReportedFirst(t *testing.T) {
 		{"not held", func(w *world) { *w = *fresh() }, start + "All is well..."},
 		{"not held, and no host listed", func(w *world) { *w = *fresh(); w.mx = []string{"10 evil.test."} }, start + "No MX host is listed by the policy..."},
 		{"no MTA-STS", func(w *world) { *w = *fresh(); w.txt = nil }, start + "Mail goes without MTA-STS: the domain does not publish it."},
-		{"exempt", func(w *world) { w.exempt = []control.ExemptEntry{{Entry: "a.test"}} }, start + "The domain is exempt..."},
+		{"exempt", func(w *world) { w.held.ExemptBy = []control.ExemptEntry{{Entry: "a.test"}} }, start + "The domain is exempt..."},
 		{"another policy published", func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, start + "All is well..."},
 		{"it runs, without a control socket", func(w *world) {
 			*w = *fresh()
@@ -289,7 +286,7 @@ func TestTheEntryThatExemptsIsNamed(t *testing.T) {
 			"exempt by [exempt] in the configuration, and until 2026-05-01", "never"},
 	} {
 		w := honest()
-		w.exempt, w.held.ExemptBy, w.held.Exempt, w.from, w.asking = test.file, test.held, test.held != nil, explain.File, control.ErrNoAnswer
+		w.held.ExemptBy, w.held.Exempt, w.from, w.asking = append(test.file, test.held...), true, explain.File, control.ErrNoAnswer
 		r := w.gather(t, "a.test")
 		if !strings.Contains(r.Next, test.next) || strings.Contains(r.Next, test.never) {
 			t.Errorf("%s: got %q, want %q", test.name, r.Next, test.next)
@@ -475,11 +472,12 @@ func TestSentencesAreBrokenBeforeColumn80(t *testing.T) {
 	}
 }
 
-func TestAListingIsAlignedAndItsJSONIsWhole(t *testing.T) {
+func TestAListingIsAlignedWhateverTheLengthOfOneName(t *testing.T) {
 	entries := []control.Entry{
 		{Domain: "a.test", Mode: "enforce", ID: "1", Fetched: now.Add(-time.Hour), Expires: now.Add(time.Hour), Checked: now, Used: now},
-		{Domain: "a-much-longer-domain.test", Mode: "none", Fetched: now.Add(-48 * time.Hour), Expires: now.Add(-time.Hour), Used: now.Add(-49 * time.Hour), Failures: 4},
+		{Domain: strings.Repeat("long.", 10) + "test", Mode: "none", Fetched: now.Add(-48 * time.Hour), Expires: now.Add(-time.Hour), Used: now.Add(-49 * time.Hour), Failures: 4},
 		{Domain: "damaged.test", Mode: "invalid", LastError: "x"},
+		{Domain: "new.test", Mode: "enforce", Fetched: now.Add(-59*time.Minute - 59*time.Second), Expires: now.Add(30 * 24 * time.Hour), NotOnDisk: true},
 	}
 	var b bytes.Buffer
 	l := explain.NewListing(&b, false, now)
@@ -491,13 +489,19 @@ func TestAListingIsAlignedAndItsJSONIsWhole(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	want := `DOMAIN                     MODE     ID  AGE  EXPIRES         CHECKED  USED      FAILURES
-a.test                     enforce  1   1h   in 1h           0s ago   0s ago    0
-a-much-longer-domain.test  none         2d   expired 1h ago  never    2d1h ago  4
-damaged.test               invalid      -    -               never    never     0
+	want := `DOMAIN                         MODE     FETCHED    EXPIRES    USED       FAILED
+a.test                         enforce  1h ago     in 1h      0s ago     0
+long.long.long.long.long.long.long.long.long.long.test none     2d ago     1h ago     2d1h ago   4
+damaged.test                   invalid  never      never      never      0
+new.test                       enforce  59m59s ago in 30d     never      0 (not on disk)
+
+total 4: 2 enforce, 1 invalid, 1 none; 1 failing
 `
 	if b.String() != want {
 		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+	if header, _, _ := strings.Cut(b.String(), "\n"); len(header) >= 80 {
+		t.Errorf("the header has %d columns", len(header))
 	}
 
 	b.Reset()
@@ -525,7 +529,7 @@ func TestALongListingIsPrintedAsItComes(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Count(b.String(), "\n"); got != 5001 || strings.Count(b.String(), "DOMAIN") != 1 || l.Count() != 5000 {
+	if got := strings.Count(b.String(), "\n"); got != 5003 || strings.Count(b.String(), "DOMAIN") != 1 || l.Count() != 5000 {
 		t.Errorf("got %d lines", got)
 	}
 }

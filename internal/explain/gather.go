@@ -68,9 +68,9 @@ func (s Sources) Policy(ctx context.Context, domain string) Policy {
 		r.discover(ctx, s)
 	}
 	r.choosePolicy()
-	p := Policy{State: r.state, Policy: r.policy, Ours: r.ours, From: r.Cache.Counts, Exempt: len(s.Exempt(domain)) > 0}
+	p := Policy{State: r.state, Policy: r.policy, Ours: r.ours, From: r.Cache.Counts}
 	if h := r.Cache.Held; h != nil {
-		p.Exempt = p.Exempt || len(h.ExemptBy) > 0
+		p.Exempt = len(h.ExemptBy) > 0
 	}
 	if p.Policy == nil {
 		if p.Why = r.Record.Err; r.Fetch != nil {

@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
@@ -114,64 +115,58 @@ func FromHeld(h *control.Held, table *tlsmap.Table, now time.Time) *HeldReport {
 	return out
 }
 
-// alignedRows is how many rows of a Listing are aligned to each other.
-const alignedRows = 500
+// listingRow has columns of a fixed width: a longer domain moves its own row only.
+const listingRow = "%-30s %-8s %-10s %-10s %-10s %s\n"
 
-// A Listing prints the cache, one entry per line: a table, or JSON. It buffers
-// alignedRows rows to align them, and not all, because there may be millions.
+// A Listing prints the cache, one entry per line: a table with a total, or JSON.
 type Listing struct {
-	w     io.Writer
-	table *tabwriter.Writer // nil: JSON
-	now   time.Time
-	count int
+	w       *bufio.Writer
+	json    bool
+	now     time.Time
+	count   int
+	modes   map[string]int
+	failing int
 }
 
 // NewListing returns a Listing that writes to w.
 func NewListing(w io.Writer, asJSON bool, now time.Time) *Listing {
-	l := &Listing{w: w, now: now}
-	if !asJSON {
-		l.table = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	}
-	return l
+	return &Listing{w: bufio.NewWriter(w), json: asJSON, now: now, modes: make(map[string]int)}
 }
 
-// Add prints an entry, or buffers it.
+// Add prints an entry.
 func (l *Listing) Add(e control.Entry) error {
 	l.count++
-	if l.table == nil {
+	l.modes[e.Mode]++
+	if e.Failures > 0 {
+		l.failing++
+	}
+	if l.json {
 		return text.WriteJSON(l.w, e)
 	}
 	if l.count == 1 {
-		fmt.Fprintln(l.table, "DOMAIN\tMODE\tID\tAGE\tEXPIRES\tCHECKED\tUSED\tFAILURES")
+		fmt.Fprintf(l.w, listingRow, "DOMAIN", "MODE", "FETCHED", "EXPIRES", "USED", "FAILED")
 	}
-	age, expires := "-", "-"
-	if !e.Fetched.IsZero() {
-		age = text.Span(l.now.Sub(e.Fetched))
-	}
-	if !e.Expires.IsZero() {
-		expires = text.When(e.Expires, l.now)
-		if !e.Expires.After(l.now) {
-			expires = "expired " + expires
-		}
-	}
-	note := ""
+	failed := fmt.Sprint(e.Failures)
 	if e.NotOnDisk {
-		note = " (not on disk)"
+		failed += " (not on disk)"
 	}
-	fmt.Fprintf(l.table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d%s\n", text.Printable(e.Domain), text.Printable(e.Mode), text.Printable(e.ID),
-		age, expires, text.When(e.Checked, l.now), text.When(e.Used, l.now), e.Failures, note)
-	if l.count%alignedRows == 0 {
-		return l.table.Flush()
-	}
-	return nil
+	_, err := fmt.Fprintf(l.w, listingRow, text.Printable(e.Domain), text.Printable(e.Mode),
+		text.When(e.Fetched, l.now), text.When(e.Expires, l.now), text.When(e.Used, l.now), failed)
+	return err
 }
 
-// Close prints the buffered rows.
+// Close prints the total and what is buffered.
 func (l *Listing) Close() error {
-	if l.table == nil {
-		return nil
+	if l.count > 0 && !l.json {
+		sep := ":"
+		fmt.Fprintf(l.w, "\ntotal %d", l.count)
+		for _, mode := range slices.Sorted(maps.Keys(l.modes)) {
+			fmt.Fprintf(l.w, "%s %d %s", sep, l.modes[mode], text.Printable(mode))
+			sep = ","
+		}
+		fmt.Fprintf(l.w, "; %d failing\n", l.failing)
 	}
-	return l.table.Flush()
+	return l.w.Flush()
 }
 
 // Count returns how many entries were added.

@@ -43,13 +43,10 @@ func options(t testing.TB, lab *testlab.T, mapName string) probe.Options {
 	checker := dane.New(dane.Options{Resolver: dns})
 	sources := explain.Sources{
 		Resolver: dns, Policies: client, NextHops: checker, Now: time.Now,
-		Exempt: func(domain string) []control.ExemptEntry {
-			if strings.HasPrefix(domain, "exempt.") {
-				return []control.ExemptEntry{{Entry: domain}}
-			}
-			return nil
-		},
 		Held: func(_ context.Context, domain string) (control.Held, string, error) {
+			if strings.HasPrefix(domain, "exempt.") {
+				return control.Held{Domain: domain, ExemptBy: []control.ExemptEntry{{Entry: domain}}}, explain.File, nil
+			}
 			return control.Held{Domain: domain}, explain.File, control.ErrNothingHeld
 		},
 	}

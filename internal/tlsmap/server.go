@@ -132,6 +132,12 @@ func (s *Server) ExemptBy(domain string) []exempt.Exemption {
 	return append(s.exempt.Load().Matching(domain, now), s.timed.Load().Matching(domain, now)...)
 }
 
+// Exemptions returns all entries that are in force: those for good first.
+func (s *Server) Exemptions() []exempt.Exemption {
+	now := s.now().Unix()
+	return append(s.exempt.Load().All(now), s.timed.Load().All(now)...)
+}
+
 // isExempt looks at the clock only where an exemption has an end.
 func (s *Server) isExempt(domain []byte) bool {
 	timed := *s.timed.Load()
