@@ -16,9 +16,20 @@ TOOL    := $(GO) run -modfile=tools/go.mod
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/sts-tlsmap
 
-# The daemon on 127.0.0.1:8461, with its files under ./run.
+# The daemon on 127.0.0.1:8461, with its files under ./run. It is asked at once, for a name
+# that sends no packet.
 run: build run/sts-tlsmap.toml
-	$(BIN) -config run/sts-tlsmap.toml
+	@$(BIN) -config run/sts-tlsmap.toml & daemon=$$!; \
+	while kill -0 $$daemon 2>/dev/null; do \
+		$(BIN) -config run/sts-tlsmap.toml -query localhost 2>/dev/null; \
+		if [ $$? = 1 ]; then \
+			printf '\n%s\n' 'sts-tlsmap listens on 127.0.0.1:8461, and answers. Next, in another terminal:' \
+				'    $(BIN) -config run/sts-tlsmap.toml -explain gmail.com' 'Ctrl-C ends it.' ''; \
+			break; \
+		fi; \
+		sleep 0.1; \
+	done; \
+	wait $$daemon
 
 run/sts-tlsmap.toml:
 	mkdir -p run

@@ -121,7 +121,7 @@ func (s *service) open() error {
 	}
 	stats := s.store.Stats()
 	s.clock.NotBefore(stats.Heartbeat, stats.InDoubtSince)
-	s.observer = observe.New(s.observed(table))
+	s.observer = observe.New(s.observed())
 	most := discoveries(cfg, socketmap.Descriptors())
 	if most < cfg.Lookup.Concurrency {
 		s.log.Warn("too few file descriptors for the concurrency of discoveries", "concurrency", cfg.Lookup.Concurrency, "at_once", most,
@@ -319,7 +319,7 @@ func (s *service) health() control.Health {
 }
 
 // observed is what the observer reads.
-func (s *service) observed(table *tlsmap.Table) observe.Sources {
+func (s *service) observed() observe.Sources {
 	host, _ := os.Hostname()
 	return observe.Sources{
 		Version: version, Commit: commit, Host: cmp.Or(host, "a machine without a name"), Started: s.started,
@@ -337,7 +337,7 @@ func (s *service) observed(table *tlsmap.Table) observe.Sources {
 			}
 			return err
 		},
-		Table: table, Log: s.log, List: func(after string, limit int) ([]cache.Record, string, error) { return s.keeper.List(after, limit) },
+		Log: s.log, List: func(after string, limit int) ([]cache.Record, string, error) { return s.keeper.List(after, limit) },
 		Held: func(domain string) (control.Held, error) { return s.control.Held(domain) },
 		TLS:  func() (reporting.Overview, error) { return s.reports.Overview() },
 	}

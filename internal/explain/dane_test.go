@@ -12,7 +12,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 const digest = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
@@ -67,18 +66,13 @@ func textOf(t *testing.T, r *explain.Report) string {
 	return b.String()
 }
 
-func TestTheDANESectionShowsLookupsAndResult(t *testing.T) {
+func TestTheDANESectionShowsHostsAndResult(t *testing.T) {
 	r := daneDomain().gather(t, "a.test")
 	shows(t, textOf(t, r),
 		"\nDANE of a.test (RFC 7672)\n",
 		"  resolver     the resolver validates\n",
-		"  MX records   NOERROR, authenticated by DNSSEC\n",
-		"  mx1.a.test\n    A          NOERROR, authenticated by DNSSEC\n               192.0.2.1\n",
-		"    TLSA       at _25._tcp.mx1.a.test: NOERROR, authenticated by DNSSEC\n",
-		"               3 1 1 "+digest+" (usable)\n",
-		"               0 0 1 "+digest+" (not usable for SMTP)\n",
-		"    so         usable TLSA records\n",
-		"  mx2.a.test\n    so         not listed by the policy\n",
+		"  10           mx1.a.test: usable TLSA records\n",
+		"  20           mx2.a.test: not listed by the policy\n",
 		"  so           DANE protects the domain: 1 of 1 hosts have usable TLSA records\n",
 		"  for mail     maps with DANE reply dane-only: hosts without usable TLSA records are skipped",
 	)
@@ -97,8 +91,7 @@ func TestTheDANESectionShowsLookupsAndResult(t *testing.T) {
 	if err := json.Unmarshal(b.Bytes(), &back); err != nil {
 		t.Fatal(err)
 	}
-	if d := back.DANE; d == nil || d.State != "usable" || d.Validates == nil || !*d.Validates || len(d.Hosts) != 2 || len(d.Probe) == 0 ||
-		d.Hosts[0].Lookups[1].Security != "secure" || len(d.Hosts[0].Lookups[1].Records) != 2 {
+	if d := back.DANE; d == nil || d.State != "usable" || d.Validates == nil || !*d.Validates || len(d.Hosts) != 2 || d.Hosts[0].State != "usable TLSA records" {
 		t.Errorf("JSON: %s", &b)
 	}
 }
@@ -109,8 +102,8 @@ func TestTheReplyOfADANEMapFollowsFromTheSection(t *testing.T) {
 		change      func(*world)
 		reply, want string // want is in the text
 	}{
-		{"the port of the key", "[mx1.a.test]:587", func(*world) {}, "OK secure", "at _587._tcp.mx1.a.test: none, authenticated"},
-		{"a lookup that fails", "[mx1.a.test]:2525", func(*world) {}, "OK dane-only", "a lookup fails, and only the MTA can tell: a lookup at host mx1.a.test failed"},
+		{"the port of the key", "[mx1.a.test]:587", func(*world) {}, "OK secure", "mx1.a.test: no TLSA records"},
+		{"a lookup that fails", "[mx1.a.test]:2525", func(*world) {}, "OK dane-only", "mx1.a.test: lookup failed: dig +dnssec _2525._tcp.mx1.a.test TLSA"},
 		{"a service without a port", "[mx1.a.test]:what", func(*world) {}, "TEMP", "undecided: the next-hop names a service"},
 		{"MX that nobody signed", "a.test", func(w *world) { delete(w.signed, "a.test MX") }, "OK secure", "DANE does not protect the domain: the MX records are not authenticated"},
 		{"MX that cannot be looked up", "a.test", func(w *world) { w.signed["a.test MX"] = nil }, "TEMP", "undecided: the MX lookup failed"},
@@ -222,18 +215,6 @@ func TestTheDaemonsDANEStateIsShownBesideTheLiveOne(t *testing.T) {
 		"  so           DANE protects the domain: 1 of 1 hosts have usable TLSA records\n",
 		"  held         for another 20s, by the daemon, which answers from it: a lookup fails, and only the MTA can tell: so it was\n",
 	)
-	// The status page has nothing else to go by.
-	table, err := tlsmap.NewTable(mta.Builtin())
-	if err != nil {
-		t.Fatal(err)
-	}
-	replies := map[string]string{}
-	for _, m := range explain.FromHeld(&w.held, table, now).Maps {
-		replies[m.Map] = m.Reply
-	}
-	if _, known := replies["exim"]; replies["postfix-dane"] != "OK dane-only" || known {
-		t.Errorf("got %v", replies)
-	}
 }
 
 func TestWhyEximsMailWaitsIsExplained(t *testing.T) {

@@ -37,8 +37,7 @@ func (r *Report) decide(s Sources) {
 		list := tlsmap.MatchList(r.policy)
 		for i := range r.MX.Hosts {
 			h := &r.MX.Hosts[i]
-			listed := tlsmap.Lists(list, h.Name)
-			h.Listed, h.Unusable = new(listed), !listed && r.policy.Lists(h.Name)
+			h.Listed = new(tlsmap.Lists(list, h.Name))
 		}
 	}
 	r.DANE.asked = s.Table.AsksForDANE(r.state)

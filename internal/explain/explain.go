@@ -125,8 +125,6 @@ type Host struct {
 	Name       string `json:"name"`
 	Preference uint16 `json:"preference"`
 	Listed     *bool  `json:"listed,omitempty"` // by the policy that counts, in terms that an MTA takes; nil: there is none
-	// Unusable: the policy lists the host under a name that no MTA takes.
-	Unusable bool `json:"unusable,omitempty"`
 }
 
 // DANE is the DANE of the next-hop (RFC 7672), and of the resolver that authenticates
@@ -134,17 +132,14 @@ type Host struct {
 type DANE struct {
 	Resolver  string     `json:"resolver"` // whether it validates
 	Validates *bool      `json:"validates,omitempty"`
-	Probe     []Lookup   `json:"probe,omitempty"`
 	State     string     `json:"state"`
 	Why       string     `json:"why"`
-	MX        *Lookup    `json:"mx,omitempty"` // nil: in brackets
 	Hosts     []DANEHost `json:"hosts,omitempty"`
 	Beyond    int        `json:"hosts_not_looked_at,omitempty"`
 
 	// Held is what the daemon holds, and answers from; nil: it asks anew.
 	Held *control.DANE `json:"held,omitempty"`
 
-	failing string // the first question that got no answer, as dig takes it
 	hop     string // as control.DANE has it; empty: a service that is not known
 	finding dane.Finding
 	counts  dane.Finding // what the maps answer from: what is held, else the finding
@@ -153,20 +148,10 @@ type DANE struct {
 
 // A DANEHost is a host of the next-hop.
 type DANEHost struct {
-	Name       string   `json:"name"`
-	Preference uint16   `json:"preference"`
-	State      string   `json:"state"`
-	Lookups    []Lookup `json:"lookups,omitempty"` // in the order asked
-}
-
-// A Lookup is a question to the DNS, and the answer.
-type Lookup struct {
-	Name     string   `json:"name"`
-	Type     string   `json:"type"`
-	Answer   string   `json:"answer"`           // NOERROR, NXDOMAIN, or why there was none
-	Security string   `json:"security"`         // of the four kinds of RFC 7672, 2.1.1
-	CNAMEs   []string `json:"cnames,omitempty"` // passed through
-	Records  []string `json:"records,omitempty"`
+	Name       string `json:"name"`
+	Preference uint16 `json:"preference"`
+	State      string `json:"state"`
+	Failed     string `json:"failed,omitempty"` // the first question that got no answer, as dig takes it
 }
 
 // Cache is what is held of the domain.

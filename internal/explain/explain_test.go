@@ -351,17 +351,6 @@ func TestAllIsWellIsSaidOnlyIfNoMailWaitsAndNothingToDoIsNeverSaid(t *testing.T)
 	}
 }
 
-func TestAnUnusableHostNameIsReportedAsUnusable(t *testing.T) {
-	w := honest()
-	w.text = strings.ReplaceAll(enforced, "mx1.a.test", "hostname")
-	w.held.Entry.Policy, w.mx = w.text, []string{"10 hostname."}
-	r := w.gather(t, "a.test")
-	if h := r.MX.Hosts; len(h) != 1 || *h[0].Listed || !h[0].Unusable {
-		t.Errorf("got %+v", h)
-	}
-	shows(t, textOf(t, r), "hostname, listed by the policy, but NOT usable", "left out     no MTA takes such a name: hostname")
-}
-
 func TestAnAddressInThePolicyIsSaidToListNoHost(t *testing.T) {
 	for _, address := range []string{"212.114.86.56", "010.0.0.01", "2001:db8::1", "mx.123"} {
 		w := honest()

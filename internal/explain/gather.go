@@ -176,64 +176,34 @@ func (r *Report) lookUpDANE(ctx context.Context, hop mta.NextHop, s Sources) {
 	if v := probe.Verdict; v != dane.NoVerdict {
 		d.Validates = new(v == dane.Validates)
 	}
-	for _, l := range probe.Lookups {
-		d.Probe = append(d.Probe, lookupOf(l))
-	}
 	listed := func(string) bool { return true }
 	if r.policy != nil {
 		listed = tlsmap.AcceptedBy(tlsmap.MatchList(r.policy))
 	}
 	if n, ok := tlsmap.DANENextHop(hop); ok {
 		d.hop = n.String()
-		d.report(s.NextHops.Look(ctx, n, listed))
+		r.report(s.NextHops.Look(ctx, n, listed))
 	} else {
 		d.finding.Why = tlsmap.UnknownPort
 	}
 	d.State, d.Why = d.finding.State.String(), d.finding.Why
-	if d.MX != nil {
-		r.MX.Authenticated = d.MX.Security == dane.Secure.String()
-		if d.MX.Answer == "NOERROR" && len(d.MX.Records) == 0 {
-			r.MX.Note = "no MX records: the domain is its own mail host"
-		}
-	}
 }
 
 // report takes over what a check saw.
-func (d *DANE) report(r *dane.Report) {
-	d.finding = r.Finding
-	if r.MX != nil {
-		d.MX = new(d.lookup(r.MX))
+func (r *Report) report(seen *dane.Report) {
+	d := r.DANE
+	d.finding, d.Beyond = seen.Finding, seen.Beyond
+	if mx := seen.MX; mx != nil && mx.Answer != nil {
+		r.MX.Authenticated = mx.Security == dane.Secure
+		if !mx.Answer.NXDomain && len(mx.Answer.Data()) == 0 {
+			r.MX.Note = "no MX records: the domain is its own mail host"
+		}
 	}
-	d.Beyond = r.Beyond
-	for _, h := range r.Hosts {
+	for _, h := range seen.Hosts {
 		host := DANEHost{Name: h.Name, Preference: h.Preference, State: h.State.String()}
-		for _, l := range h.Lookups {
-			host.Lookups = append(host.Lookups, d.lookup(l))
+		if l := h.Failed; l != nil {
+			host.Failed = l.Name + " " + l.Type.String()
 		}
 		d.Hosts = append(d.Hosts, host)
 	}
-}
-
-func (d *DANE) lookup(l *dane.Lookup) Lookup {
-	x := lookupOf(l)
-	if d.failing == "" && (l.Security == dane.Bogus || l.Security == dane.Indeterminate) {
-		d.failing = x.Name + " " + x.Type
-	}
-	return x
-}
-
-func lookupOf(l *dane.Lookup) Lookup {
-	x := Lookup{Name: l.Name, Type: l.Type.String(), Answer: answerWord(l.Answer, l.Err), Security: l.Security.String()}
-	if l.Answer == nil {
-		return x
-	}
-	x.CNAMEs, x.Records = l.Answer.CNAMEs, l.Answer.Data()
-	for i, t := range l.Answer.TLSA {
-		use := " (not usable for SMTP)"
-		if dane.UsableRecord(t) {
-			use = " (usable)"
-		}
-		x.Records[i] = t.String() + use
-	}
-	return x
 }

@@ -2,19 +2,15 @@ package explain
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // heldWords writes what is held, except the policy's text.
@@ -82,37 +78,6 @@ func WriteHeldJSON(w io.Writer, h *control.Held) error {
 		ExemptUntil time.Time           `json:"exempt_until,omitzero"`
 		Rehearsed   []control.Rehearsed `json:"rehearsed,omitempty"`
 	}{h.Domain, h.Entry, h.Damaged, h.Negative, h.Exempt, h.ExemptUntil, h.Rehearsed})
-}
-
-// A HeldReport explains a domain from what is held for it, without the network.
-type HeldReport struct {
-	Text string  // as WriteHeld prints it
-	Maps []Reply // what maps that need no MX and TLSA records reply now; none: the next lookup asks the network first
-}
-
-// errNotAsked: the reply needs MX or TLSA records.
-var errNotAsked = errors.New("nothing was asked")
-
-// FromHeld explains a domain from what is held of it.
-func FromHeld(h *control.Held, table *tlsmap.Table, now time.Time) *HeldReport {
-	var b strings.Builder
-	_ = WriteHeld(&b, h, now) // a Builder takes everything
-	out := &HeldReport{Text: b.String()}
-	r := &Report{
-		Domain: h.Domain, now: now, Cache: &Cache{From: Daemon, Held: h}, MX: &MX{}, mxErr: errNotAsked,
-		DANE: &DANE{hop: dane.NextHop{Host: h.Domain}.String(), finding: dane.Finding{Why: errNotAsked.Error()}},
-	}
-	if r.heldPolicy() == nil && r.negative() == nil && h.Damaged == "" && len(h.ExemptBy) == 0 {
-		return out // the next lookup begins with a discovery
-	}
-	r.choosePolicy()
-	r.decide(Sources{Table: table})
-	for _, m := range r.Maps {
-		if !strings.HasSuffix(m.Why, errNotAsked.Error()) {
-			out.Maps = append(out.Maps, m)
-		}
-	}
-	return out
 }
 
 // listingRow has columns of a fixed width: a longer domain moves its own row only.

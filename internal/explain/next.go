@@ -174,30 +174,32 @@ func joinSome(names []string) string {
 // some MX hosts; otherwise it is empty.
 func (r *Report) nextOfDANE() string {
 	d := r.DANE
-	f, live := d.counts, d.finding.State
-	question := text.Printable(cmp.Or(d.failing, r.Domain+" MX"))
+	f, question := d.counts, r.Domain+" MX"
+	for _, h := range slices.Backward(d.Hosts) { // the first one that failed
+		question = cmp.Or(h.Failed, question)
+	}
+	const whose = "It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec "
 	switch {
 	case !d.asked:
 		return ""
 	case d.hop == "":
-		return "The next-hop names a service that is not known here, and with a map with DANE its mail waits. Write the port as a number: [host]:587"
+		return "The next-hop names a service that is not known here, and with a map with DANE its mail waits. Write the port as a number: [host]:587."
 	case d.Held != nil && d.Held.Kept:
 		return fmt.Sprintf("The domain had DANE, and nothing confirms what the DNS says of it now: with a map with DANE its mail waits, "+
-			"if the relay asks the same resolver. Have that validate: %s", d.Resolver)
-	case (f.State == dane.Undecided || f.State == dane.LookupFailed || f.State == dane.SomeFailed) && live != f.State:
+			"if the relay asks the same resolver. Have that validate: %s.", d.Resolver)
+	case (f.State == dane.Undecided || f.State == dane.LookupFailed || f.State == dane.SomeFailed) && d.finding.State != f.State:
 		return fmt.Sprintf("A DANE lookup failed a moment ago, and works now: with a map with DANE mail goes again in %s at the latest.", text.Span(d.Held.Until.Sub(r.now)))
 	case f.State == dane.Undecided:
-		return fmt.Sprintf("Whether DANE protects the domain cannot be found out (%s), and with a map with DANE its mail waits. Try: dig %s",
-			text.Printable(f.Why), question)
-	case f.State == dane.SomeFailed:
-		return fmt.Sprintf("A DANE lookup fails at some MX hosts. With a map with DANE mail waits until it succeeds (RFC 7672, 2.2.2); "+
-			"with one that has tlsrpt too, mail goes to the other hosts. It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec %s", question)
+		return fmt.Sprintf("Whether DANE protects the domain cannot be found out (%s), and with a map with DANE its mail waits. Try: dig %s.",
+			text.Printable(f.Why), text.Printable(question))
 	case f.State == dane.AddressesFailed:
-		return fmt.Sprintf("Mail goes to the other MX hosts: the addresses of some cannot be looked up. It is the domain's name servers, or signatures, "+
-			"or our resolver. Try: dig +dnssec %s", question)
-	case f.State == dane.LookupFailed:
-		return fmt.Sprintf("A DANE lookup fails, and with a map with DANE mail waits until it succeeds (RFC 7672, 2.2.2). "+
-			"It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec %s", question)
+		return "Mail goes to the other MX hosts: the addresses of some cannot be looked up. " + whose + text.Printable(question) + "." + r.unseen() + "."
+	case f.State == dane.SomeFailed, f.State == dane.LookupFailed:
+		next := "A DANE lookup fails, and with a map with DANE mail waits until it succeeds (RFC 7672, 2.2.2)"
+		if f.State == dane.SomeFailed {
+			next += "; with one that has tlsrpt too, mail goes to the other hosts"
+		}
+		return next + ". " + whose + text.Printable(question) + "."
 	}
 	return ""
 }

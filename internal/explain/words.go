@@ -138,43 +138,24 @@ func (r *Report) mxWords(p printer) {
 	p.row("DNS says", m.Answer+authenticated(m.Authenticated))
 	p.row("note", m.Note)
 	for _, h := range m.Hosts {
-		p.row(fmt.Sprint(h.Preference), h.Name+h.listedWords())
+		words := h.Name
+		if h.Listed != nil {
+			words += map[bool]string{true: ", listed by the policy", false: ", NOT listed by the policy"}[*h.Listed]
+		}
+		p.row(fmt.Sprint(h.Preference), words)
 	}
-}
-
-// listedWords says whether the policy that counts lists the host.
-func (h *Host) listedWords() string {
-	switch {
-	case h.Listed == nil:
-		return ""
-	case *h.Listed:
-		return ", listed by the policy"
-	case h.Unusable:
-		return ", listed by the policy, but NOT usable: no MTA takes such a name"
-	}
-	return ", NOT listed by the policy"
 }
 
 func (r *Report) daneWords(p printer) {
 	d := r.DANE
 	p.section("DANE of %s (RFC 7672)", r.Domain)
 	p.row("resolver", d.Resolver)
-	if d.MX != nil {
-		p.row("MX records", d.MX.outcome())
-	}
 	for _, h := range d.Hosts {
-		p.line(text.Printable(h.Name))
-		for _, l := range h.Lookups {
-			at := ""
-			if l.Name != h.Name {
-				at = "at " + l.Name + ": "
-			}
-			p.row("  "+l.Type, at+l.outcome())
-			for _, rec := range l.Records {
-				p.verbatim("", rec)
-			}
+		words := h.Name + ": " + h.State
+		if h.Failed != "" {
+			words += ": dig +dnssec " + h.Failed
 		}
-		p.row("  so", h.State)
+		p.row(fmt.Sprint(h.Preference), words)
 	}
 	if d.Beyond > 0 {
 		p.row("", fmt.Sprintf("and %d more hosts", d.Beyond))
@@ -206,21 +187,6 @@ var stateWords = map[dane.State]string{
 
 func because(f dane.Finding) string {
 	return strings.TrimSuffix(stateWords[f.State]+": "+f.Why, ": ")
-}
-
-// outcome returns the answer to a question in words.
-func (l Lookup) outcome() string {
-	words := l.Answer
-	if len(l.Records) == 0 && words == "NOERROR" {
-		words = "none"
-	}
-	if len(l.CNAMEs) > 0 {
-		words += ", through the CNAME at " + strings.Join(l.CNAMEs, ", ")
-	}
-	if l.Security == dane.Insecure.String() {
-		return words + ", not authenticated"
-	}
-	return words + authenticated(l.Security == dane.Secure.String())
 }
 
 func (r *Report) cacheWords(p printer) {

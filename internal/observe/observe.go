@@ -68,7 +68,6 @@ type Sources struct {
 	Stats func() Stats // called often: must be quick
 	// Roots reads the certificate authorities again, as the next start would.
 	Roots func() error
-	Table *tlsmap.Table
 	Held  func(domain string) (control.Held, error)
 	// List returns policies in the order of their domains, as keeper.Keeper's.
 	List func(after string, limit int) (page []cache.Record, next string, err error)
@@ -88,9 +87,6 @@ type Observer struct {
 
 	mu       sync.Mutex
 	rootsErr error // of the last reading
-
-	gathering sync.Mutex
-	last      *overview // of the status page
 
 	listing sync.Mutex // held while policies are read for a list
 

@@ -18,9 +18,8 @@ import (
 )
 
 const (
-	keepFor     = 5 * time.Second // how long an overview is shown again to all requests
-	maxQuestion = 1024            // bytes of a question to the box
-	pageSize    = 50              // policies on a page of the list
+	maxQuestion = 1024 // bytes of a question to the box
+	pageSize    = 50   // policies on a page of the list
 )
 
 // contentPolicy lets a browser take nothing but the style sheet and the icon from
@@ -42,25 +41,18 @@ var (
 
 // A view is what the templates need for one request.
 type view struct {
-	*overview
-	Path     string
-	Question string // as asked
-	Answer   *answer
-	List     *list
-	TLS      *tlsView
-}
+	Path, Version, Host, Up, Clock string
+	Question                       string // as asked
+	Answer                         *answer
+	List                           *list
+	TLS                            *tlsView
 
-// An overview is the part of the page that is the same for all requests.
-type overview struct {
-	At                time.Time
-	Version, Host, Up string
-	Clock             string
-	Troubles          []control.Trouble
-	Asked             []replies
-	Policies          int64
-	Modes             []mode
-	Held, Strangers   []failure
-	Reports           bool // TLS reports are on
+	Troubles        []control.Trouble
+	Asked           []replies
+	Policies        int64
+	Modes           []mode
+	Held, Strangers []failure
+	Reports         bool // TLS reports are on
 }
 
 // replies are the numbers of one map's replies.
@@ -71,9 +63,8 @@ type replies struct {
 
 // A mode is how many policies are of it.
 type mode struct {
-	Name     string
-	Count    int64
-	X, Width float64 // of the bar, in percent
+	Name  string
+	Count int64
 }
 
 func setHeaders(w http.ResponseWriter, contentType string) {
@@ -105,7 +96,8 @@ func (o *Observer) serveOverview(w http.ResponseWriter, r *http.Request) {
 // servePage makes a page in memory and then writes it, so that a client that
 // does not read delays nobody.
 func (o *Observer) servePage(w http.ResponseWriter, r *http.Request, name string, v view) {
-	v.overview, v.Path = o.overview(), r.URL.Path
+	v.Path = r.URL.Path
+	o.gather(&v, time.Now())
 	var body bytes.Buffer
 	if err := pages.ExecuteTemplate(&body, name, v); err != nil {
 		o.Log.Error("the status page could not be made", "err", err)
@@ -122,33 +114,24 @@ func questionOf(r *http.Request, field string) string {
 	return q[:min(len(q), maxQuestion)]
 }
 
-// overview returns the last overview, or makes a new one. One request makes it, and
-// the others wait.
-func (o *Observer) overview() *overview {
-	o.gathering.Lock()
-	defer o.gathering.Unlock()
-	now := time.Now()
-	if o.last == nil || now.Sub(o.last.At) >= keepFor {
-		o.last = o.gather(now)
-	}
-	return o.last
-}
-
-func (o *Observer) gather(now time.Time) *overview {
+// gather fills in what all pages show.
+func (o *Observer) gather(v *view, now time.Time) {
 	s := o.Stats()
-	v := &overview{
-		At: now, Clock: text.Clock(now), Version: o.Version, Host: o.Host, Up: text.Span(now.Sub(o.Started)),
-		Troubles: o.Troubles(), Policies: s.Cache.Policies(), Modes: modes(s.Cache.ByMode[:], s.Cache.Policies()),
-		Reports: s.Reports.On,
-	}
+	v.Version, v.Host, v.Up, v.Clock = o.Version, o.Host, text.Span(now.Sub(o.Started)), text.Clock(now)
+	v.Troubles, v.Policies = o.Troubles(), s.Cache.Policies()
+	v.Reports = s.Reports.On
 	v.Held, v.Strangers = o.failures.latest(now)
+	for m, n := range slices.Backward(s.Cache.ByMode[:]) { // those that protect most first
+		if m > 0 || n > 0 { // 0 is unreadable
+			v.Modes = append(v.Modes, mode{modeName(policy.Mode(m)), n})
+		}
+	}
 	for i := range s.Maps.Maps {
 		if m := &s.Maps.Maps[i]; m.Replies() > 0 {
 			without := m.By["notfound"] + m.By["rehearsed-ok"] + m.By["rehearsed-temp"]
 			v.Asked = append(v.Asked, replies{m.Map, m.By["ok"], without, m.By["exempt"], m.By["temp"]})
 		}
 	}
-	return v
 }
 
 // thousands writes a number as 1,234,567.
@@ -160,29 +143,13 @@ func thousands(n any) string {
 	return s
 }
 
-// modes are the policies by mode, those that protect most first.
-func modes(byMode []int64, total int64) []mode {
-	var list []mode
-	x := 0.0
-	for m, n := range slices.Backward(byMode) {
-		if m == 0 && n == 0 {
-			break // none is unreadable
-		}
-		width := 100 * float64(n) / float64(max(total, 1))
-		list = append(list, mode{Name: modeName(policy.Mode(m)), Count: n, X: x, Width: width})
-		x += width
-	}
-	return list
-}
-
 // An answer is what the box says.
 type answer struct {
 	Wrong string // why there is none
-	*explain.HeldReport
+	Text  string
 }
 
-// answer explains a next-hop, or the domain of a mail address, from what is held
-// of it.
+// answer tells what is held for a next-hop, or the domain of a mail address.
 func (o *Observer) answer(question string) *answer {
 	key := strings.TrimSpace(question)
 	key = key[strings.LastIndexByte(key, '@')+1:]
@@ -197,11 +164,12 @@ func (o *Observer) answer(question string) *answer {
 		o.Log.Error("the status page cannot read the cache", "domain", domain, "err", err)
 		return &answer{Wrong: "The cache cannot be read; the log says why."}
 	case h.Nothing():
-		return &answer{Wrong: fmt.Sprintf("Nothing is held of %s. The next lookup of a mail server finds out whether it has a policy. "+
-			"This page asks nobody; sts-tlsmap -explain %[1]s does.", text.Printable(domain))}
+		return &answer{Wrong: fmt.Sprintf("Nothing is held for %s. The next lookup of a mail server finds out whether it has a policy.", text.Printable(domain))}
 	}
 	s := o.Stats()
-	return &answer{HeldReport: explain.FromHeld(&h, o.Table, s.time(time.Now()))}
+	var b strings.Builder
+	_ = explain.WriteHeld(&b, &h, s.time(time.Now())) // a Builder takes everything
+	return &answer{Text: b.String()}
 }
 
 // A list is a page of the list of policies.

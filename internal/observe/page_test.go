@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
@@ -59,7 +58,7 @@ func TestHostileTextIsEscapedOnThePage(t *testing.T) {
 	}
 }
 
-func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
+func TestTheBoxShowsWhatIsHeld(t *testing.T) {
 	entry := func(left time.Duration) *control.Entry {
 		return &control.Entry{
 			Mode: "enforce", ID: "7", Fetched: time.Now().Add(-4 * time.Hour), Expires: time.Now().Add(left),
@@ -85,40 +84,19 @@ func TestTheBoxExplainsFromWhatIsHeld(t *testing.T) {
 	}
 	o := observe.New(s)
 	for asked, want := range map[string]string{
-		" One.Test ":      "OK secure match=.one.test servername=hostname",
+		" One.Test ":      "expires",
 		"me@one.test":     "mx: *.one.test",
-		"[one.test]:587":  "TLSA records that are not held are left out",
-		"old.test":        "No policy that is held counts now",
+		"[one.test]:587":  "mode         enforce",
+		"old.test":        "(1h ago)",
 		"exempt.test":     "exempt       by [exempt] in the configuration: every map replies NOTFOUND",
 		"damaged.test":    "wrong checksum",
 		"unreadable.test": "the log says why",
-		"no.test":         "Nothing is held of no.test",
+		"no.test":         "Nothing is held for no.test",
 		"[192.0.2.1]":     "Ask for the domain of a recipient",
 		"xn--\u00fc.test": "Ask for the domain of a recipient",
 	} {
 		contains(t, get(o, question(asked)).Body.String(), want)
 	}
-}
-
-func TestRequestsWithinFiveSecondsShareOneOverview(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		reads := 0
-		s := observetest.Sources()
-		s.Stats = func() observe.Stats { reads++; return observetest.Stats() }
-		o := observe.New(s)
-		get(o, "/")
-		once := reads
-		for range 10 {
-			get(o, "/")
-		}
-		if reads != once {
-			t.Errorf("the numbers were read %d times, not %d", reads, once)
-		}
-		time.Sleep(6 * time.Second)
-		if get(o, "/"); reads != 2*once {
-			t.Errorf("after six seconds the numbers were read %d times, not %d", reads, 2*once)
-		}
-	})
 }
 
 func TestThePageCountsReplies(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
@@ -38,15 +37,10 @@ func Stats() observe.Stats {
 
 // Sources have the Stats, and hold nothing.
 func Sources() observe.Sources {
-	table, err := tlsmap.NewTable(mta.Builtin())
-	if err != nil {
-		panic(err)
-	}
 	return observe.Sources{
 		Version: "1.2.3", Commit: "abc", Host: "relay", Started: time.Now(), Stats: Stats,
 		Roots: func() error { return nil },
 		List:  func(string, int) ([]cache.Record, string, error) { return nil, "", nil },
-		Table: table,
 		Held:  func(domain string) (control.Held, error) { return control.Held{Domain: domain}, nil },
 		TLS:   func() (reporting.Overview, error) { return reporting.Overview{}, nil },
 		Log:   slog.New(slog.DiscardHandler),

@@ -177,10 +177,10 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 	for _, want := range []string{
 		"64 policies in the cache", "enforce 62", "testing 1", "none 1",
 		"Nothing is wrong that the daemon can see.",
-		"hostile.test mode enforce",                                        // the answer
-		"x-script: &lt;script&gt;document.title='owned'&lt;/script&gt;",    // escaped
-		`x-bidi: \u{202e}gnihton\u{202c}`,                                  // escaped, too
-		"postfix OK secure match=mx1.hostile.test servername=hostname the", // the map's reply
+		"hostile.test mode enforce",                                     // the answer
+		"x-script: &lt;script&gt;document.title='owned'&lt;/script&gt;", // escaped
+		`x-bidi: \u{202e}gnihton\u{202c}`,                               // escaped, too
+		"demands mail goes over verified TLS to a listed host",
 		"expired-certificate.test", "sts-webpki-invalid", "not-there.test", "HTTP status 404", "sts-policy-fetch-error",
 		"1 fetch sts-policy-fetch-error the policy host answered with HTTP status 500",
 	} {
@@ -193,9 +193,6 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 			t.Errorf("the document must not contain: %s", never)
 		}
 	}
-	if bar := `<rect class="enforce" x="0" y="0" width="9`; !strings.Contains(dom, bar) {
-		t.Errorf("no %s", bar)
-	}
 	if t.Failed() {
 		t.Logf("%s", dom)
 	}
@@ -204,7 +201,7 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 	for question, want := range map[string]string{
 		"exempt.test":      "exempt by [exempt] in the configuration: every map replies NOTFOUND",
 		"plain.test":       "not found no-record; not tried again before",
-		"never-asked.test": "Nothing is held of never-asked.test.",
+		"never-asked.test": "Nothing is held for never-asked.test.",
 		"\u202e<b>.test":   "Ask for the domain of a recipient",
 	} {
 		if got := text(get(ctx, t, page+"/?domain="+url.QueryEscape(question))); !strings.Contains(got, want) {
