@@ -54,14 +54,12 @@ func (a *app) probe(ctx context.Context) (int, error) {
 		_, err = fmt.Fprintln(a.stdout, &table)
 	}
 	switch {
-	case err != nil:
-		return 0, err
 	case table.Waiting > 0:
-		return exitNotFound, nil
+		return exitNotFound, err
 	case table.Unknown > 0:
-		return exitFailed, nil
+		return exitFailed, err
 	}
-	return exitDone, nil
+	return exitDone, err
 }
 
 // prober returns a Prober for the MTA of this machine, or for the MTA that asks in
