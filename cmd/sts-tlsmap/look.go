@@ -317,8 +317,9 @@ func (a *app) sources() (*outside, explain.Sources, error) {
 	table, _, err := newMaps(a.cfg)
 	title := "What the maps of the configuration file reply"
 	if len(a.health.Maps) > 0 && err == nil {
-		table, err = tlsmap.NewTable(a.inUse())
-		title = "What the maps in use reply"
+		var inUse []mta.Map
+		inUse, title = a.inUse()
+		table, err = tlsmap.NewTable(inUse)
 	}
 	return out, explain.Sources{
 		Resolver: out.resolver,
@@ -354,13 +355,14 @@ func (a *app) explain(ctx context.Context) (int, error) {
 	return exitDone, nil
 }
 
-// inUse are the daemon's maps that an MTA has asked since the start; all, if none was asked.
-func (a *app) inUse() []mta.Map {
+// inUse are the daemon's maps that an MTA has asked since the start, and a title for
+// them; all, if none was asked.
+func (a *app) inUse() (maps []mta.Map, title string) {
 	asked := slices.DeleteFunc(slices.Clone(a.health.Maps), func(m mta.Map) bool { return !slices.Contains(a.health.Asked, m.Name) })
 	if len(asked) == 0 {
-		return a.health.Maps
+		return a.health.Maps, "What the maps reply"
 	}
-	return asked
+	return asked, "What the maps in use reply"
 }
 
 // newMaps returns the maps of a configuration, and a server that knows which

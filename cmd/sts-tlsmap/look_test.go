@@ -9,7 +9,9 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
@@ -66,5 +68,16 @@ func TestAStalledListingDoesNotBlockAStartOfTheDaemon(t *testing.T) {
 	}
 	if got := bytes.Count(out.Bytes(), []byte("\n")); got != n {
 		t.Errorf("%d lines, not %d", got, n)
+	}
+}
+
+func TestExplainShowsOnlyTheMapsThatAnMTAHasAsked(t *testing.T) {
+	a := &app{health: control.Health{Maps: mta.Builtin()}}
+	if maps, title := a.inUse(); len(maps) != len(mta.Builtin()) || title != "What the maps reply" {
+		t.Errorf("none was asked: %v, %s", maps, title)
+	}
+	a.health.Asked = []string{"exim"}
+	if maps, title := a.inUse(); len(maps) != 1 || maps[0].Name != "exim" || title != "What the maps in use reply" {
+		t.Errorf("exim was asked: %v, %s", maps, title)
 	}
 }

@@ -170,7 +170,7 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 		dst = append(dst[:start], replyNotFound...)
 		out += outcomeRehearsedOK - outcomeOK
 	}
-	if string(l.domain) != keeper.ProbeDomain { // excluded from the metrics of lookups
+	if string(l.domain) != keeper.ProbeDomain && !tool { // excluded from the metrics of lookups
 		s.counters[i].by[out].Add(1)
 		if since := l.held.Since; !since.IsZero() {
 			s.counters[i].addSlow(time.Since(since))
