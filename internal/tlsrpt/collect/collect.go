@@ -27,6 +27,11 @@ const (
 	maxQueued = 16 << 20 // bytes of datagrams that wait to be parsed
 	maxQueue  = 1 << 16  // and how many they may be
 
+	// Between two rounds of parsing the reader gets its turn, and more datagrams come: to
+	// wake for each costs more than to parse it.
+	parseAtOnce = 256
+	parsePause  = 3 * time.Millisecond
+
 	maxLast  = 4096 // datagrams taken when the collector ends: they were in the kernel
 	lastWait = 100 * time.Millisecond
 )
@@ -99,25 +104,22 @@ func (c *Collector) Run(ctx context.Context) {
 			"net.unix.max_dgram_qlen", n, "next", fmt.Sprintf("set it to 512 before the socket is made; %d is the least", MinQueue))
 	}
 	go c.read(ctx)
+	tick := time.NewTicker(batchEvery)
+	defer tick.Stop()
 	for ctx.Err() == nil {
-		if c.batch.Sessions() == 0 {
-			select {
-			case datagram, ok := <-c.queue:
-				if ok {
-					c.add(datagram)
-				}
-			case <-ctx.Done():
-			}
-		}
-		// Not awake for each datagram: that would cost more than to parse it.
 		select {
-		case <-time.After(batchEvery):
+		case datagram, ok := <-c.queue:
+			if ok {
+				c.add(datagram)
+			}
+			for range min(len(c.queue), parseAtOnce) {
+				c.add(<-c.queue)
+			}
+			time.Sleep(parsePause)
+		case <-tick.C:
+			c.write()
 		case <-ctx.Done():
 		}
-		for range len(c.queue) {
-			c.add(<-c.queue)
-		}
-		c.write()
 	}
 	for datagram := range c.queue {
 		c.add(datagram)
