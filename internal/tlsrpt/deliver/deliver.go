@@ -8,12 +8,14 @@
 package deliver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,7 +29,8 @@ import (
 // The bounds of planning and delivery.
 const (
 	pace          = time.Minute      // between two looks at what is due
-	page          = 1000             // rows or domains read at once
+	page          = 1000             // domains read, or planned, at once
+	closesAfter   = 10 * time.Minute // a day's end, the store closes the day
 	asksAtOnce    = 64               // records asked for while a day is planned
 	sendsAtOnce   = 16               // domains whose reports are under way
 	askTime       = 10 * time.Second // for a record
@@ -44,8 +47,8 @@ type Store interface {
 	Closed(day tlsrpt.Day, now time.Time) (bool, error)
 	Domains(day tlsrpt.Day, after string, limit int) ([]string, error) // in order
 	Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error)
-	// States returns rows in the order of their keys, from the first after a key.
-	States(day tlsrpt.Day, after string, limit int) ([]tlsrpt.State, error)
+	// States returns the rows of a domain, its own first; of domain "", the day's own.
+	States(day tlsrpt.Day, domain string) ([]tlsrpt.State, error)
 	PutStates([]tlsrpt.State) error            // all or none; on disk when it returns
 	Suppressed() (map[string]time.Time, error) // by report.Destination.Name, until when
 }
@@ -94,10 +97,8 @@ func New(config Config) *Deliverer {
 // domain's day for one destination.
 type Stats struct {
 	Reports map[tlsrpt.StateKind]uint64 // by what came of them; planned: attempts to be repeated
-	LeftOut uint64                      // of those suppressed: because of MaxPerDestination
-
-	Open   int       // records to ask for and reports to deliver
-	Oldest time.Time // the end of the first day with one; zero: there is none
+	Open    int                         // records to ask for and reports to deliver
+	Oldest  time.Time                   // the end of the first day with one; zero: there is none
 }
 
 // Stats returns the statistics.
@@ -149,43 +150,89 @@ func (d *Deliverer) round(ctx context.Context) (err error) {
 
 // roundOfDay does what is due of a day, and returns how many records and reports are left.
 func (d *Deliverer) roundOfDay(ctx context.Context, day tlsrpt.Day) (left int, err error) {
-	own, err := d.begin(ctx, day)
-	if err != nil || own.Kind != tlsrpt.Attempting {
+	p, err := d.begin(ctx, day)
+	if err != nil || p.own.Kind != tlsrpt.Attempting {
 		return 0, err
 	}
-	now := time.Now()
-	p, err := d.newPass(ctx, day, func(row tlsrpt.State) bool { return row.Kind.Open() && !row.Next.After(now) }, func(tlsrpt.State) {})
-	if err != nil {
-		return 0, err
-	}
-	for rows, failed := range d.domains(ctx, day) {
-		if err = failed; err != nil {
-			break
+	err = Each(d.Store, day, func(_ string, rows []tlsrpt.State) error {
+		if slices.ContainsFunc(todo(rows), p.due) {
+			p.start(rows)
+		} else {
+			p.see(rows)
 		}
-		p.add(rows)
+		return ctx.Err()
+	})
+	if err = errors.Join(err, p.group.Wait()); err == nil && p.left == 0 {
+		err = d.put(closed(p.own, tlsrpt.Accepted, ""))
 	}
-	if left, err = p.wait(err); err != nil || left > 0 {
-		return left, err
-	}
-	return 0, d.put(closed(own, tlsrpt.Accepted, ""))
+	return p.left, err
 }
 
-// begin returns a day's own row: planned before the day is closed, attempting when all
-// of its domains are planned, accepted when nothing is left to do.
-func (d *Deliverer) begin(ctx context.Context, day tlsrpt.Day) (own tlsrpt.State, err error) {
-	own = tlsrpt.State{Day: day, Kind: tlsrpt.Planned}
-	if over, err := d.Store.Closed(day, time.Now()); err != nil || !over {
-		return own, err
+// ErrNoData says that nothing is known of a day, or of a domain's.
+var ErrNoData = errors.New("no TLS session of that day is known")
+
+// Send delivers the reports of a closed day at once, of one domain or of all if it is
+// empty: also before their moment, and once more if they failed or were suppressed. What
+// was accepted stays so. It calls each, one at a time, with the rows of all destinations as
+// they are then, and returns when all attempts have ended. While Run works, it waits.
+func (d *Deliverer) Send(ctx context.Context, day tlsrpt.Day, domain string, each func(tlsrpt.State)) (err error) {
+	defer recoverInto(&err)
+	if closes := day.End().Add(closesAfter); time.Now().Before(closes) {
+		return fmt.Errorf("%s is not over yet: its reports can be sent after %s", day, closes.Format(time.RFC3339))
 	}
-	rows, err := d.Store.States(day, "", 1) // the day's own row is the first
-	if err != nil || len(rows) > 0 && rows[0].Domain == "" {
-		return append(rows, own)[0], err
+	select {
+	case d.turn <- struct{}{}:
+		defer func() { <-d.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	if err := d.plan(ctx, day); err != nil {
-		return own, err
+	p, err := d.begin(ctx, day)
+	if err != nil || p.own.Kind == tlsrpt.Planned {
+		return cmp.Or(err, ErrNoData)
 	}
-	own.Kind, own.Changed = tlsrpt.Attempting, time.Now()
-	return own, d.put(own)
+	mailed, err := d.mailed(day)
+	if err != nil {
+		return err
+	}
+	p.seen, p.own.Kind = each, tlsrpt.Attempting // for Run: there may be something to do again
+	if err := d.put(p.own); err != nil {
+		return err
+	}
+	again := func(_ string, rows []tlsrpt.State) error {
+		if len(rows) > 0 {
+			p.again(rows, mailed)
+		}
+		return ctx.Err()
+	}
+	if domain == "" {
+		err = Each(d.Store, day, again)
+	} else if rows, failed := d.Store.States(day, domain); len(rows) == 0 {
+		err = cmp.Or(failed, ErrNoData)
+	} else {
+		err = again(domain, rows)
+	}
+	return errors.Join(err, p.group.Wait())
+}
+
+// Each calls f with each domain of a day, in order, and its rows, until f fails.
+func Each(s Store, day tlsrpt.Day, f func(domain string, rows []tlsrpt.State) error) error {
+	for after, more := "", true; more; {
+		domains, err := s.Domains(day, after, page)
+		if err != nil {
+			return err
+		}
+		for _, after = range domains {
+			rows, err := s.States(day, after)
+			if err != nil {
+				return err
+			}
+			if err := f(after, rows); err != nil {
+				return err
+			}
+		}
+		more = len(domains) == page
+	}
+	return nil
 }
 
 func (d *Deliverer) put(rows ...tlsrpt.State) error { return d.Store.PutStates(rows) }

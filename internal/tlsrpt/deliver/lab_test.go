@@ -52,15 +52,15 @@ func (m *memory) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
 	return m.days[day][domain], m.broken[domain]
 }
 
-func (m *memory) States(day tlsrpt.Day, after string, limit int) ([]tlsrpt.State, error) {
+func (m *memory) States(day tlsrpt.Day, domain string) ([]tlsrpt.State, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	rows := m.rows[day]
-	at, found := m.find(day, after)
-	if found {
-		at++
+	at, _ := m.find(day, tlsrpt.State{Domain: domain}.Key())
+	end := at
+	for end < len(m.rows[day]) && m.rows[day][end].Domain == domain {
+		end++
 	}
-	return slices.Clone(rows[at:min(at+limit, len(rows))]), nil
+	return slices.Clone(m.rows[day][at:end]), nil
 }
 
 func (m *memory) PutStates(rows []tlsrpt.State) error {

@@ -73,35 +73,35 @@ func (s *Service) Views(domain string, each func(View) error) error {
 	}
 	days, err := st.Days()
 	for _, day := range days {
-		names := deliver.Domains(st, day)
-		if domain != "" {
-			names = func(yield func(string, error) bool) { yield(domain, nil) }
-		}
-		for name, err := range names {
-			var v View
-			if err == nil {
-				v, err = view(st, day, name)
-			}
-			if err == nil && len(v.Policies) > 0 {
-				err = each(v)
-			}
-			if err != nil {
+		one := func(domain string, rows []tlsrpt.State) error {
+			v, err := view(st, day, domain, rows)
+			if err != nil || len(v.Policies) == 0 {
 				return err
 			}
+			return each(v)
+		}
+		if domain == "" {
+			err = deliver.Each(st, day, one)
+		} else if rows, failed := st.States(day, domain); failed != nil {
+			err = failed
+		} else {
+			err = one(domain, rows)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return err
 }
 
 // view reads a domain's day.
-func view(st *store.Store, day tlsrpt.Day, domain string) (v View, err error) {
+func view(st *store.Store, day tlsrpt.Day, domain string, rows []tlsrpt.State) (v View, err error) {
 	policies, err := st.Brief(day, domain, viewDetails)
 	if err != nil {
 		return v, err
 	}
 	known := tlsrpt.DomainDay{Domain: domain, Day: day, Policies: policies}
 	v = View{Day: day, Domain: domain, Policies: new(report.Reporter).Build(known, "").Policies}
-	rows, err := deliver.Rows(st, day, domain)
 	if len(rows) > 1 {
 		rows = rows[1:] // they say more than the domain's own
 	}
@@ -167,7 +167,7 @@ func (s *Service) Report(day tlsrpt.Day, domain string) (*report.Report, error) 
 	if len(known.Policies) == 0 {
 		return nil, deliver.ErrNoData
 	}
-	rows, err := deliver.Rows(st, day, domain)
+	rows, err := st.States(day, domain)
 	if err != nil {
 		return nil, err
 	}

@@ -122,11 +122,11 @@ func (s *Store) delivered(day tlsrpt.Day, now time.Time) (done bool, err error) 
 	if err != nil || !closed {
 		return false, err
 	}
-	own, err := s.States(day, "", 1)
+	own, err := s.States(day, "")
 	if len(own) == 0 {
 		return err == nil && now.Sub(day.End()) > unreported, err
 	}
-	return own[0].Domain == "" && own[0].Kind == tlsrpt.Accepted, nil
+	return own[0].Kind == tlsrpt.Accepted, nil
 }
 
 // drop deletes a day.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,20 +28,17 @@ var (
 	ErrSuppressed = fmt.Errorf("%d addresses are suppressed, which is all that may be", MaxSuppressed)
 )
 
-// States returns the states of a day whose Key comes after a key, in order, limit at
-// most.
-func (s *Store) States(day tlsrpt.Day, after string, limit int) (states []tlsrpt.State, err error) {
+// States returns the states of a domain's day: its own, then those of its destinations. Of
+// domain "" it returns the day's own.
+func (s *Store) States(day tlsrpt.Day, domain string) (states []tlsrpt.State, err error) {
+	prefix := []byte(tlsrpt.State{Domain: domain}.Key())
 	err = s.view(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketState).Bucket([]byte(day))
 		if b == nil {
 			return nil
 		}
 		c := b.Cursor()
-		k, v := c.Seek([]byte(after))
-		if string(k) == after {
-			k, v = c.Next()
-		}
-		for ; k != nil && len(states) < limit; k, v = c.Next() {
+		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
 			var st tlsrpt.State
 			if json.Unmarshal(v, &st) != nil || st.Key() != string(k) {
 				return errValue
