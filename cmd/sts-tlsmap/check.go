@@ -88,6 +88,7 @@ func (a *app) check(ctx context.Context) (int, error) {
 	case out != nil && !alone:
 		a.checkDaemon(ctx)
 		a.checkResolver(ctx, out, a.checkMTA(ctx))
+		a.checkReports(ctx, out)
 	}
 	switch {
 	case errors.Is(a.cfgErr, fs.ErrPermission):
@@ -150,8 +151,13 @@ func (a *app) checkConfiguration() *outside {
 	for _, w := range slices.Concat(warnings(a.cfg, out.resolver, open, h.Overridden), folderWarnings(a.cfg, h.Overridden)) {
 		a.find(stateNote, what, w, "")
 	}
-	if err := reporting.Check(&a.cfg.TLSRPT); err != nil {
-		a.find(stateNote, "TLS reports", err.Error(), "correct [tlsrpt]: no reports are sent")
+	for _, m := range a.cfg.TLSRPT.Errs {
+		a.find(stateWrong, what, m.Error(), "TLS reports are off until then; lookups are answered")
+	}
+	if err := reporting.Check(&a.cfg.TLSRPT); errors.Is(err, fs.ErrPermission) {
+		a.find(stateNote, "TLS reports", err.Error(), "run this as root or the daemon's user")
+	} else if err != nil {
+		a.find(stateWrong, what, err.Error(), "no TLS reports are sent until then; lookups are answered")
 	}
 	if out.proxy != "" {
 		a.find(stateOK, "proxy", out.proxy+", from this environment; the daemon uses the proxy in its own environment", "")
@@ -273,6 +279,17 @@ func (a *app) checkResolver(ctx context.Context, out *outside, asked bool) {
 		}
 	}
 	a.find(state, "resolver", words, "")
+}
+
+// checkReports checks whether receivers of TLS reports can verify their signature.
+func (a *app) checkReports(ctx context.Context, out *outside) {
+	ctx, cancel := context.WithTimeout(ctx, a.askWait)
+	defer cancel()
+	if words, err := reporting.CheckKey(ctx, &a.cfg.TLSRPT, out.resolver); err != nil {
+		a.find(stateNote, "TLS reports", err.Error(), "receivers may drop the reports: see docs/tls-reports.md")
+	} else if words != "" {
+		a.find(stateOK, "TLS reports", words, "")
+	}
 }
 
 // warnings name settings that are allowed but probably not meant. The daemon has the

@@ -183,7 +183,7 @@ func TestLookupsAreAnsweredWhileTLSReportsDoNotWork(t *testing.T) {
 	const config = "[tlsrpt]\norganization = \"x\"\ncontact = \"tls@relay.test\"\nsender = \"tls@other.test\"\n"
 	for table, wants := range map[string][]string{
 		"path = \"/nowhere/reports.db\"\n":                                             {"/nowhere/reports.db"},
-		"path = \"reports.db\"\npostfix_socket = \"unix:/nowhere/none/tlsrpt.sock\"\n": {"/nowhere/none", "contact and sender must have the same domain"},
+		"path = \"reports.db\"\npostfix_socket = \"unix:/nowhere/none/tlsrpt.sock\"\n": {"/nowhere/none", "tlsrpt.sender: must have the same domain as contact"},
 	} {
 		lab := testlab.New(t)
 		lab.Domain("one.test", testlab.With{})

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -130,13 +131,25 @@ type TLSRPT struct {
 	MaxPerDestination int               `key:"max_per_destination" default:"1000" min:"1" max:"1000000"`
 	Report            string            `key:"report" default:"all" is:"all failures"`
 	Skip              []string          `key:"skip" is:"domain" max:"10000"`
+
+	File string // that Load read
+	Errs Errors // mistakes in the table, by Load: they turn TLS reports off, and cost no mail
+}
+
+// Mistake is an error about the value of a key of the table.
+func (t *TLSRPT) Mistake(key string, err error) error {
+	d := &document{file: t.File}
+	if text, err := readFile(t.File, maxFile); err == nil {
+		d.findLines(text)
+	}
+	return fmt.Errorf("%s:%d: tlsrpt.%s: %w", t.File, d.line("tlsrpt."+key), key, err)
 }
 
 // Reports says whether reports are sent.
 func (t *TLSRPT) Reports() bool { return t.Organization != "" && t.Contact != "" && t.Sender != "" }
 
-// On says whether TLS sessions are collected.
-func (t *TLSRPT) On() bool { return t.Collect || t.Reports() }
+// On says whether TLS sessions are collected, or are to be once Errs are corrected.
+func (t *TLSRPT) On() bool { return t.Collect || t.Reports() || len(t.Errs) > 0 }
 
 // removed are keys of earlier versions. They cause a warning, not an error, so
 // that an upgrade does not stop the daemon.
@@ -155,7 +168,8 @@ func Default() *Config {
 }
 
 // Load reads the file at path. An empty path stands for DefaultPath, whose
-// absence is no error. If the file could be read, the error is an Errors. Beside
+// absence is no error. If the file could be read, the error is an Errors, without the
+// mistakes in [tlsrpt]. Beside
 // any error the Config has the default in place of what is missing or wrong.
 func Load(path string) (*Config, error) {
 	name := path
@@ -169,7 +183,23 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return Default(), fmt.Errorf("the configuration file cannot be read: %w", err)
 	}
-	return Parse(name, text)
+	c, err := Parse(name, text)
+	c.TLSRPT.File = name
+	var all, others Errors
+	if !errors.As(err, &all) {
+		return c, err
+	}
+	for _, e := range all {
+		if strings.HasPrefix(e.Key, "tlsrpt.") {
+			c.TLSRPT.Errs = append(c.TLSRPT.Errs, e)
+		} else {
+			others = append(others, e)
+		}
+	}
+	if others == nil {
+		return c, nil
+	}
+	return c, others
 }
 
 // Parse reads the text of a configuration file. path is for error messages, and

@@ -451,6 +451,26 @@ func TestTLSReportsAreOffWithoutTheirThreeKeys(t *testing.T) {
 	}
 }
 
+func TestAMistakeInTLSReportsTurnsReportsOffAndIsNoErrorOfTheFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "f.toml")
+	for text, fatal := range map[string]string{"": "", "listen = 1\n": "listen: "} {
+		text += "[tlsrpt]\norganization = \"x\"\ncontact = \"a@b.test\"\nwindow = \"0\"\n"
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := config.Load(file)
+		if (err == nil) != (fatal == "") || err != nil && (!strings.Contains(err.Error(), fatal) || strings.Contains(err.Error(), "tlsrpt")) {
+			t.Errorf("%q: %v", text, err)
+		}
+		if got := c.TLSRPT.Errs.Error(); !c.TLSRPT.On() || !strings.Contains(got, "tlsrpt.sender: is missing") || !strings.Contains(got, "tlsrpt.window: ") {
+			t.Errorf("%q: on: %v, %s", text, c.TLSRPT.On(), got)
+		}
+		if err := c.TLSRPT.Mistake("contact", os.ErrPermission); !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "f.toml:"+fmt.Sprint(3+strings.Count(text, "listen"))+": tlsrpt.contact: ") {
+			t.Error(err)
+		}
+	}
+}
+
 func TestDurations(t *testing.T) {
 	for s, want := range map[string]time.Duration{
 		"0s": 0, "90s": 90 * time.Second, "1d": 24 * time.Hour, "1d12h": 36 * time.Hour, "2d0s": 48 * time.Hour, "1.5h": 90 * time.Minute,

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -118,6 +119,37 @@ func addPart(w *message.Writer, fields map[string]string, body []byte) error {
 	}
 	_, err = part.Write(body)
 	return errors.Join(err, part.Close())
+}
+
+// serviceType is in a DKIM key record that names services. Some verifiers refuse
+// s=email:tlsrpt, and most refuse s=tlsrpt, which RFC 8460, 3 asks for.
+var serviceType = regexp.MustCompile(`(^|;)\s*s\s*=[^;]*tlsrpt`)
+
+// KeyName is where the DNS has the public key (RFC 6376, 3.6.2.1); empty: the MTA signs.
+func (r *Reporter) KeyName() string {
+	if r.config.Key == nil {
+		return ""
+	}
+	return r.config.Selector + "._domainkey." + r.submitter
+}
+
+// CheckKey signs a mail, and verifies it by the TXT records at KeyName.
+func (r *Reporter) CheckKey(txts []string) error {
+	if len(txts) == 0 {
+		return errors.New("there is no TXT record")
+	}
+	mail, err := r.Message(Mail{To: r.config.Contact, Day: "2026-11-30", Domain: r.submitter, ID: "check@" + r.submitter})
+	if err != nil {
+		return err
+	}
+	results, err := dkim.VerifyWithOptions(bytes.NewReader(mail), &dkim.VerifyOptions{LookupTXT: func(string) ([]string, error) { return txts, nil }})
+	for _, result := range results {
+		err = errors.Join(err, result.Err)
+	}
+	if err == nil && serviceType.MatchString(txts[0]) {
+		err = errors.New("it limits the key to services (s=), and many verifiers refuse that: take s= out")
+	}
+	return err
 }
 
 // ParseKey reads a private key for DKIM in PEM form: RSA of 1024 bits or more (RFC

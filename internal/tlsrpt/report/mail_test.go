@@ -198,6 +198,35 @@ func keyRecord(t testing.TB, key crypto.Signer) string {
 	return "v=DKIM1; k=rsa; s=email:tlsrpt; p=" + base64.StdEncoding.EncodeToString(der)
 }
 
+func TestTheDKIMKeyRecordIsCompared(t *testing.T) {
+	const record = "v=DKIM1; k=ed25519; p=hKIYFIiBMyXodAd5PxMtMLXccWtQSMMoDg7R0Z9N59Q="
+	key, err := report.ParseKey([]byte("-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIHFEnUYxeqfUy56em7Ug1h+ZoN8EHVJeZ+atkr1ghvMe\n-----END PRIVATE KEY-----\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := report.New(report.Config{Organization: "Test", Contact: "tls@reporter.test", Key: key, Selector: "s1"})
+	if err != nil || r.KeyName() != "s1._domainkey.reporter.test" {
+		t.Fatalf("%q, %v", r.KeyName(), err)
+	}
+	for _, tt := range []struct {
+		want string // "": it fits
+		txts []string
+	}{
+		{"", []string{record}},
+		{"", []string{record + "; s=email"}},
+		{"there is no TXT record", nil},
+		{"multiple TXT records", []string{record, record}},
+		{"signature did not verify", []string{strings.Replace(record, "p=hK", "p=hL", 1)}},
+		{"key revoked", []string{"v=DKIM1; k=ed25519; p="}},
+		{"inappropriate service", []string{record + "; s=tlsrpt"}},
+		{"take s= out", []string{record + "; s=email:tlsrpt"}}, // python3-dkim refuses it
+	} {
+		if err := r.CheckKey(tt.txts); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q: %v; want %q", tt.txts, err, tt.want)
+		}
+	}
+}
+
 func TestOtherKeysThanDKIMsAreRefused(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

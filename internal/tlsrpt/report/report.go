@@ -37,24 +37,32 @@ type Reporter struct {
 	submitter string
 }
 
-// New returns a reporter.
+// A ConfigError is a mistake in a Config.
+type ConfigError struct {
+	Key string // as the configuration file has it
+	Err error
+}
+
+func (e *ConfigError) Error() string { return e.Key + ": " + e.Err.Error() }
+
+// New returns a reporter. The error is a *ConfigError.
 func New(config Config) (*Reporter, error) {
 	contact, err := ParseAddress(config.Contact)
 	if err != nil {
-		return nil, fmt.Errorf("contact: %w", err)
+		return nil, &ConfigError{"contact", err}
 	}
 	sender, err := ParseAddress(cmp.Or(config.Sender, config.Contact))
 	if err != nil {
-		return nil, fmt.Errorf("sender: %w", err)
+		return nil, &ConfigError{"sender", err}
 	}
 	config.Contact, config.Sender = contact.Address, sender.Address
 	switch {
 	case contact.Host != sender.Host: // RFC 8460, 5.3
-		return nil, fmt.Errorf("contact and sender must have the same domain, not %s and %s", contact.Host, sender.Host)
+		return nil, &ConfigError{"sender", fmt.Errorf("must have the same domain as contact, not %s and %s", sender.Host, contact.Host)}
 	case config.Organization == "" || len(config.Organization) > maxOrganization || text.Printable(config.Organization) != config.Organization:
-		return nil, fmt.Errorf("organization must be 1 to %d bytes of printable text", maxOrganization)
+		return nil, &ConfigError{"organization", fmt.Errorf("must be 1 to %d bytes of printable text", maxOrganization)}
 	case config.Key != nil && !publicName(config.Selector+".test"):
-		return nil, fmt.Errorf("%s is not a DKIM selector", quote(config.Selector))
+		return nil, &ConfigError{"dkim_selector", fmt.Errorf("%s is not a DKIM selector", quote(config.Selector))}
 	}
 	return &Reporter{config: config, submitter: contact.Host}, nil
 }

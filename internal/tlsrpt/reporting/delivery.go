@@ -2,6 +2,8 @@ package reporting
 
 import (
 	"bytes"
+	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +13,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/deliver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
 )
@@ -26,24 +29,59 @@ func Check(c *config.TLSRPT) error {
 	return err
 }
 
+// CheckKey asks for the public key of the configuration's dkim_key, and says that both
+// fit. It returns "" if no reports are sent.
+func CheckKey(ctx context.Context, c *config.TLSRPT, asker policy.Resolver) (words string, err error) {
+	reporter, err := newReporter(c)
+	if err != nil || !c.Reports() {
+		return "", nil // Check says why
+	}
+	name := reporter.KeyName()
+	if name == "" {
+		return "the MTA has to sign the mail from " + reporter.Sender() + ": dkim_key is not set", nil
+	}
+	answer, err := asker.Query(ctx, name, resolver.TypeTXT)
+	if err == nil {
+		err = reporter.CheckKey(answer.Texts)
+	}
+	if err != nil {
+		return "", fmt.Errorf("the DKIM key record at %s: %w", name, err)
+	}
+	return "the DKIM key record at " + name + " fits dkim_key", nil
+}
+
 // newReporter returns who reports, as the configuration says. It reads the DKIM key.
 func newReporter(c *config.TLSRPT) (*report.Reporter, error) {
 	who := report.Config{Organization: c.Organization, Contact: c.Contact, Sender: c.Sender, Selector: c.DKIMSelector}
 	if c.DKIMKey != "" {
-		f, err := os.Open(c.DKIMKey)
+		key, err := readKey(c.DKIMKey)
 		if err != nil {
-			return nil, fmt.Errorf("dkim_key: %w", err)
+			return nil, c.Mistake("dkim_key", err)
 		}
-		defer f.Close()
-		pem, err := io.ReadAll(io.LimitReader(f, maxKey))
-		if err != nil {
-			return nil, fmt.Errorf("dkim_key: %w", err)
-		}
-		if who.Key, err = report.ParseKey(pem); err != nil {
-			return nil, fmt.Errorf("dkim_key: %s: %w", c.DKIMKey, err)
-		}
+		who.Key = key
 	}
-	return report.New(who)
+	reporter, err := report.New(who)
+	if wrong := (*report.ConfigError)(nil); errors.As(err, &wrong) {
+		err = c.Mistake(wrong.Key, wrong.Err)
+	}
+	return reporter, err
+}
+
+func readKey(path string) (crypto.Signer, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	pem, err := io.ReadAll(io.LimitReader(f, maxKey))
+	if err != nil {
+		return nil, err
+	}
+	key, err := report.ParseKey(pem)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, nil
 }
 
 // With NoNewPrivileges, postdrop of Postfix waits forever for the right to write its queue.

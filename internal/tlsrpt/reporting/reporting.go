@@ -115,6 +115,10 @@ func (s *Service) Run(ctx context.Context) {
 	if s == nil {
 		return
 	}
+	if s.Config.Errs != nil {
+		s.run(ctx, "configuration", func() error { return s.Config.Errs })
+		return
+	}
 	s.run(ctx, "store", func() error {
 		st, err := store.Open(s.Config.Path, store.Options{MaxSize: s.Config.MaxSize, Keep: s.Config.Keep, Log: s.Log, Now: s.Now})
 		if err != nil {
@@ -181,7 +185,7 @@ func (s *Service) run(ctx context.Context, part string, f func() error) {
 		s.failing[part] = err
 		s.mu.Unlock()
 		if was == nil || was.Error() != err.Error() {
-			s.Log.Error("TLS reports do not work", "part", part, "err", err, "next", "lookups go on; it is tried again each minute")
+			s.Log.Error("TLS reports do not work", "part", part, "err", err, "next", "lookups go on; it is tried again each minute, and settings count after a restart")
 		}
 		select {
 		case <-ctx.Done():

@@ -230,19 +230,19 @@ func TestAnotherSocketFromSystemdIsACondition(t *testing.T) {
 func TestAMistakeInWhoReportsIsNamedAndSessionsAreCollectedAllTheSame(t *testing.T) {
 	c := settings(t)
 	c.Organization, c.Contact, c.Sender = "Example", "tls@example.test", "tls@example.net"
-	if err := reporting.Check(c); err == nil || !strings.Contains(err.Error(), "the same domain") {
+	if err := reporting.Check(c); err == nil || !strings.Contains(err.Error(), "tlsrpt.sender: must have the same domain") {
 		t.Errorf("-check: %v", err)
 	}
 	s, _, _ := run(t, reporting.Options{Config: c})
 	await(t, "an error", func() bool { return s.Stats().Err != nil })
-	if err := s.Stats().Err; !strings.Contains(err.Error(), "reports: contact and sender must have the same domain") {
+	if err := s.Stats().Err; !strings.Contains(err.Error(), "reports: :0: tlsrpt.sender: must have the same domain as contact") {
 		t.Errorf("got %v", err)
 	}
 	send(t, c.PostfixSocket.Address, datagram)
 	await(t, "a session", func() bool { return s.Stats().Collect.Successful == 1 })
 
 	c.Sender, c.DKIMKey, c.DKIMSelector = c.Contact, filepath.Join(t.TempDir(), "none.pem"), "s"
-	if err := reporting.Check(c); err == nil || !strings.Contains(err.Error(), "dkim_key: open ") {
+	if err := reporting.Check(c); err == nil || !strings.Contains(err.Error(), "tlsrpt.dkim_key: open ") {
 		t.Errorf("a key that is not there: %v", err)
 	}
 	c.DKIMKey = ""
