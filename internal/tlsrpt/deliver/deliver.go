@@ -186,9 +186,16 @@ func (d *Deliverer) Send(ctx context.Context, day tlsrpt.Day, domain string, eac
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	p, err := d.begin(ctx, day)
-	if err != nil || p.own.Kind == tlsrpt.Planned {
+	days, err := d.Store.Days()
+	if err != nil || !slices.Contains(days, day) {
 		return cmp.Or(err, ErrNoData)
+	}
+	p, err := d.begin(ctx, day)
+	if err == nil && p.own.Kind == tlsrpt.Planned {
+		err = fmt.Errorf("%s is not closed yet: try again in a minute", day)
+	}
+	if err != nil {
+		return err
 	}
 	mailed, err := d.mailed(day)
 	if err != nil {

@@ -56,10 +56,10 @@ func (s *Service) opened() (*store.Store, error) {
 		return nil, errOff
 	}
 	s.mu.Lock()
-	st := s.store
+	st, why := s.store, cmp.Or(s.failing["configuration"], s.failing["store"], errNotOpen)
 	s.mu.Unlock()
 	if st == nil {
-		return nil, errNotOpen
+		return nil, why
 	}
 	return st, nil
 }
