@@ -85,6 +85,10 @@ func (a *app) tls(ctx context.Context) (int, error) {
 	slices.SortFunc(worst, func(x, y *failures) int {
 		return cmp.Or(cmp.Compare(y.failed, x.failed), strings.Compare(x.domain, y.domain), cmp.Compare(x.policy, y.policy))
 	})
+	if sessions == 0 {
+		a.say("no TLS session is known")
+		return exitNotFound, nil
+	}
 	if len(worst) == 0 {
 		fmt.Fprintf(a.stdout, "no TLS session failed, of %d\n", sessions)
 		return exitDone, nil
@@ -289,8 +293,8 @@ func (a *app) suppress(ctx context.Context) (int, error) {
 		return 0, a.hintPeer(err)
 	}
 	words := "reports are sent again"
-	if long > 0 {
-		words = "no reports until " + text.Moment(time.Now().Add(long), time.Now())
+	if now := time.Now(); long > 0 {
+		words = "no reports until " + text.Moment(now.Add(long), now)
 	}
 	fmt.Fprintf(a.stdout, "%s: %s\n", text.Printable(name), words)
 	return exitDone, nil

@@ -2,8 +2,10 @@ package reporting
 
 import (
 	"context"
+	"regexp"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
@@ -96,11 +98,11 @@ func (s *Service) write(batch *store.Batch) {
 // mismatch makes an event of MX hosts that the domain's policy does not list. Nothing is
 // held back: the DNS has answered, and the policy is in force.
 func (s *Service) mismatch(f failedLookup) (e tlsrpt.Event, ok bool) {
-	text, ok := s.Policy(f.domain)
+	file, ok := s.Policy(f.domain)
 	if !ok {
 		return e, false
 	}
-	e = tlsrpt.Event{Domain: f.domain, Policy: tlsmap.Reported(f.domain, text), Failed: true}
+	e = tlsrpt.Event{Domain: f.domain, Policy: tlsmap.Reported(f.domain, file), Failed: true}
 	for _, name := range f.barred {
 		if host, ok := tlsrpt.Host(name); ok {
 			e.Failures = append(e.Failures, tlsrpt.Failure{Result: tlsrpt.ValidationFailure, MXHost: host, Reason: tlsrpt.ReasonMXMismatch})
@@ -109,15 +111,20 @@ func (s *Service) mismatch(f failedLookup) (e tlsrpt.Event, ok bool) {
 	return e, e.Normalize()
 }
 
-// fetchFailure makes an event of what the keeper knows of a domain.
+// ours is what an error says of this machine and its network: the end of a connection,
+// another at each attempt, and the resolver. Strangers are not told.
+var ours = regexp.MustCompile(`(dial|read|write) tcp \S+: | \(server \S+\)`)
+
+// fetchFailure makes an event of what the keeper knows of a domain. By now that may be
+// another failure, which is none of RFC 8460, 4.3.
 func (s *Service) fetchFailure(domain string) (e tlsrpt.Event, ok bool) {
 	n, ok := s.Negative(domain)
-	if !ok {
+	failure := tlsrpt.Failure{Result: tlsrpt.ResultType(n.Result)}
+	if !ok || tlsrpt.ResultIndex(failure.Result) < 0 {
 		return e, false
 	}
-	failure := tlsrpt.Failure{Result: tlsrpt.ResultType(n.Result)}
-	if tlsrpt.Reason(n.Err) {
-		failure.Reason = n.Err
+	if reason := text.Cut(ours.ReplaceAllString(n.Err, ""), tlsrpt.MaxText-len("...")); tlsrpt.Reason(reason) {
+		failure.Reason = reason
 	}
 	e = tlsrpt.Event{
 		Domain: domain, Policy: tlsrpt.Policy{Type: tlsrpt.TypeSTS, Domain: domain},

@@ -32,7 +32,8 @@ func (s *Store) mergeSealed() error {
 		}
 		err := s.mergeSegment(names[0])
 		if err == nil {
-			err = os.Remove(names[0]) // before the next one begins: only one segment's progress is stored
+			err = os.Remove(names[0]) // for good before the next one begins: only one segment's progress is stored
+			syncFolder(s.path)
 		}
 		if err != nil {
 			return fmt.Errorf("merge the log of TLS sessions: %w", err)
