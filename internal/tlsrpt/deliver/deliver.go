@@ -99,6 +99,7 @@ type Stats struct {
 	Reports map[tlsrpt.StateKind]uint64 // by what came of them; planned: attempts to be repeated
 	Open    int                         // records to ask for and reports to deliver
 	Oldest  time.Time                   // the end of the first day with one; zero: there is none
+	LeftOut time.Time                   // when a quota last left a report out; zero: never
 }
 
 // Stats returns the statistics.

@@ -271,6 +271,9 @@ func (p *pass) send(row tlsrpt.State, to report.Destination) (err error) {
 func (d *Deliverer) tell(row tlsrpt.State) {
 	d.mu.Lock()
 	d.stats.Reports[row.Kind]++
+	if row.Reason == tooMany {
+		d.stats.LeftOut = time.Now()
+	}
 	d.mu.Unlock()
 	next := "no other attempt"
 	if row.Kind == tlsrpt.Planned {

@@ -29,7 +29,12 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
 )
 
-const retry = time.Minute // between two tries to use a file or a socket
+const (
+	retry       = time.Minute    // between two tries to use a file or a socket
+	leftOutTime = 24 * time.Hour // for which reports that were left out are an error
+)
+
+var errLeftOut = errors.New("reports were left out in the last day, since one receiver would get too many: see -report, and max_per_destination in [tlsrpt]")
 
 // Options of a Service.
 type Options struct {
@@ -102,6 +107,9 @@ func (s *Service) Stats() Stats {
 	}
 	if s.deliverer != nil {
 		stats.Deliver = s.deliverer.Stats()
+	}
+	if left := stats.Deliver.LeftOut; !left.IsZero() && time.Since(left) < leftOutTime {
+		stats.Err = errLeftOut
 	}
 	for _, part := range slices.Sorted(maps.Keys(s.failing)) {
 		stats.Err = errors.Join(stats.Err, fmt.Errorf("%s: %w", part, s.failing[part]))
