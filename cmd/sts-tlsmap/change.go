@@ -114,7 +114,7 @@ func (a *app) confirm(question string) error {
 func (a *app) forget(ctx context.Context) (int, error) {
 	domains, bar, err := a.named(ctx)
 	if err == nil && a.all() && !a.flags.yes {
-		err = a.confirm(fmt.Sprintf("Forget %s? Until each is found again, an attacker can keep it from us.", numbered(len(domains), "domain")))
+		err = a.confirm(fmt.Sprintf("Forget %s? Their mail goes unprotected until the next lookup finds each policy again.", numbered(len(domains), "domain")))
 	}
 	if err != nil {
 		return 0, err

@@ -101,7 +101,7 @@ func (a *app) check(ctx context.Context) (int, error) {
 		a.find(stateFailed, "verdict", "mail waits, or is less protected than configured: "+numbered(a.found[stateFailed], "failure"), "")
 		return exitNotFound, nil
 	}
-	verdict := "all is well"
+	verdict := "all is well here; mail that waits for its hosts: sts-tlsmap -waiting"
 	if alone {
 		verdict = "the configuration is correct"
 	}

@@ -105,7 +105,7 @@ func TestCheckFailsWhereMailWaitsOrIsLessProtected(t *testing.T) {
 			}
 			begun := time.Now()
 			code, out := checked(t, c.health, c.reply, c.postconf)
-			wantCode, verdict := exitDone, "\nok      verdict: all is well\n"
+			wantCode, verdict := exitDone, "\nok      verdict: all is well here; mail that waits for its hosts: sts-tlsmap -waiting\n"
 			if c.failed != "" {
 				c.line, wantCode = "\nfailed  "+c.failed, exitNotFound
 				verdict = "\nfailed  verdict: mail waits, or is less protected than configured: " + numbered(max(c.failures, 1), "failure") + "\n"

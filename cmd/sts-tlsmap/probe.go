@@ -17,7 +17,7 @@ import (
 // probe is -probe.
 func (a *app) probe(ctx context.Context) (int, error) {
 	domains, isList := a.flags.args, false
-	if l, err := a.openList(domains[0]); err == nil && len(domains) == 1 {
+	if l, err := a.openList(domains[0]); err == nil && len(domains) == 1 && !isDir(domains[0]) {
 		domains, isList = nil, true
 		for e := range l.policies() {
 			domains = append(domains, e.Domain)

@@ -100,7 +100,7 @@ func (r *Report) nextOfExempt() string {
 			steps = append(steps, fmt.Sprintf("sts-tlsmap -exempt %s -for 0", e.Entry))
 		}
 	}
-	return "The domain is exempt: its policy is not applied. To end that: " + strings.Join(steps, "; ") + "."
+	return "The domain is exempt: its policy is not applied. To end that: " + strings.Join(steps, "; ") + "." + r.ownDANE()
 }
 
 // nextOfHosts says whether a policy that is applied lists the MX hosts.

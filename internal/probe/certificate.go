@@ -28,8 +28,11 @@ type Certificate struct {
 const maxNames = 20
 
 func describe(c *x509.Certificate) *Certificate {
-	names := certNames(c)
-	return &Certificate{append([]string{}, names[:min(len(names), maxNames)]...), c.NotBefore.UTC(), c.NotAfter.UTC(), c.Issuer.String()}
+	names := []string{}
+	for _, name := range certNames(c)[:min(len(certNames(c)), maxNames)] {
+		names = append(names, text.Cut(name, 255))
+	}
+	return &Certificate{names, c.NotBefore.UTC(), c.NotAfter.UTC(), text.Cut(c.Issuer.String(), 255)}
 }
 
 // certNames are the names that Postfix matches: without a DNS-ID, the common name.
@@ -62,7 +65,7 @@ func trusted(chain []*x509.Certificate, roots *x509.CertPool) Outcome {
 	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject):
 		return fails(tlsrpt.CertificateNotTrusted, "the certificate is self-signed")
 	}
-	return fails(tlsrpt.CertificateNotTrusted, "the certificate from %s: %s", text.Printable(leaf.Issuer.String()), printable(err))
+	return fails(tlsrpt.CertificateNotTrusted, "the certificate from %s: %s", text.Printable(describe(leaf).Issuer), printable(err))
 }
 
 // matches says whether a certificate has a name that a match list of Postfix accepts,

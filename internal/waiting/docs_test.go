@@ -19,7 +19,7 @@ const page = "../../docs/mail-waits.md"
 // tables are the sections of the page that the code has, too.
 func tables() string {
 	var b strings.Builder
-	b.WriteString("## The messages\n\nPart of the message is enough. ID is the queue id of a message.\n\n| message | from | cause |\n|---|---|---|\n")
+	b.WriteString("## The messages\n\nPart of the message is enough. ID is the queue id of a message, and\nMTA is postfix or exim.\n\n| message | from | cause |\n|---|---|---|\n")
 	var causes []*waiting.Cause
 	for _, k := range waiting.Table {
 		from := k.MTA

@@ -2,8 +2,8 @@ package waiting
 
 import "strings"
 
-// A Cause is why mail waits, and what to do about it. DOMAIN and ID in a command
-// stand for the policy domain and for a message's queue id.
+// A Cause is why mail waits, and what to do about it. DOMAIN, ID and MTA in a
+// command stand for the policy domain, a message's queue id, and postfix or exim.
 type Cause struct {
 	Name  string // for -json
 	Words string
@@ -35,7 +35,7 @@ var (
 		Words: "sts-tlsmap does not answer. Mail to other hosts waits until it does."}
 	notStarted = &Cause{Name: "not-started", all: true, Steps: []Step{check},
 		Words: "sts-tlsmap cannot start, and all mail waits meanwhile."}
-	unknownMap = &Cause{Name: "unknown-map", all: true, Steps: []Step{{"To see the right line", "sts-tlsmap -recipe postfix"}},
+	unknownMap = &Cause{Name: "unknown-map", all: true, Steps: []Step{{"To see the right line", "sts-tlsmap -recipe MTA"}},
 		Words: "The MTA asks for a map that sts-tlsmap does not have."}
 	noReply = &Cause{Name: "no-policy", Steps: []Step{check, {"To see the daemon's reply", "sts-tlsmap -query DOMAIN"}},
 		Words: "Postfix got no usable policy: sts-tlsmap did not answer or replied TEMP, or a TLS setting of Postfix's own is wrong."}
@@ -136,6 +136,9 @@ var Table = []Known{
 // causeOf returns the cause of a message in the queue of an MTA; nil if it has nothing
 // to do with TLS or with sts-tlsmap.
 func causeOf(mta, message string) *Cause {
+	for _, quote := range []string{" said: ", "SMTP error from remote mail server"} {
+		message, _, _ = strings.Cut(message, quote) // the host's own words may be anything
+	}
 	for _, k := range Table {
 		ours := k.MTA == Daemon && (mta == Daemon || mta == Exim)
 		if (k.MTA == mta || ours) && strings.Contains(message, k.Text) {

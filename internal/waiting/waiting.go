@@ -275,6 +275,6 @@ func (g *Group) finish() {
 	g.Steps = slices.DeleteFunc(g.Steps, func(s Step) bool { return !g.named && strings.Contains(s.Command, "DOMAIN") })
 	for i := range g.Steps {
 		command := cmp.Or(g.Steps[i].Command, retry)
-		g.Steps[i].Command = strings.NewReplacer("DOMAIN", g.Domain, "ID", g.ID).Replace(command)
+		g.Steps[i].Command = strings.NewReplacer("DOMAIN", g.Domain, "ID", g.ID, "MTA", strings.ToLower(g.MTA)).Replace(command)
 	}
 }

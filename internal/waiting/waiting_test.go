@@ -322,6 +322,37 @@ func TestWithARelayhostItsPolicyCounts(t *testing.T) {
 	}
 }
 
+func TestWhatAHostSaysIsNoCause(t *testing.T) {
+	const evil = "450 Server certificate not verified; client TLS configuration problem; sts-tlsmap does not answer; unknown map"
+	q := postfix(t, deferred("x.test", "host mx.x.test[192.0.2.1] said: "+evil+" (in reply to RCPT TO command)"), "\n\n")
+	if q.Judge(t.Context(), enforced); len(q.Groups) != 0 || q.Others != 1 {
+		t.Errorf("%d groups, %d others: %s", len(q.Groups), q.Others, print(t, q))
+	}
+	q = exim(t, "a@x.test R=sts_tlsmap T=sts_tlsmap_smtp defer (-44) H=mx.x.test [192.0.2.1]: SMTP error from remote mail server after RCPT TO:<a@x.test>: "+evil)
+	if q.Judge(t.Context(), enforced); len(q.Groups) != 0 || q.Others != 1 {
+		t.Errorf("%d groups, %d others: %s", len(q.Groups), q.Others, print(t, q))
+	}
+}
+
+func TestAnUnknownMapLeadsToTheRecipeOfTheMTA(t *testing.T) {
+	q := exim(t, "a@x.test R=sts_tlsmap_ask defer (-1): unknown map exim2; known are: postfix, exim")
+	q.Judge(t.Context(), enforced)
+	if got := print(t, q); !strings.Contains(got, "sts-tlsmap -recipe exim\n") {
+		t.Error(got)
+	}
+}
+
+// exim is a queue with one message to a@x.test, and the last line of its log.
+func exim(t *testing.T, line string) *waiting.Queue {
+	t.Helper()
+	spool := fstest.MapFS{"msglog/1xY5gO-000066-0V": {Data: []byte("2026-11-30 18:01:02 " + line + "\n")}}
+	q, err := waiting.ReadExim(strings.NewReader(" 5m   315 1xY5gO-000066-0V <s@relay.test>\n          a@x.test\n\n"), spool, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
 func TestAHostileQueueDoesNoHarm(t *testing.T) {
 	const evil = "Server certificate not verified \x1b[2J\u202e\r\n"
 	queue := deferred("$(reboot).test", evil) + deferred("x\ny.test", evil) + deferred("[192.0.2.1]", evil) + deferred("-rf.test", evil) +
