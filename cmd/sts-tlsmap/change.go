@@ -30,9 +30,6 @@ func (a *app) named(ctx context.Context) (domains []string, bar *text.Progress, 
 		}
 		domains = append(domains, domain)
 	}
-	if a.peerErr != nil {
-		return nil, nil, a.needPeer()
-	}
 	if a.all() {
 		domains = nil
 		err = a.client.List(ctx, func(e control.Entry) error {
@@ -45,7 +42,7 @@ func (a *app) named(ctx context.Context) (domains []string, bar *text.Progress, 
 	}
 	bar = &text.Progress{W: a.stderr, Shown: a.all() && text.IsTerminal(a.stderr)}
 	bar.Begin(len(domains))
-	return domains, bar, a.hintPeer(err)
+	return domains, bar, err
 }
 
 // refresh is -refresh.
@@ -78,7 +75,7 @@ func (a *app) refresh(ctx context.Context) (int, error) {
 			a.say("%d could not be refreshed; policies held stay in force", failed)
 		}
 	}
-	return code, a.hintPeer(err)
+	return code, err
 }
 
 func refreshedWords(r keeper.Refreshed) string {
@@ -145,7 +142,7 @@ func (a *app) forget(ctx context.Context) (int, error) {
 	})
 	bar.End()
 	if err != nil || !a.all() {
-		return code, a.hintPeer(err)
+		return code, err
 	}
 	n, err := a.client.ForgetFailures(ctx) // of domains without a policy, which no list has
 	words := ""
@@ -153,5 +150,5 @@ func (a *app) forget(ctx context.Context) (int, error) {
 		words = fmt.Sprintf("; failures to find a policy: %d", failures)
 	}
 	fmt.Fprintf(a.stdout, "%d forgotten%s\n", found, words)
-	return code, a.hintPeer(err)
+	return code, err
 }

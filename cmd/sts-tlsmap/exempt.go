@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 const shownExempt = 20 // exemptions below the table of -cache
@@ -34,12 +34,9 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	if !ok {
 		return 0, hint(fmt.Errorf("-for %q is not a duration", a.flags.span), "write -for 4h, 90m or 2d; -for 0 ends the exemption")
 	}
-	if a.peerErr != nil {
-		return 0, a.needPeer()
-	}
 	x, err := a.client.Exempt(ctx, domain, long)
 	if err != nil {
-		return 0, a.hintPeer(err)
+		return 0, err
 	}
 	still := ""
 	for _, e := range x.Still {
@@ -62,11 +59,11 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 }
 
 // exemptWords say what an entry is and until when.
-func (a *app) exemptWords(e control.ExemptEntry) string {
+func (a *app) exemptWords(e exempt.Exemption) string {
 	if e.Until.IsZero() {
-		return text.Printable(e.Entry) + " in [exempt]"
+		return text.Printable(e.Domain) + " in [exempt]"
 	}
-	return fmt.Sprintf("%s until %s by -exempt", text.Printable(e.Entry), text.Moment(e.Until, a.now()))
+	return fmt.Sprintf("%s until %s by -exempt", text.Printable(e.Domain), text.Moment(e.Until, a.now()))
 }
 
 // exemptDomain parses an argument; one that begins with a dot is all below it.
@@ -83,7 +80,7 @@ func exemptDomain(arg string) (string, error) {
 
 // exemptions are those in force, as the daemon has them; without a daemon, those of the
 // configuration and those in the file.
-func (a *app) exemptions(ctx context.Context) (list []control.ExemptEntry, err error) {
+func (a *app) exemptions(ctx context.Context) (list []exempt.Exemption, err error) {
 	if a.absent() {
 		store, err := a.openFile()
 		if err != nil {
@@ -96,20 +93,17 @@ func (a *app) exemptions(ctx context.Context) (list []control.ExemptEntry, err e
 		if err != nil {
 			return nil, err
 		}
-		return control.ExemptEntries(maps.Exemptions()), nil
+		return maps.Exemptions(), nil
 	}
-	if a.peerErr != nil {
-		return nil, a.needPeer()
-	}
-	err = a.client.Exemptions(ctx, func(x control.ExemptEntry) error {
+	err = a.client.Exemptions(ctx, func(x exempt.Exemption) error {
 		list = append(list, x)
 		return nil
 	})
-	return list, a.hintPeer(err)
+	return list, err
 }
 
 // printExempt prints exemptions, a line each.
-func (a *app) printExempt(list []control.ExemptEntry) {
+func (a *app) printExempt(list []exempt.Exemption) {
 	for _, x := range list {
 		fmt.Fprintln(a.stdout, "exempt:", a.exemptWords(x))
 	}
@@ -136,7 +130,7 @@ func (a *app) cacheNotes(ctx context.Context) error {
 func (a *app) rehearsals(ctx context.Context) error {
 	since := fmt.Sprintf("\nSince the daemon's start, %s, a rehearsal would have", text.Moment(a.health.Started, time.Now()))
 	deferred, others := 0, 0
-	err := a.client.Rehearsed(ctx, func(r control.Rehearsed) error {
+	err := a.client.Rehearsed(ctx, func(r tlsmap.Rehearsed) error {
 		if !r.Deferred {
 			others++
 			return nil
@@ -149,7 +143,7 @@ func (a *app) rehearsals(ctx context.Context) error {
 		return nil
 	})
 	if err != nil || deferred+others == 0 {
-		return a.hintPeer(err)
+		return err
 	}
 	if others > 0 {
 		fmt.Fprintf(a.stdout, "%s enforced the policies of %s; see each with -explain.\n", since, numbered(others, "domain"))

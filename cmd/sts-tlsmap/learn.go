@@ -49,7 +49,7 @@ func (a *app) learn(ctx context.Context) (int, error) {
 	defer l.in.Close()
 	l.bar = text.Progress{W: a.stderr, Shown: text.IsTerminal(a.stderr)}
 	if a.peerErr != nil {
-		return 0, a.needPeer() // before a long list is read
+		return 0, a.peerErr // before a long list is read
 	}
 	l.bar.Begin(0) // how many there are shows at the end of the file
 	l.step = func() { l.bar.At(l.answers, fmt.Sprintf("%d policies of another node", l.answers)) }
@@ -72,7 +72,7 @@ func (a *app) learn(ctx context.Context) (int, error) {
 	case err != nil && l.answers > 0:
 		return 0, hint(err, "run the same again when the daemon answers: it goes on where this one ended, since what was learned is held")
 	case err != nil:
-		return 0, a.hintPeer(err)
+		return 0, err
 	case l.bad > 0, l.failed > 0 && l.taken+l.found+l.held+l.none == 0:
 		return exitFailed, nil
 	case l.taken+l.found+l.held == 0:

@@ -32,6 +32,7 @@ func (a *app) findPeer(ctx context.Context, socket string) {
 	defer cancel()
 	a.client = control.NewClient(socket)
 	a.health, a.peerErr = a.client.Health(ctx)
+	a.client.Err = a.peerErr
 }
 
 // now is the time by which the daemon's policies live; without a daemon, the clock.
@@ -61,17 +62,6 @@ func (a *app) listeners() []string {
 		return a.health.Listeners
 	}
 	return socketsOf(a.cfg).names(keyListen)
-}
-
-// needPeer is the error of a mode that cannot do without the daemon.
-func (a *app) needPeer() error { return a.hintPeer(a.peerErr) }
-
-// hintPeer adds the hint that fits an error of the control socket.
-func (a *app) hintPeer(err error) error {
-	if next := a.nextOf(err); next != "" {
-		return hint(err, "%s", next)
-	}
-	return err
 }
 
 // nextOf says what to do about an error of the control socket.
@@ -122,12 +112,9 @@ func canonical(arg string) (string, error) {
 // held finds what is held for a domain: through the daemon where it runs, else
 // in the file.
 func (a *app) held(ctx context.Context, domain string) (h control.Held, from string, err error) {
-	switch {
-	case a.absent():
+	if a.absent() {
 		h, err = a.heldInFile(domain)
 		return h, explain.File, err
-	case a.peerErr != nil:
-		return h, explain.Daemon, a.peerErr
 	}
 	h, err = a.client.Held(ctx, domain)
 	return h, explain.Daemon, err
@@ -192,7 +179,7 @@ func (a *app) cache(ctx context.Context) (int, error) {
 			continue
 		}
 		if err != nil {
-			return 0, a.hintPeer(err)
+			return 0, err
 		}
 		if h.Entry == nil && h.Damaged == "" {
 			code = exitNotFound
@@ -257,13 +244,10 @@ func (a *app) list(ctx context.Context, below []string) (int, error) {
 		}
 		return nil
 	}
-	switch {
-	case a.absent():
+	if a.absent() {
 		err = a.listFile(add)
-	case a.peerErr != nil:
-		return 0, a.needPeer()
-	default:
-		err = a.hintPeer(a.client.List(ctx, add))
+	} else {
+		err = a.client.List(ctx, add)
 	}
 	f := a.flags
 	filtered := below != nil || f.policyMode != "" || f.expiring != "" || f.failing
@@ -392,7 +376,7 @@ func (a *app) query(ctx context.Context) (int, error) {
 	defer cancel()
 	reply, err := socketmap.Query(ctx, at, tlsmap.NotMail+cmp.Or(a.flags.mapName, "postfix"), a.flags.args[0])
 	if errors.Is(err, context.DeadlineExceeded) {
-		return 0, a.hintPeer(fmt.Errorf("%w at %s in %s", control.ErrNoAnswer, at, wait))
+		return 0, fmt.Errorf("%w at %s in %s", control.ErrNoAnswer, at, wait)
 	}
 	if err != nil {
 		return 0, err // it says what to do

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -114,7 +115,7 @@ func (a *app) say(format string, args ...any) {
 // fail prints an error, and the hint that comes with it.
 func (a *app) fail(err error) int {
 	lines := strings.Split(err.Error(), "\n")
-	if next := hintOf(err); next != "" {
+	if next := cmp.Or(hintOf(err), a.nextOf(err)); next != "" {
 		lines = append(lines, "hint: "+next)
 	}
 	prefix := ""

@@ -21,25 +21,24 @@ import (
 
 // views calls each with the days of a domain, or of all. With -json it prints them.
 func (a *app) views(ctx context.Context, domain string, each func(reporting.View)) error {
-	if a.peerErr != nil {
-		return a.needPeer()
-	}
-	return a.hintPeer(a.client.TLS(ctx, domain, func(v reporting.View) error {
+	return a.client.TLS(ctx, domain, func(v reporting.View) error {
 		if a.flags.json {
 			return text.WriteJSON(a.stdout, v)
 		}
 		each(v)
 		return nil
-	}))
+	})
 }
 
-// table prints rows of cells, tab-separated, in columns.
-func (a *app) table(head string, rows []string) {
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	for _, row := range append([]string{head}, rows...) {
-		fmt.Fprintln(w, row)
+// table prints rows of cells, tab-separated, in columns. Without rows it says that there are none.
+func (a *app) table(head string, rows []string, none string) (int, error) {
+	if len(rows) == 0 {
+		a.say("%s", none)
+		return exitNotFound, nil
 	}
-	w.Flush()
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, head+"\n"+strings.Join(rows, "\n"))
+	return exitDone, w.Flush()
 }
 
 // failures are the sessions of one domain under one kind of policy.
@@ -102,8 +101,7 @@ func (a *app) tls(ctx context.Context) (int, error) {
 		slices.Sort(results)
 		rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%d\t%s\t%s\t%s", f.domain, f.policy, f.failed, f.sessions, f.since, f.last, strings.Join(results, " ")))
 	}
-	a.table("DOMAIN\tPOLICY\tFAILED\tSESSIONS\tSINCE\tLAST\tWHAT", rows)
-	return exitDone, nil
+	return a.table("DOMAIN\tPOLICY\tFAILED\tSESSIONS\tSINCE\tLAST\tWHAT", rows, "")
 }
 
 // tlsOf prints the days of one domain.
@@ -124,12 +122,7 @@ func (a *app) tlsOf(ctx context.Context, arg string) (int, error) {
 	if err != nil || a.flags.json {
 		return exitDone, err
 	}
-	if len(rows) == 0 {
-		a.say("no TLS session with %s is known", domain)
-		return exitNotFound, nil
-	}
-	a.table("DAY\tPOLICY\tFAILED\tSESSIONS\tWHAT", rows)
-	return exitDone, nil
+	return a.table("DAY\tPOLICY\tFAILED\tSESSIONS\tWHAT", rows, "no TLS session with "+domain+" is known")
 }
 
 // detailWords say how sessions failed.
@@ -176,12 +169,7 @@ func (a *app) report(ctx context.Context) (int, error) {
 	if err != nil || a.flags.json {
 		return exitDone, err
 	}
-	if len(rows) == 0 {
-		a.say("no TLS session is known")
-		return exitNotFound, nil
-	}
-	a.table("DAY\tDOMAIN\tFAILED\tSESSIONS\tSTATE\tTO", rows)
-	return exitDone, nil
+	return a.table("DAY\tDOMAIN\tFAILED\tSESSIONS\tSTATE\tTO", rows, "no TLS session is known")
 }
 
 // reportOf prints the JSON of a report.
@@ -194,12 +182,9 @@ func (a *app) reportOf(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if a.peerErr != nil {
-		return 0, a.needPeer()
-	}
 	r, err := a.client.Report(ctx, domain, day)
 	if err != nil {
-		return 0, a.hintPeer(err)
+		return 0, err
 	}
 	if r.ID == "" {
 		return 0, errors.New("the daemon knows no such report")
@@ -236,9 +221,6 @@ func (a *app) send(ctx context.Context) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if a.peerErr != nil {
-		return 0, a.needPeer()
-	}
 	before := 0
 	err = a.client.SendReports(ctx, domain, day, func(s reporting.Sent) error {
 		switch s.State {
@@ -261,7 +243,7 @@ func (a *app) send(ctx context.Context) (code int, err error) {
 	if before > 0 {
 		fmt.Fprintf(a.stdout, "accepted before, and not sent again: %s\n", numbered(before, "report"))
 	}
-	return code, a.hintPeer(err)
+	return code, err
 }
 
 func sentWords(s reporting.Sent) string {
@@ -285,12 +267,9 @@ func (a *app) suppress(ctx context.Context) (int, error) {
 	if !ok {
 		return 0, hint(fmt.Errorf("-for %q is not a duration", a.flags.span), "write -for 30d or 12h; -for 0 sends reports again")
 	}
-	if a.peerErr != nil {
-		return 0, a.needPeer()
-	}
 	name, err := a.client.Suppress(ctx, a.flags.suppress, long)
 	if err != nil {
-		return 0, a.hintPeer(err)
+		return 0, err
 	}
 	words := "reports are sent again"
 	if now := time.Now(); long > 0 {

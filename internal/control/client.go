@@ -18,7 +18,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
@@ -47,6 +49,7 @@ const (
 
 // A Client asks the daemon at a control socket.
 type Client struct {
+	Err  error // that of every call, without asking, if it is set
 	path string
 	http http.Client
 }
@@ -87,12 +90,12 @@ func (c *Client) List(ctx context.Context, each func(Entry) error) error {
 }
 
 // Exemptions calls each with every exemption that is in force.
-func (c *Client) Exemptions(ctx context.Context, each func(ExemptEntry) error) error {
+func (c *Client) Exemptions(ctx context.Context, each func(exempt.Exemption) error) error {
 	return stream(ctx, c, http.MethodGet, "/v1/exempt", nil, each)
 }
 
 // Rehearsed calls each with what rehearsed maps would have replied.
-func (c *Client) Rehearsed(ctx context.Context, each func(Rehearsed) error) error {
+func (c *Client) Rehearsed(ctx context.Context, each func(tlsmap.Rehearsed) error) error {
 	return stream(ctx, c, http.MethodGet, "/v1/rehearsal", nil, each)
 }
 
@@ -224,6 +227,9 @@ func stream[T any](ctx context.Context, c *Client, method, path string, body []b
 
 // do sends a request and returns the body of an answer that is no error.
 func (c *Client) do(ctx context.Context, method, path string, body []byte) (io.ReadCloser, error) {
+	if c.Err != nil {
+		return nil, c.Err
+	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err

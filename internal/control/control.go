@@ -103,9 +103,9 @@ type Held struct {
 	Negative *Negative `json:"negative,omitempty"`
 	Exempt   bool      `json:"exempt,omitempty"`
 	// ExemptUntil is when the exemption ends; zero: never.
-	ExemptUntil time.Time     `json:"exempt_until,omitzero"`
-	ExemptBy    []ExemptEntry `json:"exempt_by,omitempty"`
-	Rehearsed   []Rehearsed   `json:"rehearsed,omitempty"`
+	ExemptUntil time.Time          `json:"exempt_until,omitzero"`
+	ExemptBy    []exempt.Exemption `json:"exempt_by,omitempty"`
+	Rehearsed   []tlsmap.Rehearsed `json:"rehearsed,omitempty"`
 	// DANE is what maps with DANE answer from for next hops of that name.
 	DANE []DANE `json:"dane,omitempty"`
 }
@@ -113,10 +113,10 @@ type Held struct {
 // NewHeld makes a Held from the record or error of the store's Get, and from the
 // exemptions. A damaged policy is no error.
 func NewHeld(domain string, rec cache.Record, err error, exemptBy []exempt.Exemption) (Held, error) {
-	h := Held{Domain: domain, Exempt: len(exemptBy) > 0, ExemptBy: ExemptEntries(exemptBy)}
-	permanent := func(e ExemptEntry) bool { return e.Until.IsZero() }
+	h := Held{Domain: domain, Exempt: len(exemptBy) > 0, ExemptBy: exemptBy}
+	permanent := func(e exempt.Exemption) bool { return e.Until.IsZero() }
 	if h.Exempt && !slices.ContainsFunc(h.ExemptBy, permanent) {
-		h.ExemptUntil = slices.MaxFunc(h.ExemptBy, func(a, b ExemptEntry) int { return a.Until.Compare(b.Until) }).Until
+		h.ExemptUntil = slices.MaxFunc(h.ExemptBy, func(a, b exempt.Exemption) int { return a.Until.Compare(b.Until) }).Until
 	}
 	var damaged *cache.DamagedError
 	switch {
@@ -137,21 +137,6 @@ func (h *Held) Nothing() bool {
 	return h.Entry == nil && h.Negative == nil && h.Damaged == "" && !h.Exempt && len(h.Rehearsed) == 0
 }
 
-// An ExemptEntry exempts a domain, or all domains below it if it begins with a dot.
-type ExemptEntry struct {
-	Entry string    `json:"entry"`
-	Until time.Time `json:"until,omitzero"` // zero: permanent, by [exempt] in the configuration
-}
-
-// ExemptEntries converts exemptions; those without an end have no Until.
-func ExemptEntries(list []exempt.Exemption) []ExemptEntry {
-	var entries []ExemptEntry
-	for _, x := range list {
-		entries = append(entries, ExemptEntry{Entry: x.Domain, Until: x.Until.UTC()})
-	}
-	return entries
-}
-
 // A DANE is what is held about DANE for a next hop.
 type DANE struct {
 	NextHop string     `json:"next_hop"` // as an MTA asks for it: "[mx.example.com]:587"
@@ -170,9 +155,6 @@ type Negative struct {
 	Until  time.Time     `json:"until"`
 }
 
-// Rehearsed is what a rehearsed map would have replied.
-type Rehearsed = tlsmap.Rehearsed
-
 // Forgotten is the result of forgetting one domain.
 type Forgotten struct {
 	Domain  string `json:"domain"`
@@ -183,10 +165,10 @@ type Forgotten struct {
 
 // An Exemption is the result of exempting a domain, or of ending that.
 type Exemption struct {
-	Until time.Time     `json:"until,omitzero"`  // zero: it has ended
-	Was   bool          `json:"was,omitempty"`   // there was one before
-	Err   string        `json:"error,omitempty"` // it is in force, but not on disk
-	Still []ExemptEntry `json:"still,omitempty"` // what exempts the domain after its own has ended
+	Until time.Time          `json:"until,omitzero"`  // zero: it has ended
+	Was   bool               `json:"was,omitempty"`   // there was one before
+	Err   string             `json:"error,omitempty"` // it is in force, but not on disk
+	Still []exempt.Exemption `json:"still,omitempty"` // what exempts the domain after its own has ended
 }
 
 // An End is the last line of an answer in lines.

@@ -27,6 +27,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // patience bounds every wait of a test, and short is the server's where it is
@@ -140,7 +141,7 @@ func serve(t *testing.T, k *fakeKeeper, change func(*control.Options, *http.Serv
 		Keeper: k, Exemptions: fake, Exempt: fake.InForce, Log: slog.New(slog.DiscardHandler),
 		Health:    func() control.Health { return control.Health{Version: "test", PID: 7} },
 		ExemptBy:  func(string) []exempt.Exemption { return nil },
-		Rehearsed: func(string) []control.Rehearsed { return nil },
+		Rehearsed: func(string) []tlsmap.Rehearsed { return nil },
 		DANE:      func(string) map[dane.NextHop]dane.Finding { return nil },
 	}
 	settings := new(http.Server)
@@ -264,9 +265,9 @@ func TestWhatIsHeldForADomain(t *testing.T) {
 				"timed.test": {{Domain: ".test", Until: end.Add(-1)}, {Domain: "timed.test", Until: end}}, "ever.test": {{Domain: ".test", Until: end}, {Domain: "ever.test"}},
 			}[d]
 		}
-		o.Rehearsed = func(d string) []control.Rehearsed {
+		o.Rehearsed = func(d string) []tlsmap.Rehearsed {
 			if d == "rehearsed.test" || d == "" {
-				return []control.Rehearsed{{Domain: "rehearsed.test", Map: "m", Deferred: true, Count: 3}}
+				return []tlsmap.Rehearsed{{Domain: "rehearsed.test", Map: "m", Deferred: true, Count: 3}}
 			}
 			return nil
 		}
@@ -295,7 +296,7 @@ func TestWhatIsHeldForADomain(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	n := 0
-	if err := c.Rehearsed(t.Context(), func(r control.Rehearsed) error { n++; return nil }); err != nil || n != 1 {
+	if err := c.Rehearsed(t.Context(), func(r tlsmap.Rehearsed) error { n++; return nil }); err != nil || n != 1 {
 		t.Errorf("%d rehearsed, %v", n, err)
 	}
 }
@@ -398,8 +399,8 @@ func TestAnExemptionThatIsNotOnDiskAppliesAndIsReported(t *testing.T) {
 			t.Errorf("%+v: %+v, %v", test, got, err)
 		}
 	}
-	var list []control.ExemptEntry
-	if err := c.Exemptions(t.Context(), func(x control.ExemptEntry) error { list = append(list, x); return nil }); err != nil || len(list) != 1 {
+	var list []exempt.Exemption
+	if err := c.Exemptions(t.Context(), func(x exempt.Exemption) error { list = append(list, x); return nil }); err != nil || len(list) != 1 {
 		t.Errorf("%v, %v", list, err)
 	}
 }

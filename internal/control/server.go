@@ -24,6 +24,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
@@ -52,7 +53,7 @@ type Options struct {
 	Exempt     func() []exempt.Exemption // all that are in force
 	Health     func() Health
 	ExemptBy   func(domain string) []exempt.Exemption          // what exempts the domain; Until zero: permanent
-	Rehearsed  func(domain string) []Rehearsed                 // of all domains, if empty
+	Rehearsed  func(domain string) []tlsmap.Rehearsed          // of all domains, if empty
 	DANE       func(host string) map[dane.NextHop]dane.Finding // what is held for next hops of that name
 	Reports    func() *reporting.Service                       // of TLS sessions; nil: off
 	Metrics    http.Handler
@@ -77,33 +78,25 @@ func NewServer(o Options) *Server {
 	s := &Server{o: o, mux: http.NewServeMux(), own: uint32(os.Geteuid())}
 	s.handle("GET /v1/health", func(c *call) error { return c.line(o.Health()) })
 	s.handle("GET /v1/cache", s.list)
-	s.handle("GET /v1/cache/{domain}", s.held)
-	s.handle("GET /v1/exempt", func(c *call) error { return lines(c, ExemptEntries(o.Exempt())) })
+	s.handle("GET /v1/cache/{domain}", func(c *call) error { return c.value(s.Held(c.PathValue("domain"))) })
+	s.handle("GET /v1/exempt", func(c *call) error { return lines(c, o.Exempt()) })
 	s.handle("GET /v1/rehearsal", func(c *call) error { return lines(c, o.Rehearsed("")) })
 	s.handle("GET /v1/tls", func(c *call) error {
-		if err := o.Reports().Views(c.URL.Query().Get("domain"), func(v reporting.View) error { return c.line(v) }); err != nil {
+		if err := o.Reports().Views(c.arg("domain"), func(v reporting.View) error { return c.line(v) }); err != nil {
 			return err
 		}
 		return c.line(End{End: true})
 	})
 	s.handle("GET /v1/report", func(c *call) error {
-		r, err := o.Reports().Report(tlsrpt.Day(c.URL.Query().Get("day")), c.URL.Query().Get("domain"))
-		if err != nil {
-			return err
-		}
-		return c.line(r)
+		return c.value(o.Reports().Report(tlsrpt.Day(c.arg("day")), c.arg("domain")))
 	})
 	s.handle("POST /v1/report", s.sendReports)
 	s.handle("POST /v1/suppress", func(c *call) error {
-		long, err := time.ParseDuration(c.URL.Query().Get("for"))
+		long, err := time.ParseDuration(c.arg("for"))
 		if err != nil {
 			return err
 		}
-		name, err := o.Reports().Suppress(c.URL.Query().Get("address"), long)
-		if err != nil {
-			return err
-		}
-		return c.line(name)
+		return c.value(o.Reports().Suppress(c.arg("address"), long))
 	})
 	s.handle("POST /v1/refresh", each(func(ctx context.Context, e *Entry) (any, error) {
 		return o.Keeper.Refresh(ctx, e.Domain)
@@ -213,6 +206,17 @@ func firstDomains(body []byte) (names []string) {
 	return names
 }
 
+// arg returns an argument of the request, which stands in its URL.
+func (c *call) arg(name string) string { return c.URL.Query().Get(name) }
+
+// value answers with one value, or with an error.
+func (c *call) value(v any, err error) error {
+	if err != nil {
+		return err
+	}
+	return c.line(v)
+}
+
 // line adds a value to the answer.
 func (c *call) line(v any) error {
 	if err := json.NewEncoder(&c.buf).Encode(v); err != nil || c.buf.Len() < flushAt {
@@ -277,14 +281,6 @@ func (s *Server) list(c *call) error {
 		}
 		after = next
 	}
-}
-
-func (s *Server) held(c *call) error {
-	h, err := s.Held(c.PathValue("domain"))
-	if err != nil {
-		return err
-	}
-	return c.line(h)
 }
 
 // Held returns all that is held for a domain in canonical form. It looks
@@ -368,8 +364,7 @@ func (s *Server) sendReports(c *call) error {
 	if err := c.flush(); err != nil { // tells the client that it was heard
 		return err
 	}
-	q := c.URL.Query()
-	err := s.o.Reports().Send(c.Context(), tlsrpt.Day(q.Get("day")), q.Get("domain"), func(sent reporting.Sent) {
+	err := s.o.Reports().Send(c.Context(), tlsrpt.Day(c.arg("day")), c.arg("domain"), func(sent reporting.Sent) {
 		_ = errors.Join(c.line(sent), c.flush()) // a client that is gone ends the request
 	})
 	if err != nil {
@@ -379,8 +374,8 @@ func (s *Server) sendReports(c *call) error {
 }
 
 func (s *Server) setExempt(c *call) error {
-	domain := c.URL.Query().Get("domain")
-	long, err := time.ParseDuration(c.URL.Query().Get("for"))
+	domain := c.arg("domain")
+	long, err := time.ParseDuration(c.arg("for"))
 	if err != nil {
 		return err
 	}
@@ -393,7 +388,7 @@ func (s *Server) setExempt(c *call) error {
 		return err
 	}
 	if long == 0 {
-		x.Still = ExemptEntries(s.o.ExemptBy(domain))
+		x.Still = s.o.ExemptBy(domain)
 	}
 	return c.line(x)
 }

@@ -24,8 +24,8 @@ const noEnd = math.MaxInt64
 
 // An Exemption is an entry that is in force until a time.
 type Exemption struct {
-	Domain string    // as Parse returns it
-	Until  time.Time // zero: it has no end
+	Domain string    `json:"entry"`          // as Parse returns it
+	Until  time.Time `json:"until,omitzero"` // in UTC; zero: it has no end, since it is of [exempt] in the configuration
 }
 
 // Parse returns an entry in canonical form (hostname.Canonical).
@@ -124,7 +124,7 @@ func (s Set) appendInForce(list []Exemption, entry string, now int64) []Exemptio
 	case until == noEnd:
 		return append(list, Exemption{Domain: entry})
 	case until > now:
-		return append(list, Exemption{Domain: entry, Until: time.Unix(until, 0)})
+		return append(list, Exemption{Domain: entry, Until: time.Unix(until, 0).UTC()})
 	}
 	return list
 }

@@ -92,7 +92,7 @@ func TestEntriesThatExemptADomainAreListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	end := time.Unix(20, 0)
+	end := time.Unix(20, 0).UTC()
 	timed, err := exempt.Timed([]exempt.Exemption{{".b.example", end}, {"a.b.example", end}, {".a.b.example", end}})
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
@@ -175,7 +176,7 @@ func TestTheNextStepConsidersDANE(t *testing.T) {
 		}, "OK dane-only", "mail waits until it succeeds (RFC 7672, 2.2.2). It is the domain's name servers, or signatures, or our resolver. Try: dig +dnssec _25._tcp.mx1.a.test TLSA", "All is well"},
 		{"an MX lookup that fails", "a.test", func(w *world) { w.signed["a.test MX"] = nil }, "TEMP", "Try: dig a.test MX", "All is well"},
 		{"a service without a port", "[mx1.a.test]:what", func(*world) {}, "TEMP", "Write the port as a number", "All is well"},
-		{"an exempt domain", "a.test", func(w *world) { w.held.ExemptBy = []control.ExemptEntry{{Entry: "a.test"}} }, "NOTFOUND", "The domain has DANE: where the MTA does DANE, mail may still wait for the hosts: sts-tlsmap -probe a.test", ""},
+		{"an exempt domain", "a.test", func(w *world) { w.held.ExemptBy = []exempt.Exemption{{Domain: "a.test"}} }, "NOTFOUND", "The domain has DANE: where the MTA does DANE, mail may still wait for the hosts: sts-tlsmap -probe a.test", ""},
 		{"DANE at hosts that the policy does not list", "a.test", unlisted, "OK secure", "-exempt", "all is well"},
 		{"DANE at a host beside one that the policy does not list", "a.test", func(w *world) {
 			w.text = enforced

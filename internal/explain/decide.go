@@ -7,6 +7,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -104,13 +105,13 @@ func (c *Cache) notStarted() (refused *control.NotStartedError) {
 }
 
 // exemptWord names the exemption of a domain and its end.
-func exemptWord(e control.ExemptEntry, domain string, now time.Time) string {
+func exemptWord(e exempt.Exemption, domain string, now time.Time) string {
 	words := "by [exempt] in the configuration"
 	if !e.Until.IsZero() {
 		words = "until " + text.Moment(e.Until, now) + " by -exempt"
 	}
-	if e.Entry == domain {
+	if e.Domain == domain {
 		return words
 	}
-	return "by " + e.Entry + " " + strings.Replace(words, "by [exempt]", "of [exempt]", 1)
+	return "by " + e.Domain + " " + strings.Replace(words, "by [exempt]", "of [exempt]", 1)
 }

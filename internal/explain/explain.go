@@ -12,6 +12,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -73,12 +74,12 @@ type Report struct {
 	Next   string  `json:"next"` // what becomes of mail, and what to do
 
 	now      time.Time
-	policy   *policy.Policy        // the one that counts; nil if none does
-	state    tlsmap.PolicyState    // of the policy
-	hint     string                // what to do about a failed discovery; empty: it did not fail
-	ours     bool                  // it failed for a fault of our own
-	mapsOf   string                // a title
-	exemptBy []control.ExemptEntry // the exemptions of the domain
+	policy   *policy.Policy     // the one that counts; nil if none does
+	state    tlsmap.PolicyState // of the policy
+	hint     string             // what to do about a failed discovery; empty: it did not fail
+	ours     bool               // it failed for a fault of our own
+	mapsOf   string             // a title
+	exemptBy []exempt.Exemption // the exemptions of the domain
 	mxSet    *dane.MXSet
 	mxErr    error
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -200,7 +201,7 @@ func TestTheNextStepFitsTheProblem(t *testing.T) {
 		{"one host not listed", honest(), func(w *world) { w.mx = []string{"10 mx1.a.test.", "20 old.test."} }, "OK secure", "not to old.test"},
 		{"MX hosts that cannot be looked up", honest(), func(w *world) { w.mxErr = errors.New("SERVFAIL") }, "OK secure", "dig a.test MX"},
 		{"an exempt domain", honest(), func(w *world) {
-			w.held.Exempt, w.held.ExemptBy = true, []control.ExemptEntry{{Entry: "a.test"}}
+			w.held.Exempt, w.held.ExemptBy = true, []exempt.Exemption{{Domain: "a.test"}}
 		}, "NOTFOUND", "take a.test out of [exempt]"},
 		{"testing, and no host listed", fresh(), func(w *world) {
 			w.text, w.mx = strings.ReplaceAll(enforced, "enforce", "testing"), []string{"10 evil.test."}
@@ -236,7 +237,7 @@ func TestAStoppedDaemonIsReportedFirst(t *testing.T) {
 		{"not held", func(w *world) { *w = *fresh() }, start + "All is well..."},
 		{"not held, and no host listed", func(w *world) { *w = *fresh(); w.mx = []string{"10 evil.test."} }, start + "No MX host is listed by the policy..."},
 		{"no MTA-STS", func(w *world) { *w = *fresh(); w.txt = nil }, start + "Mail goes without MTA-STS: the domain does not publish it."},
-		{"exempt", func(w *world) { w.held.ExemptBy = []control.ExemptEntry{{Entry: "a.test"}} }, start + "The domain is exempt..."},
+		{"exempt", func(w *world) { w.held.ExemptBy = []exempt.Exemption{{Domain: "a.test"}} }, start + "The domain is exempt..."},
 		{"another policy published", func(w *world) { w.txt = []string{"v=STSv1; id=2;"} }, start + "All is well..."},
 		{"it runs, without a control socket", func(w *world) {
 			*w = *fresh()
@@ -268,20 +269,20 @@ func TestADaemonThatCannotStartIsReportedFirst(t *testing.T) {
 }
 
 func TestTheEntryThatExemptsIsNamed(t *testing.T) {
-	until := func(entry string) control.ExemptEntry {
-		return control.ExemptEntry{Entry: entry, Until: now.Add(time.Hour)}
+	until := func(entry string) exempt.Exemption {
+		return exempt.Exemption{Domain: entry, Until: now.Add(time.Hour)}
 	}
 	for _, test := range []struct {
 		name         string
-		file, held   []control.ExemptEntry
+		file, held   []exempt.Exemption
 		next, reason string
 		never        string
 	}{
-		{"its own, for a time", nil, []control.ExemptEntry{until("a.test")}, "To end that: sts-tlsmap -exempt a.test -for 0", "exempt until 2026", "[exempt]"},
-		{"all below, for a time", nil, []control.ExemptEntry{until(".test")},
+		{"its own, for a time", nil, []exempt.Exemption{until("a.test")}, "To end that: sts-tlsmap -exempt a.test -for 0", "exempt until 2026", "[exempt]"},
+		{"all below, for a time", nil, []exempt.Exemption{until(".test")},
 			"To end that: sts-tlsmap -exempt .test -for 0", "exempt by .test until 2026", "-exempt a.test"},
-		{"all below, for good", []control.ExemptEntry{{Entry: ".test"}}, nil, "take .test out of [exempt] and reload", "exempt by .test of [exempt]", "take a.test"},
-		{"both", []control.ExemptEntry{{Entry: "a.test"}}, []control.ExemptEntry{until("a.test"), until(".test")},
+		{"all below, for good", []exempt.Exemption{{Domain: ".test"}}, nil, "take .test out of [exempt] and reload", "exempt by .test of [exempt]", "take a.test"},
+		{"both", []exempt.Exemption{{Domain: "a.test"}}, []exempt.Exemption{until("a.test"), until(".test")},
 			"To end that: take a.test out of [exempt] and reload; sts-tlsmap -exempt a.test -for 0; sts-tlsmap -exempt .test -for 0",
 			"exempt by [exempt] in the configuration, and until 2026-05-01", "never"},
 	} {

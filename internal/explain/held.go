@@ -11,6 +11,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
 // heldWords writes what is held, except the policy's text.
@@ -75,8 +76,8 @@ func WriteHeldJSON(w io.Writer, h *control.Held) error {
 		Negative *control.Negative `json:"negative,omitempty"`
 		Exempt   bool              `json:"exempt,omitempty"`
 
-		ExemptUntil time.Time           `json:"exempt_until,omitzero"`
-		Rehearsed   []control.Rehearsed `json:"rehearsed,omitempty"`
+		ExemptUntil time.Time          `json:"exempt_until,omitzero"`
+		Rehearsed   []tlsmap.Rehearsed `json:"rehearsed,omitempty"`
 	}{h.Domain, h.Entry, h.Damaged, h.Negative, h.Exempt, h.ExemptUntil, h.Rehearsed})
 }
 

@@ -95,9 +95,9 @@ func (r *Report) nextOfExempt() string {
 	var steps []string
 	for _, e := range r.exemptBy {
 		if e.Until.IsZero() {
-			steps = append(steps, fmt.Sprintf("take %s out of [exempt] and reload", e.Entry))
+			steps = append(steps, fmt.Sprintf("take %s out of [exempt] and reload", e.Domain))
 		} else {
-			steps = append(steps, fmt.Sprintf("sts-tlsmap -exempt %s -for 0", e.Entry))
+			steps = append(steps, fmt.Sprintf("sts-tlsmap -exempt %s -for 0", e.Domain))
 		}
 	}
 	return "The domain is exempt: its policy is not applied. To end that: " + strings.Join(steps, "; ") + "." + r.ownDANE()

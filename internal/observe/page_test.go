@@ -11,6 +11,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe/observetest"
@@ -74,7 +75,7 @@ func TestTheBoxShowsWhatIsHeld(t *testing.T) {
 		case "old.test":
 			h.Entry = entry(-3 * time.Hour)
 		case "exempt.test":
-			h.Exempt, h.ExemptBy = true, []control.ExemptEntry{{Entry: "exempt.test"}}
+			h.Exempt, h.ExemptBy = true, []exempt.Exemption{{Domain: "exempt.test"}}
 		case "damaged.test":
 			h.Damaged = "wrong checksum"
 		case "unreadable.test":

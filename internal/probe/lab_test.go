@@ -8,6 +8,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -45,7 +46,7 @@ func options(t testing.TB, lab *testlab.T, mapName string) probe.Options {
 		Resolver: dns, Policies: client, NextHops: checker, Now: time.Now,
 		Held: func(_ context.Context, domain string) (control.Held, string, error) {
 			if strings.HasPrefix(domain, "exempt.") {
-				return control.Held{Domain: domain, ExemptBy: []control.ExemptEntry{{Entry: domain}}}, explain.File, nil
+				return control.Held{Domain: domain, ExemptBy: []exempt.Exemption{{Domain: domain}}}, explain.File, nil
 			}
 			return control.Held{Domain: domain}, explain.File, control.ErrNothingHeld
 		},
