@@ -23,7 +23,7 @@ run: build run/sts-tlsmap.toml
 	while kill -0 $$daemon 2>/dev/null; do \
 		$(BIN) -config run/sts-tlsmap.toml -query localhost 2>/dev/null; \
 		if [ $$? = 1 ]; then \
-			printf '\n%s\n%s\n%s\n\n' 'sts-tlsmap listens on 127.0.0.1:8461, and answers. Next, in another terminal:' \
+			printf '\n%s\n%s\n%s\n\n' "sts-tlsmap answers lookups at $$(sed -n 's/^listen *= *//p' run/sts-tlsmap.toml). Next, in another terminal:" \
 				'    $(BIN) -config run/sts-tlsmap.toml -explain gmail.com' 'Ctrl-C ends it.'; \
 			break; \
 		fi; \
