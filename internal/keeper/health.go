@@ -22,6 +22,7 @@ type upstreamHealth struct {
 	since, latest time.Time // the first and the last failure after the last success
 	failed        []failure // the last ones of failingDomains domains
 	failing       bool
+	successes     uint64
 }
 
 type failure struct {
@@ -77,6 +78,13 @@ func (h *health) noteRecord(domain string, err error) {
 	h.dns.note(recordSign(err), domain, err, time.Now())
 }
 
+// fetches returns how many fetches have succeeded, or failed over a verified connection.
+func (h *health) fetches() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.https.successes
+}
+
 // noteFetch takes the outcome of a fetch.
 func (h *health) noteFetch(domain string, err error) {
 	h.mu.Lock()
@@ -88,6 +96,7 @@ func (u *upstreamHealth) note(s sign, domain string, err error, now time.Time) {
 	switch {
 	case s == signGood:
 		u.since, u.failed = time.Time{}, nil
+		u.successes++
 	case s == signBad:
 		if u.latest = now; u.since.IsZero() {
 			u.since = now

@@ -638,3 +638,30 @@ func TestRFC8460_4_3_4_OnlyAFailureOfTheDomainWithAValidRecordCountsAsNotFetched
 		})
 	}
 }
+
+func TestAFailureThatMayBeOursIsProvenByOtherFetchesBetweenTwoOfThem(t *testing.T) {
+	proven := func(s *site) bool { n, _ := s.Negative("example.com"); return n.Proven }
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.set("example.com", fakeHost{id: "1", fetchErr: policy.ResultFetch, cause: policy.ErrConnect})
+		s.net.set("works.example", fakeHost{id: "1", text: policyText("testing", 30*day, "mx.example")})
+		for range 4 {
+			if _, err := s.lookup(t, "example.com"); err == nil || proven(s) {
+				t.Errorf("%v, proven while no fetch succeeds: %t", err, proven(s))
+			}
+			settle(2 * time.Hour)
+		}
+		_, _ = s.lookup(t, "works.example")
+		for _, what := range []string{"after another fetch", "once proven"} {
+			if _, err := s.lookup(t, "example.com"); err == nil || !proven(s) {
+				t.Errorf("%s: %v, proven: %t", what, err, proven(s))
+			}
+			settle(2 * time.Hour)
+		}
+	})
+	inSite(t, nil, func(t *testing.T, s *site) {
+		s.net.set("example.com", fakeHost{id: "1", text: "version: STSv1\n"})
+		if _, err := s.lookup(t, "example.com"); err == nil || !proven(s) {
+			t.Errorf("an answer of the host: %v, proven: %t", err, proven(s))
+		}
+	})
+}

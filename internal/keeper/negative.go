@@ -14,10 +14,14 @@ type Negative struct {
 	Result policy.Result
 	Err    string
 	Until  time.Time
+	// Proven says that the failure is the domain's: the host has answered, or other fetches
+	// succeeded between two failures of this domain. It may be an outage of ours otherwise.
+	Proven bool
 
-	unreadable bool // a policy may be stored, and cannot be read
-	notFetched bool // the lookup's error is ErrNotFetched
-	failures   int  // in a row
+	unreadable bool   // a policy may be stored, and cannot be read
+	notFetched bool   // the lookup's error is ErrNotFetched
+	failures   int    // in a row
+	others     uint64 // fetches that had succeeded, see health
 }
 
 func (n *Negative) name() string  { return n.Domain }
@@ -56,6 +60,7 @@ func (k *Keeper) ForgetFailures() int {
 func (k *Keeper) remember(domain string, unreadable bool, err error) {
 	now, hash := k.o.Now(), k.hash(domain)
 	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: policy.Reason(err), Until: now, unreadable: unreadable, notFetched: notFetched(err)}
+	n.others, n.Proven = k.health.fetches(), fetchSign(err) != signBad
 	ours := policy.OurFault(err)
 	if !ours {
 		keep := minNegative
@@ -65,6 +70,7 @@ func (k *Keeper) remember(domain string, unreadable bool, err error) {
 		if n.Result != policy.ResultNoRecord {
 			if old := k.negative.get(hash, []byte(domain)); old != nil {
 				n.failures = old.failures
+				n.Proven = n.Proven || old.notFetched && (old.Proven || old.others < n.others)
 			}
 			n.failures++
 			keep = max(keep, backoff(n.failures))

@@ -268,6 +268,11 @@ func TestRFC8460_3_ReportMailsAloneMakeNoReport(t *testing.T) {
 				if sessions > 0 {
 					w.add(day, domain, sessions, "mailto:tls@"+domain)
 				}
+				if broken := w.store.days[day][domain]; domain == "elsewhere.test" { // each mail makes a lookup that counts
+					broken.Policies = append(broken.Policies, tlsrpt.Summary{Policy: tlsrpt.Policy{Type: tlsrpt.TypeSTS, Domain: domain}, Failed: sessions,
+						Details: []tlsrpt.Detail{{Failure: tlsrpt.Failure{Result: tlsrpt.STSPolicyFetchError}, Sessions: sessions}}})
+					w.store.days[day][domain] = broken
+				}
 			}
 			time.Sleep(time.Second)
 			day = tlsrpt.DayOf(time.Now())

@@ -35,7 +35,7 @@ func (p *pass) plan() error {
 		switch {
 		case len(rows) > 0: // planned before the daemon was ended
 		case len(all) < maxDomains:
-			sessions, _, _ := p.sessions(domain)
+			sessions, _, _, _ := p.sessions(domain)
 			all = append(all, candidate{domain, sessions})
 		default:
 			over++
@@ -92,7 +92,7 @@ func (p *pass) plan() error {
 // decide returns a domain's own row: whether there is a report, and when. Mailed is how
 // many report mails we sent that day, by domain.
 func (p *pass) decide(domain string, mailed map[string]uint64) tlsrpt.State {
-	sessions, failed, err := p.sessions(domain)
+	sessions, failed, looked, err := p.sessions(domain)
 	own := tlsrpt.State{Day: p.day, Domain: domain, Kind: tlsrpt.Suppressed, Sessions: sessions, Changed: p.now, Next: p.now}
 	switch {
 	case err != nil:
@@ -101,10 +101,11 @@ func (p *pass) decide(domain string, mailed map[string]uint64) tlsrpt.State {
 		own.Reason = "skipped by the configuration"
 	case p.FailuresOnly && failed == 0:
 		own.Reason = "no failed session"
-	case own.Sessions <= mailed[domain]:
+	case own.Sessions-min(looked, mailed[domain]) <= mailed[domain]:
 		// RFC 8460, 3: a report's own session is not to be in the next report. No MTA says
-		// which session that was, so this is what can be known: there were no others. Else
-		// two reporters that send each other only reports would go on for ever.
+		// which session that was, so this is what can be known: there were no others, and of
+		// failures that our own lookups count, no more than one for each mail. Else two
+		// reporters that send each other only reports would go on for ever.
 		own.Reason = fmt.Sprintf("%d sessions, no more than our %d report mails", own.Sessions, mailed[domain])
 	default:
 		own.Kind, own.ReportID = tlsrpt.Planned, p.Reporter.NewID(p.day, domain)
@@ -115,14 +116,25 @@ func (p *pass) decide(domain string, mailed map[string]uint64) tlsrpt.State {
 	return own
 }
 
-// sessions counts the sessions of a domain's day, and the failed ones among them.
-func (p *pass) sessions(domain string) (all, failed uint64, err error) {
+// sessions counts the sessions of a domain's day, the failed ones among them, and the
+// failures that our own lookups count, which come beside the session of a mail.
+func (p *pass) sessions(domain string) (all, failed, looked uint64, err error) {
 	day, err := p.Store.Load(p.day, domain)
 	for _, s := range day.Policies {
 		all += s.Successful + s.Failed
 		failed += s.Failed
+		for _, d := range s.Details {
+			switch d.Failure.Result {
+			case tlsrpt.STSPolicyFetchError, tlsrpt.STSPolicyInvalid, tlsrpt.STSWebPKIInvalid:
+				looked += d.Sessions
+			case tlsrpt.ValidationFailure:
+				if d.Failure.Reason == tlsrpt.ReasonMXMismatch {
+					looked += d.Sessions
+				}
+			}
+		}
 	}
-	return all, failed, err
+	return all, failed, looked, err
 }
 
 // mailed counts the report mails that we handed over on a day, by the domain they went to.

@@ -115,12 +115,13 @@ func (s *Service) mismatch(f failedLookup) (e tlsrpt.Event, ok bool) {
 // another at each attempt, and the resolver. Strangers are not told.
 var ours = regexp.MustCompile(`(dial|read|write) tcp \S+: | \(server \S+\)`)
 
-// fetchFailure makes an event of what the keeper knows of a domain. By now that may be
-// another failure, which is none of RFC 8460, 4.3.
+// fetchFailure makes an event of what the keeper knows of a domain, if the failure is
+// proven to be the domain's. By now that may be another failure, which is none of RFC
+// 8460, 4.3.
 func (s *Service) fetchFailure(domain string) (e tlsrpt.Event, ok bool) {
 	n, ok := s.Negative(domain)
 	failure := tlsrpt.Failure{Result: tlsrpt.ResultType(n.Result)}
-	if !ok || tlsrpt.ResultIndex(failure.Result) < 0 {
+	if !ok || !n.Proven || tlsrpt.ResultIndex(failure.Result) < 0 {
 		return e, false
 	}
 	if reason := text.Cut(ours.ReplaceAllString(n.Err, ""), tlsrpt.MaxText-len("...")); tlsrpt.Reason(reason) {

@@ -26,14 +26,16 @@ func failedFetches(t *testing.T, of string, dead func(since time.Duration) bool)
 			Negative: func(domain string) (keeper.Negative, bool) {
 				switch domain {
 				case "broken.test":
-					return keeper.Negative{Domain: domain, Result: policy.ResultWebPKI, Err: "the policy host's certificate is expired"}, true
+					return keeper.Negative{Proven: true, Domain: domain, Result: policy.ResultWebPKI, Err: "the policy host's certificate is expired"}, true
 				case "reset.test": // as the policy fetcher says it, with another port at each attempt
 					resets++
-					return keeper.Negative{Domain: domain, Result: policy.ResultFetch, Err: fmt.Sprintf("the TLS handshake with the policy host failed: "+
+					return keeper.Negative{Proven: true, Domain: domain, Result: policy.ResultFetch, Err: fmt.Sprintf("the TLS handshake with the policy host failed: "+
 						"TLS with 192.0.2.1: read tcp 10.0.0.1:%d->192.0.2.1:443: read: connection reset by peer", 40000+resets)}, true
 				case "dns.test":
-					return keeper.Negative{Domain: domain, Result: policy.ResultFetch, Err: "the policy host's addresses could not be looked up: " +
+					return keeper.Negative{Proven: true, Domain: domain, Result: policy.ResultFetch, Err: "the policy host's addresses could not be looked up: " +
 						"DNS A mta-sts.dns.test: SERVFAIL (server 10.0.0.53:53): " + strings.Repeat("x", tlsrpt.MaxText)}, true
+				case "unproven.test":
+					return keeper.Negative{Domain: domain, Result: policy.ResultFetch, Err: "no connection"}, true
 				case "gone.test": // since the lookup
 					return keeper.Negative{Domain: domain, Result: policy.ResultNoRecord, Err: "no record"}, true
 				}
@@ -44,7 +46,7 @@ func failedFetches(t *testing.T, of string, dead func(since time.Duration) bool)
 		synctest.Wait()
 		for range 3 {
 			s.Failed([]byte("broken.test"), nil)
-			for _, other := range []string{"forgotten.test", "reset.test", "dns.test", "gone.test"} {
+			for _, other := range []string{"forgotten.test", "reset.test", "dns.test", "gone.test", "unproven.test"} {
 				s.Failed([]byte(other), nil)
 			}
 		}
@@ -134,8 +136,10 @@ func TestAReportSaysNothingOfOurNetwork(t *testing.T) {
 	}
 }
 
-func TestAFailureThatTheStandardDoesNotNameIsNotCounted(t *testing.T) {
-	if day := failedFetches(t, "gone.test", func(time.Duration) bool { return false }); len(day.Policies) > 0 {
-		t.Errorf("got %+v", day)
+func TestAFailureThatTheStandardDoesNotNameOrThatMayBeOursIsNotCounted(t *testing.T) {
+	for _, of := range []string{"gone.test", "unproven.test"} {
+		if day := failedFetches(t, of, func(time.Duration) bool { return false }); len(day.Policies) > 0 {
+			t.Errorf("got %+v", day)
+		}
 	}
 }

@@ -66,6 +66,9 @@ func (s *Store) Upkeep() (err error) {
 func (s *Store) Merge() error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
+	if err := s.reopen(); err != nil {
+		return err
+	}
 	return errors.Join(s.log.seal(), s.mergeSealed())
 }
 
