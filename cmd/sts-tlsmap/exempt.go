@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
@@ -82,18 +83,11 @@ func exemptDomain(arg string) (string, error) {
 // configuration and those in the file.
 func (a *app) exemptions(ctx context.Context) (list []exempt.Exemption, err error) {
 	if a.absent() {
-		store, err := a.openFile()
-		if err != nil {
-			return nil, err
-		}
-		if store != nil {
-			defer store.Close()
-		}
-		maps, err := a.exemptInFile(store)
-		if err != nil {
-			return nil, err
-		}
-		return maps.Exemptions(), nil
+		err = a.inFile(func(_ *cache.Store, maps *tlsmap.Server) error {
+			list = maps.Exemptions()
+			return nil
+		})
+		return list, err
 	}
 	err = a.client.Exemptions(ctx, func(x exempt.Exemption) error {
 		list = append(list, x)

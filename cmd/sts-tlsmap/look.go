@@ -120,36 +120,39 @@ func (a *app) held(ctx context.Context, domain string) (h control.Held, from str
 	return h, explain.Daemon, err
 }
 
-func (a *app) heldInFile(domain string) (control.Held, error) {
-	store, err := a.openFile()
-	if err != nil {
-		return control.Held{}, err
-	}
-	rec, found := cache.Record{}, cache.ErrNotFound
-	if store != nil {
-		defer store.Close()
-		rec, found = store.Get(domain)
-	}
-	exempt, err := a.exemptInFile(store)
-	if err != nil {
-		return control.Held{}, err
-	}
-	h, err := control.NewHeld(domain, rec, found, exempt.ExemptBy(domain))
-	if err == nil && h.Nothing() {
-		err = control.ErrNothingHeld
-	}
+func (a *app) heldInFile(domain string) (h control.Held, err error) {
+	err = a.inFile(func(store *cache.Store, maps *tlsmap.Server) error {
+		rec, err := cache.Record{}, error(cache.ErrNotFound)
+		if store != nil {
+			rec, err = store.Get(domain)
+		}
+		if h, err = control.NewHeld(domain, rec, err, maps.ExemptBy(domain)); err == nil && h.Nothing() {
+			err = control.ErrNothingHeld
+		}
+		return err
+	})
 	return h, err
 }
 
-// exemptInFile has the exemptions of the configuration, and those of the cache file, if
-// there is one.
-func (a *app) exemptInFile(store *cache.Store) (*tlsmap.Server, error) {
-	_, maps, err := newMaps(a.cfg)
-	if err != nil || store == nil {
-		return maps, err
+// inFile calls do with the cache file, which is nil if there is none, and with maps that
+// know the exemptions of the configuration and of the file.
+func (a *app) inFile(do func(*cache.Store, *tlsmap.Server) error) error {
+	store, err := a.openFile()
+	if err != nil {
+		return err
 	}
-	stored, err := store.Exemptions()
-	return maps, errors.Join(err, maps.SetTimedExempt(stored))
+	if store != nil {
+		defer store.Close()
+	}
+	_, maps, err := newMaps(a.cfg)
+	if err == nil && store != nil {
+		stored, bad := store.Exemptions()
+		err = errors.Join(bad, maps.SetTimedExempt(stored))
+	}
+	if err != nil {
+		return err
+	}
+	return do(store, maps)
 }
 
 // cache is -cache.

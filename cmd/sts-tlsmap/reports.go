@@ -41,15 +41,6 @@ func (a *app) table(head string, rows []string, none string) (int, error) {
 	return exitDone, w.Flush()
 }
 
-// failures are the sessions of one domain under one kind of policy.
-type failures struct {
-	domain           string
-	policy           tlsrpt.PolicyType
-	sessions, failed uint64
-	since, last      tlsrpt.Day // of the failures
-	results          map[tlsrpt.ResultType]bool
-}
-
 // tls is -tls: which destinations had TLS failures, the worst first, or the days of one.
 func (a *app) tls(ctx context.Context) (int, error) {
 	if len(a.flags.args) == 1 {
@@ -59,30 +50,30 @@ func (a *app) tls(ctx context.Context) (int, error) {
 		domain string
 		policy tlsrpt.PolicyType
 	}
-	known, sessions := map[key]*failures{}, uint64(0)
+	known, sessions := map[key]reporting.Failing{}, uint64(0)
 	err := a.views(ctx, "", func(v reporting.View) {
 		for _, p := range v.Policies {
-			sessions += p.Summary.Successful + p.Summary.Failed
-			f := known[key{v.Domain, p.Policy.Type}]
-			if f == nil {
-				f = &failures{domain: v.Domain, policy: p.Policy.Type, results: map[tlsrpt.ResultType]bool{}}
-				known[key{v.Domain, p.Policy.Type}] = f
-			}
-			f.sessions, f.failed = f.sessions+p.Summary.Successful+p.Summary.Failed, f.failed+p.Summary.Failed
+			at := key{v.Domain, p.Policy.Type}
+			f := known[at]
+			all := p.Summary.Successful + p.Summary.Failed
+			sessions, f.Sessions, f.Failed = sessions+all, f.Sessions+all, f.Failed+p.Summary.Failed
 			if p.Summary.Failed > 0 {
-				f.since, f.last = cmp.Or(f.since, v.Day), v.Day
+				f.Since, f.Last = cmp.Or(f.Since, v.Day), v.Day
 			}
 			for _, d := range p.Details {
-				f.results[d.Result] = true
+				if !slices.Contains(f.Results, d.Result) {
+					f.Results = append(f.Results, d.Result)
+				}
 			}
+			known[at] = f
 		}
 	})
 	if err != nil || a.flags.json {
 		return exitDone, err
 	}
-	worst := slices.DeleteFunc(slices.Collect(maps.Values(known)), func(f *failures) bool { return f.failed == 0 })
-	slices.SortFunc(worst, func(x, y *failures) int {
-		return cmp.Or(cmp.Compare(y.failed, x.failed), strings.Compare(x.domain, y.domain), cmp.Compare(x.policy, y.policy))
+	maps.DeleteFunc(known, func(_ key, f reporting.Failing) bool { return f.Failed == 0 })
+	worst := slices.SortedFunc(maps.Keys(known), func(x, y key) int {
+		return cmp.Or(cmp.Compare(known[y].Failed, known[x].Failed), strings.Compare(x.domain, y.domain), cmp.Compare(x.policy, y.policy))
 	})
 	if sessions == 0 {
 		a.say("no TLS session is known")
@@ -93,13 +84,13 @@ func (a *app) tls(ctx context.Context) (int, error) {
 		return exitDone, nil
 	}
 	var rows []string
-	for _, f := range worst {
+	for _, k := range worst {
+		f := known[k]
 		var results []string
-		for r := range f.results {
+		for _, r := range slices.Sorted(slices.Values(f.Results)) {
 			results = append(results, string(r))
 		}
-		slices.Sort(results)
-		rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%d\t%s\t%s\t%s", f.domain, f.policy, f.failed, f.sessions, f.since, f.last, strings.Join(results, " ")))
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%d\t%s\t%s\t%s", k.domain, k.policy, f.Failed, f.Sessions, f.Since, f.Last, strings.Join(results, " ")))
 	}
 	return a.table("DOMAIN\tPOLICY\tFAILED\tSESSIONS\tSINCE\tLAST\tWHAT", rows, "")
 }

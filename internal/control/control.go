@@ -14,8 +14,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 )
 
@@ -97,11 +97,11 @@ func EntryOf(r *cache.Record) Entry {
 
 // Held is all that is held for one domain.
 type Held struct {
-	Domain   string    `json:"domain"`
-	Entry    *Entry    `json:"entry,omitempty"`
-	Damaged  string    `json:"damaged,omitempty"` // why the policy that is held cannot be read
-	Negative *Negative `json:"negative,omitempty"`
-	Exempt   bool      `json:"exempt,omitempty"`
+	Domain   string           `json:"domain"`
+	Entry    *Entry           `json:"entry,omitempty"`
+	Damaged  string           `json:"damaged,omitempty"` // why the policy that is held cannot be read
+	Negative *keeper.Negative `json:"negative,omitempty"`
+	Exempt   bool             `json:"exempt,omitempty"`
 	// ExemptUntil is when the exemption ends; zero: never.
 	ExemptUntil time.Time          `json:"exempt_until,omitzero"`
 	ExemptBy    []exempt.Exemption `json:"exempt_by,omitempty"`
@@ -145,14 +145,6 @@ type DANE struct {
 	Hosts   []string   `json:"hosts,omitempty"` // if lookups fail at some hosts: the others, which mail may go to
 	Until   time.Time  `json:"until"`
 	Kept    bool       `json:"kept,omitempty"` // from before: the DNS does not confirm it now
-}
-
-// A Negative is a discovery that found no policy. It is not repeated before
-// Until.
-type Negative struct {
-	Result policy.Result `json:"result"`
-	Err    string        `json:"error,omitempty"`
-	Until  time.Time     `json:"until"`
 }
 
 // Forgotten is the result of forgetting one domain.

@@ -292,7 +292,8 @@ func (s *Server) Held(domain string) (Held, error) {
 		return h, err
 	}
 	if n, ok := s.o.Keeper.Negative(domain); ok {
-		h.Negative = &Negative{Result: n.Result, Err: n.Err, Until: n.Until.UTC()}
+		n.Until = n.Until.UTC()
+		h.Negative = &n
 	}
 	h.Rehearsed = s.o.Rehearsed(domain)
 	for n, f := range s.o.DANE(domain) {

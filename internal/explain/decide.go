@@ -8,6 +8,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -75,7 +76,7 @@ func (r *Report) heldPolicy() *policy.Policy {
 }
 
 // negative returns the failure that keeps a lookup from discovering anew.
-func (r *Report) negative() *control.Negative {
+func (r *Report) negative() *keeper.Negative {
 	if h := r.Cache.Held; h != nil && h.Negative != nil && r.now.Before(h.Negative.Until) {
 		return h.Negative
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
@@ -166,7 +167,7 @@ func TestAnUnreachableDaemonIsNotReportedAsDown(t *testing.T) {
 }
 
 func TestTheNextStepFitsTheProblem(t *testing.T) {
-	negative := &control.Negative{Result: policy.ResultFetch, Err: "it was down", Until: now.Add(time.Minute)}
+	negative := &keeper.Negative{Result: policy.ResultFetch, Err: "it was down", Until: now.Add(time.Minute)}
 	for _, test := range []struct {
 		name   string
 		world  *world
@@ -422,7 +423,7 @@ func TestHostileTextReachesNoTerminal(t *testing.T) {
 	w.held.Entry.ID, w.held.Entry.LastError, w.held.Entry.Failures = evil, evil, 3
 	w.held.Entry.PendingID, w.held.Entry.Mode = evil, evil
 	w.held.Damaged = evil
-	w.held.Negative = &control.Negative{Result: policy.Result(evil), Err: evil, Until: now}
+	w.held.Negative = &keeper.Negative{Result: policy.Result(evil), Err: evil, Until: now}
 	var b bytes.Buffer
 	if err := w.gather(t, "a.test").WriteText(&b); err != nil {
 		t.Fatal(err)

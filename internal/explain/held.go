@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -72,9 +73,9 @@ func WriteHeldJSON(w io.Writer, h *control.Held) error {
 	return text.WriteJSON(w, struct {
 		Domain string `json:"domain"`
 		*control.Entry
-		Damaged  string            `json:"damaged,omitempty"`
-		Negative *control.Negative `json:"negative,omitempty"`
-		Exempt   bool              `json:"exempt,omitempty"`
+		Damaged  string           `json:"damaged,omitempty"`
+		Negative *keeper.Negative `json:"negative,omitempty"`
+		Exempt   bool             `json:"exempt,omitempty"`
 
 		ExemptUntil time.Time          `json:"exempt_until,omitzero"`
 		Rehearsed   []tlsmap.Rehearsed `json:"rehearsed,omitempty"`

@@ -10,13 +10,13 @@ import (
 // A Negative is a domain for which no policy was found, and until when it is
 // not tried again. It is kept in memory only.
 type Negative struct {
-	Domain string
-	Result policy.Result
-	Err    string
-	Until  time.Time
+	Domain string        `json:"-"`
+	Result policy.Result `json:"result"`
+	Err    string        `json:"error,omitempty"`
+	Until  time.Time     `json:"until"`
 	// Proven says that the failure is the domain's: the host has answered, or other fetches
 	// succeeded between two failures of this domain. It may be an outage of ours otherwise.
-	Proven bool
+	Proven bool `json:"-"`
 
 	unreadable bool   // a policy may be stored, and cannot be read
 	notFetched bool   // the lookup's error is ErrNotFetched
