@@ -363,11 +363,7 @@ type outside struct {
 
 // newOutside makes these clients from the configuration. It sends nothing.
 func newOutside(cfg *config.Config, log *slog.Logger, clockInDoubt func() bool) (*outside, error) {
-	servers := make([]string, len(cfg.DNS.Servers))
-	for i, s := range cfg.DNS.Servers {
-		servers[i] = s.String()
-	}
-	r, err := resolver.New(resolver.Config{Servers: servers, TrustAD: cfg.DNS.TrustAD, Timeout: cfg.DNS.Timeout, Log: log})
+	r, err := resolver.New(resolver.Config{Servers: cfg.DNS.Servers, TrustAD: cfg.DNS.TrustAD, Timeout: cfg.DNS.Timeout, Log: log})
 	if err != nil {
 		return nil, hint(err, "correct it, or name servers in [dns]")
 	}

@@ -46,7 +46,7 @@ max_connections = 7
 path = "/var/cache.db"
 max_size = "512MiB"
 [dns]
-servers = ["127.0.0.1:54", "::1"]
+servers = ["127.0.0.1:54", "::1", "[fe80::1%eth0]:99"]
 trust_ad = false
 timeout = "1s"
 [fetch]
@@ -110,7 +110,7 @@ func TestEveryKeyIsTaken(t *testing.T) {
 		Socket:   config.Socket{Mode: 0o660, MaxConnections: 7},
 		Cache:    config.Cache{Path: "/var/cache.db", MaxSize: 512 << 20},
 		DNS: config.DNS{
-			Servers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:54"), netip.MustParseAddrPort("[::1]:53")},
+			Servers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:54"), netip.MustParseAddrPort("[::1]:53"), netip.MustParseAddrPort("[fe80::1%eth0]:99")},
 			TrustAD: &no, Timeout: time.Second,
 		},
 		Fetch:  config.Fetch{Timeout: 10 * time.Second, AllowPrivate: true},
@@ -203,6 +203,10 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"a number given twice", "[socket]\nmax_connections = 5\nmax_connections = 5", "f.toml:3: socket.max_connections: key max_connections is already defined"},
 		{"a size without a unit known", "[cache]\nmax_size = \"4GB\"", `f.toml:2: cache.max_size: is "4GB"; expected a size from 1MiB to 1TiB`},
 		{"a size too small", "[cache]\nmax_size = 7", "f.toml:2: cache.max_size: is the number 7"},
+		{"a DNS server's port 0", "[dns]\nservers = [\"127.0.0.1:0\"]", "f.toml:2: dns.servers[0]: "},
+		{"a DNS server's port by name", "[dns]\nservers = [\"127.0.0.1:domain\"]", "f.toml:2: dns.servers[0]: "},
+		{"a DNS server's port that is missing", "[dns]\nservers = [\"127.0.0.1:\"]", "f.toml:2: dns.servers[0]: "},
+		{"an empty DNS server", "[dns]\nservers = [\"\"]", "f.toml:2: dns.servers[0]: "},
 		{"a DNS server by name", "[dns]\nservers = [\"dns.example\"]", "f.toml:2: dns.servers[0]: "},
 		{"trust_ad in quotes", "[dns]\ntrust_ad = \"yes\"", "expected true or false, without quotes"},
 		{"a lookup longer than Postfix waits", "[lookup]\ntimeout = \"100s\"", "expected a duration from 100ms to 1m30s"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +20,7 @@ const short = 300 * time.Millisecond
 // newClient returns a client that lives in the lab.
 func newClient(t *testing.T, lab *testlab.T, change func(*policy.Config)) *policy.Client {
 	t.Helper()
-	dns, err := resolver.New(resolver.Config{Servers: []string{lab.DNS.Addr}, Timeout: 2 * time.Second})
+	dns, err := resolver.New(resolver.Config{Servers: []netip.AddrPort{netip.MustParseAddrPort(lab.DNS.Addr)}, Timeout: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +224,7 @@ func TestRFC8461_10_3_SpecialAddressesAreRefused(t *testing.T) {
 
 func TestAClientNeedsResolverAuthoritiesAndTimeout(t *testing.T) {
 	lab := testlab.New(t)
-	dns, err := resolver.New(resolver.Config{Servers: []string{lab.DNS.Addr}})
+	dns, err := resolver.New(resolver.Config{Servers: []netip.AddrPort{netip.MustParseAddrPort(lab.DNS.Addr)}})
 	if err != nil {
 		t.Fatal(err)
 	}

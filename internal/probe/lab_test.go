@@ -2,6 +2,7 @@ package probe_test
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -33,7 +34,7 @@ func newLab(t testing.TB) *testlab.T {
 // options are those of a prober in the lab that asks in the map.
 func options(t testing.TB, lab *testlab.T, mapName string) probe.Options {
 	t.Helper()
-	dns, err := resolver.New(resolver.Config{Servers: []string{lab.DNS.Addr}, Timeout: 2 * time.Second})
+	dns, err := resolver.New(resolver.Config{Servers: []netip.AddrPort{netip.MustParseAddrPort(lab.DNS.Addr)}, Timeout: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

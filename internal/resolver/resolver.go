@@ -49,11 +49,11 @@ const (
 
 // A Config says whom to ask and whom to believe.
 type Config struct {
-	Servers    []string      // "127.0.0.1:53", "[::1]:53", "fe80::1%eth0"; port 53 if not given; empty: those of ResolvConf
-	ResolvConf string        // default /etc/resolv.conf; read again when it changes
-	TrustAD    *bool         // whether the servers' AD bit is believed; nil: as libc, see TrustsAD
-	Timeout    time.Duration // for one server to answer once; zero: that of ResolvConf, or 5 s
-	Log        *slog.Logger  // nil: none
+	Servers    []netip.AddrPort // empty: those of ResolvConf
+	ResolvConf string           // default /etc/resolv.conf; read again when it changes
+	TrustAD    *bool            // whether the servers' AD bit is believed; nil: as libc, see TrustsAD
+	Timeout    time.Duration    // for one server to answer once; zero: that of ResolvConf, or 5 s
+	Log        *slog.Logger     // nil: none
 }
 
 // A Resolver asks DNS questions. It is safe for concurrent use; the callers
@@ -73,8 +73,7 @@ type Resolver struct {
 	broken  bool       // it could not be read, and the log has that
 }
 
-// New returns a resolver for c. It fails on a server that is no address, and on a
-// resolv.conf that exists and cannot be read.
+// New returns a resolver for c. It fails on a resolv.conf that exists and cannot be read.
 func New(c Config) (*Resolver, error) { return newResolver(c, 53) }
 
 func newResolver(c Config, port uint16) (*Resolver, error) {
@@ -86,15 +85,7 @@ func newResolver(c Config, port uint16) (*Resolver, error) {
 	}
 	r := &Resolver{conf: c, port: port, look: resolvConfLook, within: queryTime}
 	if len(c.Servers) > 0 {
-		var addrs []netip.AddrPort
-		for _, s := range c.Servers {
-			a, err := parseServer(s)
-			if err != nil {
-				return nil, err
-			}
-			addrs = append(addrs, a)
-		}
-		r.list.Store(newList(c, addrs, ResolvConf{}))
+		r.list.Store(newList(c, c.Servers, ResolvConf{}))
 		return r, nil
 	}
 	if err := r.readAgain(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -210,7 +211,7 @@ func TestGoesToTheNextServerOnFailure(t *testing.T) {
 }
 
 func TestAServerWhereNobodyListensIsUnreachable(t *testing.T) {
-	r := resolverFor(t, Config{Servers: []string{nobody(t)}})
+	r := resolverFor(t, Config{Servers: []netip.AddrPort{nobody(t)}})
 	_, err := r.Query(t.Context(), "example.com", TypeA)
 	if k := kind(t, err); k != KindUnreachable {
 		t.Errorf("%v", err)
@@ -219,19 +220,19 @@ func TestAServerWhereNobodyListensIsUnreachable(t *testing.T) {
 
 // nobody returns an address where nobody listens: its port is taken on
 // another one.
-func nobody(t *testing.T) string {
+func nobody(t *testing.T) netip.AddrPort {
 	elsewhere := (&fake{}).start(t, "127.0.0.2", 0)
-	return fmt.Sprintf("127.0.0.1:%d", elsewhere.addr.Port())
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), elsewhere.addr.Port())
 }
 
 func TestAServerWhereNobodyListensIsAskedAgainAndThenLast(t *testing.T) {
-	r := resolverFor(t, Config{Servers: []string{nobody(t)}})
+	r := resolverFor(t, Config{Servers: []netip.AddrPort{nobody(t)}})
 	r.Query(t.Context(), "example.com", TypeA)
 	if n := r.list.Load().servers[0].misses.Load(); n != defaultAttempts {
 		t.Errorf("it was asked %d times for one question; want %d", n, defaultAttempts)
 	}
 	good := (&fake{udp: zone(false, nil)}).start(t, "127.0.0.1", 0)
-	r = resolverFor(t, Config{Servers: []string{nobody(t)}}, good)
+	r = resolverFor(t, Config{Servers: []netip.AddrPort{nobody(t)}}, good)
 	for range restAfter {
 		if l := r.list.Load(); l.order(time.Now())[0].addr == good.addr {
 			t.Error("it is asked last too soon")
@@ -473,9 +474,9 @@ func TestAnAnswerSaysThatAServerAskedBeforeSaidSERVFAIL(t *testing.T) {
 		"REFUSED, then an answer":                {[]*fake{refuses, has}, nil, false},
 		"of one that is not trusted to validate": {[]*fake{fails, has}, &no, false},
 	} {
-		var list []string
+		var list []netip.AddrPort
 		for _, s := range c.servers {
-			list = append(list, s.addr.String())
+			list = append(list, s.addr)
 		}
 		r, err := New(Config{Servers: list, TrustAD: c.trust})
 		if err != nil {

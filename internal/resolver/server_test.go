@@ -201,7 +201,7 @@ func zone(ad bool, table map[string][]string) func(q *dns.Msg) [][]byte {
 func resolverFor(t *testing.T, c Config, servers ...*fake) *Resolver {
 	t.Helper()
 	for _, s := range servers {
-		c.Servers = append(c.Servers, s.addr.String())
+		c.Servers = append(c.Servers, s.addr)
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 2 * time.Second

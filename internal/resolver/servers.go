@@ -89,18 +89,6 @@ func (s *server) rests(now time.Time) bool {
 	return until != nil && now.Before(*until)
 }
 
-// parseServer reads an address with or without a port.
-func parseServer(s string) (netip.AddrPort, error) {
-	if ap, err := netip.ParseAddrPort(s); err == nil && ap.Port() != 0 {
-		return ap, nil
-	}
-	a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"))
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("DNS server %q: want an address, with or without a port, as 127.0.0.1:53 or [::1]:53", s)
-	}
-	return netip.AddrPortFrom(a, 53), nil
-}
-
 // servers returns the list to ask now. It reads resolv.conf again once in a while;
 // no query waits for another one's look.
 func (r *Resolver) servers() *serverList {

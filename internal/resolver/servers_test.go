@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,35 +58,6 @@ func TestResolvConf(t *testing.T) {
 	}
 }
 
-func TestConfiguredServers(t *testing.T) {
-	for in, want := range map[string]string{
-		"127.0.0.1":         "127.0.0.1:53",
-		"127.0.0.1:5353":    "127.0.0.1:5353",
-		"::1":               "[::1]:53",
-		"[::1]":             "[::1]:53",
-		"[::1]:5353":        "[::1]:5353",
-		"fe80::1%eth0":      "[fe80::1%eth0]:53",
-		"[fe80::1%eth0]:99": "[fe80::1%eth0]:99",
-		"localhost":         "",
-		"127.0.0.1:":        "",
-		"127.0.0.1:0":       "",
-		"127.0.0.1:domain":  "",
-		"127.0.0.1:99999":   "",
-		"":                  "",
-	} {
-		r, err := New(Config{Servers: []string{in}})
-		if want == "" {
-			if err == nil || !strings.Contains(err.Error(), "want an address") {
-				t.Errorf("%q: %v", in, err)
-			}
-			continue
-		}
-		if err != nil || r.Servers()[0].String() != want {
-			t.Errorf("%q: %v", in, err)
-		}
-	}
-}
-
 func TestTheADBitIsDroppedUnlessTheServersAreBelieved(t *testing.T) {
 	yes, no := true, false
 	f := (&fake{udp: zone(true, map[string][]string{"example.com.": {"example.com. 300 IN TXT x"}})}).start(t, "127.0.0.1", 0)
@@ -101,7 +73,7 @@ func TestTheADBitIsDroppedUnlessTheServersAreBelieved(t *testing.T) {
 			}
 		}
 	}
-	r := resolverFor(t, Config{Servers: []string{"192.0.2.1"}}, f)
+	r := resolverFor(t, Config{Servers: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}}, f)
 	if r.TrustsAD() {
 		t.Error("a server across the network is believed by default")
 	}

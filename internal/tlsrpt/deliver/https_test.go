@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ func newReceiver(t *testing.T, name string, handler http.HandlerFunc) *receiver 
 // poster returns the function that posts to the lab.
 func (r *receiver) poster(t *testing.T, verify, allowPrivate bool) func(ctx context.Context, url string, compressed []byte) error {
 	t.Helper()
-	dns, err := resolver.New(resolver.Config{Servers: []string{r.lab.DNS.Addr}})
+	dns, err := resolver.New(resolver.Config{Servers: []netip.AddrPort{netip.MustParseAddrPort(r.lab.DNS.Addr)}})
 	if err != nil {
 		t.Fatal(err)
 	}

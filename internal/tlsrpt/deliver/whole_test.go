@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -61,7 +62,7 @@ func TestADaysReportsReachTheMTAAndTheWebServer(t *testing.T) {
 		}
 		return rows[0]
 	}
-	asker, err := resolver.New(resolver.Config{Servers: []string{dns.Addr}})
+	asker, err := resolver.New(resolver.Config{Servers: []netip.AddrPort{netip.MustParseAddrPort(dns.Addr)}})
 	if err != nil {
 		t.Fatal(err)
 	}

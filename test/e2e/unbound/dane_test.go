@@ -37,7 +37,7 @@ func start(t *testing.T, dir string, zones []*Zone, noValidator bool) *resolver.
 		}
 		addr = freeAddr(t) // another process took the port
 	}
-	r, err := resolver.New(resolver.Config{Servers: []string{addr.String()}})
+	r, err := resolver.New(resolver.Config{Servers: []netip.AddrPort{addr}})
 	if err != nil {
 		t.Fatal(err)
 	}
