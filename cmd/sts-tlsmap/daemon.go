@@ -145,9 +145,7 @@ func (s *service) open() error {
 		answering.Failed = func(domain []byte, barred []string) { s.reports.Failed(domain, barred) }
 	}
 	s.maps = tlsmap.NewServer(table, answering)
-	if err := s.maps.SetExempt(cfg.Exempt.Domains); err != nil {
-		return err
-	}
+	s.maps.SetExempt(cfg.Exempt.Domains)
 	if s.exempt, err = exempt.Open(s.store, s.maps.SetTimedExempt, s.clock.Now, s.log); err != nil {
 		return err
 	}
@@ -351,14 +349,12 @@ func (s *service) reload(file string) {
 	s.observer.Look()
 
 	cfg, err := config.Load(file)
-	if err == nil {
-		err = s.maps.SetExempt(cfg.Exempt.Domains)
-	}
 	if err != nil {
 		s.log.Error("the configuration was not reloaded", "err", err,
 			"next", "the old one stays in force; correct it and reload: with this file, a restart would answer every lookup TEMP")
 		return
 	}
+	s.maps.SetExempt(cfg.Exempt.Domains)
 	s.level.Set(cfg.LogLevel)
 	s.log.Info("configuration read again", "file", cfg.File, "exempt", len(cfg.Exempt.Domains))
 	for _, w := range slices.Concat(cfg.Warnings, ignored(cfg, s.listeners.sockets(), s.overridden)) {

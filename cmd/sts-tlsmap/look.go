@@ -360,7 +360,8 @@ func newMaps(cfg *config.Config) (*tlsmap.Table, *tlsmap.Server, error) {
 		return nil, nil, err
 	}
 	server := tlsmap.NewServer(table, tlsmap.Options{})
-	return table, server, server.SetExempt(cfg.Exempt.Domains)
+	server.SetExempt(cfg.Exempt.Domains)
+	return table, server, nil
 }
 
 // query is -query: it asks the running daemon at its first listener, as the MTA

@@ -46,17 +46,13 @@ func Parse(entry string) (string, error) {
 // concurrent use.
 type Set map[string]int64
 
-// ForGood returns the set of entries without an end.
-func ForGood(entries []string) (Set, error) {
+// ForGood returns the set of entries without an end. Parse has returned each.
+func ForGood(entries []string) Set {
 	s := make(Set, len(entries))
 	for _, entry := range entries {
-		canonical, err := Parse(entry)
-		if err != nil {
-			return nil, fmt.Errorf("exempt domains: %w", err)
-		}
-		s[canonical] = noEnd
+		s[entry] = noEnd
 	}
-	return s, nil
+	return s
 }
 
 // Timed returns the set of exemptions that are in force until a time, of which

@@ -90,9 +90,7 @@ func TestRFC8461_4_1_EximIsToldTheListedHostsInOrder(t *testing.T) {
 
 func TestWithoutAnEnforcedPolicyEximGetsNOTFOUNDWithoutAnMXLookup(t *testing.T) {
 	l := newLab(t, 0)
-	if err := l.SetExempt([]string{"exempt.example"}); err != nil {
-		t.Fatal(err)
-	}
+	l.SetExempt([]string{"exempt.example"})
 	for _, key := range []string{"testing.example", "none.example", "unknown.example", "exempt.example", "localhost", "[192.0.2.1]", "", "a_b.example"} {
 		if got := l.ask("exim", key); got != "NOTFOUND " {
 			t.Errorf("%s: %q", key, got)

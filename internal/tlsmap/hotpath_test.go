@@ -11,9 +11,7 @@ import (
 func TestARepeatedLookupAllocatesNothing(t *testing.T) {
 	l := newLab(t, 0)
 	l.policies.mute = true
-	if err := l.SetExempt([]string{"exempt.example", ".exempt.example"}); err != nil {
-		t.Fatal(err)
-	}
+	l.SetExempt([]string{"exempt.example", ".exempt.example"})
 	room := make([]byte, 0, 4096)
 	for _, mapName := range []string{"postfix", "postfix-tlsrpt", "strict"} {
 		for _, key := range []string{

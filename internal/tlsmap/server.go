@@ -106,17 +106,14 @@ func NewServer(t *Table, o Options) *Server {
 	return s
 }
 
-// SetExempt replaces the entries that are exempt for good. On an error they
-// stay as they were, as with SetTimedExempt.
-func (s *Server) SetExempt(entries []string) error {
-	set, err := exempt.ForGood(entries)
-	if err == nil {
-		s.exempt.Store(&set)
-	}
-	return err
+// SetExempt replaces the entries that are exempt for good. exempt.Parse has returned each.
+func (s *Server) SetExempt(entries []string) {
+	set := exempt.ForGood(entries)
+	s.exempt.Store(&set)
 }
 
-// SetTimedExempt replaces the exemptions that are in force until a time.
+// SetTimedExempt replaces the exemptions that are in force until a time. On an error
+// they stay as they were.
 func (s *Server) SetTimedExempt(list []exempt.Exemption) error {
 	set, err := exempt.Timed(list)
 	if err == nil {

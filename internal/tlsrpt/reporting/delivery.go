@@ -99,10 +99,7 @@ func (s *Service) newDeliverer() (*deliver.Deliverer, error) {
 	if err != nil {
 		return nil, err
 	}
-	skip, err := exempt.ForGood(c.Skip)
-	if err != nil {
-		return nil, fmt.Errorf("skip: %w", err)
-	}
+	skip := exempt.ForGood(c.Skip)
 	at, isSMTP := strings.CutPrefix(c.Submit, "smtp:")
 	mail := deliver.SMTP(at, s.Host)
 	if !isSMTP {
