@@ -141,12 +141,7 @@ func (a *app) checkConfiguration() *outside {
 	h, open := &a.health, socketsOf(a.cfg)
 	now := map[string][]string{keyListen: h.Listeners, keyControl: {h.Control}, keyMetrics: strings.Fields(h.Metrics)}
 	for _, key := range h.Overridden {
-		open[key] = nil
-		for _, name := range now[key] {
-			if e, err := endpoint.Parse(name); err == nil {
-				open[key] = append(open[key], e)
-			}
-		}
+		open[key] = parsed(now[key])
 	}
 	for _, w := range slices.Concat(warnings(a.cfg, out.resolver, open, h.Overridden), folderWarnings(a.cfg, h.Overridden)) {
 		a.find(stateNote, what, w, "")
@@ -186,23 +181,20 @@ func (a *app) checkDaemon(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.askWait)
 	defer cancel()
-	for _, name := range a.listeners() {
-		e, err := endpoint.Parse(name)
-		var reply string
-		if at, _ := e.Local(); err == nil {
-			reply, err = socketmap.Query(ctx, at, probeMap, keeper.ProbeDomain)
-		}
+	for _, e := range a.listeners() {
+		at, _ := e.Local()
+		reply, err := socketmap.Query(ctx, at, probeMap, keeper.ProbeDomain)
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			a.find(stateNote, "lookups", err.Error(), "run this as a user who may ask")
 		case errors.Is(err, context.DeadlineExceeded):
-			a.find(stateFailed, "lookups", fmt.Sprintf("%v at %s in %s", control.ErrNoAnswer, name, a.askWait), a.nextOf(control.ErrNoAnswer))
+			a.find(stateFailed, "lookups", fmt.Sprintf("%v at %s in %s", control.ErrNoAnswer, e, a.askWait), a.nextOf(control.ErrNoAnswer))
 		case err != nil:
 			a.find(stateFailed, "lookups", err.Error(), "")
 		case !strings.HasPrefix(reply, "NOTFOUND"):
-			a.find(stateFailed, "lookups", fmt.Sprintf("the daemon replies at %s: %s", name, reply), "")
+			a.find(stateFailed, "lookups", fmt.Sprintf("the daemon replies at %s: %s", e, reply), "")
 		default:
-			a.find(stateOK, "lookups", "answered at "+name, "")
+			a.find(stateOK, "lookups", "answered at "+e.String(), "")
 			answered = true
 		}
 	}

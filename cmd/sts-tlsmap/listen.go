@@ -43,6 +43,16 @@ func socketsOf(cfg *config.Config) sockets {
 	return s
 }
 
+// parsed are the endpoints of names in Postfix's syntax, as the daemon tells them.
+func parsed(names []string) (list []endpoint.Endpoint) {
+	for _, name := range names {
+		if e, err := endpoint.Parse(name); err == nil {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
 // names are the endpoints of a key in Postfix's syntax.
 func (s sockets) names(key string) []string {
 	names := make([]string, len(s[key]))

@@ -57,11 +57,11 @@ func (a *app) sayAbsent() {
 
 // listeners are where lookups are answered: the daemon tells, since systemd may
 // have passed others than the configuration has.
-func (a *app) listeners() []string {
-	if a.peerErr == nil && len(a.health.Listeners) > 0 {
-		return a.health.Listeners
+func (a *app) listeners() []endpoint.Endpoint {
+	if list := parsed(a.health.Listeners); len(list) > 0 {
+		return list
 	}
-	return socketsOf(a.cfg).names(keyListen)
+	return a.cfg.Listen
 }
 
 // nextOf says what to do about an error of the control socket.
@@ -368,10 +368,7 @@ func newMaps(cfg *config.Config) (*tlsmap.Table, *tlsmap.Server, error) {
 // would but for a mark before the map's name: TLS reports count mail, and no test. It
 // prints what postmap -q prints: the value, or nothing.
 func (a *app) query(ctx context.Context) (int, error) {
-	at, err := endpoint.Parse(a.listeners()[0])
-	if err != nil {
-		return 0, err
-	}
+	at := a.listeners()[0]
 	wait := a.cfg.Lookup.Timeout + a.askWait
 	if a.mute() {
 		wait = a.askWait // lookups may still be answered

@@ -27,7 +27,7 @@ func (a *app) recipe(ctx context.Context) (int, error) {
 	if !ok {
 		return 0, hint(fmt.Errorf("there is no recipe for %q", text.Printable(mta)), "known are: %s", strings.Join(slices.Sorted(maps.Keys(recipes)), ", "))
 	}
-	d := recipe.Daemon{LookupTimeout: a.cfg.Lookup.Timeout, Listen: a.listeners(), Maps: a.cfg.Maps}
+	d := recipe.Daemon{LookupTimeout: a.cfg.Lookup.Timeout, Listen: sockets{keyListen: a.listeners()}.names(keyListen), Maps: a.cfg.Maps}
 	if a.cfg.TLSRPT.On() {
 		d.Sessions, d.ReportSender = a.cfg.TLSRPT.PostfixSocket.Address, a.cfg.TLSRPT.Sender
 	}

@@ -6,7 +6,6 @@ import (
 	"os"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/probe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
@@ -25,17 +24,13 @@ func (a *app) waiting(ctx context.Context) (int, error) {
 	case err != nil:
 		return 0, err
 	}
-	at, err := endpoint.Parse(a.listeners()[0])
-	if err != nil {
-		return 0, err
-	}
 	q.Judge(ctx, waiting.Source{
 		Held: func(ctx context.Context, domain string) (control.Held, error) {
 			h, _, err := a.held(ctx, domain)
 			return h, err
 		},
 		Reply: func(ctx context.Context, mapName, domain string) (string, error) {
-			return socketmap.Query(ctx, at, mapName, domain)
+			return socketmap.Query(ctx, a.listeners()[0], mapName, domain)
 		},
 		Maps: a.health.Maps, Err: a.peerErr, Now: a.now(),
 	})
