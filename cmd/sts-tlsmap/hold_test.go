@@ -249,7 +249,8 @@ func TestADaemonAnswersLookupsWithoutASocketThatCannotBeOpened(t *testing.T) {
 				}
 			}
 			h.stop(t)
-			if log := h.stderr.String(); strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, `msg="the daemon runs without a socket" err="`+c.log) ||
+			const line = `level=ERROR msg="the daemon runs without a socket" err="`
+			if log := h.stderr.String(); strings.Count(log, line) != 1 || !strings.Contains(log, line+c.log) ||
 				!strings.Contains(log, "; then restart the daemon\"") {
 				t.Errorf("the log has not one error with %q:\n%s", c.log, log)
 			}
