@@ -91,7 +91,7 @@ func (h *held) started(t *testing.T, lines int) {
 		t.Errorf("after the start: %q", reply)
 	}
 	h.stop(t)
-	if log := h.stderr.String(); strings.Count(log, "level=ERROR") != lines || strings.Count(log, "cannot start yet") != lines {
+	if log := h.stderr.String(); errorLines(log) != lines || strings.Count(log, "cannot start yet") != lines {
 		t.Errorf("the log has not %d errors:\n%s", lines, log)
 	}
 }
@@ -138,6 +138,12 @@ func writeFile(t *testing.T, path, text string) {
 
 // TestADaemonWithoutWhatItNeedsAnswersTEMP has what is not in the file: the first
 // two need a restart, the others are noticed.
+// errorLines counts the errors in a log, without those of the watchdog: on a busy machine
+// it may wait too long for its own lookup.
+func errorLines(log string) int {
+	return strings.Count(log, "level=ERROR") - strings.Count(log, "lookups are not being answered")
+}
+
 func TestADaemonWithoutWhatItNeedsAnswersTEMP(t *testing.T) {
 	for _, c := range []struct {
 		name, env, reply string

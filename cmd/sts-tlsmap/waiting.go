@@ -9,6 +9,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/probe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/waiting"
 )
 
@@ -30,7 +31,7 @@ func (a *app) waiting(ctx context.Context) (int, error) {
 			return h, err
 		},
 		Reply: func(ctx context.Context, mapName, domain string) (string, error) {
-			return socketmap.Query(ctx, a.listeners()[0], mapName, domain)
+			return socketmap.Query(ctx, a.listeners()[0], tlsmap.NotMail+mapName, domain)
 		},
 		Maps: a.health.Maps, Err: a.peerErr, Now: a.now(),
 	})
