@@ -24,7 +24,7 @@ const (
 	maxBatch   = 4 << 20 // bytes of a batch; then it is written before its second has passed
 	readPause  = time.Second
 
-	maxQueued = 16 << 20 // bytes of datagrams that wait to be parsed
+	maxQueued = 10 << 20 // bytes of datagrams that wait to be parsed
 	maxQueue  = 1 << 16  // and how many they may be
 
 	// Between two rounds of parsing the reader gets its turn, and more datagrams come: to

@@ -203,7 +203,7 @@ func TestAFullRingDropsTheNewest(t *testing.T) {
 			l.send(1, strings.Replace(success, "good.test", fmt.Sprintf("d%d.test", i), 1)+large)
 		}
 		s := l.Stats()
-		if dropped := s.Dropped["ring"]; dropped < 10 || dropped > 30 || s.RingSize > s.MaxRing || s.MaxRing != 16<<20 {
+		if dropped := s.Dropped["ring"]; dropped < 40 || dropped > 60 || s.RingSize > s.MaxRing || s.MaxRing != 10<<20 {
 			t.Errorf("%+v", s)
 		}
 		close(hang)

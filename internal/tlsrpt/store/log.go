@@ -21,7 +21,7 @@ import (
 
 const (
 	logMark    = ".log-"   // and when the segment was begun, in its name
-	maxSegment = 8 << 20   // bytes; a merge holds a segment in memory
+	maxSegment = 11 << 20  // bytes; a merge holds a segment in memory
 	maxLog     = 256 << 20 // bytes of batches that wait to be merged
 	headSize   = 8         // length and CRC-32C of a batch
 )
