@@ -22,7 +22,7 @@ run: build run/sts-tlsmap.toml
 	@$(BIN) -config run/sts-tlsmap.toml & daemon=$$!; \
 	while kill -0 $$daemon 2>/dev/null; do \
 		$(BIN) -config run/sts-tlsmap.toml -query localhost 2>/dev/null; \
-		if [ $$? = 1 ]; then \
+		if [ $$? = 1 ] && sleep 0.3 && kill -0 $$daemon 2>/dev/null; then \
 			printf '\n%s\n%s\n%s\n\n' "sts-tlsmap answers lookups at $$(sed -n 's/^listen *= *//p' run/sts-tlsmap.toml). Next, in another terminal:" \
 				'    $(BIN) -config run/sts-tlsmap.toml -explain gmail.com' 'Ctrl-C ends it.'; \
 			break; \
