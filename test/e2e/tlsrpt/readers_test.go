@@ -1,7 +1,7 @@
 //go:build e2e
 
-// Package tlsrpt has readers that are not ours read the mail of a TLS report: Python's
-// email and json modules, and Debian's python3-dkim.
+// Package tlsrpt tests TLS reports with real programs: Postfix tells of its sessions, and
+// readers that are not ours (Python, python3-dkim) read the mail of a report.
 package tlsrpt
 
 import (
