@@ -23,10 +23,12 @@ func TestWhenFullTheLongestIdleConnectionIsClosed(t *testing.T) {
 	a, b, c := l.dial(), l.dial(), l.dial()
 	for _, client := range []*testClient{a, b, c, a} { // b is now the longest idle
 		client.ask("example.com")
+		until(t, "all are idle", func() bool { return l.Idle() == 3 })
 	}
 	d := l.dial()
 	d.ask("new.example")
 	b.wantEnd()
+	until(t, "b is gone, and d is idle", func() bool { return l.Stats().Open == 3 && l.Idle() == 3 })
 	e := l.dial()
 	e.ask("newer.example")
 	c.wantEnd()
@@ -45,6 +47,7 @@ func TestAConnectionWithALookupInFlightIsNotIdle(t *testing.T) {
 	slow.send(request("postfix", "slow.example"))
 	receive(t, "the lookup begins", arrived)
 	idle.ask("a.example")
+	until(t, "it is idle", func() bool { return l.Idle() == 1 })
 	l.dial().ask("new.example")
 	idle.wantEnd()
 	close(goOn)
@@ -148,6 +151,7 @@ func TestTheLeastRecentlyUsedConnectionIsClosed(t *testing.T) {
 		clients[i] = l.dial()
 		clients[i].ask("first.example")
 	}
+	until(t, "all are idle", func() bool { return l.Idle() == n })
 	l.dial().ask("new.example") // takes the place of 0, and notes 1 to 63 as the next
 	for i := 1; i < n; i += 2 {
 		clients[i].ask("again.example")
