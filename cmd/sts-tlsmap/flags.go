@@ -60,6 +60,7 @@ var options = []struct {
 	{"expiring", "T", []string{"cache"}, "with -cache: only policies that expire within a time such as 2d"},
 	{"failing", "", []string{"cache"}, "with -cache: only policies whose last fetch failed"},
 	{"for", "T", []string{"exempt", "report"}, "with -exempt and -suppress: for how long"},
+	{"healthy", "", []string{"query"}, "with -query: exit 0 whatever the reply is, 2 without one"},
 	{"json", "", []string{"cache", "explain", "probe", "waiting", "check", "tls", "report"}, "with -cache, -explain, -probe, -waiting, -check, -tls, -report:\n" +
 		"one JSON object per line"},
 	{"map", "NAME", []string{"query", "probe"}, "with -query: the map to ask in (default postfix); with -probe:\n" +
@@ -85,6 +86,7 @@ type flags struct {
 	send     bool
 	day      string
 	yes      bool
+	healthy  bool
 
 	policyMode, expiring string // of -cache; empty: any
 	failing              bool
@@ -136,6 +138,7 @@ func parseFlags(args []string) (*flags, error) {
 	set.StringVar(&f.expiring, "expiring", "", "")
 	set.BoolVar(&f.failing, "failing", false, "")
 	set.BoolVar(&f.yes, "yes", false, "")
+	set.BoolVar(&f.healthy, "healthy", false, "")
 	// Package flag stops at the first argument: flags may stand after it. After
 	// "--" there are arguments only.
 	for rest := args; ; args = rest {

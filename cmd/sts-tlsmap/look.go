@@ -383,6 +383,9 @@ func (a *app) query(ctx context.Context) (int, error) {
 		return 0, err // it says what to do
 	}
 	word, rest, _ := strings.Cut(reply, " ")
+	if a.flags.healthy && slices.Contains([]string{"OK", "NOTFOUND", "TEMP", "PERM"}, word) {
+		return exitDone, nil
+	}
 	switch word {
 	case "OK":
 		fmt.Fprintln(a.stdout, rest)
@@ -392,7 +395,7 @@ func (a *app) query(ctx context.Context) (int, error) {
 		return exitNotFound, nil
 	case "PERM":
 		return 0, fmt.Errorf("the daemon replies PERM: %s", text.Printable(rest))
-	case "TEMP", "TIMEOUT":
+	case "TEMP":
 		err := fmt.Errorf("the daemon replies %s: %s", word, text.Printable(rest))
 		if strings.Contains(rest, "sts-tlsmap -explain") || errors.As(a.peerErr, new(*control.NotStartedError)) {
 			return 0, err

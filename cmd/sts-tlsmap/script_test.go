@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -16,7 +17,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 )
 
@@ -51,6 +54,7 @@ func TestCommandLine(t *testing.T) {
 			"ahead":    aheadCommand,
 			"sessions": sessionsCommand,
 			"closed":   closedCommand,
+			"mta-asks": mtaAsksCommand,
 		},
 	})
 }
@@ -250,6 +254,19 @@ func signalCommand(ts *testscript.TestScript, neg bool, args []string) {
 	for _, c := range ts.BackgroundCmds() {
 		ts.Check(c.Process.Signal(sig))
 	}
+}
+
+// mtaAsksCommand asks the daemon as Postfix does, and ignores the reply.
+func mtaAsksCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: mta-asks SOCKET MAP KEY")
+	}
+	at, err := endpoint.Parse("unix:" + ts.MkAbs(args[0]))
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err = socketmap.Query(ctx, at, args[1], args[2])
+	ts.Check(err)
 }
 
 // exitsCommand runs the program and compares its exit code.

@@ -146,7 +146,9 @@ func (s *Server) AppendReply(ctx context.Context, dst, mapName, key []byte) []by
 	mapName, tool := bytes.CutPrefix(mapName, []byte(NotMail))
 	i := s.table.index(mapName)
 	if i < 0 {
-		s.noteUnknown(mapName)
+		if !tool {
+			s.noteUnknown(mapName)
+		}
 		return s.table.appendUnknownMap(dst, mapName)
 	}
 	m := &s.table.maps[i]

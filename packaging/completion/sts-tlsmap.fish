@@ -30,5 +30,6 @@ complete -c sts-tlsmap -o map -x -a 'postfix postfix-tlsrpt postfix-dane postfix
 complete -c sts-tlsmap -o json -d 'One JSON object a line'
 complete -c sts-tlsmap -o mode -x -a 'enforce testing none' -d 'With -cache: policies of a mode'
 complete -c sts-tlsmap -o expiring -x -a '2d 12h' -d 'With -cache: policies that expire within a time'
+complete -c sts-tlsmap -o healthy -d 'With -query: exit 0 whatever the reply is'
 complete -c sts-tlsmap -o failing -d 'With -cache: policies whose last fetch failed'
 complete -c sts-tlsmap -o yes -d 'With -forget all: do not ask'
