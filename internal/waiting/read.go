@@ -11,27 +11,28 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/recipe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
 // ErrNoMTA means that this machine has neither Postfix nor Exim.
-var ErrNoMTA = errors.New("no postqueue and no exim found: is the MTA on this machine?")
+var ErrNoMTA = errors.New("no postconf and no exim found: is the MTA on this machine?")
 
 // Read reads the queue of the MTA of this machine.
 func Read(ctx context.Context, now time.Time) (q *Queue, err error) {
-	if path := find("postqueue", "/usr/sbin/postqueue", "/usr/local/sbin/postqueue"); path != "" {
-		settings, err := exec.CommandContext(ctx, strings.TrimSuffix(path, "queue")+"conf", "-h", "smtp_tls_policy_maps", "relayhost").Output()
+	if path, err := recipe.FindPostconf(); err == nil {
+		settings, err := exec.CommandContext(ctx, path, "-h", "smtp_tls_policy_maps", "relayhost").Output()
 		if err != nil {
 			return nil, fmt.Errorf("reading Postfix's settings: %w", err)
 		}
 		err = run(ctx, func(out io.Reader) (err error) {
 			q, err = ReadPostfix(out, string(settings))
 			return err
-		}, path, "-j")
+		}, strings.TrimSuffix(path, "conf")+"queue", "-j")
 		return q, err
 	}
-	path := find("exim4", "exim", "/usr/sbin/exim4", "/usr/sbin/exim", "/usr/exim/bin/exim")
-	if path == "" {
+	path, err := recipe.FindExim()
+	if err != nil {
 		return nil, ErrNoMTA
 	}
 	spool, err := exec.CommandContext(ctx, path, "-bP", "spool_directory").Output()
@@ -47,16 +48,6 @@ func Read(ctx context.Context, now time.Time) (q *Queue, err error) {
 		return err
 	}, path, "-bpru")
 	return q, err
-}
-
-// find returns the path of the first program that is there.
-func find(names ...string) string {
-	for _, name := range names {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	return ""
 }
 
 // run runs a program and reads its output as it comes.
