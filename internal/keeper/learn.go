@@ -30,6 +30,9 @@ type Foreign struct {
 	Text    []byte
 	Fetched time.Time
 	Expires time.Time
+
+	Relay   string // of the fleet, that says so
+	Compare bool   // with a fetch of our own, soon
 }
 
 // errProbeDomain rejects a policy for the watchdog's name, which must have none.

@@ -1,0 +1,196 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+)
+
+// writeNewer stores a policy unless the stored one is as new. A stored stamp that is ahead
+// of ARGV[4] is not believed by anybody, and does not keep a policy out.
+const writeNewer = `local s = redis.call('GET', KEYS[1])
+s = s and string.sub(s, ` + "10, 24" + `)
+if s and s >= ARGV[2] and s <= ARGV[4] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+return 1`
+
+// policyKey has the domain in braces, so that all keys of a domain are in one slot of a
+// Cluster.
+func policyKey(kind, domain string) string { return kind + ":{" + domain + "}" }
+
+// Find returns the policy of a domain that some relay has fetched, verified and alive. It
+// waits for findWait at most. With the engine away it returns none at once.
+func (f *Fleet) Find(ctx context.Context, domain string) (found keeper.Foreign, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, findWait)
+	defer cancel()
+	f.count(&f.counts.Asked)
+	key := policyKey("p", domain)
+	reply, err := f.do(ctx, f.key(key), "GET", f.key(key))
+	if err != nil {
+		f.count(&f.counts.Failed)
+		return found, false
+	}
+	sealed, ok := reply.(string)
+	if !ok {
+		return found, false
+	}
+	v, ok := f.open("p", domain, sealed, 3)
+	if !ok {
+		return found, false
+	}
+	found = keeper.Foreign{Domain: domain, Relay: v.fields[0], ID: v.fields[1], Text: []byte(v.fields[2]), Fetched: v.stamp.Truncate(time.Second)}
+	p, err := policy.Parse(found.Text)
+	if err != nil {
+		f.refuse(ReasonInvalid, key, err)
+		return found, false
+	}
+	// Its life is under the HMAC: nobody can extend it (Merging 3).
+	if found.Expires = found.Fetched.Add(p.MaxAge); !found.Expires.After(f.o.Now()) || f.orders.forbids(domain, found.Fetched) {
+		return found, false
+	}
+	found.Compare = rand.Int64N(compareOneIn*f.relays.Load()) == 0
+	f.count(&f.counts.Found)
+	return found, true
+}
+
+// Lease asks for the right to do something for a domain that one relay does for all, kind
+// says what. It waits for findWait at most. With the engine away, the right is ours.
+// release gives it back early.
+func (f *Fleet) Lease(ctx context.Context, kind keeper.Lease, domain string, long time.Duration) (release func(), ours bool) {
+	asking, cancel := context.WithTimeout(ctx, findWait)
+	defer cancel()
+	key := f.key(policyKey(string(kind), domain))
+	reply, err := f.do(asking, key, "SET", key, f.o.Name, "NX", "PX", strconv.FormatInt(max(long.Milliseconds(), 1), 10))
+	if err != nil {
+		return func() {}, true
+	}
+	if reply == nil {
+		return nil, false
+	}
+	return func() {
+		releasing, cancel := context.WithTimeout(ctx, findWait)
+		defer cancel()
+		_, _ = f.do(releasing, key, "DEL", key)
+	}, true
+}
+
+// Announce brings a policy that this relay has fetched to the engine, in the background.
+func (f *Fleet) Announce(found keeper.Foreign) {
+	if f.orders.forbids(found.Domain, found.Fetched) {
+		return
+	}
+	if !f.pending.put(&found, true) {
+		f.count(&f.counts.Dropped)
+	}
+}
+
+// pending are the policies that wait for the engine, the newest of each domain.
+type pending struct {
+	mu       sync.Mutex
+	byDomain map[string]*keeper.Foreign
+	bytes    int
+	wake     chan struct{}
+}
+
+func (p *pending) init() {
+	p.byDomain, p.wake = make(map[string]*keeper.Foreign), make(chan struct{}, 1)
+}
+
+func (p *pending) length() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.byDomain)
+}
+
+func (p *pending) nudge() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// put says whether there was room.
+func (p *pending) put(found *keeper.Foreign, nudge bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, waits := p.byDomain[found.Domain]
+	if waits && !found.Fetched.After(old.Fetched) {
+		return true
+	}
+	grown := len(found.Text)
+	if waits {
+		grown -= len(old.Text)
+	}
+	if !waits && len(p.byDomain) >= maxPending || p.bytes+grown > maxPendingBytes {
+		return false
+	}
+	p.byDomain[found.Domain] = found
+	if p.bytes += grown; nudge {
+		p.nudge()
+	}
+	return true
+}
+
+func (p *pending) take() *keeper.Foreign {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for domain, found := range p.byDomain {
+		delete(p.byDomain, domain)
+		p.bytes -= len(found.Text)
+		return found
+	}
+	return nil
+}
+
+// send brings pending policies to the engine until ctx ends. What the engine does not take
+// waits for the next pass that succeeds.
+func (f *Fleet) send(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.pending.wake:
+		}
+		for ctx.Err() == nil {
+			found := f.pending.take()
+			if found == nil {
+				break
+			}
+			if err := f.write(ctx, found); err != nil {
+				f.pending.put(found, false)
+				break
+			}
+		}
+	}
+}
+
+// write brings one policy to the engine.
+func (f *Fleet) write(ctx context.Context, found *keeper.Foreign) error {
+	now := f.o.Now()
+	left := found.Expires.Sub(now)
+	if left < time.Second || f.orders.forbids(found.Domain, found.Fetched) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, passWait)
+	defer cancel()
+	stamp := found.Fetched.Truncate(time.Second)
+	key := f.key(policyKey("p", found.Domain))
+	sealed := f.seal("p", found.Domain, stamp, f.o.Name, found.ID, string(found.Text))
+	_, err := f.do(ctx, key, "EVAL", writeNewer, "1", key, sealed, stampText(stamp), strconv.FormatInt(left.Milliseconds(), 10), stampText(now.Add(maxAhead)))
+	if err == nil {
+		f.count(&f.counts.Written)
+	}
+	return err
+}
+
+func stampText(t time.Time) string { return fmt.Sprintf("%0*d", stampLength, t.UnixMilli()) }
+
+// errNotServing: an order was not given.
+var errNotServing = errors.New("the fleet's engine did not take it; no other relay will do it")
