@@ -119,7 +119,24 @@ type DomainDay struct {
 	Policies []Summary
 }
 
-// A StateKind is how far a delivery is.
+// A Total is the sessions of a recipient domain's day, over its policies.
+type Total struct {
+	Domain             string
+	Successful, Failed uint64
+}
+
+// A Stage is how far a day is.
+type Stage string
+
+// The stages of a day.
+const (
+	StageOpen    Stage = ""        // its sessions are counted
+	StageClosed  Stage = "closed"  // nothing more is counted for it
+	StagePlanned Stage = "planned" // its domains have Deliveries
+	StageDone    Stage = "done"    // and none of them is open
+)
+
+// A StateKind is how far a report is on its way to a receiver.
 type StateKind string
 
 // The kinds of states.
@@ -132,25 +149,33 @@ const (
 	Suppressed StateKind = "suppressed"
 )
 
-// Open reports whether a delivery is still to be done.
+// Open reports whether a report is still to be delivered.
 func (k StateKind) Open() bool { return k == Planned || k == Attempting }
 
-// A State is the delivery of one domain's day to one destination. Two rows are not
-// about one destination: Destination "" is the domain's own, and done when its Kind is
-// no longer open; Domain "" too is the day's own, accepted when nothing is left to do.
-type State struct {
-	Day         Day
-	Domain      string
-	Destination string // a URI of the record, normalized
-	Kind        StateKind
-	ReportID    string // stored before the first attempt
-	Sessions    uint64 // of the domain on that day
-	Next        time.Time
-	Begun       time.Time // the first attempt; zero: none yet
-	Attempts    int
-	Changed     time.Time
-	Reason      string // of the last failure, printable, bounded
+// A Delivery is how far the report of a domain's day is.
+type Delivery struct {
+	Day      Day        `json:"day"`
+	Domain   string     `json:"domain"`
+	ReportID string     `json:"id,omitzero"` // stored before the first attempt; empty: there is no report
+	Next     time.Time  `json:"next"`        // the next attempt, if a receiver is open
+	Attempts int        `json:"attempts,omitzero"`
+	To       []Receiver `json:"to"` // one or more
 }
 
-// Key is what tells the states of a day apart, and their order.
-func (s State) Key() string { return s.Domain + "\x00" + s.Destination }
+// Open returns how many receivers are still to get the report.
+func (v *Delivery) Open() (n int) {
+	for _, r := range v.To {
+		if r.Kind.Open() {
+			n++
+		}
+	}
+	return n
+}
+
+// A Receiver is where a report goes.
+type Receiver struct {
+	URI     string    `json:"uri,omitzero"` // of the record, normalized; empty: the record is not known, or there is no report
+	Kind    StateKind `json:"kind"`
+	Reason  string    `json:"reason,omitzero"` // of the last failure, printable, bounded
+	Changed time.Time `json:"changed"`
+}

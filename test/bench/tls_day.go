@@ -80,8 +80,8 @@ func daySide(args []string) error {
 			}
 		}
 	}
-	if closed, err := s.Closed(day, now); !closed || s.Stats().Merged != uint64(sessions) {
-		return fmt.Errorf("closed: %v, %v, %+v", closed, err, s.Stats())
+	if stage, err := s.Stage(day); stage != tlsrpt.StageClosed || s.Stats().Merged != uint64(sessions) {
+		return fmt.Errorf("%q, %v, %+v", stage, err, s.Stats())
 	}
 	written, err := writtenBytes()
 	if err != nil {

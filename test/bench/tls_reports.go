@@ -46,7 +46,7 @@ func reportsOfADay(b *bench) (result, error) {
 		Mail: deliver.SMTP(ln.Addr().String(), "relay.reporter.test"),
 	})
 	begun := time.Now()
-	err = d.Send(b.ctx, day, "", func(tlsrpt.State) {})
+	err = d.Send(b.ctx, day, "", func(tlsrpt.Delivery) {})
 	took := time.Since(begun)
 	if err == nil && accepted.Load() != manyReports {
 		err = fmt.Errorf("%d reports were accepted", accepted.Load())

@@ -29,28 +29,35 @@ import (
 // The bounds of planning and delivery.
 const (
 	pace          = time.Minute      // between two looks at what is due
-	page          = 1000             // domains read, or planned, at once
+	page          = 1000             // domains planned at once
 	closesAfter   = 10 * time.Minute // a day's end, the store closes the day
 	asksAtOnce    = 64               // records asked for while a day is planned
 	sendsAtOnce   = 16               // domains whose reports are under way
 	askTime       = 10 * time.Second // for a record
 	slow          = 5 * time.Second  // a failure that took longer counts against patience
-	patience      = 3                // slow failures of one zone or receiver; then the rest of its rows waits
+	patience      = 3                // slow failures of one zone or receiver; then its other reports wait
 	linesASecond  = 5                // log lines about single reports
-	maxReasonText = 300              // bytes of State.Reason
+	maxReasonText = 300              // bytes of a Receiver's Reason
 )
 
-// A Store holds the days and the state of their delivery; *store.Store is one.
+// A Store holds the days and how far their reports are; *store.Store is one. The
+// functions that it is given may write to it.
 type Store interface {
 	Days() ([]tlsrpt.Day, error) // that hold data, oldest first
-	// Closed reports whether nothing is added to a day any more.
-	Closed(day tlsrpt.Day, now time.Time) (bool, error)
-	Domains(day tlsrpt.Day, after string, limit int) ([]string, error) // in order
+	Stage(tlsrpt.Day) (tlsrpt.Stage, error)
+	SetStage(tlsrpt.Day, tlsrpt.Stage) error
+
+	// Domains calls f with each domain of a day, in order, until f fails.
+	Domains(day tlsrpt.Day, f func(tlsrpt.Total) error) error
 	Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error)
-	// States returns the rows of a domain, its own first; of domain "", the day's own.
-	States(day tlsrpt.Day, domain string) ([]tlsrpt.State, error)
-	PutStates([]tlsrpt.State) error            // all or none; on disk when it returns
-	Suppressed() (map[string]time.Time, error) // by report.Destination.Name, until when
+	// Brief is Load without the text of policies.
+	Brief(day tlsrpt.Day, domain string, details int) ([]tlsrpt.Summary, error)
+
+	// Deliveries calls f with each delivery of a day until f fails.
+	Deliveries(day tlsrpt.Day, f func(tlsrpt.Delivery) error) error
+	Delivery(day tlsrpt.Day, domain string) (tlsrpt.Delivery, error) // zero: there is none
+	PutDeliveries(...tlsrpt.Delivery) error                          // all or none; on disk when it returns
+	Suppressed() (map[string]time.Time, error)                       // by report.Destination.Name, until when
 }
 
 // A Config holds what a Deliverer needs.
@@ -68,6 +75,7 @@ type Config struct {
 	MaxPerDestination int                      // see quota
 	FailuresOnly      bool                     // no report of a day without a failed session
 	Skip              func(domain string) bool // whether a domain gets no report; nil: none
+	Now               func() time.Time         // the clock of the store; nil: time.Now
 	Log               *slog.Logger
 }
 
@@ -87,6 +95,9 @@ func New(config Config) *Deliverer {
 	if config.Skip == nil {
 		config.Skip = func(string) bool { return false }
 	}
+	if config.Now == nil {
+		config.Now = time.Now
+	}
 	return &Deliverer{
 		Config: config, lines: rate.NewLimiter(linesASecond, linesASecond), turn: make(chan struct{}, 1),
 		stats: Stats{Reports: map[tlsrpt.StateKind]uint64{}},
@@ -94,7 +105,7 @@ func New(config Config) *Deliverer {
 }
 
 // Stats are counts since the start, and the state at the last look. A report is one
-// domain's day for one destination.
+// domain's day for one receiver.
 type Stats struct {
 	Reports map[tlsrpt.StateKind]uint64 // by what came of them; planned: attempts to be repeated
 	Open    int                         // records to ask for and reports to deliver
@@ -149,22 +160,18 @@ func (d *Deliverer) round(ctx context.Context) (err error) {
 	return err
 }
 
-// roundOfDay does what is due of a day, and returns how many records and reports are left.
+// roundOfDay does what is due of a day, and returns how many reports are left.
 func (d *Deliverer) roundOfDay(ctx context.Context, day tlsrpt.Day) (left int, err error) {
-	p, err := d.begin(ctx, day)
-	if err != nil || p.own.Kind != tlsrpt.Attempting {
+	p, stage, err := d.begin(ctx, day)
+	if err != nil || stage != tlsrpt.StagePlanned {
 		return 0, err
 	}
-	err = Each(d.Store, day, func(_ string, rows []tlsrpt.State) error {
-		if slices.ContainsFunc(todo(rows), p.due) {
-			p.start(rows)
-		} else {
-			p.see(rows)
-		}
+	err = d.Store.Deliveries(day, func(v tlsrpt.Delivery) error {
+		p.deliver(v)
 		return ctx.Err()
 	})
 	if err = errors.Join(err, p.group.Wait()); err == nil && p.left == 0 {
-		err = d.put(closed(p.own, tlsrpt.Accepted, ""))
+		err = d.Store.SetStage(day, tlsrpt.StageDone)
 	}
 	return p.left, err
 }
@@ -174,11 +181,30 @@ var ErrNoData = errors.New("no TLS session of that day is known")
 
 // Send delivers the reports of a closed day at once, of one domain or of all if it is
 // empty: also before their moment, and once more if they failed or were suppressed. What
-// was accepted stays so. It calls each, one at a time, with the rows of all destinations as
-// they are then, and returns when all attempts have ended. While Run works, it waits.
-func (d *Deliverer) Send(ctx context.Context, day tlsrpt.Day, domain string, each func(tlsrpt.State)) (err error) {
+// was accepted stays so. When all attempts have ended, it calls each with how far each
+// report is. While Run works, it waits.
+func (d *Deliverer) Send(ctx context.Context, day tlsrpt.Day, domain string, each func(tlsrpt.Delivery)) error {
+	if err := d.sendNow(ctx, day, domain); err != nil {
+		return err
+	}
+	tell := func(v tlsrpt.Delivery) error {
+		each(v) // without the turn: who asked may be slow to read
+		return ctx.Err()
+	}
+	if domain == "" {
+		return d.Store.Deliveries(day, tell)
+	}
+	v, err := d.Store.Delivery(day, domain)
+	if err != nil {
+		return err
+	}
+	return tell(v)
+}
+
+// sendNow makes the attempts of Send.
+func (d *Deliverer) sendNow(ctx context.Context, day tlsrpt.Day, domain string) (err error) {
 	defer recoverInto(&err)
-	if closes := day.End().Add(closesAfter); time.Now().Before(closes) {
+	if closes := day.End().Add(closesAfter); d.Now().Before(closes) {
 		return fmt.Errorf("%s is not over yet: its reports can be sent after %s", day, closes.Format(time.RFC3339))
 	}
 	select {
@@ -191,9 +217,12 @@ func (d *Deliverer) Send(ctx context.Context, day tlsrpt.Day, domain string, eac
 	if err != nil || !slices.Contains(days, day) {
 		return cmp.Or(err, ErrNoData)
 	}
-	p, err := d.begin(ctx, day)
-	if err == nil && p.own.Kind == tlsrpt.Planned {
+	p, stage, err := d.begin(ctx, day)
+	if err == nil && stage == tlsrpt.StageOpen {
 		err = fmt.Errorf("%s is not closed yet: try again in a minute", day)
+	}
+	if err == nil { // for Run: there may be something to do again
+		err = d.Store.SetStage(day, tlsrpt.StagePlanned)
 	}
 	if err != nil {
 		return err
@@ -202,48 +231,20 @@ func (d *Deliverer) Send(ctx context.Context, day tlsrpt.Day, domain string, eac
 	if err != nil {
 		return err
 	}
-	p.seen, p.own.Kind = each, tlsrpt.Attempting // for Run: there may be something to do again
-	if err := d.put(p.own); err != nil {
-		return err
-	}
-	again := func(_ string, rows []tlsrpt.State) error {
-		if len(rows) > 0 {
-			p.again(rows, mailed)
-		}
+	again := func(v tlsrpt.Delivery) error {
+		p.deliver(p.again(v, mailed))
 		return ctx.Err()
 	}
 	if domain == "" {
-		err = Each(d.Store, day, again)
-	} else if rows, failed := d.Store.States(day, domain); len(rows) == 0 {
-		err = cmp.Or(failed, ErrNoData)
-	} else {
-		err = again(domain, rows)
+		return errors.Join(d.Store.Deliveries(day, again), p.group.Wait())
 	}
-	return errors.Join(err, p.group.Wait())
-}
-
-// Each calls f with each domain of a day, in order, and its rows, until f fails.
-func Each(s Store, day tlsrpt.Day, f func(domain string, rows []tlsrpt.State) error) error {
-	for after, more := "", true; more; {
-		domains, err := s.Domains(day, after, page)
-		if err != nil {
-			return err
-		}
-		for _, after = range domains {
-			rows, err := s.States(day, after)
-			if err != nil {
-				return err
-			}
-			if err := f(after, rows); err != nil {
-				return err
-			}
-		}
-		more = len(domains) == page
+	v, err := d.Store.Delivery(day, domain)
+	if sessions, _, _, failed := d.sessions(day, domain); err != nil || sessions == 0 {
+		return cmp.Or(err, failed, ErrNoData)
 	}
-	return nil
+	v.Day, v.Domain = day, domain
+	return errors.Join(again(v), p.group.Wait())
 }
-
-func (d *Deliverer) put(rows ...tlsrpt.State) error { return d.Store.PutStates(rows) }
 
 // recoverInto turns a panic into an error. It is deferred.
 func recoverInto(err *error) {

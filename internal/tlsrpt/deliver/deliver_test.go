@@ -21,14 +21,14 @@ func TestRFC8460_4_1_ReportsAreSpreadOverTheWindowAndARestartChangesNoMoment(t *
 		}
 		midnight := time.Now()
 		w.run(10*time.Minute - time.Second)
-		if len(w.parcels()) > 0 || len(w.store.rows) > 0 {
+		if len(w.parcels()) > 0 || len(w.store.deliveries) > 0 {
 			t.Fatalf("before 00:10: %d reports", len(w.parcels()))
 		}
 		w.run(time.Hour)
-		planned := map[string]tlsrpt.State{}
+		planned := map[string]tlsrpt.Delivery{}
 		for i := range 400 {
 			domain := fmt.Sprintf("d%d.test", i)
-			planned["tls@"+domain] = w.store.row(yesterday, domain, "mailto:tls@"+domain)
+			planned["tls@"+domain] = w.store.delivery(yesterday, domain)
 		}
 		before := len(w.parcels())
 		w.run(4 * time.Hour)
@@ -44,8 +44,8 @@ func TestRFC8460_4_1_ReportsAreSpreadOverTheWindowAndARestartChangesNoMoment(t *
 			t.Errorf("%d reports, in the four hours: %d", len(w.parcels()), quarters)
 		}
 		w.run(48 * time.Hour)
-		if len(w.parcels()) != 400 || w.store.row(yesterday, "", "").Kind != tlsrpt.Accepted {
-			t.Errorf("later: %d reports, %+v", len(w.parcels()), w.store.row(yesterday, "", ""))
+		if len(w.parcels()) != 400 || w.store.stage(yesterday) != tlsrpt.StageDone {
+			t.Errorf("later: %d reports, %s", len(w.parcels()), w.store.stage(yesterday))
 		}
 	})
 }
@@ -70,7 +70,7 @@ func TestRFC8460_5_5_AFailedAttemptIsRepeatedForADayWithTheSameID(t *testing.T) 
 			t.Errorf("got the pauses %v; want %v", pauses, want)
 		}
 		w.want("example.test", tlsrpt.Expired, "mailto:tls@example.test")
-		if row := w.store.row(yesterday, "example.test", ""); row.Reason != "451 later" {
+		if row := w.store.receiver(yesterday, "example.test", "mailto:tls@example.test"); row.Reason != "451 later" {
 			t.Errorf("got %+v", row)
 		}
 	})
@@ -118,7 +118,7 @@ func TestRFC8460_3_EachDestinationIsTriedAndARefusalIsFinal(t *testing.T) {
 			t.Errorf("got %v", count)
 		}
 		w.want("none.test", tlsrpt.Refused, "mailto:refuses@none.test")
-		if kinds := w.store.kinds(yesterday); kinds[tlsrpt.Accepted] != 2 || kinds[tlsrpt.Refused] != 2 || w.store.row(yesterday, "one.test", "").Kind != tlsrpt.Accepted {
+		if kinds := w.store.kinds(yesterday); kinds[tlsrpt.Accepted] != 2 || kinds[tlsrpt.Refused] != 2 {
 			t.Errorf("got %v", kinds)
 		}
 		if s := d.Stats(); s.Reports[tlsrpt.Accepted] != 2 || s.Reports[tlsrpt.Refused] != 2 || s.Reports[tlsrpt.Planned] == 0 || s.Open != 0 {
@@ -152,7 +152,7 @@ func TestTheRecordIsAskedForAgainAtDelivery(t *testing.T) {
 		w.want("gone.test", tlsrpt.Suppressed, "mailto:tls@gone.test")
 		w.want("broken.test", tlsrpt.Suppressed, "mailto:tls@broken.test")
 		w.want("moved.test", tlsrpt.Accepted, "mailto:other@moved.test")
-		if row := w.store.row(yesterday, "moved.test", "mailto:tls@moved.test"); row.Kind != tlsrpt.Suppressed {
+		if row := w.store.receiver(yesterday, "moved.test", "mailto:tls@moved.test"); row.Kind != tlsrpt.Suppressed {
 			t.Errorf("got %+v", row)
 		}
 	})
@@ -181,8 +181,8 @@ func TestAKillBetweenTheAcceptanceAndItsStateRepeatsTheReportWithTheSameID(t *te
 			return nil
 		}
 		w.run(15 * time.Minute)
-		row := w.store.row(yesterday, "example.test", "mailto:tls@example.test")
-		if row.Kind != tlsrpt.Attempting || row.ReportID == "" || row.Attempts != 1 {
+		row := w.store.delivery(yesterday, "example.test")
+		if row.To[0].Kind != tlsrpt.Attempting || row.ReportID == "" || row.Attempts != 1 {
 			t.Fatalf("on disk: %+v", row)
 		}
 		w.store.dead, w.receive = nil, nil
@@ -197,7 +197,7 @@ func TestAKillBetweenTheAcceptanceAndItsStateRepeatsTheReportWithTheSameID(t *te
 
 func TestAKillWhileADayIsPlannedLosesNoReportAndRepeatsNone(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		for i := range 1200 { // two rows each, in batches of a thousand
+		for i := range 1200 { // in batches of a thousand
 			w.add(yesterday, fmt.Sprintf("d%d.test", i), 3, fmt.Sprintf("mailto:tls@d%d.test", i))
 		}
 		w.store.dieAfter = 1
@@ -285,7 +285,7 @@ func TestRFC8460_3_ReportMailsAloneMakeNoReport(t *testing.T) {
 		if !maps.Equal(days, want) {
 			t.Errorf("got reports of the days %v; want %v", days, want)
 		}
-		if row := w.store.row("2000-01-01", "peer.test", ""); row.Kind != tlsrpt.Suppressed || row.Reason != "1 sessions, no more than our 1 report mails" {
+		if row := w.store.receiver("2000-01-01", "peer.test", ""); row.Kind != tlsrpt.Suppressed || row.Reason != "1 sessions, no more than our 1 report mails" {
 			t.Errorf("got %+v", row)
 		}
 	})
@@ -343,8 +343,8 @@ func TestAPanicOrAnUnreadableDayHoldsUpNoOther(t *testing.T) {
 		w.want("bomb.test", tlsrpt.Expired, "mailto:tls@bomb.test")
 		w.want("dns.test", tlsrpt.Expired)
 		w.want("damaged.test", tlsrpt.Suppressed)
-		if w.store.row(yesterday, "", "").Kind != tlsrpt.Accepted {
-			t.Errorf("the day is %+v", w.store.row(yesterday, "", ""))
+		if w.store.stage(yesterday) != tlsrpt.StageDone {
+			t.Errorf("the day is %s", w.store.stage(yesterday))
 		}
 	})
 }
@@ -362,7 +362,7 @@ func TestTheEndOfTheDaemonEndsAnAttemptAndTheNextOneRepeatsIt(t *testing.T) {
 		if took := time.Since(start); took != 10*time.Minute+10*time.Second || len(w.parcels()) != 1 {
 			t.Errorf("Run took %v for %d attempts", took, len(w.parcels()))
 		}
-		if row := w.store.row(yesterday, "example.test", "mailto:tls@example.test"); row.Kind != tlsrpt.Attempting || row.Reason != "" {
+		if row := w.store.receiver(yesterday, "example.test", "mailto:tls@example.test"); row.Kind != tlsrpt.Attempting || row.Reason != "" {
 			t.Errorf("got %+v", row)
 		}
 		w.receive = nil

@@ -22,11 +22,18 @@ import (
 type memory struct {
 	mu         sync.Mutex
 	days       map[tlsrpt.Day]map[string]tlsrpt.DomainDay
-	rows       map[tlsrpt.Day][]tlsrpt.State // in the order of keys
+	stages     map[tlsrpt.Day]tlsrpt.Stage
+	deliveries map[tlsrpt.Day]map[string]tlsrpt.Delivery
 	suppressed map[string]time.Time
 	dead       error            // of writes
 	dieAfter   int              // writes; 0: never
-	broken     map[string]error // of Load, by domain
+	broken     map[string]error // of Load and Brief, by domain
+	now        func() time.Time
+}
+
+func newMemory() *memory {
+	return &memory{days: map[tlsrpt.Day]map[string]tlsrpt.DomainDay{}, stages: map[tlsrpt.Day]tlsrpt.Stage{},
+		deliveries: map[tlsrpt.Day]map[string]tlsrpt.Delivery{}, now: time.Now}
 }
 
 func (m *memory) Days() ([]tlsrpt.Day, error) {
@@ -35,15 +42,33 @@ func (m *memory) Days() ([]tlsrpt.Day, error) {
 	return slices.Sorted(maps.Keys(m.days)), nil
 }
 
-func (m *memory) Closed(day tlsrpt.Day, now time.Time) (bool, error) {
-	return !now.Before(day.End().Add(10 * time.Minute)), nil
-}
-
-func (m *memory) Domains(day tlsrpt.Day, after string, limit int) ([]string, error) {
+func (m *memory) Stage(day tlsrpt.Day) (tlsrpt.Stage, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	names := slices.DeleteFunc(slices.Sorted(maps.Keys(m.days[day])), func(name string) bool { return name <= after })
-	return names[:min(limit, len(names))], nil
+	if m.stages[day] == tlsrpt.StageOpen && !m.now().Before(day.End().Add(10*time.Minute)) {
+		return tlsrpt.StageClosed, nil
+	}
+	return m.stages[day], nil
+}
+
+func (m *memory) SetStage(day tlsrpt.Day, stage tlsrpt.Stage) error {
+	return m.write(func() { m.stages[day] = stage })
+}
+
+func (m *memory) Domains(day tlsrpt.Day, f func(tlsrpt.Total) error) error {
+	m.mu.Lock()
+	known := maps.Clone(m.days[day])
+	m.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(known)) {
+		t := tlsrpt.Total{Domain: name}
+		for _, p := range known[name].Policies {
+			t.Successful, t.Failed = t.Successful+p.Successful, t.Failed+p.Failed
+		}
+		if err := f(t); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *memory) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
@@ -52,18 +77,41 @@ func (m *memory) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
 	return m.days[day][domain], m.broken[domain]
 }
 
-func (m *memory) States(day tlsrpt.Day, domain string) ([]tlsrpt.State, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	at, _ := m.find(day, tlsrpt.State{Domain: domain}.Key())
-	end := at
-	for end < len(m.rows[day]) && m.rows[day][end].Domain == domain {
-		end++
-	}
-	return slices.Clone(m.rows[day][at:end]), nil
+func (m *memory) Brief(day tlsrpt.Day, domain string, _ int) ([]tlsrpt.Summary, error) {
+	d, err := m.Load(day, domain)
+	return d.Policies, err
 }
 
-func (m *memory) PutStates(rows []tlsrpt.State) error {
+func (m *memory) Deliveries(day tlsrpt.Day, f func(tlsrpt.Delivery) error) error {
+	m.mu.Lock()
+	known := maps.Clone(m.deliveries[day])
+	m.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(known)) {
+		if err := f(copied(known[name])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memory) Delivery(day tlsrpt.Day, domain string) (tlsrpt.Delivery, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return copied(m.deliveries[day][domain]), nil
+}
+
+func (m *memory) PutDeliveries(list ...tlsrpt.Delivery) error {
+	return m.write(func() {
+		for _, v := range list {
+			if m.deliveries[v.Day] == nil {
+				m.deliveries[v.Day] = map[string]tlsrpt.Delivery{}
+			}
+			m.deliveries[v.Day][v.Domain] = copied(v)
+		}
+	})
+}
+
+func (m *memory) write(f func()) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.dead != nil {
@@ -72,23 +120,13 @@ func (m *memory) PutStates(rows []tlsrpt.State) error {
 	if m.dieAfter--; m.dieAfter == 0 {
 		m.dead = errors.New("killed")
 	}
-	added := map[tlsrpt.Day][]tlsrpt.State{}
-	for _, row := range rows {
-		if at, found := m.find(row.Day, row.Key()); found {
-			m.rows[row.Day][at] = row
-		} else {
-			added[row.Day] = append(added[row.Day], row)
-		}
-	}
-	for day, rows := range added {
-		m.rows[day] = append(m.rows[day], rows...)
-		slices.SortFunc(m.rows[day], func(a, b tlsrpt.State) int { return strings.Compare(a.Key(), b.Key()) })
-	}
+	f()
 	return nil
 }
 
-func (m *memory) find(day tlsrpt.Day, key string) (at int, found bool) {
-	return slices.BinarySearchFunc(m.rows[day], key, func(row tlsrpt.State, key string) int { return strings.Compare(row.Key(), key) })
+func copied(v tlsrpt.Delivery) tlsrpt.Delivery {
+	v.To = slices.Clone(v.To)
+	return v
 }
 
 func (m *memory) Suppressed() (map[string]time.Time, error) {
@@ -104,26 +142,39 @@ func (m *memory) kill() {
 	m.dead = errors.New("killed")
 }
 
-// row returns a row; the domain's own without a destination.
-func (m *memory) row(day tlsrpt.Day, domain, destination string) tlsrpt.State {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if at, found := m.find(day, tlsrpt.State{Domain: domain, Destination: destination}.Key()); found {
-		return m.rows[day][at]
-	}
-	return tlsrpt.State{}
+// delivery returns a delivery.
+func (m *memory) delivery(day tlsrpt.Day, domain string) tlsrpt.Delivery {
+	v, _ := m.Delivery(day, domain)
+	return v
 }
 
-// kinds counts the rows of destinations.
-func (m *memory) kinds(day tlsrpt.Day) map[tlsrpt.StateKind]int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	count := map[tlsrpt.StateKind]int{}
-	for _, row := range m.rows[day] {
-		if row.Destination != "" {
-			count[row.Kind]++
+// receiver returns a receiver of a delivery; without a URI that of a report with no known
+// receiver.
+func (m *memory) receiver(day tlsrpt.Day, domain, uri string) tlsrpt.Receiver {
+	for _, r := range m.delivery(day, domain).To {
+		if r.URI == uri {
+			return r
 		}
 	}
+	return tlsrpt.Receiver{}
+}
+
+func (m *memory) stage(day tlsrpt.Day) tlsrpt.Stage {
+	stage, _ := m.Stage(day)
+	return stage
+}
+
+// kinds counts the receivers of a day that are known.
+func (m *memory) kinds(day tlsrpt.Day) map[tlsrpt.StateKind]int {
+	count := map[tlsrpt.StateKind]int{}
+	_ = m.Deliveries(day, func(v tlsrpt.Delivery) error {
+		for _, r := range v.To {
+			if r.URI != "" {
+				count[r.Kind]++
+			}
+		}
+		return nil
+	})
 	return count
 }
 
@@ -160,7 +211,7 @@ func inWorld(t *testing.T, f func(t *testing.T, w *world)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &world{t: t, store: &memory{days: map[tlsrpt.Day]map[string]tlsrpt.DomainDay{}, rows: map[tlsrpt.Day][]tlsrpt.State{}}, records: map[string]string{}}
+		w := &world{t: t, store: newMemory(), records: map[string]string{}}
 		w.config = deliver.Config{
 			Store: w.store, Resolver: w, Reporter: r, Window: 4 * time.Hour, MaxPerDestination: 1000, Log: slog.New(slog.NewTextHandler(lockedWriter{w}, nil)),
 			Mail: func(ctx context.Context, from, to string, message []byte) error {
@@ -249,12 +300,16 @@ func (w *world) run(d time.Duration) *deliver.Deliverer {
 	return deliverer
 }
 
-// want checks the kind of a domain's rows: its own, and those of its destinations.
-func (w *world) want(domain string, kind tlsrpt.StateKind, destinations ...string) {
+// want checks the kind of a domain's receivers; without URIs, that of a report with no
+// known receiver.
+func (w *world) want(domain string, kind tlsrpt.StateKind, uris ...string) {
 	w.t.Helper()
-	for _, destination := range append([]string{""}, destinations...) {
-		if row := w.store.row(yesterday, domain, destination); row.Kind != kind {
-			w.t.Errorf("%s %q is %+v; want %s", domain, destination, row, kind)
+	if len(uris) == 0 {
+		uris = []string{""}
+	}
+	for _, uri := range uris {
+		if r := w.store.receiver(yesterday, domain, uri); r.Kind != kind {
+			w.t.Errorf("%s %q is %+v; want %s", domain, uri, r, kind)
 		}
 	}
 }

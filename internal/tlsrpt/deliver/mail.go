@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
-	"slices"
 	"time"
 
 	"github.com/emersion/go-smtp"
@@ -22,8 +21,8 @@ const (
 )
 
 // SMTP returns a Config.Mail that submits to the MTA at address ("127.0.0.1:25") and
-// calls itself helo. Refused is what the MTA says of the recipient or of the message
-// with a code 5xx; another 5xx may be a mistake in our configuration.
+// calls itself helo. No answer of that MTA is final, since it is ours: a code 5xx may be
+// a mistake in its configuration, such as "relaying denied".
 func SMTP(address, helo string) func(ctx context.Context, from, to string, message []byte) error {
 	return func(ctx context.Context, from, to string, message []byte) error {
 		ctx, cancel := context.WithTimeout(ctx, mailTime)
@@ -46,7 +45,7 @@ func SMTP(address, helo string) func(ctx context.Context, from, to string, messa
 			return fmt.Errorf("%w: MAIL FROM: %w", ErrNoMTA, err)
 		}
 		if err := c.Rcpt(to, nil); err != nil {
-			return fmt.Errorf("RCPT TO: %w", final(err))
+			return fmt.Errorf("RCPT TO: %w", err)
 		}
 		data, err := c.Data()
 		if err != nil {
@@ -54,24 +53,12 @@ func SMTP(address, helo string) func(ctx context.Context, from, to string, messa
 		}
 		_, err = data.Write(message)
 		if err = errors.Join(err, data.Close()); err != nil {
-			return fmt.Errorf("end of DATA: %w", final(err))
+			return fmt.Errorf("end of DATA: %w", err)
 		}
 		c.Quit() // the MTA has the mail
 		return nil
 	}
 }
-
-// final makes ErrRefused of a reply with a code 5xx.
-func final(err error) error {
-	if reply, ok := errors.AsType[*smtp.SMTPError](err); ok && reply.Code/100 == 5 {
-		return fmt.Errorf("%w: %w", ErrRefused, err)
-	}
-	return err
-}
-
-// The exit codes of sendmail that say that a retry would fail too (sysexits.h): bad
-// data, no such user, no such host.
-var finalExits = []int{65, 67, 68}
 
 // Sendmail returns a Config.Mail that runs the sendmail command at path.
 func Sendmail(path string) func(ctx context.Context, from, to string, message []byte) error {
@@ -83,15 +70,10 @@ func Sendmail(path string) func(ctx context.Context, from, to string, message []
 		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 		cmd.Stdin = bytes.NewReader(bytes.ReplaceAll(message, []byte("\r\n"), []byte("\n")))
 		cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &output, &output, killWait
-		err := cmd.Run()
-		if err == nil {
-			return nil
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s: %w: %s", path, err, bytes.TrimSpace(output.kept))
 		}
-		err = fmt.Errorf("%s: %w: %s", path, err, bytes.TrimSpace(output.kept))
-		if exit, ok := errors.AsType[*exec.ExitError](err); ok && slices.Contains(finalExits, exit.ExitCode()) {
-			return fmt.Errorf("%w: %w", ErrRefused, err)
-		}
-		return err
+		return nil
 	}
 }
 

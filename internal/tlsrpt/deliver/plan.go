@@ -14,113 +14,118 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
 )
 
-// maxDomains bounds the domains of a day: there are reports for the first in their order.
+// maxDomains bounds the domains of a day that get reports: those with most sessions.
 const maxDomains = 100_000
 
-// plan writes the first rows of each domain of a day that has none yet: whether there is
-// a report, where to, and when. It begins with the domains that have most sessions: they
-// come first where a destination is named by too many.
+// plan stores a delivery of each domain of a day that has none yet: whether there is a
+// report, where to, and when. It begins with the domains that have most sessions: they
+// come first where a receiver is named by too many.
 func (p *pass) plan() error {
 	mailed, err := p.mailed(p.day)
 	if err != nil {
 		return err
 	}
-	type candidate struct {
-		domain   string
-		sessions uint64
-	}
-	var all []candidate
-	over := 0
-	err = Each(p.Store, p.day, func(domain string, rows []tlsrpt.State) error {
-		switch {
-		case len(rows) > 0: // planned before the daemon was ended
-		case len(all) < maxDomains:
-			sessions, _, _, _ := p.sessions(domain)
-			all = append(all, candidate{domain, sessions})
-		default:
-			over++
-		}
-		return p.ctx.Err()
-	})
+	ranked, err := p.ranked()
 	if err != nil {
 		return err
 	}
-	if over > 0 {
-		p.Log.Warn("TLS reports are left out: the day has too many domains", "day", p.day, "domains", over)
-	}
-	slices.SortFunc(all, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(b.sessions, a.sessions), strings.Compare(a.domain, b.domain))
-	})
-	for chunk := range slices.Chunk(all, page) {
-		batch := make([]tlsrpt.State, len(chunk)) // the domains' own rows
-		for i, c := range chunk {
-			batch[i] = p.decide(c.domain, mailed)
-		}
-		records := make([][]report.Destination, len(batch))
+	for chunk := range slices.Chunk(ranked, page) {
+		batch := make([]tlsrpt.Delivery, len(chunk))
+		records := make([][]report.Destination, len(chunk))
 		var group errgroup.Group
 		group.SetLimit(asksAtOnce)
-		for i := range batch {
-			if own := &batch[i]; own.Kind.Open() {
-				group.Go(func() (err error) {
-					if records[i], err = p.record(own.Domain); errors.Is(err, errNoRecord) {
-						*own = closed(*own, tlsrpt.Suppressed, reason(err))
-					} else if err != nil {
-						own.Reason = reason(err) // it is asked for again when the report is due
-					}
-					return p.ctx.Err()
-				})
+		for i, total := range chunk {
+			v := &batch[i]
+			if *v = p.decide(total.Domain, mailed); v.Open() == 0 {
+				continue
 			}
+			group.Go(func() (err error) {
+				own := &v.To[0]
+				if records[i], err = p.record(v.Domain); err != nil {
+					own.Reason = reason(err) // it is asked for again when the report is due
+				}
+				if isFinal(err) {
+					own.Kind = tlsrpt.Suppressed
+				}
+				return p.ctx.Err()
+			})
 		}
 		if err := group.Wait(); err != nil {
 			return err
 		}
-		var rows []tlsrpt.State
-		for i, own := range batch {
-			with, err := p.destined([]tlsrpt.State{own}, records[i])
-			if err != nil {
+		for i := range batch {
+			if err := p.address(&batch[i], records[i]); err != nil {
 				return err
 			}
-			rows = append(rows, with...)
 		}
-		if err := p.put(rows...); err != nil {
+		if err := p.Store.PutDeliveries(batch...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// decide returns a domain's own row: whether there is a report, and when. Mailed is how
-// many report mails we sent that day, by domain.
-func (p *pass) decide(domain string, mailed map[string]uint64) tlsrpt.State {
-	sessions, failed, looked, err := p.sessions(domain)
-	own := tlsrpt.State{Day: p.day, Domain: domain, Kind: tlsrpt.Suppressed, Sessions: sessions, Changed: p.now, Next: p.now}
+// ranked returns the domains of the day that have no delivery, those with most sessions
+// first.
+func (p *pass) ranked() (all []tlsrpt.Total, err error) {
+	domains, planned := 0, 0 // planned: before the daemon was ended
+	rank := func() {
+		slices.SortFunc(all, func(a, b tlsrpt.Total) int {
+			return cmp.Or(cmp.Compare(b.Successful+b.Failed, a.Successful+a.Failed), strings.Compare(a.Domain, b.Domain))
+		})
+		all = all[:min(len(all), max(0, maxDomains-planned))]
+	}
+	err = p.Store.Domains(p.day, func(t tlsrpt.Total) error {
+		v, err := p.Store.Delivery(p.day, t.Domain)
+		if domains++; v.Domain != "" {
+			planned++
+		} else if all = append(all, t); len(all) >= 2*maxDomains {
+			rank()
+		}
+		return errors.Join(err, p.ctx.Err())
+	})
+	rank()
+	if over := domains - planned - len(all); over > 0 {
+		p.Log.Warn("TLS reports are left out: the day has too many domains", "day", p.day, "domains", over)
+	}
+	return all, err
+}
+
+// decide returns a new delivery: whether there is a report, and when. Mailed is how many
+// report mails we sent that day, by domain.
+func (p *pass) decide(domain string, mailed map[string]uint64) tlsrpt.Delivery {
+	sessions, failed, looked, err := p.sessions(p.day, domain)
+	why := ""
 	switch {
 	case err != nil:
-		own.Reason = reason(err) // the other domains' reports go out
+		why = reason(err) // the other domains' reports go out
 	case p.Skip(domain):
-		own.Reason = "skipped by the configuration"
+		why = "skipped by the configuration"
 	case p.FailuresOnly && failed == 0:
-		own.Reason = "no failed session"
-	case own.Sessions-min(looked, mailed[domain]) <= mailed[domain]:
+		why = "no failed session"
+	case sessions-min(looked, mailed[domain]) <= mailed[domain]:
 		// RFC 8460, 3: a report's own session is not to be in the next report. No MTA says
 		// which session that was, so this is what can be known: there were no others, and of
 		// failures that our own lookups count, no more than one for each mail. Else two
 		// reporters that send each other only reports would go on for ever.
-		own.Reason = fmt.Sprintf("%d sessions, no more than our %d report mails", own.Sessions, mailed[domain])
-	default:
-		own.Kind, own.ReportID = tlsrpt.Planned, p.Reporter.NewID(p.day, domain)
+		why = fmt.Sprintf("%d sessions, no more than our %d report mails", sessions, mailed[domain])
+	}
+	now := p.Now()
+	v := tlsrpt.Delivery{Day: p.day, Domain: domain, Next: now, To: []tlsrpt.Receiver{{Kind: tlsrpt.Suppressed, Reason: why, Changed: now}}}
+	if why == "" {
+		v.To[0].Kind, v.ReportID = tlsrpt.Planned, p.Reporter.NewID(p.day, domain)
 		if p.Window > 0 {
-			own.Next = p.now.Add(rand.N(p.Window)) // RFC 8460, 4.1
+			v.Next = now.Add(rand.N(p.Window)) // RFC 8460, 4.1
 		}
 	}
-	return own
+	return v
 }
 
 // sessions counts the sessions of a domain's day, the failed ones among them, and the
 // failures that our own lookups count, which come beside the session of a mail.
-func (p *pass) sessions(domain string) (all, failed, looked uint64, err error) {
-	day, err := p.Store.Load(p.day, domain)
-	for _, s := range day.Policies {
+func (d *Deliverer) sessions(day tlsrpt.Day, domain string) (all, failed, looked uint64, err error) {
+	policies, err := d.Store.Brief(day, domain, tlsrpt.MaxDetails)
+	for _, s := range policies {
 		all += s.Successful + s.Failed
 		failed += s.Failed
 		for _, d := range s.Details {
@@ -145,10 +150,10 @@ func (d *Deliverer) mailed(day tlsrpt.Day) (map[string]uint64, error) {
 		if reported >= day {
 			break // reports of a day are sent after it
 		}
-		err = errors.Join(err, Each(d.Store, reported, func(_ string, rows []tlsrpt.State) error {
-			for _, row := range rows {
-				address, mail := strings.CutPrefix(row.Destination, "mailto:")
-				if mail && row.Kind == tlsrpt.Accepted && tlsrpt.DayOf(row.Changed) == day {
+		err = errors.Join(err, d.Store.Deliveries(reported, func(v tlsrpt.Delivery) error {
+			for _, r := range v.To {
+				address, mail := strings.CutPrefix(r.URI, "mailto:")
+				if mail && r.Kind == tlsrpt.Accepted && tlsrpt.DayOf(r.Changed) == day {
 					count[address[strings.IndexByte(address, '@')+1:]]++
 				}
 			}
@@ -156,4 +161,22 @@ func (d *Deliverer) mailed(day tlsrpt.Day) (map[string]uint64, error) {
 		}))
 	}
 	return count, err
+}
+
+// again returns a delivery as if no attempt had been made but those that were accepted.
+func (p *pass) again(old tlsrpt.Delivery, mailed map[string]uint64) tlsrpt.Delivery {
+	v := p.decide(old.Domain, mailed)
+	if v.Open() == 0 {
+		return old
+	}
+	v.ReportID, v.Next = cmp.Or(old.ReportID, v.ReportID), p.Now()
+	for i, r := range old.To {
+		if r.Kind != tlsrpt.Accepted && r.Reason != errTooMany.Error() {
+			old.To[i] = tlsrpt.Receiver{URI: r.URI, Kind: tlsrpt.Planned, Changed: v.Next}
+		}
+	}
+	if len(old.To) > 0 {
+		v.To = old.To
+	}
+	return v
 }

@@ -15,9 +15,6 @@ const (
 	maxCounted     = 150_000 // destinations outside their domains, and pairs of both; others get no report
 )
 
-// tooMany is why a destination gets no report of a domain: see quota.
-const tooMany = "too many reports go to this receiver: see max_per_destination in [tlsrpt]"
-
 // A quota limits the reports of a day that third parties get: at most MaxPerDestination
 // go to the registrable domain of a destination for policy domains outside it, at most
 // maxBelowDomain of them for those below one registrable domain. Who comes first has it.
@@ -32,10 +29,10 @@ type quota struct {
 // newQuota returns a day's quota, with the reports that are planned already.
 func (d *Deliverer) newQuota(day tlsrpt.Day) (*quota, error) {
 	q := &quota{most: d.MaxPerDestination, seed: maphash.MakeSeed(), counts: map[uint64]int{}}
-	return q, Each(d.Store, day, func(domain string, rows []tlsrpt.State) error {
-		for _, row := range rows {
-			if to, err := report.ParseDestination(row.Destination); err == nil && row.Kind != tlsrpt.Suppressed {
-				q.take(domain, to)
+	return q, d.Store.Deliveries(day, func(v tlsrpt.Delivery) error {
+		for _, r := range v.To {
+			if to, err := report.ParseDestination(r.URI); err == nil && r.Kind != tlsrpt.Suppressed {
+				q.take(v.Domain, to)
 			}
 		}
 		return nil

@@ -38,6 +38,23 @@ func TestTenThousandDomainsCannotAimUsAtAThirdParty(t *testing.T) {
 	})
 }
 
+func TestOfTooManyDomainsThoseWithMostSessionsAreReported(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		const most, over = 100_000, 50
+		w.config.Skip = func(string) bool { return true } // a plan without questions
+		for i := range most + over {                      // the first by name have fewest sessions
+			w.add(yesterday, fmt.Sprintf("d%06d.test", i), uint64(i)+1)
+		}
+		w.run(11 * time.Minute)
+		if n := len(w.store.deliveries[yesterday]); n != most || !strings.Contains(w.log.String(), "too many domains") || !strings.Contains(w.log.String(), fmt.Sprint("domains=", over)) {
+			t.Errorf("%d are planned; log: %.1000s", n, w.log.String())
+		}
+		if last := fmt.Sprintf("d%06d.test", over-1); w.store.delivery(yesterday, last).Domain != "" {
+			t.Errorf("%s is planned", last)
+		}
+	})
+}
+
 func TestDomainsBelowOneRegistrableDomainAreTenForAThirdPartyAndAllForTheirOwn(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		for i := range 100 {
@@ -55,7 +72,7 @@ func TestDomainsBelowOneRegistrableDomainAreTenForAThirdPartyAndAllForTheirOwn(t
 		}
 		w.want("customer.test", tlsrpt.Accepted, "mailto:tls@service.test")
 		w.want("d99.attack.test", tlsrpt.Accepted, "mailto:tls@service.test")
-		if row := w.store.row(yesterday, "d0.attack.test", "mailto:tls@service.test"); row.Kind != tlsrpt.Suppressed || w.store.row(yesterday, "d0.attack.test", "").Kind != tlsrpt.Accepted {
+		if row := w.store.receiver(yesterday, "d0.attack.test", "mailto:tls@service.test"); row.Kind != tlsrpt.Suppressed {
 			t.Errorf("got %+v", row)
 		}
 	})

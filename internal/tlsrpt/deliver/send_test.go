@@ -16,8 +16,10 @@ import (
 
 // sent runs Send, and returns "TO STATE" of each row, sorted.
 func (w *world) sent(day tlsrpt.Day, domain string) (rows []string, err error) {
-	err = deliver.New(w.config).Send(w.t.Context(), day, domain, func(row tlsrpt.State) {
-		rows = append(rows, strings.TrimSpace(fmt.Sprintf("%s %s", cmp.Or(row.Destination, row.Domain), row.Kind)))
+	err = deliver.New(w.config).Send(w.t.Context(), day, domain, func(v tlsrpt.Delivery) {
+		for _, r := range v.To {
+			rows = append(rows, strings.TrimSpace(fmt.Sprintf("%s %s", cmp.Or(r.URI, v.Domain), r.Kind)))
+		}
 	})
 	slices.Sort(rows)
 	return rows, err
@@ -29,7 +31,7 @@ func TestAReportIsSentAtOnceAndNotAgainAtItsMoment(t *testing.T) {
 			w.add(yesterday, domain, 3, "mailto:tls@"+domain)
 		}
 		w.run(10*time.Minute + time.Second) // planned for a moment in the window
-		planned := w.store.row(yesterday, "one.test", "mailto:tls@one.test")
+		planned := w.store.delivery(yesterday, "one.test")
 		rows, err := w.sent(yesterday, "one.test")
 		if err != nil || !slices.Equal(rows, []string{"mailto:tls@one.test accepted"}) || len(w.parcels()) != 1 || w.parcels()[0].id != planned.ReportID {
 			t.Fatalf("%q, %v; %d reports, planned %+v", rows, err, len(w.parcels()), planned)
@@ -38,8 +40,8 @@ func TestAReportIsSentAtOnceAndNotAgainAtItsMoment(t *testing.T) {
 			t.Errorf("%q, %v", rows, err)
 		}
 		w.run(24 * time.Hour)
-		if len(w.parcels()) != 2 || w.store.row(yesterday, "", "").Kind != tlsrpt.Accepted {
-			t.Errorf("%d reports, the day is %+v", len(w.parcels()), w.store.row(yesterday, "", ""))
+		if len(w.parcels()) != 2 || w.store.stage(yesterday) != tlsrpt.StageDone {
+			t.Errorf("%d reports, the day is %s", len(w.parcels()), w.store.stage(yesterday))
 		}
 	})
 }
@@ -114,8 +116,8 @@ func TestAnAttemptOfSendThatFailsIsRepeated(t *testing.T) {
 		w.add(yesterday, "one.test", 3, "mailto:tls@one.test")
 		w.receive = func(context.Context, parcel) error { return deliver.ErrRefused }
 		w.run(time.Hour)
-		if row := w.store.row(yesterday, "", ""); row.Kind != tlsrpt.Accepted {
-			t.Fatalf("the day is %+v", row)
+		if stage := w.store.stage(yesterday); stage != tlsrpt.StageDone {
+			t.Fatalf("the day is %s", stage)
 		}
 		w.receive = func(context.Context, parcel) error { return errors.New("451 later") }
 		if rows, err := w.sent(yesterday, "one.test"); err != nil || !slices.Equal(rows, []string{"mailto:tls@one.test planned"}) {
@@ -144,7 +146,7 @@ func TestSendObeysTheAdministratorAndTheLimit(t *testing.T) {
 				t.Errorf("%q, %v, %d reports", rows, err, len(w.parcels()))
 			}
 		}
-		if row := w.store.row(yesterday, "d0.test", "mailto:tls@victim.test"); row.Kind != tlsrpt.Suppressed {
+		if row := w.store.receiver(yesterday, "d0.test", "mailto:tls@victim.test"); row.Kind != tlsrpt.Suppressed {
 			t.Errorf("the domain with fewest sessions: %+v", row)
 		}
 	})
@@ -163,13 +165,55 @@ func TestSendWaitsForAPassAndEndsWithItsClient(t *testing.T) {
 		time.Sleep(11 * time.Minute)
 		gone, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
-		if err := d.Send(gone, yesterday, "one.test", func(tlsrpt.State) {}); !errors.Is(err, context.DeadlineExceeded) {
+		if err := d.Send(gone, yesterday, "one.test", func(tlsrpt.Delivery) {}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a client that leaves: %v", err)
 		}
 		close(release)
 		var kinds []tlsrpt.StateKind
-		if err := d.Send(t.Context(), yesterday, "one.test", func(row tlsrpt.State) { kinds = append(kinds, row.Kind) }); err != nil || !slices.Equal(kinds, []tlsrpt.StateKind{tlsrpt.Accepted}) || len(w.parcels()) != 1 {
+		if err := d.Send(t.Context(), yesterday, "one.test", func(v tlsrpt.Delivery) { kinds = append(kinds, v.To[0].Kind) }); err != nil || !slices.Equal(kinds, []tlsrpt.StateKind{tlsrpt.Accepted}) || len(w.parcels()) != 1 {
 			t.Errorf("%v, %v, %d reports", kinds, err, len(w.parcels()))
+		}
+	})
+}
+
+// The client of -report -send may be a pipe that nobody reads.
+func TestAClientThatDoesNotReadStopsNoDelivery(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for _, domain := range []string{"one.test", "two.test"} {
+			w.add(yesterday, domain, 3, "mailto:tls@"+domain)
+		}
+		time.Sleep(11 * time.Minute)
+		d := deliver.New(w.config)
+		reads, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			if err := d.Send(t.Context(), yesterday, "", func(tlsrpt.Delivery) { <-reads }); err != nil {
+				t.Error(err)
+			}
+		}()
+		time.Sleep(time.Minute)
+		if len(w.parcels()) != 2 {
+			t.Errorf("%d reports were sent", len(w.parcels()))
+		}
+		w.add("2000-01-01", "one.test", 4, "mailto:tls@one.test")
+		ctx, cancel := context.WithTimeout(t.Context(), 48*time.Hour)
+		defer cancel()
+		d.Run(ctx)
+		if len(w.parcels()) != 3 {
+			t.Errorf("%d reports, the next day included", len(w.parcels()))
+		}
+		close(reads)
+		<-done
+	})
+}
+
+func TestADomainThatTheDayWasPlannedWithoutIsSentWhenAskedFor(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.add(yesterday, "one.test", 3, "mailto:tls@one.test")
+		w.run(11 * time.Minute)
+		w.add(yesterday, "small.test", 2, "mailto:tls@small.test") // as one of too many domains
+		if rows, err := w.sent(yesterday, "small.test"); err != nil || !slices.Equal(rows, []string{"mailto:tls@small.test accepted"}) {
+			t.Errorf("%q, %v", rows, err)
 		}
 	})
 }

@@ -55,12 +55,12 @@ func TestADaysReportsReachTheMTAAndTheWebServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	own := func(domain string) tlsrpt.State {
-		rows, err := st.States(day, domain)
-		if err != nil || len(rows) == 0 {
-			t.Fatalf("%s: %+v, %v", domain, rows, err)
+	own := func(domain string) tlsrpt.Delivery {
+		v, err := st.Delivery(day, domain)
+		if err != nil || len(v.To) == 0 {
+			t.Fatalf("%s: %+v, %v", domain, v, err)
 		}
-		return rows[0]
+		return v
 	}
 	asker, err := resolver.New(resolver.Config{Servers: []netip.AddrPort{netip.MustParseAddrPort(dns.Addr)}})
 	if err != nil {
@@ -96,7 +96,7 @@ func TestADaysReportsReachTheMTAAndTheWebServer(t *testing.T) {
 		}
 	}
 	for domain, kind := range map[string]tlsrpt.StateKind{"two.test": tlsrpt.Suppressed, "none.test": tlsrpt.Suppressed, "loop.test": tlsrpt.Planned} {
-		if row := own(domain); row.Kind != kind {
+		if row := own(domain); row.To[0].Kind != kind {
 			t.Errorf("%s is %+v; want %s", domain, row, kind)
 		}
 	}

@@ -111,6 +111,6 @@ func (s *Service) newDeliverer() (*deliver.Deliverer, error) {
 	return deliver.New(deliver.Config{
 		Store: s.store, Resolver: s.Resolver, Reporter: reporter, Mail: mail, Post: deliver.HTTPS(client, c.HTTPSVerify, s.Network.UserAgent),
 		Window: c.Window, MaxPerDestination: c.MaxPerDestination, FailuresOnly: c.Report == "failures",
-		Skip: func(domain string) bool { return skip.Has([]byte(domain)) }, Log: s.Log,
+		Skip: func(domain string) bool { return skip.Has([]byte(domain)) }, Now: s.Now, Log: s.Log,
 	}), nil
 }

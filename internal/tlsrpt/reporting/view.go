@@ -73,19 +73,17 @@ func (s *Service) Views(domain string, each func(View) error) error {
 	}
 	days, err := st.Days()
 	for _, day := range days {
-		one := func(domain string, rows []tlsrpt.State) error {
-			v, err := view(st, day, domain, rows)
+		one := func(t tlsrpt.Total) error {
+			v, err := view(st, day, t.Domain)
 			if err != nil || len(v.Policies) == 0 {
 				return err
 			}
 			return each(v)
 		}
 		if domain == "" {
-			err = deliver.Each(st, day, one)
-		} else if rows, failed := st.States(day, domain); failed != nil {
-			err = failed
+			err = st.Domains(day, one)
 		} else {
-			err = one(domain, rows)
+			err = one(tlsrpt.Total{Domain: domain})
 		}
 		if err != nil {
 			return err
@@ -95,28 +93,27 @@ func (s *Service) Views(domain string, each func(View) error) error {
 }
 
 // view reads a domain's day.
-func view(st *store.Store, day tlsrpt.Day, domain string, rows []tlsrpt.State) (v View, err error) {
+func view(st *store.Store, day tlsrpt.Day, domain string) (v View, err error) {
 	policies, err := st.Brief(day, domain, viewDetails)
 	if err != nil {
 		return v, err
 	}
 	known := tlsrpt.DomainDay{Domain: domain, Day: day, Policies: policies}
 	v = View{Day: day, Domain: domain, Policies: new(report.Reporter).Build(known, "").Policies}
-	if len(rows) > 1 {
-		rows = rows[1:] // they say more than the domain's own
-	}
-	for _, row := range rows {
-		v.Deliveries = append(v.Deliveries, delivery(row))
-	}
+	d, err := st.Delivery(day, domain)
+	v.Deliveries = deliveries(d)
 	return v, err
 }
 
-func delivery(row tlsrpt.State) Delivery {
-	d := Delivery{To: row.Destination, State: row.Kind, Reason: row.Reason, Changed: row.Changed.UTC()}
-	if row.Kind.Open() {
-		d.Next = row.Next.UTC()
+func deliveries(d tlsrpt.Delivery) (list []Delivery) {
+	for _, r := range d.To {
+		one := Delivery{To: r.URI, State: r.Kind, Reason: r.Reason, Changed: r.Changed.UTC()}
+		if r.Kind.Open() {
+			one.Next = d.Next.UTC()
+		}
+		list = append(list, one)
 	}
-	return d
+	return list
 }
 
 // A Sent is a report that Send was asked for.
@@ -141,9 +138,11 @@ func (s *Service) Send(ctx context.Context, day tlsrpt.Day, domain string, each 
 	case d == nil:
 		return cmp.Or(why, errNotOpen)
 	}
-	start := time.Now()
-	return d.Send(ctx, day, domain, func(row tlsrpt.State) {
-		each(Sent{row.Domain, row.Kind == tlsrpt.Accepted && row.Changed.Before(start), delivery(row)})
+	start := s.Now()
+	return d.Send(ctx, day, domain, func(d tlsrpt.Delivery) {
+		for _, one := range deliveries(d) {
+			each(Sent{d.Domain, one.State == tlsrpt.Accepted && one.Changed.Before(start), one})
+		}
 	})
 }
 
@@ -167,15 +166,11 @@ func (s *Service) Report(day tlsrpt.Day, domain string) (*report.Report, error) 
 	if len(known.Policies) == 0 {
 		return nil, deliver.ErrNoData
 	}
-	rows, err := st.States(day, domain)
+	d, err := st.Delivery(day, domain)
 	if err != nil {
 		return nil, err
 	}
-	id := reporter.NewID(day, domain)
-	if len(rows) > 0 && rows[0].ReportID != "" {
-		id = rows[0].ReportID
-	}
-	return reporter.Build(known, id), nil
+	return reporter.Build(known, cmp.Or(d.ReportID, reporter.NewID(day, domain))), nil
 }
 
 // Suppress has no reports sent to an address, or to an https URL, for a time from now;

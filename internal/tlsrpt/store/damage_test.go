@@ -74,8 +74,8 @@ func TestADamagedFileIsSetAsideAndANewOneBegun(t *testing.T) {
 				}
 				for range 3 { // what meets the damage may fail
 					_ = l.Upkeep()
-					_, _ = l.Domains(day, "", 10_000)
-					_ = l.PutStates([]tlsrpt.State{{Day: day, Kind: tlsrpt.Planned}})
+					_, _ = l.domains(day)
+					_ = l.SetStage("2026-01-01", tlsrpt.StageClosed)
 					l.clock.add(60 * 60 * 1e9)
 				}
 				l.write(success("new.test"))

@@ -1,8 +1,6 @@
 package store
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -16,8 +14,7 @@ import (
 
 const (
 	closeAfter = 10 * time.Minute // after a day's end, for batches on their way
-	// unreported is how long after its end a day without a state counts as delivered:
-	// nobody reports.
+	// unreported is how long after its end a closed day counts as done: nobody reports.
 	unreported = 48 * time.Hour
 )
 
@@ -42,10 +39,7 @@ func (s *Store) Upkeep() (err error) {
 		return err
 	}
 	now := s.o.Now()
-	if err := s.prune(now); err != nil { // first: it makes room
-		return err
-	}
-	ending, err := s.ending(now)
+	ending, err := s.prune(now) // first: it makes room
 	if err != nil {
 		return err
 	}
@@ -59,7 +53,10 @@ func (s *Store) Upkeep() (err error) {
 		return err
 	}
 	s.starts.Forget()
-	return s.close(ending, now)
+	for _, day := range ending {
+		err = errors.Join(err, s.SetStage(day, tlsrpt.StageClosed))
+	}
+	return err
 }
 
 // Merge merges the log now, so that Load sees all that was written.
@@ -72,136 +69,39 @@ func (s *Store) Merge() error {
 	return errors.Join(s.log.seal(), s.mergeSealed())
 }
 
-// ending returns the days that are to be closed now. A day that is closed stays so,
-// however the clock jumps.
-func (s *Store) ending(now time.Time) (days []tlsrpt.Day, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketDay).ForEachBucket(func(k []byte) error {
-			day := tlsrpt.Day(k)
-			if tx.Bucket(bucketClosed).Get(k) == nil && !now.Before(day.End().Add(closeAfter)) {
-				days = append(days, day)
-			}
-			return nil
-		})
-	})
-	return days, err
-}
-
-// close marks days as closed. What the log has of them from now on is dropped when it is
-// merged. A mark stays for good: it is 20 bytes a day.
-func (s *Store) close(days []tlsrpt.Day, now time.Time) error {
-	if len(days) == 0 {
-		return nil
-	}
-	return s.update(func(tx *bbolt.Tx) (err error) {
-		for _, day := range days {
-			err = errors.Join(err, tx.Bucket(bucketClosed).Put([]byte(day), []byte(now.UTC().Format(time.RFC3339))))
-		}
-		return err
-	})
-}
-
-// prune deletes the days that are too old, and delivered ones, the oldest first, while
-// there is little room.
-func (s *Store) prune(now time.Time) error {
+// prune deletes the days that are too old, and while there is little room those that are
+// done, the oldest first. It returns the days that are to be closed. A day that was closed
+// stays so, however the clock jumps.
+func (s *Store) prune(now time.Time) (ending []tlsrpt.Day, err error) {
 	days, err := s.Days()
 	for _, day := range days {
-		var done bool
-		if err == nil && s.used() > s.o.MaxSize/8*7 {
-			if done, err = s.delivered(day, now); done {
-				s.o.Log.Warn("little room for TLS sessions: a delivered day is deleted before its time", "path", s.path, "day", day)
-			}
+		stage, failed := s.Stage(day)
+		if err = errors.Join(err, failed); err != nil {
+			return nil, err
 		}
-		if err == nil && (done || now.Sub(day.End()) > s.o.Keep) {
+		age := now.Sub(day.End())
+		done := stage == tlsrpt.StageDone || stage == tlsrpt.StageClosed && age > unreported
+		switch {
+		case done && s.used() > s.o.MaxSize/8*7:
+			s.o.Log.Warn("little room for TLS sessions: a delivered day is deleted before its time", "path", s.path, "day", day)
 			err = s.drop(day)
+		case age > s.o.Keep:
+			err = s.drop(day)
+		case stage == tlsrpt.StageOpen && age >= closeAfter:
+			ending = append(ending, day)
 		}
 	}
-	return err
+	return ending, err
 }
 
-// delivered reports whether nothing is left to be reported of a day.
-func (s *Store) delivered(day tlsrpt.Day, now time.Time) (done bool, err error) {
-	closed, err := s.Closed(day, now)
-	if err != nil || !closed {
-		return false, err
-	}
-	own, err := s.States(day, "")
-	if len(own) == 0 {
-		return err == nil && now.Sub(day.End()) > unreported, err
-	}
-	return own[0].Kind == tlsrpt.Accepted, nil
-}
-
-// drop deletes a day.
+// drop deletes a day. Its stage stays.
 func (s *Store) drop(day tlsrpt.Day) error {
 	return s.update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketDay, bucketPolicy, bucketState} {
+		for _, name := range [][]byte{bucketDay, bucketPolicy, bucketDelivery} {
 			if err := tx.Bucket(name).DeleteBucket([]byte(day)); err != nil && !errors.Is(err, bolterrors.ErrBucketNotFound) {
 				return err
 			}
 		}
 		return nil
 	})
-}
-
-// Days returns the days that hold data, the oldest first.
-func (s *Store) Days() (days []tlsrpt.Day, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketDay).ForEachBucket(func(k []byte) error {
-			days = append(days, tlsrpt.Day(k))
-			return nil
-		})
-	})
-	return days, err
-}
-
-// Closed reports whether a day is closed: merged, and nothing more is counted for it.
-func (s *Store) Closed(day tlsrpt.Day, _ time.Time) (closed bool, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
-		closed = tx.Bucket(bucketClosed).Get([]byte(day)) != nil
-		return nil
-	})
-	return closed, err
-}
-
-// Domains returns the recipient domains of a day that come after a name, in order, limit
-// at most.
-func (s *Store) Domains(day tlsrpt.Day, after string, limit int) (domains []string, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketDay).Bucket([]byte(day))
-		if b == nil {
-			return nil
-		}
-		c := b.Cursor()
-		for k, _ := c.Seek([]byte(after)); k != nil && len(domains) < limit; k, _ = c.Next() {
-			if name, _, _ := bytes.Cut(k, []byte{0}); string(name) != after {
-				after = string(name)
-				domains = append(domains, after)
-			}
-		}
-		return nil
-	})
-	return domains, err
-}
-
-// Load returns what is known of a domain's day: no policies if there is nothing.
-func (s *Store) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
-	loaded := tlsrpt.DomainDay{Domain: domain, Day: day}
-	err := s.view(func(tx *bbolt.Tx) error {
-		sums, policies := tx.Bucket(bucketDay).Bucket([]byte(day)), tx.Bucket(bucketPolicy).Bucket([]byte(day))
-		if sums == nil || policies == nil {
-			return nil
-		}
-		prefix := domainKey(domain)
-		c := sums.Cursor()
-		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix) && len(loaded.Policies) < maxPolicies; k, v = c.Next() {
-			var sum tlsrpt.Summary
-			if json.Unmarshal(v, &sum) != nil || json.Unmarshal(policies.Get(k[len(prefix):]), &sum.Policy) != nil {
-				return errValue
-			}
-			loaded.Policies = append(loaded.Policies, sum)
-		}
-		return nil
-	})
-	return loaded, err
 }

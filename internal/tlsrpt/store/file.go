@@ -16,7 +16,7 @@ import (
 
 const (
 	fileName = "the file of TLS reports" // in errors
-	schema   = "1"
+	schema   = "2"
 
 	asideSuffix = ".damaged" // of a file that was set aside
 	// crashes is how many starts in a row that ended before the first upkeep did count as
@@ -26,11 +26,11 @@ const (
 )
 
 var (
-	bucketMeta   = []byte("meta")
-	bucketDay    = []byte("day")    // day: domain, NUL, policy hash: JSON of a Summary
-	bucketPolicy = []byte("policy") // day: policy hash: JSON of a Policy
-	bucketState  = []byte("state")  // day: State.Key: JSON of a State
-	bucketClosed = []byte("closed") // day: when it was closed
+	bucketMeta     = []byte("meta")
+	bucketDay      = []byte("day")      // day: domain, NUL, policy hash: JSON of a Summary
+	bucketPolicy   = []byte("policy")   // day: policy hash: JSON of a Policy
+	bucketStage    = []byte("stage")    // day: its Stage
+	bucketDelivery = []byte("delivery") // day: domain: JSON of a Delivery
 
 	keySchema     = []byte("schema")
 	keyProgress   = []byte("progress")   // the segment that is merged, NUL, its last key that is
@@ -101,7 +101,7 @@ func (s *Store) openPath() (*boltfile.File, error) {
 }
 
 func fill(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketDay, bucketPolicy, bucketState, bucketClosed} {
+	for _, name := range [][]byte{bucketMeta, bucketDay, bucketPolicy, bucketStage, bucketDelivery} {
 		if _, err := tx.CreateBucket(name); err != nil {
 			return err
 		}

@@ -145,12 +145,6 @@ func (l *lab) fill() {
 
 func TestForWantOfRoomOnlyDeliveredDaysGoTheOldestFirst(t *testing.T) {
 	l := newLab(t, store.Options{MaxSize: 1 << 20})
-	put := func(day tlsrpt.Day, kind tlsrpt.StateKind) {
-		t.Helper()
-		if err := l.PutStates([]tlsrpt.State{{Day: day, Kind: kind}}); err != nil {
-			t.Fatal(err)
-		}
-	}
 	days := []tlsrpt.Day{"2026-11-30", "2026-12-01", "2026-12-02"}
 	for i, day := range days {
 		var events []tlsrpt.Event
@@ -159,7 +153,9 @@ func TestForWantOfRoomOnlyDeliveredDaysGoTheOldestFirst(t *testing.T) {
 		}
 		l.write(events...)
 		l.merge()
-		put(day, []tlsrpt.StateKind{tlsrpt.Planned, tlsrpt.Accepted, tlsrpt.Accepted}[i])
+		if err := l.SetStage(day, []tlsrpt.Stage{tlsrpt.StagePlanned, tlsrpt.StageDone, tlsrpt.StageOpen}[i]); err != nil {
+			t.Fatal(err)
+		}
 		l.clock.add(24 * time.Hour)
 	}
 	l.fill()

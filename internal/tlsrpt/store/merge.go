@@ -107,7 +107,7 @@ func (m *merging) run(name string) (ended bool, err error) {
 func (m *merging) group(key []byte, sessions [][]byte) error {
 	n, keySize := uint64(len(sessions)), len(key)
 	day, key := key[:dayLen], key[dayLen:]
-	if m.tx.Bucket(bucketClosed).Get(day) != nil {
+	if m.tx.Bucket(bucketStage).Get(day) != nil {
 		m.dropped["late"] += n
 		return nil
 	}

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,61 +12,97 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 )
 
-// Bounds of what deliver stores.
+// This file: how far the reports of days are.
+
+// Bounds of suppressions.
 const (
-	MaxStateKey   = 2048 // bytes of a state's domain and destination
-	maxStateText  = 1024 // bytes of a report id, or of a reason
 	maxAddress    = 1024 // bytes of a suppressed address or URL
 	MaxSuppressed = 1000
 )
 
-// Errors of states and suppressions.
+// Errors of deliveries and suppressions.
 var (
 	ErrNoDay      = errors.New("the day is not in the store")
 	ErrTooLong    = errors.New("too long to be stored")
 	ErrSuppressed = fmt.Errorf("%d addresses are suppressed, which is all that may be", MaxSuppressed)
 )
 
-// States returns the states of a domain's day: its own, then those of its destinations. Of
-// domain "" it returns the day's own.
-func (s *Store) States(day tlsrpt.Day, domain string) (states []tlsrpt.State, err error) {
-	prefix := []byte(tlsrpt.State{Domain: domain}.Key())
+// Stage returns how far a day is.
+func (s *Store) Stage(day tlsrpt.Day) (stage tlsrpt.Stage, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketState).Bucket([]byte(day))
+		stage = tlsrpt.Stage(tx.Bucket(bucketStage).Get([]byte(day)))
+		return nil
+	})
+	return stage, err
+}
+
+// SetStage stores how far a day is. What the log has of a day that is no longer open is
+// dropped when it is merged. A stage stays for good: it is 20 bytes a day.
+func (s *Store) SetStage(day tlsrpt.Day, stage tlsrpt.Stage) error {
+	return s.update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketStage).Put([]byte(day), []byte(stage)) })
+}
+
+// Deliveries calls f with each delivery of a day, in the order of domains, until f fails.
+// f may write to the store.
+func (s *Store) Deliveries(day tlsrpt.Day, f func(tlsrpt.Delivery) error) error {
+	for after := []byte{0}; ; {
+		var batch []tlsrpt.Delivery
+		err := s.view(func(tx *bbolt.Tx) error {
+			b := tx.Bucket(bucketDelivery).Bucket([]byte(day))
+			if b == nil {
+				return nil
+			}
+			c := b.Cursor()
+			for k, v := c.Seek(after); k != nil && len(batch) < page; k, v = c.Next() {
+				var d tlsrpt.Delivery
+				if json.Unmarshal(v, &d) != nil || d.Domain != string(k) || len(d.To) == 0 {
+					return errValue
+				}
+				batch = append(batch, d)
+			}
+			return nil
+		})
+		for _, d := range batch {
+			if err == nil {
+				err = f(d)
+			}
+		}
+		if err != nil || len(batch) < page {
+			return err
+		}
+		after = domainKey(batch[page-1].Domain)
+	}
+}
+
+// Delivery returns the delivery of a domain's day, or a zero one.
+func (s *Store) Delivery(day tlsrpt.Day, domain string) (d tlsrpt.Delivery, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketDelivery).Bucket([]byte(day))
 		if b == nil {
 			return nil
 		}
-		c := b.Cursor()
-		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-			var st tlsrpt.State
-			if json.Unmarshal(v, &st) != nil || st.Key() != string(k) {
-				return errValue
-			}
-			states = append(states, st)
+		if v := b.Get([]byte(domain)); v != nil && json.Unmarshal(v, &d) != nil {
+			return errValue
 		}
 		return nil
 	})
-	return states, err
+	return d, err
 }
 
-// PutStates stores states, all or none; one with the day and key of a stored state
-// replaces it. They are on disk when it returns nil. ErrNoDay: the store holds nothing of
-// the day any more.
-func (s *Store) PutStates(states []tlsrpt.State) error {
+// PutDeliveries stores deliveries, all or none. They are on disk when it returns nil.
+// ErrNoDay: the store holds nothing of the day any more.
+func (s *Store) PutDeliveries(deliveries ...tlsrpt.Delivery) error {
 	return s.update(func(tx *bbolt.Tx) error {
-		for _, st := range states {
-			if len(st.Key()) > MaxStateKey || max(len(st.ReportID), len(st.Reason)) > maxStateText {
-				return ErrTooLong
-			}
-			if tx.Bucket(bucketDay).Bucket([]byte(st.Day)) == nil {
+		for _, d := range deliveries {
+			if tx.Bucket(bucketDay).Bucket([]byte(d.Day)) == nil {
 				return ErrNoDay
 			}
-			b, err := tx.Bucket(bucketState).CreateBucketIfNotExists([]byte(st.Day))
+			b, err := tx.Bucket(bucketDelivery).CreateBucketIfNotExists([]byte(d.Day))
 			if err != nil {
 				return err
 			}
-			v, err := json.Marshal(st)
-			if err = errors.Join(err, b.Put([]byte(st.Key()), v)); err != nil {
+			v, err := json.Marshal(d)
+			if err = errors.Join(err, b.Put([]byte(d.Domain), v)); err != nil {
 				return err
 			}
 		}

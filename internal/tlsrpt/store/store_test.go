@@ -46,33 +46,77 @@ func TestRFC8460_4_2_SessionsAreCountedByDomainAndPolicy(t *testing.T) {
 	}
 }
 
-func TestDomainsAreInOrderAndPaged(t *testing.T) {
+func TestDomainsAreInOrderWithTheSessionsOfAllTheirPolicies(t *testing.T) {
 	l := newLab(t, store.Options{})
 	want := []string{"a-b.test", "a.test", "a.test2.test", "ab.test", "b.test"}
 	for _, i := range []int{3, 0, 4, 2, 1} {
-		l.write(success(want[i]), success(want[i]))
+		plain := tlsrpt.Event{Domain: want[i], Policy: tlsrpt.Policy{Type: tlsrpt.TypeNone, Domain: want[i]}}
+		l.write(success(want[i]), plain, failed(want[i]))
 	}
 	l.merge()
 	var got []string
-	for after := ""; ; after = got[len(got)-1] {
-		page, err := l.Domains(day, after, 2)
-		if err != nil {
-			t.Fatal(err)
+	err := l.Domains(day, func(d tlsrpt.Total) error {
+		if got = append(got, d.Domain); d.Successful != 2 || d.Failed != 1 {
+			t.Errorf("%+v", d)
 		}
-		if len(page) == 0 {
-			break
-		}
-		got = append(got, page...)
+		return nil
+	})
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v", got, err)
 	}
-	if !slices.Equal(got, want) {
-		t.Errorf("%q", got)
+	stop := errors.New("enough")
+	if err := l.Domains(day, func(tlsrpt.Total) error { return stop }); !errors.Is(err, stop) {
+		t.Error(err)
 	}
 	if days, err := l.Days(); err != nil || !slices.Equal(days, []tlsrpt.Day{day}) {
 		t.Error(days, err)
 	}
-	if none, err := l.Domains(next, "", 10); err != nil || len(none) > 0 {
+	if none, err := l.domains(next); err != nil || len(none) > 0 {
 		t.Error(none, err)
 	}
+}
+
+func TestADaysDomainsAndDeliveriesAreReadInPagesWhileTheyAreWritten(t *testing.T) {
+	l := newLab(t, store.Options{})
+	const n = 2500
+	var events []tlsrpt.Event
+	for i := range n {
+		events = append(events, success(numbered(i)))
+	}
+	l.write(events...)
+	l.merge()
+	domains, deliveries := 0, 0
+	err := l.Domains(day, func(d tlsrpt.Total) error {
+		if d.Domain != numbered(domains) {
+			t.Fatalf("%s is the %d.", d.Domain, domains)
+		}
+		domains++
+		return l.PutDeliveries(delivery(d.Domain, tlsrpt.Receiver{Kind: tlsrpt.Planned}))
+	})
+	if err != nil || domains != n {
+		t.Fatal(domains, err)
+	}
+	err = l.Deliveries(day, func(v tlsrpt.Delivery) error {
+		if v.Domain != numbered(deliveries) || v.Attempts != 0 {
+			t.Fatalf("%+v is the %d.", v, deliveries)
+		}
+		deliveries++
+		v.Attempts++
+		return l.PutDeliveries(v)
+	})
+	if err != nil || deliveries != n {
+		t.Error(deliveries, err)
+	}
+}
+
+// domains returns the names of a day's domains.
+func (l *lab) domains(day tlsrpt.Day) (names []string, err error) {
+	err = l.Domains(day, func(d tlsrpt.Total) error { names = append(names, d.Domain); return nil })
+	return names, err
+}
+
+func delivery(domain string, to ...tlsrpt.Receiver) tlsrpt.Delivery {
+	return tlsrpt.Delivery{Day: day, Domain: domain, To: to}
 }
 
 func TestTheLogIsMergedOnceAnHour(t *testing.T) {
@@ -114,8 +158,8 @@ func TestADayClosesTenMinutesAfterMidnight(t *testing.T) {
 
 func (l *lab) mustClose(day tlsrpt.Day, want bool) {
 	l.t.Helper()
-	if got, err := l.Closed(day, l.clock.now()); got != want || err != nil {
-		l.t.Errorf("%s closed: %v, %v", day, got, err)
+	if got, err := l.Stage(day); got == tlsrpt.StageClosed != want || err != nil {
+		l.t.Errorf("%s is %q, %v", day, got, err)
 	}
 }
 
@@ -171,7 +215,7 @@ func TestADayIsKeptFor14Days(t *testing.T) {
 	l := newLab(t, store.Options{})
 	l.write(success("a.test"))
 	l.merge()
-	if err := l.PutStates([]tlsrpt.State{{Day: day, Domain: "a.test", Kind: tlsrpt.Accepted}}); err != nil {
+	if err := l.PutDeliveries(delivery("a.test", tlsrpt.Receiver{Kind: tlsrpt.Accepted})); err != nil {
 		t.Fatal(err)
 	}
 	l.clock.set("2026-12-15 00:00")
@@ -181,9 +225,9 @@ func TestADayIsKeptFor14Days(t *testing.T) {
 	l.upkeep()
 	l.mustCount(day, "a.test", 0, 0)
 	days, err := l.Days()
-	states, serr := l.States(day, "a.test")
-	if len(days) > 0 || len(states) > 0 || err != nil || serr != nil {
-		t.Error(days, states, err, serr)
+	v, verr := l.Delivery(day, "a.test")
+	if len(days) > 0 || v.Domain != "" || err != nil || verr != nil {
+		t.Error(days, v, err, verr)
 	}
 	l.clock.set("2026-11-30 12:00")
 	l.write(success("a.test"))
@@ -312,7 +356,7 @@ func TestAFlippedBitInTheLogCountsNothingWrong(t *testing.T) {
 	l.open()
 	l.merge()
 	l.mustCount(day, "a.test", 1, 0)
-	if domains, err := l.Domains(day, "", 10); err != nil || len(domains) != 1 {
+	if domains, err := l.domains(day); err != nil || len(domains) != 1 {
 		t.Error(domains, err)
 	}
 	if want := fmt.Sprintf("bytes=%d\n", int64(len(b))-whole); !strings.Contains(l.log.String(), want) {
@@ -320,50 +364,34 @@ func TestAFlippedBitInTheLogCountsNothingWrong(t *testing.T) {
 	}
 }
 
-func TestStatesAreStoredAndPaged(t *testing.T) {
+func TestDeliveriesAreStoredTogetherOrNotAtAll(t *testing.T) {
 	l := newLab(t, store.Options{})
 	l.write(success("a.test"), success("b.test"))
 	l.merge()
 	at := l.clock.now()
-	states := []tlsrpt.State{
-		{Day: day, Kind: tlsrpt.Planned},
-		{Day: day, Domain: "a.test", Kind: tlsrpt.Planned, ReportID: "20261130.a.test.x@relay.test", Next: at, Changed: at, Sessions: 7},
-		{Day: day, Domain: "a.test", Destination: "https://a.test/" + strings.Repeat("x", 1100), Kind: tlsrpt.Refused, Reason: "400", Attempts: 3},
-		{Day: day, Domain: "a.test", Destination: "mailto:r@a.test", Kind: tlsrpt.Attempting, Begun: at, Attempts: 1},
-		{Day: day, Domain: "b.test", Destination: "mailto:r@b.test", Kind: tlsrpt.Suppressed},
-	}
-	if err := l.PutStates([]tlsrpt.State{states[4], states[1], states[3]}); err != nil {
+	a := delivery("a.test", tlsrpt.Receiver{URI: "https://a.test/" + strings.Repeat("x", 985), Kind: tlsrpt.Refused, Reason: "400", Changed: at},
+		tlsrpt.Receiver{URI: "mailto:r@a.test", Kind: tlsrpt.Attempting, Changed: at})
+	a.ReportID, a.Next, a.Attempts = "20261130.a.test.x@relay.test", at, 3
+	b := delivery("b.test", tlsrpt.Receiver{Kind: tlsrpt.Suppressed})
+	old := a
+	old.Attempts, old.To = 1, b.To
+	if err := errors.Join(l.PutDeliveries(b, old), l.PutDeliveries(a)); err != nil {
 		t.Fatal(err)
 	}
-	changed := states[1]
-	changed.Kind = tlsrpt.Expired
-	if err := l.PutStates([]tlsrpt.State{states[0], changed, states[2]}); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.PutStates(states[1:2]); err != nil {
-		t.Fatal(err)
+	gone := delivery("c.test", b.To...)
+	gone.Day = next
+	if err := l.PutDeliveries(delivery("z.test", b.To...), gone); !errors.Is(err, store.ErrNoDay) {
+		t.Error(err)
 	}
 	l.reopen()
-	for domain, want := range map[string][]tlsrpt.State{"": states[:1], "a.test": states[1:4], "b.test": states[4:], "a": nil, "a.test.test": nil} {
-		if got, err := l.States(day, domain); err != nil || !reflect.DeepEqual(got, want) {
+	for domain, want := range map[string]tlsrpt.Delivery{"a.test": a, "b.test": b, "a": {}, "a.test.test": {}, "z.test": {}} {
+		if got, err := l.Delivery(day, domain); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %+v, %v\nnot\n%+v", domain, got, err, want)
 		}
 	}
-	for _, tt := range []struct {
-		state tlsrpt.State
-		err   error
-	}{
-		{tlsrpt.State{Day: next, Domain: "a.test", Kind: tlsrpt.Planned}, store.ErrNoDay},
-		{tlsrpt.State{Day: day, Domain: "a.test", Destination: strings.Repeat("x", 2048)}, store.ErrTooLong},
-		{tlsrpt.State{Day: day, Domain: "a.test", Reason: strings.Repeat("x", 1025)}, store.ErrTooLong},
-	} {
-		all := []tlsrpt.State{{Day: day, Domain: "z.test", Kind: tlsrpt.Planned}, tt.state}
-		if err := l.PutStates(all); !errors.Is(err, tt.err) {
-			t.Errorf("%v, want %v", err, tt.err)
-		}
-	}
-	if states, err := l.States(day, "z.test"); len(states) > 0 || err != nil {
-		t.Errorf("a state was stored beside one that failed: %+v, %v", states, err)
+	var got []tlsrpt.Delivery
+	if err := l.Deliveries(day, func(v tlsrpt.Delivery) error { got = append(got, v); return nil }); err != nil || !reflect.DeepEqual(got, []tlsrpt.Delivery{a, b}) {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

@@ -1,0 +1,301 @@
+package deliver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
+)
+
+const (
+	// maxAttempts end 24 hours after the first (RFC 8460, 5.5). Attempts are counted, not
+	// hours: a clock that jumps gives up no report.
+	maxAttempts   = 8
+	maxRetryAfter = 4 * time.Hour // for which a receiver can have us wait
+)
+
+// pauses are those after each attempt; the last one is repeated.
+var pauses = [...]time.Duration{10 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 8 * time.Hour}
+
+// Errors that Config.Mail and Config.Post wrap.
+var (
+	ErrRefused = errors.New("refused")                     // an answer that will not change
+	ErrNoMTA   = errors.New("our own MTA does not answer") // whoever the mail is for
+)
+
+// A LaterError is a failure of a receiver that says when to try again.
+type LaterError struct {
+	After time.Duration
+	Err   error
+}
+
+func (e *LaterError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the underlying error.
+func (e *LaterError) Unwrap() error { return e.Err }
+
+// Reasons why a receiver gets no report.
+var (
+	errNoRecord   = errors.New("no usable record")
+	errGone       = errors.New("the record no longer names it")
+	errSuppressed = errors.New("suppressed by the administrator")
+	errTooMany    = errors.New("too many reports go to this receiver: see max_per_destination in [tlsrpt]")
+)
+
+// isFinal reports whether err is one of these reasons.
+func isFinal(err error) bool {
+	return errors.Is(err, errNoRecord) || errors.Is(err, errGone) || errors.Is(err, errSuppressed) || errors.Is(err, errTooMany)
+}
+
+// A pass is one look at a day.
+type pass struct {
+	*Deliverer
+	ctx        context.Context
+	day        tlsrpt.Day
+	suppressed map[string]time.Time
+	quota      func() (*quota, error)
+	group      errgroup.Group // of domains whose reports are under way
+
+	mu   sync.Mutex
+	slow map[string]int // failures that took long, by who caused them
+	left int            // reports that stay open
+}
+
+// begin returns a pass of a day, and the stage of the day. It plans a day that is closed.
+func (d *Deliverer) begin(ctx context.Context, day tlsrpt.Day) (*pass, tlsrpt.Stage, error) {
+	p := &pass{Deliverer: d, ctx: ctx, day: day, slow: map[string]int{}}
+	p.quota = sync.OnceValues(func() (*quota, error) { return d.newQuota(day) })
+	p.group.SetLimit(sendsAtOnce)
+	stage, err := d.Store.Stage(day)
+	if err == nil {
+		p.suppressed, err = d.Store.Suppressed()
+	}
+	if err != nil || stage != tlsrpt.StageClosed {
+		return p, stage, err
+	}
+	if err := p.plan(); err != nil {
+		return p, stage, err
+	}
+	return p, tlsrpt.StagePlanned, d.Store.SetStage(day, tlsrpt.StagePlanned)
+}
+
+// deliver makes an attempt for the open receivers of a domain in a goroutine, if it is
+// due.
+func (p *pass) deliver(v tlsrpt.Delivery) {
+	if v.Open() == 0 {
+		return
+	}
+	attempt := func() (err error) {
+		if !v.Next.After(p.Now()) {
+			err = p.attempt(&v)
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.left += v.Open()
+		return err
+	}
+	p.group.Go(attempt)
+}
+
+// attempt makes one attempt for each open receiver of a domain. The error is from the
+// store, or says that ctx has ended.
+func (p *pass) attempt(v *tlsrpt.Delivery) (err error) {
+	defer recoverInto(&err)
+	destinations, noRecord := p.record(v.Domain)
+	if p.ctx.Err() != nil {
+		return p.ctx.Err()
+	}
+	v.Attempts++
+	v.Next = p.Now().Add(pauses[min(v.Attempts, len(pauses))-1])
+	if err := p.address(v, destinations); err != nil {
+		return err
+	}
+	for i := range v.To {
+		r := &v.To[i]
+		if !r.Kind.Open() {
+			continue
+		}
+		to, err := p.mayTry(r, destinations)
+		if noRecord != nil {
+			err = noRecord
+		}
+		if err == nil {
+			r.Kind, r.Changed = tlsrpt.Attempting, p.Now()
+			if err := p.Store.PutDeliveries(*v); err != nil { // before the attempt
+				return err
+			}
+			if err = p.send(v, to); err != nil && p.ctx.Err() != nil {
+				return p.ctx.Err()
+			}
+		}
+		p.settle(v, r, err)
+	}
+	return p.Store.PutDeliveries(*v)
+}
+
+// address adds to a delivery the destinations of the record that it does not know yet.
+func (p *pass) address(v *tlsrpt.Delivery, destinations []report.Destination) error {
+	if len(destinations) > 0 && v.To[0].URI == "" {
+		v.To = nil
+	}
+	for _, to := range destinations {
+		if len(v.To) >= report.MaxDestinations || slices.ContainsFunc(v.To, func(r tlsrpt.Receiver) bool { return r.URI == to.URI }) {
+			continue
+		}
+		q, err := p.quota()
+		if err != nil {
+			return err
+		}
+		v.To = append(v.To, tlsrpt.Receiver{URI: to.URI, Kind: tlsrpt.Planned, Changed: p.Now()})
+		if !q.take(v.Domain, to) {
+			p.settle(v, &v.To[len(v.To)-1], errTooMany)
+		}
+	}
+	return nil
+}
+
+// mayTry returns the destination of a receiver, or why no attempt is made.
+func (p *pass) mayTry(r *tlsrpt.Receiver, destinations []report.Destination) (to report.Destination, err error) {
+	at := slices.IndexFunc(destinations, func(to report.Destination) bool { return to.URI == r.URI })
+	if at < 0 {
+		return to, errGone
+	}
+	switch to = destinations[at]; {
+	case p.suppressed[to.Name()].After(p.Now()):
+		err = errSuppressed
+	case p.exhausted(registrable(to.Host)) || to.Address != "" && p.exhausted(ourMTA):
+		err = errors.New("not tried: others have just waited there in vain")
+	}
+	return to, err
+}
+
+// settle takes note of what came of an attempt.
+func (p *pass) settle(v *tlsrpt.Delivery, r *tlsrpt.Receiver, err error) {
+	r.Kind, r.Reason, r.Changed = tlsrpt.Accepted, "", p.Now()
+	if err != nil {
+		r.Kind, r.Reason = tlsrpt.Planned, reason(err)
+	}
+	if later, ok := errors.AsType[*LaterError](err); ok {
+		if at := r.Changed.Add(min(later.After, maxRetryAfter)); at.After(v.Next) {
+			v.Next = at
+		}
+	}
+	switch {
+	case isFinal(err):
+		r.Kind = tlsrpt.Suppressed
+	case errors.Is(err, ErrRefused):
+		r.Kind, r.Reason = tlsrpt.Refused, strings.TrimPrefix(r.Reason, ErrRefused.Error()+": ")
+	case err != nil && v.Attempts >= maxAttempts:
+		r.Kind = tlsrpt.Expired
+	}
+	p.Deliverer.mu.Lock()
+	p.stats.Reports[r.Kind]++
+	if errors.Is(err, errTooMany) {
+		p.stats.LeftOut = time.Now()
+	}
+	p.Deliverer.mu.Unlock()
+	next := "no other attempt"
+	if r.Kind == tlsrpt.Planned {
+		next = "tried again at " + v.Next.UTC().Format(time.RFC3339)
+	}
+	if err != nil && p.lines.Allow() {
+		p.Log.Info("a TLS report was not delivered", "domain", v.Domain, "day", v.Day, "to", r.URI, "err", r.Reason, "next", next)
+	}
+}
+
+// reason is an error as it is stored.
+func reason(err error) string { return text.Cut(text.Printable(err.Error()), maxReasonText) }
+
+// record asks for a domain's TLSRPT record. The error wraps errNoRecord if the answer is
+// that the domain wants no reports.
+func (p *pass) record(domain string) (_ []report.Destination, err error) {
+	defer recoverInto(&err)
+	zone := "zone " + registrable(domain)
+	if p.exhausted(zone) {
+		return nil, fmt.Errorf("the record was not asked for: the name servers of the %s have just kept others waiting", zone)
+	}
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(p.ctx, askTime)
+	defer cancel()
+	answer, err := p.Resolver.Query(ctx, report.RecordName(domain), resolver.TypeTXT)
+	if err != nil {
+		p.note(zone, start)
+		return nil, err
+	}
+	destinations, err := report.FindRecord(answer.Texts)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoRecord, err)
+	}
+	return destinations, nil
+}
+
+// ourMTA stands for the receiver of all mail: no name that a record can have.
+const ourMTA = "mail"
+
+// send hands a report over once.
+func (p *pass) send(v *tlsrpt.Delivery, to report.Destination) (err error) {
+	defer recoverInto(&err)
+	text, err := p.compressed(v)
+	switch {
+	case errors.Is(err, report.ErrTooLarge):
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	case err != nil:
+		return err
+	}
+	start, receiver := time.Now(), registrable(to.Host)
+	if to.Address == "" {
+		err = p.Post(p.ctx, to.URI, text)
+	} else {
+		var message []byte
+		message, err = p.Reporter.Message(report.Mail{To: to.Address, Day: v.Day, Domain: v.Domain, ID: v.ReportID, Compressed: text, Date: p.Now()})
+		if err != nil {
+			return err
+		}
+		err = p.Mail(p.ctx, p.Reporter.Sender(), to.Address, message)
+	}
+	if errors.Is(err, ErrNoMTA) {
+		receiver = ourMTA
+	}
+	if err != nil {
+		p.note(receiver, start)
+	}
+	return err
+}
+
+// compressed returns the report of a delivery.
+func (p *pass) compressed(v *tlsrpt.Delivery) ([]byte, error) {
+	p.loading.Lock()
+	defer p.loading.Unlock()
+	day, err := p.Store.Load(v.Day, v.Domain)
+	if err != nil {
+		return nil, err
+	}
+	return p.Reporter.Build(day, v.ReportID).Compress()
+}
+
+// note counts a failure if it came late. A zone that never answers, or a receiver that
+// holds connections open, must not hold up others for long.
+func (p *pass) note(who string, start time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(start) >= slow {
+		p.slow[who]++
+	}
+}
+
+// exhausted reports whether who is left alone for now.
+func (p *pass) exhausted(who string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.slow[who] >= patience
+}
