@@ -45,6 +45,8 @@ var modes = []mode{
 		"or the days of one destination"},
 	{"report", "[DOMAIN [DAY]]", 0, 2, (*app).report, "print the TLS reports and how far they are, or the JSON of one\n" +
 		"(DAY is 2026-11-30, today or yesterday)"},
+	{"read-report", "FILE...", 1, many, (*app).readReport, "print what TLS reports say that others sent: JSON, gzip, mail,\n" +
+		"mbox, folders (- is standard input); exit 1: failures; 2: unreadable"},
 	{"recipe", "postfix|exim", 1, 1, (*app).recipe, "print the configuration that the installed MTA needs"},
 	{"version", "", 0, 0, nil, "print the version"},
 }
@@ -61,8 +63,8 @@ var options = []struct {
 	{"failing", "", []string{"cache"}, "with -cache: only policies whose last fetch failed"},
 	{"for", "T", []string{"exempt", "report"}, "with -exempt and -suppress: for how long"},
 	{"healthy", "", []string{"query"}, "with -query: exit 0 whatever the reply is, 2 without one"},
-	{"json", "", []string{"cache", "explain", "probe", "waiting", "check", "tls", "report"}, "with -cache, -explain, -probe, -waiting, -check, -tls, -report:\n" +
-		"one JSON object per line"},
+	{"json", "", []string{"cache", "explain", "probe", "waiting", "check", "tls", "report", "read-report"}, "with -cache, -explain, -probe, -waiting, -check, -tls, -report,\n" +
+		"-read-report: one JSON object per line"},
 	{"map", "NAME", []string{"query", "probe"}, "with -query: the map to ask in (default postfix); with -probe:\n" +
 		"the map that the MTA asks in (default: the best for the MTA here)"},
 	{"mode", "MODE", []string{"cache"}, "with -cache: only policies of that mode: enforce, testing or none"},

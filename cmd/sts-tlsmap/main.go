@@ -76,6 +76,9 @@ func (a *app) run(ctx context.Context) (int, error) {
 	if a.flags.mode == nil {
 		return a.daemon()
 	}
+	if a.flags.is("read-report") {
+		return a.flags.mode.run(a, ctx) // perhaps on a machine without the daemon
+	}
 	if a.cfg, a.cfgErr = config.Load(a.flags.config); a.cfgErr != nil && !a.flags.is("check") {
 		return 0, configError(a.cfgErr)
 	}

@@ -42,11 +42,11 @@ func TestEveryFlagIsWhereFlagsAreListedAndNoOther(t *testing.T) {
 		name, text, mention string
 		without             []string
 	}{
-		{"-help", usage(), `(?m)^  -(\w+)`, []string{"help"}},
-		{"sts-tlsmap(8)", packaged(t, "man/sts-tlsmap.8"), `(?m)^\.It Fl (\w+)`, nil},
-		{"bash", strings.Split(packaged(t, "completion/sts-tlsmap.bash"), "esac")[1], `[' ]-(\w+)`, []string{"t", "W", "F"}},
-		{"zsh", packaged(t, "completion/_sts-tlsmap"), `(?m)^\s(?:"\(\$modes\)|')-(\w+)\[`, nil},
-		{"fish", packaged(t, "completion/sts-tlsmap.fish"), ` -o (\w+)`, nil},
+		{"-help", usage(), `(?m)^  -([\w-]+)`, []string{"help"}},
+		{"sts-tlsmap(8)", packaged(t, "man/sts-tlsmap.8"), `(?m)^\.It Fl ([\w-]+)`, nil},
+		{"bash", strings.Split(packaged(t, "completion/sts-tlsmap.bash"), "esac")[1], `[' ]-(\w[\w-]*)`, []string{"t", "W", "F"}},
+		{"zsh", packaged(t, "completion/_sts-tlsmap"), `(?m)^\s(?:"\(\$modes\)|')-([\w-]+)\[`, nil},
+		{"fish", packaged(t, "completion/sts-tlsmap.fish"), ` -o ([\w-]+)`, nil},
 	} {
 		var got []string
 		for _, m := range regexp.MustCompile(c.mention).FindAllStringSubmatch(c.text, -1) {
@@ -104,7 +104,7 @@ func TestTheREADMEListsEveryFlagAndNoOther(t *testing.T) {
 	_, rest, _ := strings.Cut(packaged(t, "../README.md"), "## Command line\n")
 	section, _, _ := strings.Cut(rest, "\n## ")
 	got := []string{"help"} // not worth a row
-	for _, m := range regexp.MustCompile("[`[ ]-(\\w+)").FindAllStringSubmatch(section, -1) {
+	for _, m := range regexp.MustCompile("[`[ ]-([\\w-]+)").FindAllStringSubmatch(section, -1) {
 		got = append(got, m[1])
 	}
 	slices.Sort(got)
