@@ -15,7 +15,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
@@ -117,7 +116,7 @@ func (a *app) tlsOf(ctx context.Context, arg string) (int, error) {
 }
 
 // detailWords say how sessions failed.
-func detailWords(d report.Detail) string {
+func detailWords(d tlsrpt.Detail) string {
 	words := string(d.Result)
 	if d.MXHost != "" {
 		words += " at " + d.MXHost

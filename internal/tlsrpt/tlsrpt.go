@@ -52,23 +52,24 @@ const (
 	MaxDetails       = 100  // details of a policy's day
 )
 
-// A Policy is what a session was judged by.
+// A Policy is what a session was judged by. Its JSON is that of a report, as with Failure
+// and Detail.
 type Policy struct {
-	Type    PolicyType `json:"type"`
-	Domain  string     `json:"domain"`            // policy-domain, A-labels; for tlsa the MX host (RFC 8460, 1.1)
-	Strings []string   `json:"strings,omitempty"` // policy-string (RFC 8460, 4.5): at most MaxPolicyStrings, printable, of at most MaxText bytes
-	MXHosts []string   `json:"mx,omitempty"`      // mx-host, of sts only: at most MaxPolicyStrings host names, or "*." and one
+	Type    PolicyType `json:"policy-type"`
+	Strings []string   `json:"policy-string"`     // RFC 8460, 4.5: at most MaxPolicyStrings, printable, of at most MaxText bytes
+	Domain  string     `json:"policy-domain"`     // A-labels; for tlsa the MX host (RFC 8460, 1.1)
+	MXHosts []string   `json:"mx-host,omitempty"` // of sts only: at most MaxPolicyStrings host names, or "*." and one
 }
 
 // A Failure is what was wrong with a session. It is comparable: failures that are
 // equal are one detail of a report. Zero: not known.
 type Failure struct {
-	Result      ResultType `json:"result"`
-	SendingIP   netip.Addr `json:"from,omitzero"`
-	MXHost      string     `json:"mx,omitzero"`   // receiving-mx-hostname
-	HELO        string     `json:"helo,omitzero"` // receiving-mx-helo, one host name
-	ReceivingIP netip.Addr `json:"to,omitzero"`
-	Reason      string     `json:"reason,omitzero"` // failure-reason-code, printable ASCII of at most MaxText bytes
+	Result      ResultType `json:"result-type"`
+	SendingIP   netip.Addr `json:"sending-mta-ip,omitzero"` // RFC 5952, as netip writes it; see Address
+	MXHost      string     `json:"receiving-mx-hostname,omitzero"`
+	HELO        string     `json:"receiving-mx-helo,omitzero"` // one host name
+	ReceivingIP netip.Addr `json:"receiving-ip,omitzero"`
+	Reason      string     `json:"failure-reason-code,omitzero"` // printable ASCII of at most MaxText bytes
 }
 
 // An Event is one session under one policy, or one policy fetch that failed.
@@ -100,7 +101,7 @@ func (d Day) End() time.Time { return d.Begin().AddDate(0, 0, 1) }
 // A Detail is a failure and how many sessions had it.
 type Detail struct {
 	Failure
-	Sessions uint64 `json:"n"`
+	Sessions uint64 `json:"failed-session-count"`
 }
 
 // A Summary is one policy's day. Failure types are not exclusive (RFC 8460, 4): the

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -99,34 +98,15 @@ type DateRange struct {
 
 // A Result is what is said of one policy.
 type Result struct {
-	Policy  Policy   `json:"policy"`
-	Summary Summary  `json:"summary"`
-	Details []Detail `json:"failure-details"`
-}
-
-// A Policy is the policy that sessions were judged by.
-type Policy struct {
-	Type    tlsrpt.PolicyType `json:"policy-type"`
-	Strings []string          `json:"policy-string"`
-	Domain  string            `json:"policy-domain"`
-	MXHosts []string          `json:"mx-host,omitempty"` // sts only
+	Policy  tlsrpt.Policy   `json:"policy"`
+	Summary Summary         `json:"summary"`
+	Details []tlsrpt.Detail `json:"failure-details"`
 }
 
 // A Summary counts the sessions of a policy.
 type Summary struct {
 	Successful uint64 `json:"total-successful-session-count"`
 	Failed     uint64 `json:"total-failure-session-count"`
-}
-
-// A Detail is one way in which sessions failed.
-type Detail struct {
-	Result      tlsrpt.ResultType `json:"result-type"`
-	SendingIP   netip.Addr        `json:"sending-mta-ip,omitzero"` // RFC 5952, as netip writes it
-	MXHost      string            `json:"receiving-mx-hostname,omitempty"`
-	HELO        string            `json:"receiving-mx-helo,omitempty"`
-	ReceivingIP netip.Addr        `json:"receiving-ip,omitzero"`
-	Sessions    uint64            `json:"failed-session-count"`
-	Reason      string            `json:"failure-reason-code,omitempty"`
 }
 
 // Build returns the report of a domain's day.
@@ -139,21 +119,8 @@ func (r *Reporter) Build(day tlsrpt.DomainDay, id string) *Report {
 		Policies:     []Result{},
 	}
 	for _, s := range day.Policies {
-		result := Result{
-			Policy:  Policy{Type: s.Policy.Type, Strings: append([]string{}, s.Policy.Strings...), Domain: cmp.Or(s.Policy.Domain, day.Domain)},
-			Summary: Summary{s.Successful, s.Failed},
-			Details: []Detail{},
-		}
-		if s.Policy.Type == tlsrpt.TypeSTS {
-			result.Policy.MXHosts = s.Policy.MXHosts // erratum 6241: an array
-		}
-		for _, d := range s.Details {
-			result.Details = append(result.Details, Detail{
-				Result: d.Result, SendingIP: d.SendingIP.Unmap().WithZone(""), MXHost: d.MXHost, HELO: d.HELO,
-				ReceivingIP: d.ReceivingIP.Unmap().WithZone(""), Sessions: d.Sessions, Reason: d.Reason,
-			})
-		}
-		report.Policies = append(report.Policies, result)
+		s.Policy.Strings = append([]string{}, s.Policy.Strings...) // an array, also where it is empty
+		report.Policies = append(report.Policies, Result{s.Policy, Summary{s.Successful, s.Failed}, append([]tlsrpt.Detail{}, s.Details...)})
 	}
 	return report
 }

@@ -29,14 +29,14 @@ func example() tlsrpt.DomainDay {
 	}
 	for i, result := range tlsrpt.ResultTypes {
 		sts.Details = append(sts.Details, tlsrpt.Detail{Sessions: uint64(i + 1), Failure: tlsrpt.Failure{Result: result,
-			SendingIP: netip.MustParseAddr("2001:db8:0:0:1:0:0:ABCD"), ReceivingIP: netip.MustParseAddr("::ffff:203.0.113.58"),
+			SendingIP: netip.MustParseAddr("2001:db8:0:0:1:0:0:ABCD"), ReceivingIP: tlsrpt.Address("::ffff:203.0.113.58"),
 			MXHost: "mx1.mail.example.com", HELO: "mx1.mail.example.com", Reason: `a "reason" <\>`}})
 	}
 	sts.Details = append(sts.Details, tlsrpt.Detail{Sessions: 9, Failure: tlsrpt.Failure{Result: tlsrpt.STSPolicyFetchError}})
 	return tlsrpt.DomainDay{Domain: "example.com", Day: "2026-11-30", Policies: []tlsrpt.Summary{
 		sts,
 		{Policy: tlsrpt.Policy{Type: tlsrpt.TypeTLSA, Domain: "mx2.example.com", Strings: []string{"3 1 1 0D6FCE3A"}}, Successful: 1},
-		{Policy: tlsrpt.Policy{Type: tlsrpt.TypeNone}, Failed: 1},
+		{Policy: tlsrpt.Policy{Type: tlsrpt.TypeNone, Domain: "example.com"}, Failed: 1},
 	}}
 }
 
@@ -138,7 +138,7 @@ func TestRFC8460_4_4_FieldsWithoutAValueAreLeftOutAndArraysAreThere(t *testing.T
 			`"contact-info":"sts-reporting@company-x.example","report-id":"1@company-x.example","policies":[{"policy":{"policy-type":"sts",`,
 		`"mx-host":["*.mail.example.com"]},"summary":{"total-successful-session-count":5326,"total-failure-session-count":303},`,
 		`{"result-type":"starttls-not-supported","sending-mta-ip":"2001:db8::1:0:0:abcd","receiving-mx-hostname":"mx1.mail.example.com",` +
-			`"receiving-mx-helo":"mx1.mail.example.com","receiving-ip":"203.0.113.58","failed-session-count":1,"failure-reason-code":`,
+			`"receiving-mx-helo":"mx1.mail.example.com","receiving-ip":"203.0.113.58","failure-reason-code":"a \"reason\" \u003c\\\u003e","failed-session-count":1}`,
 		`{"result-type":"sts-policy-fetch-error","failed-session-count":9}`,
 		`{"policy":{"policy-type":"tlsa","policy-string":["3 1 1 0D6FCE3A"],"policy-domain":"mx2.example.com"},` +
 			`"summary":{"total-successful-session-count":1,"total-failure-session-count":0},"failure-details":[]}`,

@@ -85,14 +85,20 @@ func (s *segment) add(batch []byte) {
 	}
 	for len(sessions) > 0 {
 		var session []byte
-		if session, sessions = takeBytes(sessions); keyLen(session) <= len(session) {
+		if session, sessions = takeBytes(sessions); key(session) != nil {
 			s.sessions = append(s.sessions, session)
 		}
 	}
 }
 
-// keyLen returns the length of a session's key.
-func keyLen(session []byte) int { return bytes.IndexByte(session, 0) + 1 + hashSize }
+// key returns the key of a session; nil: it is none.
+func key(session []byte) []byte {
+	n := bytes.IndexByte(session, 0) + 1 + hashSize
+	if n > len(session) {
+		return nil
+	}
+	return session[:n]
+}
 
 func appendBytes(b, v []byte) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(v))), v...)

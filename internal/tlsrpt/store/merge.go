@@ -41,24 +41,41 @@ func (s *Store) mergeSealed() error {
 	}
 }
 
-func (s *Store) mergeSegment(name string) error {
-	seg, err := readSegment(name)
+// mergeSegment merges a segment, some keys in each transaction. Each stores how far it
+// came, so a crash counts nothing twice.
+func (s *Store) mergeSegment(path string) error {
+	seg, err := readSegment(path)
 	if err != nil {
 		return err
 	}
 	if seg.torn > 0 {
 		s.o.Log.Warn("the log of TLS sessions cannot be read to its end, as after a crash; what is there is lost",
-			"path", name, "bytes", seg.torn)
+			"path", path, "bytes", seg.torn)
 	}
-	for ended := false; !ended; {
+	head := append([]byte(filepath.Base(path)), 0) // of the progress of this segment
+	for rest := seg.sessions; len(rest) > 0; {
 		if s.shut.Load() {
 			return ErrClosed
 		}
-		m := merging{seg: seg, room: s.o.MaxSize - s.used(), dropped: make(map[string]uint64)}
-		err := s.update(func(tx *bbolt.Tx) (err error) {
+		m := merging{seg: seg, full: s.used() >= s.o.MaxSize, dropped: make(map[string]uint64)}
+		err := s.update(func(tx *bbolt.Tx) error {
 			m.tx = tx
-			ended, err = m.run(filepath.Base(name))
-			return err
+			meta, last := tx.Bucket(bucketMeta), []byte(nil)
+			if done, ok := bytes.CutPrefix(meta.Get(keyProgress), head); ok {
+				last = done
+				rest = rest[sort.Search(len(rest), func(i int) bool { return bytes.Compare(key(rest[i]), done) > 0 }):]
+			}
+			for n := 0; n < mergeKeys && len(rest) > 0; n++ {
+				k, same := key(rest[0]), 1
+				for same < len(rest) && bytes.HasPrefix(rest[same], k) {
+					same++
+				}
+				if err := m.add(k, rest[:same]); err != nil {
+					return err
+				}
+				last, rest = k, rest[same:]
+			}
+			return meta.Put(keyProgress, append(head, last...))
 		})
 		if err != nil {
 			return err
@@ -72,41 +89,16 @@ func (s *Store) mergeSegment(name string) error {
 type merging struct {
 	seg  *segment
 	tx   *bbolt.Tx
-	room int64 // bytes that may be added before domains not seen before are dropped
+	full bool // no new domain, policy or kind of failure gets a place
 
 	sessions uint64            // counted
 	dropped  map[string]uint64 // by reason, see Stats
 }
 
-// run goes on with the segment where the last transaction ended, and stores how far it
-// came: so a crash counts nothing twice. It reports whether the segment has ended.
-func (m *merging) run(name string) (ended bool, err error) {
-	meta, head := m.tx.Bucket(bucketMeta), append([]byte(name), 0)
-	key, again := bytes.CutPrefix(meta.Get(keyProgress), head)
-	rest := m.seg.sessions
-	if again {
-		rest = rest[sort.Search(len(rest), func(i int) bool {
-			return bytes.Compare(rest[i], key) > 0 && !bytes.HasPrefix(rest[i], key)
-		}):]
-	}
-	for keys := 0; keys < mergeKeys && len(rest) > 0; keys++ {
-		key = rest[0][:keyLen(rest[0])]
-		n := 1
-		for n < len(rest) && bytes.HasPrefix(rest[n], key) {
-			n++
-		}
-		if err := m.group(key, rest[:n]); err != nil {
-			return false, err
-		}
-		rest = rest[n:]
-	}
-	return len(rest) == 0, meta.Put(keyProgress, append(head, key...))
-}
-
-// group adds the sessions of one key.
-func (m *merging) group(key []byte, sessions [][]byte) error {
-	n, keySize := uint64(len(sessions)), len(key)
-	day, key := key[:dayLen], key[dayLen:]
+// add adds the sessions of one key.
+func (m *merging) add(key []byte, sessions [][]byte) error {
+	n := uint64(len(sessions))
+	day, domainKey := key[:dayLen], key[dayLen:]
 	if m.tx.Bucket(bucketStage).Get(day) != nil {
 		m.dropped["late"] += n
 		return nil
@@ -116,9 +108,8 @@ func (m *merging) group(key []byte, sessions [][]byte) error {
 		return err
 	}
 	var sum tlsrpt.Summary
-	old := sums.Get(key)
-	if old == nil {
-		if why, err := m.admit(day, key, sums); why != "" || err != nil {
+	if old := sums.Get(domainKey); old == nil {
+		if why, err := m.admit(day, domainKey, sums); why != "" || err != nil {
 			m.dropped[why] += n
 			return err
 		}
@@ -126,49 +117,39 @@ func (m *merging) group(key []byte, sessions [][]byte) error {
 		return errValue
 	}
 	for _, session := range sessions {
-		add(&sum, session[keySize:], m.room <= 0)
+		count(&sum, session[len(key):], m.full)
 	}
 	value, err := json.Marshal(&sum)
 	if err != nil {
 		return err
 	}
-	m.room -= int64(len(value)-len(old)) * 3 / 2 // pages are two thirds full on average
 	m.sessions += n
-	return sums.Put(key, value)
+	return sums.Put(domainKey, value)
 }
 
 // admit stores the policy of a new key of the day. If there is no room for the key, it
 // returns why.
 func (m *merging) admit(day, key []byte, sums *bbolt.Bucket) (why string, err error) {
-	policies, err := m.tx.Bucket(bucketPolicy).CreateBucketIfNotExists(day)
-	if err != nil {
-		return "", err
-	}
-	domain, hash := key[:len(key)-hashSize], key[len(key)-hashSize:]
-	var text []byte
-	if policies.Get(hash) == nil {
-		text = m.seg.texts[policyHash(hash)]
-	}
-	need := int64(len(key)+len(text)+64) * 3 / 2
-	if m.room < need {
+	if m.full {
 		return "full", nil
 	}
+	domain, hash := key[:len(key)-hashSize], key[len(key)-hashSize:]
 	n, c := 0, sums.Cursor()
 	for k, _ := c.Seek(domain); bytes.HasPrefix(k, domain); k, _ = c.Next() {
 		if n++; n == maxPolicies {
 			return "policies", nil
 		}
 	}
-	m.room -= need
-	if text != nil {
-		err = policies.Put(hash, text)
+	policies, err := m.tx.Bucket(bucketPolicy).CreateBucketIfNotExists(day)
+	if err == nil && policies.Get(hash) == nil {
+		err = policies.Put(hash, m.seg.texts[policyHash(hash)])
 	}
 	return "", err
 }
 
-// add adds a session: nothing if it succeeded, else the JSON of its failures. full: no
-// new failure gets a place of its own.
-func add(sum *tlsrpt.Summary, failures []byte, full bool) {
+// count counts a session: a success if failures is empty, else the JSON of its failures.
+// full: no new failure gets a place of its own.
+func count(sum *tlsrpt.Summary, failures []byte, full bool) {
 	if len(failures) == 0 {
 		sum.Successful++
 		return

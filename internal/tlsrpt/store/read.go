@@ -30,36 +30,44 @@ func (s *Store) Days() (days []tlsrpt.Day, err error) {
 // Domains calls f with each recipient domain of a day, in order, until f fails. f may
 // write to the store.
 func (s *Store) Domains(day tlsrpt.Day, f func(tlsrpt.Total) error) error {
-	for after := []byte{0}; ; {
-		var batch []tlsrpt.Total
-		err := s.view(func(tx *bbolt.Tx) error {
+	return pages(func(after string) (batch []tlsrpt.Total, err error) {
+		err = s.view(func(tx *bbolt.Tx) error {
 			return totals(tx, day, after, func(t tlsrpt.Total, _ int) (more bool) {
 				batch = append(batch, t)
 				return len(batch) < page
 			})
 		})
-		for _, t := range batch {
-			if err == nil {
-				err = f(t)
+		return batch, err
+	}, func(t tlsrpt.Total) string { return t.Domain }, f)
+}
+
+// pages calls f with all that read returns, until f fails. read returns a page of what
+// comes after a domain.
+func pages[T any](read func(after string) ([]T, error), domain func(T) string, f func(T) error) error {
+	for after := ""; ; {
+		batch, err := read(after)
+		for _, v := range batch {
+			if err != nil {
+				return err
 			}
+			after, err = domain(v), f(v)
 		}
 		if err != nil || len(batch) < page {
 			return err
 		}
-		after = append([]byte(batch[page-1].Domain), 1) // behind its keys
 	}
 }
 
-// totals calls f with each domain of a day behind a key, in order, and the bytes read of
-// it, while f wants more.
-func totals(tx *bbolt.Tx, day tlsrpt.Day, after []byte, f func(t tlsrpt.Total, size int) (more bool)) error {
+// totals calls f with each domain of a day that comes after a name, in order, and the
+// bytes read of it, while f wants more.
+func totals(tx *bbolt.Tx, day tlsrpt.Day, after string, f func(t tlsrpt.Total, size int) (more bool)) error {
 	b := tx.Bucket(bucketDay).Bucket([]byte(day))
 	if b == nil {
 		return nil
 	}
 	var t tlsrpt.Total
 	size, c := 0, b.Cursor()
-	for k, v := c.Seek(after); k != nil; k, v = c.Next() {
+	for k, v := c.Seek([]byte(after + "\x01")); k != nil; k, v = c.Next() {
 		domain, _, _ := bytes.Cut(k, []byte{0})
 		if string(domain) != t.Domain {
 			if t.Domain != "" && !f(t, size) {
@@ -99,7 +107,7 @@ func (s *Store) Worst(day tlsrpt.Day, n, limit int) (all Total, worst []string, 
 		list = list[:min(len(list), n)]
 	}
 	err = s.view(func(tx *bbolt.Tx) error {
-		return totals(tx, day, nil, func(t tlsrpt.Total, size int) (more bool) {
+		return totals(tx, day, "", func(t tlsrpt.Total, size int) (more bool) {
 			all.Domains, all.Successful, all.Failed = all.Domains+1, all.Successful+t.Successful, all.Failed+t.Failed
 			if t.Failed > 0 {
 				list = append(list, t)
@@ -131,8 +139,8 @@ func (s *Store) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
 func (s *Store) Brief(day tlsrpt.Day, domain string, details int) ([]tlsrpt.Summary, error) {
 	return s.summaries(day, domain, func(sum *tlsrpt.Summary, text []byte) error {
 		var policy struct {
-			Type   tlsrpt.PolicyType
-			Domain string
+			Type   tlsrpt.PolicyType `json:"policy-type"`
+			Domain string            `json:"policy-domain"`
 		}
 		err := json.Unmarshal(text, &policy)
 		sum.Policy = tlsrpt.Policy{Type: policy.Type, Domain: policy.Domain}

@@ -45,15 +45,14 @@ func (s *Store) SetStage(day tlsrpt.Day, stage tlsrpt.Stage) error {
 // Deliveries calls f with each delivery of a day, in the order of domains, until f fails.
 // f may write to the store.
 func (s *Store) Deliveries(day tlsrpt.Day, f func(tlsrpt.Delivery) error) error {
-	for after := []byte{0}; ; {
-		var batch []tlsrpt.Delivery
-		err := s.view(func(tx *bbolt.Tx) error {
+	return pages(func(after string) (batch []tlsrpt.Delivery, err error) {
+		err = s.view(func(tx *bbolt.Tx) error {
 			b := tx.Bucket(bucketDelivery).Bucket([]byte(day))
 			if b == nil {
 				return nil
 			}
 			c := b.Cursor()
-			for k, v := c.Seek(after); k != nil && len(batch) < page; k, v = c.Next() {
+			for k, v := c.Seek([]byte(after + "\x00")); k != nil && len(batch) < page; k, v = c.Next() {
 				var d tlsrpt.Delivery
 				if json.Unmarshal(v, &d) != nil || d.Domain != string(k) || len(d.To) == 0 {
 					return errValue
@@ -62,16 +61,8 @@ func (s *Store) Deliveries(day tlsrpt.Day, f func(tlsrpt.Delivery) error) error 
 			}
 			return nil
 		})
-		for _, d := range batch {
-			if err == nil {
-				err = f(d)
-			}
-		}
-		if err != nil || len(batch) < page {
-			return err
-		}
-		after = domainKey(batch[page-1].Domain)
-	}
+		return batch, err
+	}, func(d tlsrpt.Delivery) string { return d.Domain }, f)
 }
 
 // Delivery returns the delivery of a domain's day, or a zero one.

@@ -30,7 +30,6 @@ const (
 	DefaultMaxSize = 2 << 30
 	DefaultKeep    = 14 * 24 * time.Hour
 
-	closeWait   = 10 * time.Second // how long Close waits for a commit
 	upkeepEvery = time.Minute
 )
 
@@ -108,23 +107,14 @@ func (s *Store) Run(ctx context.Context) {
 	}
 }
 
-// Close ends the store. What is in the log is merged at the next start.
+// Close ends the store when the commit under way has ended. What is in the log is merged at
+// the next start.
 func (s *Store) Close() error {
 	s.shut.Store(true) // ends a merge under way
-	closed := make(chan error, 1)
-	go func() {
-		s.turn.Lock()
-		defer s.turn.Unlock()
-		err := errors.Join(s.log.seal(), s.file.Load().Close(ErrClosed))
-		s.starts.Forget()
-		closed <- err
-	}()
-	select {
-	case err := <-closed:
-		return err
-	case <-time.After(closeWait):
-		return fmt.Errorf("close %s: a commit does not end", s.path)
-	}
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	s.starts.Forget()
+	return errors.Join(s.log.seal(), s.file.Load().Close(ErrClosed))
 }
 
 // Write appends a batch to the log. When it returns nil, the batch is on disk, or was

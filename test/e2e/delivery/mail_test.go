@@ -95,19 +95,19 @@ func TestReportsReachReceiversWithBrokenTLSThroughExim(t *testing.T) {
 	w.feed(t, target, false)
 	w.night(t, on(0))
 	wantReport(t, w, r, target, dayOf(on(1)), report.Result{
-		Policy:  report.Policy{Type: tlsrpt.TypeNone, Domain: target, Strings: []string{}},
+		Policy:  tlsrpt.Policy{Type: tlsrpt.TypeNone, Domain: target, Strings: []string{}},
 		Summary: report.Summary{Successful: 1, Failed: 1},
-		Details: []report.Detail{{Result: tlsrpt.CertificateExpired, SendingIP: netip.MustParseAddr("192.0.2.1"), MXHost: "mx." + target,
-			HELO: "mx." + target, ReceivingIP: netip.MustParseAddr("192.0.2.2"), Sessions: 1}},
+		Details: []tlsrpt.Detail{{Sessions: 1, Failure: tlsrpt.Failure{Result: tlsrpt.CertificateExpired, SendingIP: netip.MustParseAddr("192.0.2.1"),
+			MXHost: "mx." + target, HELO: "mx." + target, ReceivingIP: netip.MustParseAddr("192.0.2.2")}}},
 	})
 }
 
 // enforced is the result of one good session with a domain of the lab.
 func enforced(d *testlab.Domain) report.Result {
 	return report.Result{
-		Policy: report.Policy{Type: tlsrpt.TypeSTS, Domain: d.Name, MXHosts: []string{"mx1." + d.Name},
+		Policy: tlsrpt.Policy{Type: tlsrpt.TypeSTS, Domain: d.Name, MXHosts: []string{"mx1." + d.Name},
 			Strings: []string{"version: STSv1", "mode: enforce", "mx: mx1." + d.Name, "max_age: 604800"}},
-		Summary: report.Summary{Successful: 1}, Details: []report.Detail{},
+		Summary: report.Summary{Successful: 1}, Details: []tlsrpt.Detail{},
 	}
 }
 

@@ -199,8 +199,8 @@ var daneRows = []row{{
 	// Postfix tells of nothing. For this map the daemon looks MX records up itself.
 	what: "an MX host that the policy does not list", domain: "unlisted.test", with: unlisted, status: deferred,
 	want: func(d *testlab.Domain) []report.Result {
-		return []report.Result{with(sts(d, 0, 1, unlisted.MX...), report.Detail{
-			Result: tlsrpt.ValidationFailure, MXHost: d.Mail[0].Name, Sessions: 1, Reason: tlsrpt.ReasonMXMismatch})}
+		return []report.Result{with(sts(d, 0, 1, unlisted.MX...), tlsrpt.Detail{Sessions: 1, Failure: tlsrpt.Failure{
+			Result: tlsrpt.ValidationFailure, MXHost: d.Mail[0].Name, Reason: tlsrpt.ReasonMXMismatch}})}
 	},
 	told: -1, ours: true,
 }}
@@ -276,42 +276,42 @@ func tlsaFailed(kind tlsrpt.ResultType, reason string) func(*testlab.Domain) []r
 }
 
 func noPolicySucceeded(d *testlab.Domain) []report.Result {
-	return []report.Result{{Policy: report.Policy{Type: tlsrpt.TypeNone, Strings: []string{}, Domain: d.Name},
-		Summary: report.Summary{Successful: 1}, Details: []report.Detail{}}}
+	return []report.Result{{Policy: tlsrpt.Policy{Type: tlsrpt.TypeNone, Strings: []string{}, Domain: d.Name},
+		Summary: report.Summary{Successful: 1}, Details: []tlsrpt.Detail{}}}
 }
 
 // notFetched is what Postfix says, and what the daemon adds. ADDRESS is the policy host's.
 func notFetched(kind tlsrpt.ResultType, reason string) func(*testlab.Domain) []report.Result {
 	return func(d *testlab.Domain) []report.Result {
 		return append(noPolicySucceeded(d), report.Result{
-			Policy:  report.Policy{Type: tlsrpt.TypeSTS, Strings: []string{}, Domain: d.Name},
-			Summary: report.Summary{Failed: 1}, Details: []report.Detail{{Result: kind, Sessions: 1,
-				Reason: strings.ReplaceAll(reason, "ADDRESS", d.Policy.Server.Addr.String())}}})
+			Policy:  tlsrpt.Policy{Type: tlsrpt.TypeSTS, Strings: []string{}, Domain: d.Name},
+			Summary: report.Summary{Failed: 1}, Details: []tlsrpt.Detail{{Sessions: 1, Failure: tlsrpt.Failure{Result: kind,
+				Reason: strings.ReplaceAll(reason, "ADDRESS", d.Policy.Server.Addr.String())}}}})
 	}
 }
 
 // sts is a domain's enforced policy with these patterns.
 func sts(d *testlab.Domain, successful, failed uint64, patterns ...string) report.Result {
 	text := strings.TrimSuffix(testlab.PolicyText("enforce", day7, patterns...), "\r\n")
-	return report.Result{Policy: report.Policy{Type: tlsrpt.TypeSTS, Strings: strings.Split(text, "\r\n"), Domain: d.Name, MXHosts: patterns},
-		Summary: report.Summary{Successful: successful, Failed: failed}, Details: []report.Detail{}}
+	return report.Result{Policy: tlsrpt.Policy{Type: tlsrpt.TypeSTS, Strings: strings.Split(text, "\r\n"), Domain: d.Name, MXHosts: patterns},
+		Summary: report.Summary{Successful: successful, Failed: failed}, Details: []tlsrpt.Detail{}}
 }
 
 // tlsa is the TLSA record of an MX host, which is the policy domain (RFC 8460, 1.1).
 func tlsa(m *testlab.MailHost, successful, failed uint64, record string) report.Result {
-	return report.Result{Policy: report.Policy{Type: tlsrpt.TypeTLSA, Strings: []string{record}, Domain: m.Name},
-		Summary: report.Summary{Successful: successful, Failed: failed}, Details: []report.Detail{}}
+	return report.Result{Policy: tlsrpt.Policy{Type: tlsrpt.TypeTLSA, Strings: []string{record}, Domain: m.Name},
+		Summary: report.Summary{Successful: successful, Failed: failed}, Details: []tlsrpt.Detail{}}
 }
 
-func with(r report.Result, details ...report.Detail) report.Result {
+func with(r report.Result, details ...tlsrpt.Detail) report.Result {
 	r.Details = details
 	return r
 }
 
 // detail is one session that failed at a host.
-func detail(m *testlab.MailHost, kind tlsrpt.ResultType, reason string) report.Detail {
-	return report.Detail{Result: kind, SendingIP: netip.MustParseAddr("127.0.0.1"), MXHost: m.Name, HELO: m.Name, ReceivingIP: m.Addr,
-		Sessions: 1, Reason: reason}
+func detail(m *testlab.MailHost, kind tlsrpt.ResultType, reason string) tlsrpt.Detail {
+	return tlsrpt.Detail{Sessions: 1, Failure: tlsrpt.Failure{Result: kind, SendingIP: netip.MustParseAddr("127.0.0.1"),
+		MXHost: m.Name, HELO: m.Name, ReceivingIP: m.Addr, Reason: reason}}
 }
 
 // patterns returns n MX patterns, with the last one.
