@@ -22,6 +22,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/fleet"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -53,6 +54,8 @@ type service struct {
 	control  *control.Server
 	observer *observe.Observer
 	reports  *reporting.Service // nil: off
+	fleet    *fleet.Fleet       // nil: off, or fleetErr
+	fleetErr error
 
 	sessions   net.PacketConn // for TLS reports, passed by systemd; nil: none
 	passed     listeners      // by systemd; nil: not asked for yet
@@ -127,7 +130,8 @@ func (s *service) open() error {
 		s.log.Warn("too few file descriptors for the concurrency of discoveries", "concurrency", cfg.Lookup.Concurrency, "at_once", most,
 			"next", "raise LimitNOFILE=, or lower max_connections in [socket] or concurrency in [lookup]")
 	}
-	s.keeper = keeper.New(keeper.Options{
+	s.openFleet()
+	keeping := keeper.Options{
 		Clock:            s.clock,
 		Store:            s.store,
 		Network:          s.out.client,
@@ -139,7 +143,11 @@ func (s *service) open() error {
 		LookupTimeout: cfg.Lookup.Timeout, LookupConcurrency: min(most, cfg.Lookup.Concurrency), MaxQuestions: most, FetchTimeout: cfg.Fetch.Timeout,
 		Recheck: cfg.Refresh.Recheck, UnusedAfter: cfg.Refresh.UnusedAfter,
 		FetchRate: float64(cfg.Refresh.FetchRate), RefreshConcurrency: cfg.Refresh.Concurrency,
-	})
+	}
+	if s.fleet != nil {
+		keeping.Fleet = s.fleet
+	}
+	s.keeper = keeper.New(keeping)
 	answering := tlsmap.Options{Policies: s.keeper, NextHops: s.out.checker, Timeout: cfg.Lookup.Timeout, Log: s.log, Now: s.clock.Now}
 	if cfg.TLSRPT.On() {
 		answering.Failed = func(domain []byte, barred []string) { s.reports.Failed(domain, barred) }
@@ -184,6 +192,9 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 	s.reports = s.newReports()
 	reported := make(chan struct{})
 	go func() { defer close(reported); s.reports.Run(keeping) }()
+	if s.fleet != nil {
+		go s.fleet.Run(keeping)
+	}
 	s.serve(s.listeners[keyListen], s.sockets.Serve)
 	s.serve(s.listeners[keyControl], s.control.Serve)
 	s.serve(s.listeners[keyMetrics], s.observer.Serve)

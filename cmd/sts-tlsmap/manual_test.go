@@ -247,6 +247,13 @@ func TestTheRangesInTheManualAreTheProgrammes(t *testing.T) {
 		"tlsrpt.submit":         {".Ql smtp:HOST:PORT ,", `"sendmail:/s"`, `"lmtp:/s"`},
 		"tlsrpt.dkim_key":       {"A file with", `""`, `7`},
 		"tlsrpt.dkim_selector":  {"The selector", `""`, `7`},
+
+		"fleet.url":           {".Ql valkey://USER@HOST:6379 ,", `"clusters://a,b:1"`, `"http://a"`},
+		"fleet.password_file": {"A file with", `""`, `7`},
+		"fleet.key_file":      {"a file with", `""`, `7`},
+		"fleet.ca_file":       {"Certificates in PEM form", `""`, `7`},
+		"fleet.prefix":        {"The beginning", `"x"`, `7`},
+		"fleet.name":          {"The name", `""`, `7`},
 	} {
 		if text := manualText(t, key); !strings.Contains(text, c.says) {
 			t.Errorf("%s: %q is not in the manual, which has\n%s", key, c.says, text)

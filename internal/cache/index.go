@@ -23,6 +23,7 @@ var (
 	keyNewest  = []byte("newest")   // int64, Unix seconds: Options.Now at the last commit
 	keyInDoubt = []byte("in-doubt") // int64, Unix seconds: Options.InDoubtSince at the last commit, 0: the clock was not in doubt
 	keySalvage = []byte("salvage")  // names of the files that are still to be searched, a line each
+	keyFleet   = []byte("fleet")    // checksum and stamps of the orders that the fleet gave
 )
 
 // schemaVersion counts the layouts of the file, that of the values included.

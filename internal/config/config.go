@@ -60,6 +60,7 @@ type Config struct {
 	Refresh Refresh `key:"refresh"`
 	Exempt  Exempt  `key:"exempt"`
 	TLSRPT  TLSRPT  `key:"tlsrpt"`
+	Fleet   Fleet   `key:"fleet"`
 
 	Maps []mta.Map // the built-in ones first, then those of the file by name
 
@@ -148,6 +149,18 @@ func (t *TLSRPT) Mistake(key string, err error) error {
 // Reports says whether reports are sent.
 func (t *TLSRPT) Reports() bool { return t.Organization != "" && t.Contact != "" && t.Sender != "" }
 
+// Fleet is [fleet]: the server by which relays share what they learn.
+type Fleet struct {
+	URL          string `key:"url" is:"engine"` // empty: this relay is alone
+	PasswordFile string `key:"password_file" is:"path"`
+	KeyFile      string `key:"key_file" is:"path"`
+	CAFile       string `key:"ca_file" is:"path"` // empty: the system's roots
+	Prefix       string `key:"prefix" default:"sts-tlsmap:"`
+	Name         string `key:"name"` // empty: the host name
+
+	Errs Errors // mistakes in the table, by Load: they turn the fleet off, and cost no mail
+}
+
 // On says whether TLS sessions are collected, or are to be once Errs are corrected.
 func (t *TLSRPT) On() bool { return t.Collect || t.Reports() || len(t.Errs) > 0 }
 
@@ -169,7 +182,7 @@ func Default() *Config {
 
 // Load reads the file at path. An empty path stands for DefaultPath, whose
 // absence is no error. If the file could be read, the error is an Errors, without the
-// mistakes in [tlsrpt]. Beside
+// mistakes in [tlsrpt] and [fleet]. Beside
 // any error the Config has the default in place of what is missing or wrong.
 func Load(path string) (*Config, error) {
 	name := path
@@ -190,9 +203,12 @@ func Load(path string) (*Config, error) {
 		return c, err
 	}
 	for _, e := range all {
-		if strings.HasPrefix(e.Key, "tlsrpt.") {
+		switch table, _, _ := strings.Cut(e.Key, "."); table {
+		case "tlsrpt":
 			c.TLSRPT.Errs = append(c.TLSRPT.Errs, e)
-		} else {
+		case "fleet":
+			c.Fleet.Errs = append(c.Fleet.Errs, e)
+		default:
 			others = append(others, e)
 		}
 	}

@@ -79,6 +79,13 @@ https_verify = true
 max_per_destination = 17
 report = "failures"
 skip = ["Example.NET", ".example.org"]
+[fleet]
+url = "valkeys://relay@valkey.example:6379"
+password_file = "/etc/password"
+key_file = "/etc/key"
+ca_file = "/etc/ca.pem"
+prefix = "mail:"
+name = "mx1"
 [map.postfix]
 testing = "enforce"
 [map.rehearsal]
@@ -125,6 +132,10 @@ func TestEveryKeyIsTaken(t *testing.T) {
 			Path:          "/var/reports.db", MaxSize: 1 << 30, Keep: 72 * time.Hour, Window: time.Hour,
 			Submit: "sendmail:/usr/sbin/sendmail", Collect: true, DKIMKey: "/etc/dkim.pem", DKIMSelector: "s1",
 			HTTPSVerify: true, MaxPerDestination: 17, Report: "failures", Skip: []string{"example.net", ".example.org"},
+		},
+		Fleet: config.Fleet{
+			URL: "valkeys://relay@valkey.example:6379", PasswordFile: "/etc/password", KeyFile: "/etc/key", CAFile: "/etc/ca.pem",
+			Prefix: "mail:", Name: "mx1",
 		},
 		Maps: []mta.Map{
 			{Name: "postfix", Format: "postfix", Servername: true, Enforce: true, Testing: true},

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -119,7 +120,7 @@ func (k key) setList(d *document, v any) {
 //
 //	min, max  the range of a number, size or duration; of a list its length
 //	is        of an endpoint "unix" or "inet"; of a string "path", "domain",
-//	          "submit" or the words that it may be; without the tag it is any text
+//	          "submit", "engine" or the words that it may be; without the tag it is any text
 //
 // A string or endpoint may be empty if its default is.
 func take(t reflect.Type, tag reflect.StructTag, v any) (value any, expected string) {
@@ -181,11 +182,16 @@ func take(t reflect.Type, tag reflect.StructTag, v any) (value any, expected str
 		isSMTP := strings.HasPrefix(s, "smtp:") && err == nil && !e.AnyPort()
 		isCommand := strings.HasPrefix(s, "sendmail:/") && !strings.ContainsRune(s, 0)
 		return s, unless(isSMTP || isCommand, `"smtp:HOST:PORT", as "smtp:127.0.0.1:25", or "sendmail:/PATH"`)
+	case "engine":
+		return s, unless(isNone || engineURL.MatchString(s), `"valkey://USER@HOST:6379", "sentinel://HOST,HOST/NAME" or "cluster://HOST,HOST"`)
 	default:
 		words := strings.Fields(kind)
 		return s, unless(slices.Contains(words, s), `"`+strings.Join(words, `" or "`)+`"`)
 	}
 }
+
+// engineURL is what a url of [fleet] looks like; package fleet parses it.
+var engineURL = regexp.MustCompile(`^(valkeys?|rediss?|sentinels?|clusters?|unix)://[^\s/]*[\w\])/]+\S*$`)
 
 // unless returns the text, or nothing if the value is good.
 func unless(good bool, text string) string {

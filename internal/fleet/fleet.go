@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/time/rate"
 )
 
@@ -47,7 +48,8 @@ const (
 	maxPending      = 4096 // policies that wait for the engine
 	maxPendingBytes = 8 << 20
 
-	compareOneIn = 50 // adoptions, times the number of relays
+	compareOneIn = 50 // findings, times the number of relays
+	maxCompared  = 128
 )
 
 // Options are what a Fleet is made of.
@@ -86,6 +88,7 @@ type Stats struct {
 	Failed   int64            `json:"failed"`            // not answered
 	Written  int64            `json:"written"`           // policies brought to the engine
 	Dropped  int64            `json:"dropped"`           // policies not brought to it: too many waited
+	Differ   int64            `json:"differ"`            // findings that two fetches did not confirm
 	Refused  map[Reason]int64 `json:"refused,omitempty"` // values that were not believed
 }
 
@@ -99,6 +102,8 @@ type Fleet struct {
 	breaker  breaker
 	wake     chan struct{} // the breaker has opened
 	pending  pending
+	yielded  *lru.Cache[string, struct{}]   // domains that were left to another relay to fetch
+	compared *lru.Cache[string, comparison] // those of which our next fetch is compared
 	orders   orders
 
 	relays   atomic.Int64
@@ -148,6 +153,8 @@ func newFleet(o Options, keys []signingKey, e engine, warnings []string) *Fleet 
 	f := &Fleet{o: o, engine: e, keys: keys, warnings: warnings, wake: make(chan struct{}, 1), lines: rate.NewLimiter(rate.Every(10*time.Second), 10)}
 	f.counts.Refused = make(map[Reason]int64)
 	f.relays.Store(1)
+	f.yielded, _ = lru.New[string, struct{}](maxPending) // the size is valid
+	f.compared, _ = lru.New[string, comparison](maxCompared)
 	f.pending.init()
 	f.orders.init(f)
 	return f
@@ -256,6 +263,7 @@ func (f *Fleet) Run(ctx context.Context) {
 			return
 		}
 		f.report(err)
+		f.orders.save()
 		pause := passEvery
 		if err != nil {
 			pause = tryEvery

@@ -20,10 +20,13 @@ const (
 	orderExempt  = "exempt"
 	orderForget  = "forget"
 	orderRefresh = "refresh"
+
+	forgotHere = "forgot" // not an order: a forget of this relay alone
+	everything = "."      // in place of a domain of forgotHere
 )
 
 // How long an order counts after its stamp.
-var ordersLive = map[string]time.Duration{orderExempt: MaxExempt, orderForget: forgetFor, orderRefresh: time.Hour}
+var ordersLive = map[string]time.Duration{orderExempt: MaxExempt, orderForget: forgetFor, orderRefresh: time.Hour, forgotHere: forgetFor}
 
 const (
 	// MaxExempt is the longest exemption in all relays.
@@ -49,6 +52,7 @@ type orders struct {
 	// The newest stamp of each order, Unix milliseconds, by kind and domain.
 	stamps  map[string]map[string]int64
 	running map[string]bool // by kind and domain
+	dirty   bool            // there are stamps to be written
 
 	writing sync.Mutex
 	wg      sync.WaitGroup
@@ -88,8 +92,21 @@ func (o *orders) load() {
 func (o *orders) forbids(domain string, fetched time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	stamp, ok := o.stamps[orderForget][domain]
-	return ok && fetched.UnixMilli() <= stamp && o.f.o.Now().UnixMilli()-stamp < forgetFor.Milliseconds()
+	stamp := max(o.stamps[orderForget][domain], o.stamps[forgotHere][domain], o.stamps[forgotHere][everything])
+	return fetched.UnixMilli() <= stamp && o.f.o.Now().UnixMilli()-stamp < forgetFor.Milliseconds()
+}
+
+// Forgot takes note of a forget on this relay alone. After very many of them nothing that
+// is older is taken from the engine.
+func (f *Fleet) Forgot(domain string) {
+	o := &f.orders
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.stamps[forgotHere]) >= maxOrders {
+		domain = everything
+	}
+	o.stamps[forgotHere][domain] = f.o.Now().UnixMilli()
+	o.dirty = true
 }
 
 // begin says whether an order was not carried out yet, nor a newer one.
@@ -111,12 +128,13 @@ func (o *orders) end(kind, domain string, stamp time.Time, done bool) {
 	delete(o.running, kind+domain)
 	if done {
 		o.stamps[kind][domain] = max(o.stamps[kind][domain], stamp.UnixMilli())
+		o.dirty = true
 	}
 }
 
 // read has the orders in the engine that are new carried out, in the background.
 func (o *orders) read(ctx context.Context) error {
-	for kind := range ordersLive {
+	for _, kind := range []string{orderExempt, orderForget, orderRefresh} {
 		err := o.f.readHash(ctx, kind, maxOrders, func(domain, sealed string) (keep bool) {
 			v, ok := o.f.open(kind, domain, sealed, 3)
 			if !ok {
@@ -187,12 +205,17 @@ func (o *orders) save() {
 	o.writing.Lock()
 	defer o.writing.Unlock()
 	o.mu.Lock()
+	if !o.dirty {
+		o.mu.Unlock()
+		return
+	}
 	for kind, known := range o.stamps {
 		maps.DeleteFunc(known, func(_ string, stamp int64) bool {
 			return o.f.o.Now().UnixMilli()-stamp > (ordersLive[kind] + maxAhead).Milliseconds()
 		})
 	}
 	text, err := json.Marshal(o.stamps)
+	o.dirty = false
 	o.mu.Unlock()
 	if err == nil {
 		err = o.f.o.Store.WriteFleetStamps(text)

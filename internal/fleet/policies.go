@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +28,7 @@ func policyKey(kind, domain string) string { return kind + ":{" + domain + "}" }
 
 // Find returns the policy of a domain that some relay has fetched, verified and alive. It
 // waits for findWait at most. With the engine away it returns none at once.
-func (f *Fleet) Find(ctx context.Context, domain string) (found keeper.Foreign, ok bool) {
+func (f *Fleet) Find(ctx context.Context, domain string) (found *keeper.Foreign, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, findWait)
 	defer cancel()
 	f.count(&f.counts.Asked)
@@ -35,34 +36,36 @@ func (f *Fleet) Find(ctx context.Context, domain string) (found keeper.Foreign, 
 	reply, err := f.do(ctx, f.key(key), "GET", f.key(key))
 	if err != nil {
 		f.count(&f.counts.Failed)
-		return found, false
+		return nil, false
 	}
 	sealed, ok := reply.(string)
 	if !ok {
-		return found, false
+		return nil, false
 	}
 	v, ok := f.open("p", domain, sealed, 3)
 	if !ok {
-		return found, false
+		return nil, false
 	}
-	found = keeper.Foreign{Domain: domain, Relay: v.fields[0], ID: v.fields[1], Text: []byte(v.fields[2]), Fetched: v.stamp.Truncate(time.Second)}
+	found = &keeper.Foreign{Domain: domain, Relay: v.fields[0], ID: v.fields[1], Text: []byte(v.fields[2]), Fetched: v.stamp.Truncate(time.Second)}
 	p, err := policy.Parse(found.Text)
 	if err != nil {
 		f.refuse(ReasonInvalid, key, err)
-		return found, false
+		return nil, false
 	}
 	// Its life is under the HMAC: nobody can extend it (Merging 3).
 	if found.Expires = found.Fetched.Add(p.MaxAge); !found.Expires.After(f.o.Now()) || f.orders.forbids(domain, found.Fetched) {
-		return found, false
+		return nil, false
 	}
-	found.Compare = rand.Int64N(compareOneIn*f.relays.Load()) == 0
+	if found.Compare = rand.Int64N(compareOneIn*f.relays.Load()) == 0; found.Compare {
+		f.compared.Add(domain, comparison{Foreign: *found})
+	}
 	f.count(&f.counts.Found)
 	return found, true
 }
 
 // Lease asks for the right to do something for a domain that one relay does for all, kind
-// says what. It waits for findWait at most. With the engine away, the right is ours.
-// release gives it back early.
+// says what. It waits for findWait at most. With the engine away, the right is ours; so is the right to
+// fetch at the second try. release gives it back early.
 func (f *Fleet) Lease(ctx context.Context, kind keeper.Lease, domain string, long time.Duration) (release func(), ours bool) {
 	asking, cancel := context.WithTimeout(ctx, findWait)
 	defer cancel()
@@ -72,7 +75,10 @@ func (f *Fleet) Lease(ctx context.Context, kind keeper.Lease, domain string, lon
 		return func() {}, true
 	}
 	if reply == nil {
-		return nil, false
+		if kind != keeper.LeaseFetch || !f.yielded.Remove(domain) {
+			f.yielded.Add(domain, struct{}{})
+			return func() {}, false
+		}
 	}
 	return func() {
 		releasing, cancel := context.WithTimeout(ctx, findWait)
@@ -82,13 +88,39 @@ func (f *Fleet) Lease(ctx context.Context, kind keeper.Lease, domain string, lon
 }
 
 // Announce brings a policy that this relay has fetched to the engine, in the background.
-func (f *Fleet) Announce(found keeper.Foreign) {
-	if f.orders.forbids(found.Domain, found.Fetched) {
-		return
-	}
-	if !f.pending.put(&found, true) {
+// again asks for another fetch, to confirm that an adopted policy was another one.
+func (f *Fleet) Announce(found *keeper.Foreign) (again bool) {
+	if !f.orders.forbids(found.Domain, found.Fetched) && !f.pending.put(found, true) {
 		f.count(&f.counts.Dropped)
 	}
+	return f.compare(found)
+}
+
+// A comparison is a policy of another relay that a fetch of our own is to confirm.
+type comparison struct {
+	keeper.Foreign
+	again bool // one fetch has found another text
+}
+
+// compare compares a fetched policy with the one found before. Under another id the domain
+// has changed it since. Otherwise a second fetch decides (RFC 8461, 8.1).
+func (f *Fleet) compare(own *keeper.Foreign) (again bool) {
+	c, ok := f.compared.Get(own.Domain)
+	if !ok || !own.Fetched.After(c.Fetched) {
+		return false
+	}
+	f.compared.Remove(own.Domain)
+	switch {
+	case bytes.Equal(own.Text, c.Text), own.ID != c.ID:
+	case !c.again:
+		f.compared.Add(own.Domain, comparison{c.Foreign, true})
+		return true
+	default:
+		f.count(&f.counts.Differ)
+		f.o.Log.Warn("the policy that another relay announced is not the one that its host serves; the fetched one is in force", "domain", own.Domain,
+			"relay", c.Relay, "next", "compare sts-tlsmap -explain at both relays; if that relay is not to be trusted, change key_file")
+	}
+	return false
 }
 
 // pending are the policies that wait for the engine, the newest of each domain.

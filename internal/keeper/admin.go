@@ -123,6 +123,13 @@ func (k *Keeper) Refresh(ctx context.Context, domain string) (Refreshed, error) 
 // It returns when the deletion is on disk, and says whether a policy was held and
 // whether a negative result was.
 func (k *Keeper) Forget(ctx context.Context, domain string) (held, failure bool, err error) {
+	if k.o.Fleet != nil {
+		defer k.o.Fleet.Forgot(domain)
+	}
+	return k.forget(ctx, domain)
+}
+
+func (k *Keeper) forget(ctx context.Context, domain string) (held, failure bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, k.o.LookupTimeout)
 	defer cancel()
 	fl := k.flights.beginExclusive(ctx, domain)

@@ -9,13 +9,13 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 )
 
-// await starts the discovery of a domain and waits for it, at most for the lookup
+// await starts do, the discovery of a domain, and waits for it, at most for the lookup
 // time-out; the discovery then goes on. unreadable means that a policy may be
 // stored but cannot be read: mail waits until a fetch succeeds.
-func (k *Keeper) await(ctx context.Context, domain string, unreadable bool, h *Held) error {
+func (k *Keeper) await(ctx context.Context, domain string, unreadable bool, h *Held, do func(*flight)) error {
 	waiting, cancel := context.WithTimeout(ctx, k.o.LookupTimeout)
 	defer cancel()
-	fl, err := k.runOrJoin(waiting, domain, k.discover)
+	fl, err := k.runOrJoin(waiting, domain, do)
 	switch {
 	case err == nil && fl.entry != nil:
 		h.set(&fl.entry.hit, fl.entry)
@@ -79,8 +79,14 @@ func (k *Keeper) discover(fl *flight) {
 		fl.outcome = Refreshed{Domain: fl.domain, Result: policy.ResultOK, Mode: held.Mode.String(), ID: held.ID}
 		return
 	}
-	if err := k.fetch(fl, nil, k.o.LookupTimeout, false); err == nil {
+	if k.o.Fleet != nil && !unreadable {
+		fl.outside = k.findBeside(fl.domain)
+	}
+	err := k.fetch(fl, nil, k.o.LookupTimeout, false)
+	if err == nil {
 		return
+	} else if f := fl.found(); f != nil {
+		k.adoptFirst(fl, f)
 	} else if k.remember(fl.domain, unreadable, err); unreadable {
 		fl.err = ErrUnreadable
 	}

@@ -62,6 +62,8 @@ type Counts struct {
 	Refused           int64 `json:"refused"`  // policies for which the cache had no room
 	Fetches           int64 `json:"fetches"`
 	Panics            int64 `json:"panics"`
+	Adopted           int64 `json:"adopted"`           // policies that another relay fetched
+	NotAdopted        int64 `json:"not_adopted"`       // other policies of other relays, which led to a fetch
 	LogLinesDropped   int64 `json:"log_lines_dropped"` // about single domains, over the rate
 }
 

@@ -24,6 +24,16 @@ type flight struct {
 	err    error         // of a lookup, where entry is nil
 
 	outcome Refreshed // for the administrator
+
+	outside func() *Foreign // waits for the fleet's answer; nil: it is not asked
+}
+
+// found returns the fleet's policy, nil if there is none.
+func (fl *flight) found() *Foreign {
+	if fl.outside == nil {
+		return nil
+	}
+	return fl.outside()
 }
 
 // join returns the flight of a domain, and whether this call began it. The caller

@@ -79,6 +79,7 @@ type Options struct {
 	MatchListCurrent func(list []byte) bool
 	Observe          func(Event) // is told of every question and fetch; must not block
 	Log              *slog.Logger
+	Fleet            Fleet // nil: this relay is alone
 
 	LookupTimeout     time.Duration // how long a lookup waits for a discovery
 	FetchTimeout      time.Duration // how long a fetch takes at most
@@ -196,13 +197,10 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 	}
 	if n := k.negative.get(hash, domain); n != nil && clock.Before(n.Until) {
 		k.counters.add(&k.counters.NegativeHits, 1)
-		if n.unreadable {
-			return ErrUnreadable
+		if k.o.Fleet != nil && n.mayAskFleet(now) {
+			return k.await(ctx, string(domain), false, h, func(fl *flight) { k.askAgain(fl, n) })
 		}
-		if n.notFetched {
-			return ErrNotFetched
-		}
-		return ErrNoPolicy
+		return n.err()
 	}
 	h.Since = time.Now()
 	changes := k.memory.changes.Load() // before anything is read
@@ -213,7 +211,7 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 			h.set(&e.hit, e)
 			return nil
 		}
-		return k.await(ctx, string(domain), false, h)
+		return k.await(ctx, string(domain), false, h, k.discover)
 	}
 	err := k.o.Store.Lookup(domain, &h.hit)
 	switch {
@@ -222,10 +220,10 @@ func (k *Keeper) Lookup(ctx context.Context, domain []byte, h *Held) error {
 	case err == nil && isLive(&h.hit, now):
 		return k.answerStored(ctx, hash, domain, changes, now, h)
 	case err == nil, errors.Is(err, cache.ErrNotFound):
-		return k.await(ctx, string(domain), false, h)
+		return k.await(ctx, string(domain), false, h, k.discover)
 	}
 	k.counters.add(&k.counters.StoreErrors, 1)
-	return k.await(ctx, string(domain), true, h) // it may be an enforced policy
+	return k.await(ctx, string(domain), true, h, k.discover) // it may be an enforced policy
 }
 
 // answerStored answers from a live policy in the store.
@@ -233,7 +231,7 @@ func (k *Keeper) answerStored(ctx context.Context, hash uint64, domain []byte, c
 	if !k.o.MatchListCurrent(h.hit.Match) {
 		r, err := k.current(string(domain))
 		if err != nil {
-			return k.await(ctx, string(domain), true, h)
+			return k.await(ctx, string(domain), true, h, k.discover)
 		}
 		h.hit.Match = append(h.hit.Match[:0], r.Match...)
 	}

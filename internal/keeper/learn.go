@@ -33,6 +33,8 @@ type Foreign struct {
 
 	Relay   string // of the fleet, that says so
 	Compare bool   // with a fetch of our own, soon
+
+	policy *policy.Policy // of Text; check sets it
 }
 
 // errProbeDomain rejects a policy for the watchdog's name, which must have none.
@@ -67,15 +69,14 @@ func (k *Keeper) Learn(ctx context.Context, domain string) (Learned, error) {
 // becomes due. If no policy is held, our own TXT record must have the same id, or our
 // discovery fail.
 func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
-	p, err := f.check(k.o.Now())
-	if err != nil {
+	if err := f.check(k.o.Now()); err != nil {
 		return Learned{}, err
 	}
 	held, unreadable := k.look(f.Domain)
 	switch {
 	case unreadable:
 		return Learned{}, fmt.Errorf("the stored policy of %s cannot be read, and is to be fetched", f.Domain)
-	case held == nil && p.Mode != policy.ModeEnforce:
+	case held == nil && f.policy.Mode != policy.ModeEnforce:
 		return k.Learn(ctx, f.Domain)
 	case held == nil:
 		if err := k.learnRate.Wait(ctx); err != nil {
@@ -98,54 +99,67 @@ func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
 		return Learned{}, ctx.Err()
 	}
 	defer k.flights.end(fl)
-	r := &cache.Record{Domain: f.Domain, ID: f.ID}
+	r := &cache.Record{Domain: f.Domain}
 	if held, _ = k.look(f.Domain); held != nil {
 		newer := held.Fetched.Before(f.Fetched.Truncate(time.Second))
-		if !newer || !renews(held, p) || f.Expires.Before(held.Expires) {
+		if !newer || !renews(held, &f) {
 			if newer {
-				k.wg.Go(func() { k.fetchNow(k.life, f.Domain, "") })
+				k.wg.Go(func() { k.fetchNow(k.life, f.Domain, "", true) })
 			}
 			return Learned{Domain: f.Domain, Result: policy.ResultOK, Mode: held.Mode.String(), Held: true}, nil
 		}
 		r.Regular = held.Regular
 	}
+	now := k.o.Now()
+	k.put(r, &f)
+	r.Used = now                     // it was learned for the mail that will come
+	fetchAt(r, now.Add(time.Second)) // when this flight has ended
+	k.finishTaken(fl, r)
+	return Learned{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), Taken: true}, nil
+}
+
+// put puts the policy of another node into a record.
+func (k *Keeper) put(r *cache.Record, f *Foreign) {
+	r.ID, r.PendingID = f.ID, ""
 	if rec, err := policy.ParseRecord("v=STSv1; id=" + f.ID); err != nil || rec.ID != f.ID {
 		r.ID = "" // as for a policy whose record was not seen
 	}
-	now := k.o.Now()
-	r.Mode, r.Text, r.Match = p.Mode, f.Text, k.o.MatchList(p)
+	r.Mode, r.Text, r.Match = f.policy.Mode, f.Text, k.o.MatchList(f.policy)
 	r.Fetched, r.Expires = f.Fetched, f.Expires
-	r.Used = now                     // it was learned for the mail that will come
-	fetchAt(r, now.Add(time.Second)) // when this flight has ended
-	schedule(r, now, k.o.UnusedAfter)
+	r.Failures, r.FailedAt, r.LastError, r.Slow = 0, time.Time{}, "", false
+}
+
+// finishTaken stores a record with the policy of another node.
+func (k *Keeper) finishTaken(fl *flight, r *cache.Record) {
+	schedule(r, k.o.Now(), k.o.UnusedAfter)
 	k.store(r, false)
 	fl.tried = true
 	fl.entry = k.entryOf(r)
 	fl.outcome = Refreshed{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), ID: r.ID, Changed: true}
-	return Learned{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), Taken: true}, nil
 }
 
-// renews says whether a policy is at least as strict as the enforced one that is held.
-func renews(held *cache.Record, p *policy.Policy) bool {
+// renews says whether a policy is at least as strict as the enforced one that is held: with
+// the same or fewer mx patterns, and not for a shorter life.
+func renews(held *cache.Record, f *Foreign) bool {
 	old, err := policy.Parse(held.Text)
-	return err == nil && held.Mode == policy.ModeEnforce && p.Mode == policy.ModeEnforce &&
-		!slices.ContainsFunc(p.MX, func(mx string) bool { return !slices.Contains(old.MX, mx) })
+	return err == nil && held.Mode == policy.ModeEnforce && f.policy.Mode == policy.ModeEnforce && !f.Expires.Before(held.Expires) &&
+		!slices.ContainsFunc(f.policy.MX, func(mx string) bool { return !slices.Contains(old.MX, mx) })
 }
 
 // check says whether the policy can be taken over at now, and parses it.
-func (f *Foreign) check(now time.Time) (*policy.Policy, error) {
-	p, err := policy.Parse(f.Text)
+func (f *Foreign) check(now time.Time) (err error) {
+	f.policy, err = policy.Parse(f.Text)
 	switch {
 	case f.Domain == ProbeDomain:
-		return nil, errProbeDomain
+		return errProbeDomain
 	case err != nil:
-		return nil, fmt.Errorf("the policy of %s does not parse: %w", f.Domain, err)
+		return fmt.Errorf("the policy of %s does not parse: %w", f.Domain, err)
 	case f.Fetched.After(now.Add(clockSlack)):
-		return nil, fmt.Errorf("the policy of %s was fetched in the future (%s): check the clocks", f.Domain, f.Fetched.Format(time.RFC3339))
-	case f.Expires.After(f.Fetched.Add(p.MaxAge)):
-		return nil, fmt.Errorf("the policy of %s would last longer than its max_age", f.Domain)
+		return fmt.Errorf("the policy of %s was fetched in the future (%s): check the clocks", f.Domain, f.Fetched.Format(time.RFC3339))
+	case f.Expires.After(f.Fetched.Add(f.policy.MaxAge)):
+		return fmt.Errorf("the policy of %s would last longer than its max_age", f.Domain)
 	case !f.Expires.After(now):
-		return nil, fmt.Errorf("the policy of %s has expired", f.Domain)
+		return fmt.Errorf("the policy of %s has expired", f.Domain)
 	}
-	return p, nil
+	return nil
 }

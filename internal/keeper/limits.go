@@ -60,6 +60,10 @@ const (
 	overdueBy        = time.Hour       // see turns
 	visitsPerSecond  = 500             // due records looked at
 
+	// Of a fleet.
+	fetchLease    = 45 * time.Second // to fetch a policy for all relays
+	askFleetEvery = time.Minute      // for a domain that has failed
+
 	keepExpired = 7 * 24 * time.Hour // an expired policy stays in the store, in case the clock was ahead
 	purgeEvery  = 10 * time.Minute
 	purgeBatch  = 500

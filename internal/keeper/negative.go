@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -18,13 +19,32 @@ type Negative struct {
 	// succeeded between two failures of this domain. It may be an outage of ours otherwise.
 	Proven bool `json:"-"`
 
-	unreadable bool   // a policy may be stored, and cannot be read
-	notFetched bool   // the lookup's error is ErrNotFetched
-	failures   int    // in a row
-	others     uint64 // fetches that had succeeded, see health
+	unreadable bool          // a policy may be stored, and cannot be read
+	notFetched bool          // the lookup's error is ErrNotFetched
+	failures   int           // in a row
+	asked      *atomic.Int64 // when the fleet was asked, Unix seconds
+	others     uint64        // fetches that had succeeded, see health
 }
 
-func (n *Negative) name() string  { return n.Domain }
+func (n *Negative) name() string { return n.Domain }
+
+// err is the error of a lookup.
+func (n *Negative) err() error {
+	switch {
+	case n.unreadable:
+		return ErrUnreadable
+	case n.notFetched:
+		return ErrNotFetched
+	}
+	return ErrNoPolicy
+}
+
+// mayAskFleet says whether the fleet is to be asked for a domain that has failed: once a minute.
+func (n *Negative) mayAskFleet(now int64) bool {
+	last := n.asked.Load()
+	return n.Result != policy.ResultNoRecord && !n.unreadable && now-last >= int64(askFleetEvery/time.Second) && n.asked.CompareAndSwap(last, now)
+}
+
 func (n *Negative) weight() int64 { return overheadBytes + int64(len(n.Domain)+len(n.Err)) }
 
 // Negative returns what is remembered of a domain without a policy.
@@ -61,6 +81,8 @@ func (k *Keeper) remember(domain string, unreadable bool, err error) {
 	now, hash := k.o.Now(), k.hash(domain)
 	n := &Negative{Domain: domain, Result: policy.ResultOf(err), Err: policy.Reason(err), Until: now, unreadable: unreadable, notFetched: notFetched(err)}
 	n.others, n.Proven = k.health.fetches(), fetchSign(err) != signBad
+	n.asked = new(atomic.Int64)
+	n.asked.Store(now.Unix())
 	ours := policy.OurFault(err)
 	if !ours {
 		keep := minNegative

@@ -38,7 +38,9 @@ func (k *Keeper) fetchDue(domain string) {
 		if !r.Used.After(r.Fetched) {
 			r.Unattended = min(r.Unattended+1, cache.MaxUnattended)
 		}
-		k.fetchHeld(r, 0, fl, false)
+		if found := k.newsOf(fl, r); found == newsOther || found == newsNone && k.mayFetch(r) {
+			k.fetchHeld(r, 0, fl, false)
+		}
 	} else if !r.Due.Equal(due) {
 		k.store(r, true) // it was used or not used meanwhile
 	}
@@ -65,6 +67,9 @@ func (k *Keeper) fetch(fl *flight, r *cache.Record, within time.Duration, lazily
 		event.Step = StepDiscovery
 	}
 	record, recordErr, found, err := k.ask(fl, r, within)
+	if err == errKnown {
+		return err
+	}
 	if err != nil && k.life.Err() != nil {
 		fl.err = ErrBrokenOff
 		return nil // the daemon ends: nothing was learned
@@ -107,6 +112,9 @@ func (k *Keeper) fetch(fl *flight, r *cache.Record, within time.Duration, lazily
 	if recordErr == nil {
 		r.Checked = now
 	}
+	if err == nil {
+		k.announce(r)
+	}
 	schedule(r, now, k.o.UnusedAfter)
 	e := k.entryOf(r)
 	if isLive(&e.hit, now.Unix()) {
@@ -122,6 +130,7 @@ func (k *Keeper) fetch(fl *flight, r *cache.Record, within time.Duration, lazily
 // ask asks for the record and then for the policy. Where none is held it counts as
 // a question until it knows the policy host's addresses, and ends without a record.
 func (k *Keeper) ask(fl *flight, held *cache.Record, within time.Duration) (record policy.Record, recordErr error, found *policy.Fetched, err error) {
+	begun := time.Now()
 	ctx, cancel := context.WithTimeout(k.life, k.o.FetchTimeout+k.o.LookupTimeout+discoverySteps)
 	defer cancel()
 	ctx, end := context.WithCancelCause(ctx)
@@ -133,6 +142,15 @@ func (k *Keeper) ask(fl *flight, held *cache.Record, within time.Duration) (reco
 		if g.arrive, err = k.questions.ask(ctx, fl.domain, g.evict, g.waited); err == nil {
 			defer g.arrive()
 			record, _, err = k.o.Network.Record(ctx, fl.domain)
+		}
+		if f := fl.found(); f != nil && err == nil {
+			if record.ID == f.ID {
+				err = errKnown
+			}
+			// Else our own discovery decides, while the lookup still waits.
+			limited, cancel := context.WithDeadline(ctx, begun.Add(within*3/4))
+			defer cancel()
+			ctx = limited
 		}
 	}
 	if err == nil {

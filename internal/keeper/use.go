@@ -91,9 +91,16 @@ func (k *Keeper) recheck(r *cache.Record) {
 	k.counters.add(&k.counters.Rechecks, 1)
 	ctx, cancel := context.WithTimeout(k.life, discoverySteps)
 	defer cancel()
+	release, ours := k.mayCheck(ctx, r)
+	if !ours {
+		return
+	}
 	record, err := k.checkRecord(ctx, r)
+	if err != nil {
+		release() // another relay may see it
+	}
 	if now := k.o.Now(); r.Fetched.Sub(now) > clockSlack || err == nil && isNews(r, record.ID, now) {
-		k.fetchNow(ctx, r.Domain, record.ID)
+		k.fetchNow(ctx, r.Domain, record.ID, true)
 	}
 }
 
@@ -117,9 +124,10 @@ func isNews(r *cache.Record, id string, now time.Time) bool {
 	return id != r.ID && id != r.PendingID && now.Sub(r.FailedAt).Abs() >= firstBackoff
 }
 
-// fetchNow fetches a policy before it is due. id is the new one; empty: there is
-// another reason. A fetch less than ten minutes ago puts it off.
-func (k *Keeper) fetchNow(ctx context.Context, domain, id string) {
+// fetchNow fetches a policy before it is due, or takes the fleet's newer one. id is the
+// new one; empty: there is another reason. Unless always is set, it fetches only if the
+// fleet has another policy. A fetch less than ten minutes ago puts it off.
+func (k *Keeper) fetchNow(ctx context.Context, domain, id string, always bool) {
 	fl := k.flights.beginExclusive(ctx, domain)
 	if fl == nil {
 		return
@@ -130,6 +138,10 @@ func (k *Keeper) fetchNow(ctx context.Context, domain, id string) {
 	if err != nil || id != "" && id == r.ID {
 		return
 	}
+	found := k.newsOf(fl, r)
+	if found == newsAdopted || found == newsNone && !always {
+		return
+	}
 	last, _ := k.fetched.Get(k.hash(domain))
 	if at := last.Add(minFetchInterval); now.Before(at) && now.After(last) {
 		fetchAt(r, at)
@@ -137,5 +149,7 @@ func (k *Keeper) fetchNow(ctx context.Context, domain, id string) {
 		k.store(r, true)
 		return
 	}
-	k.fetchHeld(r, 0, fl, false)
+	if found == newsOther || k.mayFetch(r) {
+		k.fetchHeld(r, 0, fl, false)
+	}
 }
