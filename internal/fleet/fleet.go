@@ -28,11 +28,12 @@ import (
 
 // Every limit of the fleet.
 const (
-	findWait  = 100 * time.Millisecond // a question that a lookup or a refresh waits for
-	passWait  = 2 * time.Second        // a question in the background
-	passEvery = 10 * time.Second       // orders are read, and the engine is tried
-	tryEvery  = 2 * time.Second        // the engine is tried while it is away
-	relaysFor = time.Minute            // the list of relays is read
+	findWait   = 100 * time.Millisecond // a question that a lookup or a refresh waits for
+	yieldedFor = 5 * time.Minute        // the second try to fetch a policy succeeds
+	passWait   = 2 * time.Second        // a question in the background
+	passEvery  = 10 * time.Second       // orders are read, and the engine is tried
+	tryEvery   = 2 * time.Second        // the engine is tried while it is away
+	relaysFor  = time.Minute            // the list of relays is read
 
 	breakAfter = 3 // failures in a row open the breaker
 
@@ -102,7 +103,7 @@ type Fleet struct {
 	breaker  breaker
 	wake     chan struct{} // the breaker has opened
 	pending  pending
-	yielded  *lru.Cache[string, struct{}]   // domains that were left to another relay to fetch
+	yielded  *lru.Cache[string, time.Time]  // when a domain was left to another relay to fetch
 	compared *lru.Cache[string, comparison] // those of which our next fetch is compared
 	orders   orders
 
@@ -110,6 +111,8 @@ type Fleet struct {
 	clockOff atomic.Int64
 	latency  atomic.Int64
 	lines    *rate.Limiter
+
+	passEvery time.Duration // but for tests, passEvery
 
 	mu      sync.Mutex
 	trouble string
@@ -150,10 +153,10 @@ func newFleet(o Options, keys []signingKey, e engine, warnings []string) *Fleet 
 	}
 	o.Name = cmp.Or(o.Name, "relay")
 	o.Name = o.Name[:min(len(o.Name), maxName)]
-	f := &Fleet{o: o, engine: e, keys: keys, warnings: warnings, wake: make(chan struct{}, 1), lines: rate.NewLimiter(rate.Every(10*time.Second), 10)}
+	f := &Fleet{o: o, engine: e, keys: keys, warnings: warnings, wake: make(chan struct{}, 1), passEvery: passEvery, lines: rate.NewLimiter(rate.Every(10*time.Second), 10)}
 	f.counts.Refused = make(map[Reason]int64)
 	f.relays.Store(1)
-	f.yielded, _ = lru.New[string, struct{}](maxPending) // the size is valid
+	f.yielded, _ = lru.New[string, time.Time](maxPending) // the size is valid
 	f.compared, _ = lru.New[string, comparison](maxCompared)
 	f.pending.init()
 	f.orders.init(f)
@@ -264,7 +267,7 @@ func (f *Fleet) Run(ctx context.Context) {
 		}
 		f.report(err)
 		f.orders.save()
-		pause := passEvery
+		pause := f.passEvery
 		if err != nil {
 			pause = tryEvery
 		}

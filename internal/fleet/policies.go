@@ -75,10 +75,14 @@ func (f *Fleet) Lease(ctx context.Context, kind keeper.Lease, domain string, lon
 		return func() {}, true
 	}
 	if reply == nil {
-		if kind != keeper.LeaseFetch || !f.yielded.Remove(domain) {
-			f.yielded.Add(domain, struct{}{})
+		now := f.o.Now()
+		if last, ok := f.yielded.Get(domain); kind != keeper.LeaseFetch || !ok || now.Sub(last).Abs() > yieldedFor {
+			if kind == keeper.LeaseFetch {
+				f.yielded.Add(domain, now)
+			}
 			return func() {}, false
 		}
+		f.yielded.Remove(domain)
 	}
 	return func() {
 		releasing, cancel := context.WithTimeout(ctx, findWait)

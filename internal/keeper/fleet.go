@@ -77,7 +77,7 @@ func (k *Keeper) adoptFirst(fl *flight, f *Foreign) {
 	if k.mayLog(k.strangerLines) {
 		k.o.Log.Info("MTA-STS policy found by another relay", "domain", f.Domain, "relay", f.Relay, "id", f.ID, "fetched", f.Fetched.UTC().Format(time.RFC3339))
 	}
-	k.adopt(fl, &cache.Record{Domain: f.Domain, Used: k.o.Now()}, f)
+	k.adopt(fl, &cache.Record{Domain: f.Domain, Used: k.o.Now()}, f, false)
 }
 
 // news is what the fleet has of a held policy.
@@ -100,7 +100,7 @@ func (k *Keeper) newsOf(fl *flight, r *cache.Record) news {
 		return newsNone
 	}
 	if renews(r, f) {
-		k.adopt(fl, r, f)
+		k.adopt(fl, r, f, true)
 		return newsAdopted
 	}
 	// Under the same id it is served differently now and then; the next fetch decides.
@@ -116,13 +116,13 @@ func (k *Keeper) newsOf(fl *flight, r *cache.Record) news {
 }
 
 // adopt takes the policy of another relay.
-func (k *Keeper) adopt(fl *flight, r *cache.Record, f *Foreign) {
+func (k *Keeper) adopt(fl *flight, r *cache.Record, f *Foreign, lazily bool) {
 	k.counters.add(&k.counters.Adopted, 1)
 	k.put(r, f)
 	if draw(r); f.Compare {
 		fetchAt(r, k.o.Now().Add(minFetchInterval))
 	}
-	k.finishTaken(fl, r)
+	k.finishTaken(fl, r, lazily)
 }
 
 // mayFetch says whether this relay is to fetch a held policy now. If another one does, the

@@ -114,7 +114,7 @@ func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
 	k.put(r, &f)
 	r.Used = now                     // it was learned for the mail that will come
 	fetchAt(r, now.Add(time.Second)) // when this flight has ended
-	k.finishTaken(fl, r)
+	k.finishTaken(fl, r, false)
 	return Learned{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), Taken: true}, nil
 }
 
@@ -129,10 +129,10 @@ func (k *Keeper) put(r *cache.Record, f *Foreign) {
 	r.Failures, r.FailedAt, r.LastError, r.Slow = 0, time.Time{}, "", false
 }
 
-// finishTaken stores a record with the policy of another node.
-func (k *Keeper) finishTaken(fl *flight, r *cache.Record) {
+// finishTaken stores a record with the policy of another node; lazily: nobody waits for it.
+func (k *Keeper) finishTaken(fl *flight, r *cache.Record, lazily bool) {
 	schedule(r, k.o.Now(), k.o.UnusedAfter)
-	k.store(r, false)
+	k.store(r, lazily)
 	fl.tried = true
 	fl.entry = k.entryOf(r)
 	fl.outcome = Refreshed{Domain: r.Domain, Result: policy.ResultOK, Mode: r.Mode.String(), ID: r.ID, Changed: true}
