@@ -57,8 +57,8 @@ type service struct {
 	fleet    *fleet.Fleet       // nil: off, or fleetErr
 	fleetErr error
 
-	sessions   net.PacketConn // for TLS reports, passed by systemd; nil: none
-	passed     listeners      // by systemd; nil: not asked for yet
+	sessions   intake    // for TLS reports, passed by systemd
+	passed     listeners // by systemd; nil: not asked for yet
 	own        map[socket]net.Listener
 	listeners  listeners         // those passed, and own ones
 	overridden []string          // keys of the configuration in whose place systemd passed sockets
@@ -229,10 +229,10 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 func (s *service) newReports() *reporting.Service {
 	host, _ := os.Hostname()
 	return reporting.New(reporting.Options{
-		Config: &s.cfg.TLSRPT, Now: s.clock.Now, Passed: s.sessions, Resolver: s.out.resolver, Network: s.out.config, Host: cmp.Or(host, "localhost"),
+		Config: &s.cfg.TLSRPT, Now: s.clock.Now, Passed: s.sessions.postfix, Exim: s.sessions.exim, Resolver: s.out.resolver, Network: s.out.config, Host: cmp.Or(host, "localhost"),
 		Policy: func(domain string) ([]byte, bool) {
 			r, err := s.keeper.Get(domain)
-			return r.Text, err == nil
+			return r.Text, err == nil && s.clock.Now().Before(r.Expires)
 		},
 		Negative: s.keeper.Negative, FetchDead: func() bool { return s.keeper.Stats().FetchDead }, Log: s.log,
 	})

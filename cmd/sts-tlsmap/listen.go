@@ -26,7 +26,8 @@ const (
 	keyControl    = "control"
 	keyMetrics    = "metrics"
 	nameSocketmap = "socketmap"
-	nameTLSRPT    = "tlsrpt" // the socket that Postfix tells of TLS sessions
+	nameTLSRPT    = "tlsrpt"      // the socket that Postfix tells of TLS sessions
+	nameExim      = "tlsrpt-exim" // and Exim's
 )
 
 var socketKeys = []string{keyListen, keyControl, keyMetrics}
@@ -162,20 +163,30 @@ func (s *service) listen(onHold bool) error {
 		"unmask one of them, or free its port, and start anew: systemctl unmask sts-tlsmap.socket; systemctl restart sts-tlsmap")
 }
 
+// An intake is the sockets on which MTAs tell of TLS sessions; nil: none.
+type intake struct {
+	postfix net.PacketConn
+	exim    net.Listener
+}
+
 // passedSockets returns what systemd passed (sd_listen_fds(3)): listeners, and the
-// socket for TLS reports, if there is one. There is an error for each name under which
+// sockets for TLS reports, if there are any. There is an error for each name under which
 // it passed sockets that cannot be used.
-func passedSockets() (l listeners, sessions net.PacketConn, unused []error) {
+func passedSockets() (l listeners, sessions intake, unused []error) {
 	byName, err := activation.ListenersWithNames()
 	if err != nil {
 		unused = append(unused, fmt.Errorf("sockets passed by systemd: %w", err))
 	}
 	for _, one := range byName[nameTLSRPT] { // a datagram socket is a net.Listener here
-		if sessions, err = datagrams(one); err != nil {
-			sessions = new(net.UDPConn) // which reports refuse; lookups go on
+		if sessions.postfix, err = datagrams(one); err != nil {
+			sessions.postfix = new(net.UDPConn) // which reports refuse; lookups go on
 		}
 	}
+	for _, one := range byName[nameExim] {
+		sessions.exim = keepFile(one)
+	}
 	delete(byName, nameTLSRPT)
+	delete(byName, nameExim)
 	l = make(listeners)
 	for _, name := range slices.Sorted(maps.Keys(byName)) { // "socketmap" is the first listener
 		key, list := name, byName[name]
@@ -188,13 +199,19 @@ func passedSockets() (l listeners, sessions net.PacketConn, unused []error) {
 			continue
 		}
 		for _, passed := range list {
-			if u, ok := passed.(*net.UnixListener); ok {
-				u.SetUnlinkOnClose(false) // it is systemd's
-			}
+			keepFile(passed)
 		}
 		l[key] = append(l[key], list...)
 	}
 	return l, sessions, unused
+}
+
+// keepFile has the listener's file stay when it is closed: it is systemd's.
+func keepFile(l net.Listener) net.Listener {
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	return l
 }
 
 // closeOwn closes the sockets that this process opened, and removes their files.

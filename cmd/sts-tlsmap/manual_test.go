@@ -243,6 +243,7 @@ func TestTheRangesInTheManualAreTheProgrammes(t *testing.T) {
 		"tlsrpt.contact":        {"The mail address", `""`, `7`},
 		"tlsrpt.sender":         {"The mail address", `""`, `7`},
 		"tlsrpt.postfix_socket": {".Ql unix:/PATH .", `"unix:/r"`, `"inet:127.0.0.1:1"`},
+		"tlsrpt.exim_socket":    {".Ql unix:/PATH ,", `""`, `"inet:127.0.0.1:1"`},
 		"tlsrpt.path":           {"A path;", `"/r"`, `""`},
 		"tlsrpt.submit":         {".Ql smtp:HOST:PORT ,", `"sendmail:/s"`, `"lmtp:/s"`},
 		"tlsrpt.dkim_key":       {"A file with", `""`, `7`},

@@ -29,7 +29,7 @@ func (a *app) recipe(ctx context.Context) (int, error) {
 	}
 	d := recipe.Daemon{LookupTimeout: a.cfg.Lookup.Timeout, Listen: sockets{keyListen: a.listeners()}.names(keyListen), Maps: a.cfg.Maps}
 	if a.cfg.TLSRPT.On() {
-		d.Sessions, d.ReportSender = a.cfg.TLSRPT.PostfixSocket.Address, a.cfg.TLSRPT.Sender
+		d.Sessions, d.EximSessions, d.ReportSender = a.cfg.TLSRPT.PostfixSocket.Address, a.cfg.TLSRPT.EximSocket.Address, a.cfg.TLSRPT.Sender
 	}
 	r, err := cook(ctx, d)
 	if err != nil {

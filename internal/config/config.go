@@ -120,6 +120,7 @@ type TLSRPT struct {
 	Contact           string            `key:"contact"`
 	Sender            string            `key:"sender"`
 	PostfixSocket     endpoint.Endpoint `key:"postfix_socket" default:"unix:/var/spool/postfix/sts-tlsmap-tlsrpt/tlsrpt.sock" is:"unix"`
+	EximSocket        endpoint.Endpoint `key:"exim_socket" is:"unix"` // zero: none
 	Path              string            `key:"path" default:"/var/lib/sts-tlsmap/reports.db" is:"path"`
 	MaxSize           int64             `key:"max_size" default:"2GiB" min:"16MiB" max:"1TiB"`
 	Keep              time.Duration     `key:"keep" default:"14d" min:"2d" max:"365d"`
@@ -300,6 +301,7 @@ func (d *document) checkSockets(c *Config, dir string) {
 	check("control", &c.Control)
 	check("metrics", &c.Metrics)
 	check("tlsrpt.postfix_socket", &c.TLSRPT.PostfixSocket)
+	check("tlsrpt.exim_socket", &c.TLSRPT.EximSocket)
 }
 
 // checkReports fails for keys of [tlsrpt] that are missing beside others.

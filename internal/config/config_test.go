@@ -67,6 +67,7 @@ organization = "Example"
 contact = "tls@example.test"
 sender = "noreply@example.test"
 postfix_socket = "unix:/run/x/tlsrpt.sock"
+exim_socket = "unix:/run/x/exim.sock"
 path = "/var/reports.db"
 max_size = "1GiB"
 keep = "3d"
@@ -129,6 +130,7 @@ func TestEveryKeyIsTaken(t *testing.T) {
 		TLSRPT: config.TLSRPT{
 			Organization: "Example", Contact: "tls@example.test", Sender: "noreply@example.test",
 			PostfixSocket: endpoint.Endpoint{Network: "unix", Address: "/run/x/tlsrpt.sock"},
+			EximSocket:    endpoint.Endpoint{Network: "unix", Address: "/run/x/exim.sock"},
 			Path:          "/var/reports.db", MaxSize: 1 << 30, Keep: 72 * time.Hour, Window: time.Hour,
 			Submit: "sendmail:/usr/sbin/sendmail", Collect: true, DKIMKey: "/etc/dkim.pem", DKIMSelector: "s1",
 			HTTPSVerify: true, MaxPerDestination: 17, Report: "failures", Skip: []string{"example.net", ".example.org"},

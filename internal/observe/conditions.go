@@ -109,7 +109,7 @@ var conditions = []condition{
 			"a restart of the daemon forgets that they had DANE")},
 	{Reports, Ticket, true, func(s *signs) bool { return s.Reports.Err != nil },
 		func(s *signs) string { return "TLS reports do not work: " + oneLine(s.Reports.Err) },
-		words("see [tlsrpt] in the configuration, and sts-tlsmap-tlsrpt.socket; lookups are not affected, and it is tried again each minute")},
+		words("see [tlsrpt] in the configuration, and the units sts-tlsmap-tlsrpt*.socket; lookups are not affected, and it is tried again each minute")},
 }
 
 func (s *signs) late() time.Duration { return time.Duration(s.Keeper.LateSeconds) * time.Second }

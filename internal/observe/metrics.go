@@ -16,6 +16,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/collect"
 )
 
 // Prefix is how the name of every metric of ours begins.
@@ -142,10 +143,13 @@ var metrics = []metric{
 		}
 	}),
 
-	counters("tls_sessions_total", "TLS sessions that Postfix told of, for TLS reports, by result.", "result", func(s *scrape, put put) {
-		put(float64(s.Reports.Collect.Successful), "success")
-		put(float64(s.Reports.Collect.Failed), "failure")
-	}),
+	define(prometheus.CounterValue, "tls_sessions_total", "TLS sessions that MTAs told of, for TLS reports, by MTA and result.", []string{"mta", "result"},
+		func(s *scrape, put put) {
+			for from, n := range s.Reports.Collect.From {
+				put(float64(n.Successful), collect.Source(from).String(), "success")
+				put(float64(n.Failed), collect.Source(from).String(), "failure")
+			}
+		}),
 	define(prometheus.CounterValue, "tls_sessions_dropped_total", "Datagrams, sessions and parts of them that TLS reports leave out, by reason.", []string{"at", "reason"},
 		func(s *scrape, put put) {
 			for at, dropped := range map[string]map[string]uint64{"intake": s.Reports.Collect.Dropped, "store": s.Reports.Store.Dropped, "policies": {"queue-full": s.Reports.Lost}} {

@@ -67,6 +67,7 @@ func Exim(c EximConf, root fs.FS, d Daemon) (Recipe, error) {
 		return Recipe{}, err
 	}
 	a.parts(a.macros(server))
+	a.reports()
 	a.otherRouters()
 	a.installed()
 	a.retryRules()
@@ -144,6 +145,12 @@ func (a *eximAdvice) macros(server string) string {
 		set("STS_TLSMAP_DOMAINS", "! +local_domains")
 		set("STS_TLSMAP_KEY", s.key)
 	}
+	if a.d.EximSessions != "" {
+		text += "STS_TLSMAP_REPORT_SOCKET = " + a.d.EximSessions + "\n"
+	}
+	if a.d.ReportSender != "" && a.many {
+		text += "STS_TLSMAP_REPORT_SENDER = " + a.d.ReportSender + "\n"
+	}
 	return text
 }
 
@@ -181,6 +188,27 @@ func (a *eximAdvice) parts(macros string) {
 	if own := a.ownOptionsText(); own != "" {
 		a.Parts = append(a.Parts, Part{Where: ownOptions + ", the other options of your own transport:", Text: own})
 	}
+}
+
+// reports has the site's own transport tell the daemon of its TLS sessions. Ours does by
+// the macro.
+func (a *eximAdvice) reports() {
+	if a.d.EximSessions == "" || a.own == nil {
+		return
+	}
+	const debian = "/etc/exim4/conf.d/transport/30_exim4-config_remote_smtp-sts-tlsmap:"
+	p := Part{Where: "In transport " + a.own.Name + ":", Text: "  event_action = STS_TLSMAP_EVENT\n",
+		Why: "Sessions with domains that have no enforced policy are in the TLS reports too."}
+	if a.own.Name == "remote_smtp" && a.c.File == debianConf && a.debianSets("dc_use_split_config", "true") {
+		p.Where = debian
+	}
+	event := a.own.Options["event_action"]
+	if strings.Contains(event, "{"+a.d.EximSessions+"}") {
+		p = Part{Where: p.Where, Why: "already so"}
+	} else {
+		a.warnIf(event != "", "transport %s has an event_action of its own, and can have only one: put %s behind it, in the same line.", a.own.Name, "STS_TLSMAP_EVENT")
+	}
+	a.Parts = append(a.Parts, p)
 }
 
 // splitParts replaces parts that are in Debian's split configuration already, as they
@@ -301,6 +329,8 @@ func (a *eximAdvice) installed() {
 		got, ok := t.Options[want.name]
 		a.warnIf(ok && got != want.value, "transport %s has %s = %s, not %q: /usr/share/doc/sts-tlsmap/docs/exim-reference.md says what that undoes.", ourTransport, want.name, got, want.value)
 	}
+	a.warnIf(a.d.EximSessions != "" && !strings.Contains(t.Options["event_action"], "{"+a.d.EximSessions+"}"),
+		"transport %s does not tell the daemon of its TLS sessions at %s: no TLS report has them. Set STS_TLSMAP_REPORT_SOCKET.", ourTransport, a.d.EximSessions)
 	certificates := t.Options["tls_verify_certificates"]
 	a.warnIf(certificates != "system" && !strings.HasPrefix(certificates, "/"),
 		"transport %s has tls_verify_certificates = %s, which verifies no certificate.", ourTransport, certificates)

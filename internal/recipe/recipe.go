@@ -29,8 +29,9 @@ type Daemon struct {
 	Listen        []string
 	Maps          []mta.Map     // those that the daemon answers
 	LookupTimeout time.Duration // of one lookup
-	// Sessions is the path of the socket that takes TLS sessions for TLS reports; "": none does.
-	Sessions string
+	// Sessions is the path of the socket that takes Postfix's TLS sessions for TLS reports, and
+	// EximSessions of Exim's; "": none does.
+	Sessions, EximSessions string
 	// ReportSender is the sender of TLS reports; "": none are sent by mail.
 	ReportSender string
 }

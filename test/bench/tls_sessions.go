@@ -165,9 +165,10 @@ func collectSide(args []string) error {
 	if err != nil {
 		return err
 	}
-	c := collect.New(conn, s, collect.Options{})
+	c := collect.New(s, collect.Options{})
 	go s.Run(context.Background())
 	go c.Run(context.Background())
+	go c.Datagrams(context.Background(), conn, 0)
 	ready(args[0])
 	for last := uint64(0); ; time.Sleep(printEvery) {
 		st := c.Stats()
@@ -176,7 +177,7 @@ func collectSide(args []string) error {
 				return fmt.Errorf("%d dropped: %s", n, why)
 			}
 		}
-		if n := st.Successful + st.Failed; n > last {
+		if n := st.From[collect.Postfix].Successful + st.From[collect.Postfix].Failed; n > last {
 			fmt.Println(n)
 			last = n
 		}

@@ -31,7 +31,7 @@ func Stats() observe.Stats {
 		Maps:    tlsmap.Stats{Maps: []tlsmap.MapStats{m}, UnknownMap: 8},
 		Sockets: socketmap.Stats{Open: 2, Accepted: 3, Requests: 21, Panics: 4},
 		DANE:    dane.Stats{Verdict: dane.NoAD, Findings: [dane.NotValidating + 1]uint64{dane.Usable: 6}},
-		Reports: reporting.Stats{Collect: collect.Stats{Successful: 3, Failed: 1, Dropped: map[string]uint64{"ring": 1}}},
+		Reports: reporting.Stats{Collect: collect.Stats{From: [2]collect.Count{{Successful: 3, Failed: 1}}, Dropped: map[string]uint64{"ring": 1}}},
 	}
 }
 

@@ -84,19 +84,23 @@ type lab struct {
 }
 
 // newLab runs a collector on fakes until the test ends. It is for a bubble of synctest.
-func newLab(t *testing.T, o collect.Options) *lab {
+func newLab(t *testing.T, queueLength int) *lab {
 	l := &lab{pipe: newPipe()}
-	o.Log = slog.New(slog.NewTextHandler(&l.log, nil))
-	l.Collector = collect.New(l.pipe, &l.sink, o)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		l.Run(ctx)
-	}()
-	l.stop = func() { cancel(); <-done }
-	t.Cleanup(l.stop)
+	l.Collector = collect.New(&l.sink, collect.Options{Log: slog.New(slog.NewTextHandler(&l.log, nil))})
+	l.stop = run(t, l.Collector, func(ctx context.Context) { l.Datagrams(ctx, l.pipe, queueLength) })
 	return l
+}
+
+// run runs a collector and an intake until stop, or until the test ends.
+func run(t *testing.T, c *collect.Collector, intake func(context.Context)) (stop func()) {
+	taking, stopTaking := context.WithCancel(t.Context())
+	running, stopRunning := context.WithCancel(t.Context())
+	var taken, ran sync.WaitGroup
+	taken.Go(func() { intake(taking) })
+	ran.Go(func() { c.Run(running) })
+	stop = func() { stopTaking(); taken.Wait(); stopRunning(); ran.Wait() }
+	t.Cleanup(stop)
+	return stop
 }
 
 func (l *lab) send(n int, datagram string) {
@@ -108,7 +112,7 @@ func (l *lab) send(n int, datagram string) {
 
 func TestABatchIsWrittenEachSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, collect.Options{})
+		l := newLab(t, 0)
 		begin := time.Now()
 		l.send(3, success)
 		time.Sleep(1500 * time.Millisecond)
@@ -119,7 +123,7 @@ func TestABatchIsWrittenEachSecond(t *testing.T) {
 		if got := fmt.Sprint(l.sink.batches); got != "[3 2 1]" || l.sink.at[0].Sub(begin) != time.Second || l.sink.at[1].Sub(begin) != 2*time.Second {
 			t.Error(got, l.sink.at)
 		}
-		if s := l.Stats(); s.Datagrams != 6 || s.Successful != 4 || s.Failed != 2 || s.Batches != 3 || s.Err != nil {
+		if s := l.Stats(); s.From[collect.Postfix] != (collect.Count{Received: 6, Successful: 4, Failed: 2}) || s.Batches != 3 || s.Err != nil {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -127,7 +131,7 @@ func TestABatchIsWrittenEachSecond(t *testing.T) {
 
 func TestABatchIsOfOneDay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // a bubble begins at midnight of UTC
-		l := newLab(t, collect.Options{})
+		l := newLab(t, 0)
 		l.send(1, success)
 		time.Sleep(12 * time.Hour)
 		l.sink.mu.Lock()
@@ -152,7 +156,7 @@ func TestABatchIsOfOneDay(t *testing.T) {
 
 func TestWhileTheDiskTakesNothingSessionsAreKeptUpToABound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, collect.Options{})
+		l := newLab(t, 0)
 		full := errors.New("no space left on device")
 		tried := 0
 		l.sink.write = func(*store.Batch) error { tried++; return full } // under the sink's mutex
@@ -192,7 +196,7 @@ func TestWhileTheDiskTakesNothingSessionsAreKeptUpToABound(t *testing.T) {
 // The consumer hangs on the disk: the reader goes on, and drops what comes last.
 func TestAFullRingDropsTheNewest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, collect.Options{})
+		l := newLab(t, 0)
 		hang := make(chan struct{})
 		l.sink.write = func(*store.Batch) error { <-hang; return nil }
 		l.send(1, success)
@@ -209,7 +213,7 @@ func TestAFullRingDropsTheNewest(t *testing.T) {
 		close(hang)
 		time.Sleep(2 * time.Second)
 		l.stop()
-		if got := l.Stats(); got.Successful+got.Dropped["ring"] != n+1 || got.Dropped["ring"] != s.Dropped["ring"] || got.RingSize != 0 {
+		if got := l.Stats(); got.From[collect.Postfix].Successful+got.Dropped["ring"] != n+1 || got.Dropped["ring"] != s.Dropped["ring"] || got.RingSize != 0 {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -217,7 +221,7 @@ func TestAFullRingDropsTheNewest(t *testing.T) {
 
 func TestAPanicEndsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, collect.Options{})
+		l := newLab(t, 0)
 		l.sink.write = func(*store.Batch) error { panic("as the test wants it") }
 		l.send(1, success)
 		time.Sleep(2500 * time.Millisecond)
@@ -235,12 +239,12 @@ func TestAPanicEndsNothing(t *testing.T) {
 
 func TestAnErrorOfTheSocketIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, collect.Options{})
+		l := newLab(t, 0)
 		l.pipe.in <- nil
 		l.pipe.in <- nil
 		l.send(1, success)
 		time.Sleep(2 * time.Second)
-		if s := l.Stats(); s.Successful != 1 || strings.Count(l.log.String(), "cannot be received") != 1 {
+		if s := l.Stats(); s.From[collect.Postfix].Successful != 1 || strings.Count(l.log.String(), "cannot be received") != 1 {
 			t.Errorf("%+v, %s", s, &l.log)
 		}
 	})
@@ -249,7 +253,7 @@ func TestAnErrorOfTheSocketIsTriedAgain(t *testing.T) {
 func TestAShortQueueOfTheKernelIsAWarning(t *testing.T) {
 	for n, want := range map[int]bool{10: true, 127: true, 128: false, 512: false, 0: false} {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLab(t, collect.Options{QueueLength: n})
+			l := newLab(t, n)
 			l.stop()
 			if got := strings.Contains(l.log.String(), "max_dgram_qlen="+strconv.Itoa(n)); got != want {
 				t.Errorf("%d: %s", n, &l.log)
@@ -289,21 +293,15 @@ func TestSessionsComeFromTheSocketIntoTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	c := collect.New(conn, s, collect.Options{})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c.Run(ctx)
-	}()
+	c := collect.New(s, collect.Options{})
+	stop := run(t, c, func(ctx context.Context) { c.Datagrams(ctx, conn, 0) })
 	send(t, path, success, newer, failing(205, "self-signed_certificate"), "", "x", success+strings.Repeat(" ", 256<<10))
-	for deadline := time.Now().Add(30 * time.Second); c.Stats().Datagrams < 6; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); c.Stats().From[collect.Postfix].Received < 6; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%+v", c.Stats())
 		}
 	}
-	cancel()
-	<-done
+	stop()
 	if err := s.Merge(); err != nil {
 		t.Fatal(err)
 	}
@@ -332,11 +330,12 @@ func TestWhatTheKernelHoldsAtTheEndIsCollected(t *testing.T) {
 		send(t, path, success)
 	}
 	var to sink
-	c := collect.New(conn, &to, collect.Options{})
+	c := collect.New(&to, collect.Options{})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
+	c.Datagrams(ctx, conn, 0)
 	c.Run(ctx)
-	if got := c.Stats(); got.Successful != n || fmt.Sprint(to.batches) != fmt.Sprint([]int{n}) {
+	if got := c.Stats(); got.From[collect.Postfix].Successful != n || fmt.Sprint(to.batches) != fmt.Sprint([]int{n}) {
 		t.Errorf("%+v, batches of %v", got, to.batches)
 	}
 }

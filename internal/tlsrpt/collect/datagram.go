@@ -40,10 +40,9 @@ var (
 	}
 )
 
-// A Parser reads the datagrams of libtlsrpt. The zero value is ready. It is for one
-// goroutine.
+// A Parser reads the datagrams of libtlsrpt. It is for one goroutine.
 type Parser struct {
-	Drops Drops // what was not used, by reason
+	Drops *Drops // what was not used, by reason
 
 	failed bool // the datagram is to be dropped
 	why    Drop

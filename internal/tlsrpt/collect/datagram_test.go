@@ -33,7 +33,7 @@ func failing(code int, reason string) string {
 
 func parse(t testing.TB, datagram string) ([]tlsrpt.Event, map[string]uint64) {
 	t.Helper()
-	var p collect.Parser
+	p := collect.Parser{Drops: new(collect.Drops)}
 	events := p.Parse([]byte(datagram))
 	counts := p.Drops.Counts()
 	maps.DeleteFunc(counts, func(_ string, n uint64) bool { return n == 0 })
@@ -214,7 +214,7 @@ func TestWhatIsOverABoundIsLeftOutOfItsSession(t *testing.T) {
 }
 
 func TestADatagramLeavesNothingBehindForTheNext(t *testing.T) {
-	var p collect.Parser
+	p := collect.Parser{Drops: new(collect.Drops)}
 	for range 3 {
 		if got := p.Parse([]byte(failing(205, "x"))); len(got) != 1 || len(got[0].Failures) != 1 || len(got[0].Policy.Strings) != 4 {
 			t.Errorf("%+v", got)
@@ -234,7 +234,7 @@ func FuzzDatagram(f *testing.F) {
 		`{"d":"b\u00fccher.test","policies":[{"policy-type":9,"t":-0,"f":1e3}]}`, `{"x":[[[[[[[1]]]]]]]}`} {
 		f.Add([]byte(s))
 	}
-	var p collect.Parser
+	p := collect.Parser{Drops: new(collect.Drops)}
 	f.Fuzz(func(t *testing.T, datagram []byte) {
 		events := p.Parse(datagram)
 		if len(events) > 8 || len(datagram) > collect.MaxDatagram && len(events) > 0 {

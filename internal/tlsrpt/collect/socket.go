@@ -25,17 +25,17 @@ const (
 	MinQueue = 128
 )
 
+// eximGroups are the groups of Exim's daemons: Debian's, and those of others.
+var eximGroups = []string{"Debian-exim", "exim", "mail"}
+
 // Listen makes the datagram socket, and its folder if that is missing. Both are given to
 // Group where it exists; not to be allowed to is an error, because Postfix could not
 // write. A socket on which nobody listens is replaced.
 func Listen(path string) (*net.UnixConn, error) {
-	gid := -1
-	if g, err := user.LookupGroup(Group); err == nil {
-		gid, _ = strconv.Atoi(g.Gid)
-	}
+	gid := gidOf(Group)
 	folder := filepath.Dir(path)
 	if err := os.Mkdir(folder, folderMode); err == nil {
-		if err := errors.Join(os.Chmod(folder, folderMode), give(folder, gid)); err != nil {
+		if err := errors.Join(os.Chmod(folder, folderMode), give(folder, gid, "")); err != nil {
 			return nil, err
 		}
 	} else if !errors.Is(err, fs.ErrExist) {
@@ -45,19 +45,43 @@ func Listen(path string) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := give(path, gid); err != nil {
+	if err := give(path, gid, ""); err != nil {
 		return nil, errors.Join(err, conn.Close(), os.Remove(path))
 	}
 	return conn, nil
 }
 
+// ListenLines makes the stream socket for Exim, and gives it to Exim's group, as Listen.
+func ListenLines(path string) (net.Listener, error) {
+	l, err := endpoint.Listen(endpoint.Endpoint{Network: "unix", Address: path}, socketMode)
+	if err != nil {
+		return nil, err
+	}
+	if err := give(path, gidOf(eximGroups...), "-exim"); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// gidOf returns the number of the first group that exists; -1: none does.
+func gidOf(groups ...string) int {
+	for _, name := range groups {
+		if g, err := user.LookupGroup(name); err == nil {
+			if gid, err := strconv.Atoi(g.Gid); err == nil {
+				return gid
+			}
+		}
+	}
+	return -1
+}
+
 // give gives a file to a group.
-func give(path string, gid int) error {
+func give(path string, gid int, unit string) error {
 	if gid < 0 {
 		return nil
 	}
 	if err := os.Chown(path, -1, gid); err != nil {
-		return fmt.Errorf("%w; run as root, or let systemd make the socket (sts-tlsmap-tlsrpt.socket)", err)
+		return fmt.Errorf("%w; run as root, or let systemd make the socket (sts-tlsmap-tlsrpt%s.socket)", err, unit)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
@@ -109,6 +110,22 @@ func (s *Service) mismatch(f failedLookup) (e tlsrpt.Event, ok bool) {
 		}
 	}
 	return e, e.Normalize()
+}
+
+// applied is what a session of Exim is judged by: see collect.PolicyOf. Exim verifies
+// hosts under a testing policy too, but connects to those that it does not list; hosts
+// under an enforced policy are the daemon's own answer, and may be aliases by now.
+func (s *Service) applied(domain, host string) (p tlsrpt.Policy, listed, ok bool) {
+	file, ok := s.Policy(domain)
+	if !ok {
+		return p, false, false
+	}
+	parsed, err := policy.Parse(file)
+	if err != nil || parsed.Mode == policy.ModeNone {
+		return p, false, false
+	}
+	listed = parsed.Mode == policy.ModeEnforce || tlsmap.Lists(tlsmap.MatchList(parsed), host)
+	return tlsmap.Reported(domain, file), listed, true
 }
 
 // ours is what an error says of this machine and its network: the end of a connection,

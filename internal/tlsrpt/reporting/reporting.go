@@ -1,5 +1,5 @@
 // Package reporting runs TLS reports (RFC 8460) in the daemon: it collects the TLS
-// sessions of Postfix, stores them, and reports each day. It does so in goroutines of its
+// sessions of Postfix and Exim, stores them, and reports each day. It does so in goroutines of its
 // own. A file or a socket that cannot be used is tried again each minute, and a panic is
 // recovered: nothing here keeps the daemon from starting, or a lookup waiting.
 //
@@ -11,9 +11,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -40,6 +43,7 @@ var errLeftOut = errors.New("reports were left out in the last day, since one re
 type Options struct {
 	Config *config.TLSRPT
 	Passed net.PacketConn // the socket for Postfix's sessions, from systemd; nil: it is made
+	Exim   net.Listener   // likewise, for Exim's
 
 	Resolver *resolver.Resolver
 	Network  policy.Config // for receivers of reports on HTTPS
@@ -132,11 +136,15 @@ func (s *Service) Run(ctx context.Context) {
 		if err != nil {
 			return err
 		}
-		s.works("store", func() { s.store = st })
-		var keeping, working sync.WaitGroup
+		c := collect.New(st, collect.Options{Log: s.Log, Now: s.Now, Policy: s.applied})
+		s.works("store", func() { s.store, s.collector = st, c })
+		var keeping, collecting, working sync.WaitGroup
 		kept, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 		keeping.Go(func() { s.run(kept, "store", func() error { s.works("store", func() {}); st.Run(kept); return nil }) })
-		working.Go(func() { s.run(ctx, "socket", func() error { return s.collect(ctx) }) })
+		collected, stopCollecting := context.WithCancel(context.WithoutCancel(ctx))
+		collecting.Go(func() { c.Run(collected) })
+		working.Go(func() { s.run(ctx, "socket", func() error { return s.fromPostfix(ctx) }) })
+		working.Go(func() { s.run(ctx, "exim_socket", func() error { return s.fromExim(ctx) }) })
 		working.Go(func() {
 			s.run(ctx, "policies", func() error { s.works("policies", func() {}); s.countFailed(ctx); return nil })
 		})
@@ -144,29 +152,52 @@ func (s *Service) Run(ctx context.Context) {
 			working.Go(func() { s.run(ctx, "reports", func() error { return s.deliver(ctx) }) })
 		}
 		working.Wait()
+		stopCollecting()
+		collecting.Wait()
 		stopKeeping()
 		keeping.Wait()
 		return st.Close()
 	})
 }
 
-// collect takes sessions from the socket.
-func (s *Service) collect(ctx context.Context) error {
-	conn, err := s.listen()
+// fromPostfix takes Postfix's sessions. Where Exim is, Postfix may be missing.
+func (s *Service) fromPostfix(ctx context.Context) error {
+	path := s.Config.PostfixSocket.Address
+	if _, err := os.Stat(filepath.Dir(filepath.Dir(path))); s.Passed == nil && s.hasExim() && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	conn, err := s.listen(path)
 	if err != nil {
 		return err
 	}
-	c := collect.New(conn, s.store, collect.Options{Log: s.Log, Now: s.Now, QueueLength: collect.QueueLength()})
-	s.works("socket", func() { s.collector = c })
-	c.Run(ctx)
+	s.works("socket", func() {})
+	s.collector.Datagrams(ctx, conn, collect.QueueLength())
 	return nil
 }
 
-func (s *Service) listen() (*net.UnixConn, error) {
+func (s *Service) listen(path string) (*net.UnixConn, error) {
 	if s.Passed != nil {
 		return collect.Passed(s.Passed)
 	}
-	return collect.Listen(s.Config.PostfixSocket.Address)
+	return collect.Listen(path)
+}
+
+func (s *Service) hasExim() bool { return s.Exim != nil || s.Config.EximSocket.Address != "" }
+
+// fromExim takes Exim's sessions, if Exim is to tell of them.
+func (s *Service) fromExim(ctx context.Context) (err error) {
+	l := s.Exim
+	if !s.hasExim() {
+		return nil
+	}
+	if l == nil {
+		if l, err = collect.ListenLines(s.Config.EximSocket.Address); err != nil {
+			return err
+		}
+	}
+	s.works("exim_socket", func() {})
+	s.collector.Lines(ctx, l)
+	return nil
 }
 
 // deliver reports closed days.

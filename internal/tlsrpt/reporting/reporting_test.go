@@ -15,6 +15,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/endpoint"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/collect"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
 )
@@ -139,9 +140,9 @@ func TestSessionsOfTheLastMomentAreStored(t *testing.T) {
 	for range 3 {
 		send(t, c.PostfixSocket.Address, datagram)
 	}
-	await(t, "three datagrams", func() bool { return s.Stats().Collect.Datagrams == 3 })
+	await(t, "three datagrams", func() bool { return s.Stats().Collect.From[collect.Postfix].Received == 3 })
 	stop()
-	if stats := s.Stats(); stats.Collect.Successful != 3 {
+	if stats := s.Stats(); stats.Collect.From[collect.Postfix].Successful != 3 {
 		t.Errorf("got %+v\n%s", stats, logged)
 	}
 	day := stored(t, c.Path, "good.test")
@@ -239,7 +240,7 @@ func TestAMistakeInWhoReportsIsNamedAndSessionsAreCollectedAllTheSame(t *testing
 		t.Errorf("got %v", err)
 	}
 	send(t, c.PostfixSocket.Address, datagram)
-	await(t, "a session", func() bool { return s.Stats().Collect.Successful == 1 })
+	await(t, "a session", func() bool { return s.Stats().Collect.From[collect.Postfix].Successful == 1 })
 
 	c.Sender, c.DKIMKey, c.DKIMSelector = c.Contact, filepath.Join(t.TempDir(), "none.pem"), "s"
 	if err := reporting.Check(c); err == nil || !strings.Contains(err.Error(), "tlsrpt.dkim_key: open ") {

@@ -69,19 +69,9 @@ func TestReportsReachReceiversWithBrokenTLSThroughPostfix(t *testing.T) {
 func TestReportsReachReceiversWithBrokenTLSThroughExim(t *testing.T) {
 	lab := newLab(t)
 	r := startReceiver(t, lab)
-	docs, err := os.ReadFile("../../../docs/tls-reports.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := regexp.MustCompile(`(?m)^ +sts_tlsmap_reports:\n(?: {8}.*\n)+`).FindAllString(string(docs), -1)
-	if len(blocks) != 2 {
-		t.Fatalf("docs/tls-reports.md has %d blocks for Exim", len(blocks))
-	}
-	router := strings.Replace(blocks[0], "noreply-tlsrpt@example.com", sender, 1)
 	relay := stage.StartExim(t, "exim-trixie", stage.EximOptions{Shipped: os.DirFS("../../../packaging/exim"), Files: map[string]string{
-		systemRoots: string(lab.CA.PEM()),
-		"/etc/exim4/conf.d/router/170_sts-tlsmap-reports":   router,
-		"/etc/exim4/conf.d/transport/30_sts-tlsmap-reports": blocks[1],
+		systemRoots:                         string(lab.CA.PEM()),
+		"/etc/exim4/conf.d/main/11_reports": "STS_TLSMAP_REPORT_SENDER = " + sender + "\n",
 	}})
 	listen := relay.Root().Command("/usr/sbin/exim4", "-bdf", "-oX", "127.0.0.1.25")
 	if err := listen.Start(); err != nil {

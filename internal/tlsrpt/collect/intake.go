@@ -1,0 +1,98 @@
+package collect
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	readPause = time.Second // after an error
+
+	maxLast  = 4096 // datagrams taken when the intake ends: they were in the kernel
+	lastWait = 100 * time.Millisecond
+
+	maxConns = 32              // connections of Exim at once; others wait in the kernel
+	lineTime = 5 * time.Second // for a line to come; Exim waits one second
+)
+
+// Datagrams takes datagrams from a socket that Listen or Passed returned, until the context
+// ends. Then it takes what the kernel still holds, and closes the socket. queueLength is
+// the kernel's, see QueueLength.
+func (c *Collector) Datagrams(ctx context.Context, conn net.Conn, queueLength int) {
+	defer conn.Close()
+	if n := queueLength; n > 0 && n < MinQueue {
+		c.o.Log.Warn("the kernel drops TLS sessions of Postfix without telling when more than a few come at once",
+			"net.unix.max_dgram_qlen", n, "next", fmt.Sprintf("set it to 512 before the socket is made; %d is the least", MinQueue))
+	}
+	ended := make(chan struct{})
+	context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)); close(ended) })
+	buffer := make([]byte, MaxDatagram+1) // one more, to see that one is too long
+	receive := func() error {
+		n, err := conn.Read(buffer)
+		if err == nil {
+			c.put(Postfix, bytes.Clone(buffer[:n]))
+		}
+		return err
+	}
+	c.untilEnd(ctx, receive)
+	<-ended
+	for range maxLast {
+		_ = conn.SetReadDeadline(time.Now().Add(lastWait))
+		if receive() != nil {
+			return
+		}
+	}
+}
+
+// Lines takes a line from each connection until the context ends, and closes the listener.
+// A connection is closed before its line is parsed: Exim waits for that.
+func (c *Collector) Lines(ctx context.Context, l net.Listener) {
+	context.AfterFunc(ctx, func() { _ = l.Close() })
+	var open sync.WaitGroup
+	places := make(chan struct{}, maxConns)
+	c.untilEnd(ctx, func() error {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		places <- struct{}{}
+		open.Go(func() {
+			_ = conn.SetDeadline(time.Now().Add(lineTime))
+			line, err := bufio.NewReaderSize(conn, MaxLine+1).ReadSlice('\n')
+			_ = conn.Close()
+			<-places
+			if err == nil || err == bufio.ErrBufferFull || err == io.EOF {
+				c.put(Exim, bytes.Clone(line))
+			} else {
+				c.drops.Add(DropMalformed, 1)
+			}
+		})
+		return nil
+	})
+	open.Wait()
+}
+
+// untilEnd calls receive until the context ends, and pauses after an error.
+func (c *Collector) untilEnd(ctx context.Context, receive func() error) {
+	for failing := false; ctx.Err() == nil; {
+		err := receive()
+		if err == nil || ctx.Err() != nil {
+			failing = false
+			continue
+		}
+		if !failing {
+			c.o.Log.Error("TLS sessions cannot be received", "err", err, "next", "it is tried again each second")
+		}
+		failing = true
+		select {
+		case <-ctx.Done():
+		case <-time.After(readPause):
+		}
+	}
+}
