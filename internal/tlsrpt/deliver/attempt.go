@@ -41,20 +41,16 @@ type LaterError struct {
 
 func (e *LaterError) Error() string { return e.Err.Error() }
 
-// Unwrap returns the underlying error.
-func (e *LaterError) Unwrap() error { return e.Err }
-
-// Reasons why a receiver gets no report.
+// Reasons why a receiver gets no report, beside report.ErrNoRecord.
 var (
-	errNoRecord   = errors.New("no usable record")
 	errGone       = errors.New("the record no longer names it")
 	errSuppressed = errors.New("suppressed by the administrator")
 	errTooMany    = errors.New("too many reports go to this receiver: see max_per_destination in [tlsrpt]")
 )
 
-// isFinal reports whether err is one of these reasons.
+// isFinal reports whether err is such a reason.
 func isFinal(err error) bool {
-	return errors.Is(err, errNoRecord) || errors.Is(err, errGone) || errors.Is(err, errSuppressed) || errors.Is(err, errTooMany)
+	return errors.Is(err, report.ErrNoRecord) || errors.Is(err, errGone) || errors.Is(err, errSuppressed) || errors.Is(err, errTooMany)
 }
 
 // A pass is one look at a day.
@@ -64,7 +60,8 @@ type pass struct {
 	day        tlsrpt.Day
 	suppressed map[string]time.Time
 	quota      func() (*quota, error)
-	group      errgroup.Group // of domains whose reports are under way
+	mailed     func() (map[string]uint64, error) // the report mails that we sent that day, by domain
+	group      errgroup.Group                    // of domains whose reports are under way
 
 	mu   sync.Mutex
 	slow map[string]int // failures that took long, by who caused them
@@ -74,7 +71,8 @@ type pass struct {
 // begin returns a pass of a day, and the stage of the day. It plans a day that is closed.
 func (d *Deliverer) begin(ctx context.Context, day tlsrpt.Day) (*pass, tlsrpt.Stage, error) {
 	p := &pass{Deliverer: d, ctx: ctx, day: day, slow: map[string]int{}}
-	p.quota = sync.OnceValues(func() (*quota, error) { return d.newQuota(day) })
+	p.quota = sync.OnceValues(p.planned)
+	p.mailed = sync.OnceValues(p.countMailed)
 	p.group.SetLimit(sendsAtOnce)
 	stage, err := d.Store.Stage(day)
 	if err == nil {
@@ -95,7 +93,7 @@ func (p *pass) deliver(v tlsrpt.Delivery) {
 	if v.Open() == 0 {
 		return
 	}
-	attempt := func() (err error) {
+	p.group.Go(func() (err error) {
 		if !v.Next.After(p.Now()) {
 			err = p.attempt(&v)
 		}
@@ -103,8 +101,7 @@ func (p *pass) deliver(v tlsrpt.Delivery) {
 		defer p.mu.Unlock()
 		p.left += v.Open()
 		return err
-	}
-	p.group.Go(attempt)
+	})
 }
 
 // attempt makes one attempt for each open receiver of a domain. The error is from the
@@ -216,8 +213,8 @@ func (p *pass) settle(v *tlsrpt.Delivery, r *tlsrpt.Receiver, err error) {
 // reason is an error as it is stored.
 func reason(err error) string { return text.Cut(text.Printable(err.Error()), maxReasonText) }
 
-// record asks for a domain's TLSRPT record. The error wraps errNoRecord if the answer is
-// that the domain wants no reports.
+// record asks for a domain's TLSRPT record. The error wraps report.ErrNoRecord if the
+// answer is that the domain wants no reports.
 func (p *pass) record(domain string) (_ []report.Destination, err error) {
 	defer recoverInto(&err)
 	zone := "zone " + registrable(domain)
@@ -232,11 +229,7 @@ func (p *pass) record(domain string) (_ []report.Destination, err error) {
 		p.note(zone, start)
 		return nil, err
 	}
-	destinations, err := report.FindRecord(answer.Texts)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoRecord, err)
-	}
-	return destinations, nil
+	return report.FindRecord(answer.Texts)
 }
 
 // ourMTA stands for the receiver of all mail: no name that a record can have.

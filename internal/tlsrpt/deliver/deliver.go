@@ -227,12 +227,8 @@ func (d *Deliverer) sendNow(ctx context.Context, day tlsrpt.Day, domain string) 
 	if err != nil {
 		return err
 	}
-	mailed, err := d.mailed(day)
-	if err != nil {
-		return err
-	}
 	again := func(v tlsrpt.Delivery) error {
-		p.deliver(p.again(v, mailed))
+		p.deliver(p.again(v))
 		return ctx.Err()
 	}
 	if domain == "" {

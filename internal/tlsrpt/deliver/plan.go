@@ -21,10 +21,6 @@ const maxDomains = 100_000
 // report, where to, and when. It begins with the domains that have most sessions: they
 // come first where a receiver is named by too many.
 func (p *pass) plan() error {
-	mailed, err := p.mailed(p.day)
-	if err != nil {
-		return err
-	}
 	ranked, err := p.ranked()
 	if err != nil {
 		return err
@@ -36,7 +32,7 @@ func (p *pass) plan() error {
 		group.SetLimit(asksAtOnce)
 		for i, total := range chunk {
 			v := &batch[i]
-			if *v = p.decide(total.Domain, mailed); v.Open() == 0 {
+			if *v = p.decide(total.Domain); v.Open() == 0 {
 				continue
 			}
 			group.Go(func() (err error) {
@@ -91,10 +87,11 @@ func (p *pass) ranked() (all []tlsrpt.Total, err error) {
 	return all, err
 }
 
-// decide returns a new delivery: whether there is a report, and when. Mailed is how many
-// report mails we sent that day, by domain.
-func (p *pass) decide(domain string, mailed map[string]uint64) tlsrpt.Delivery {
+// decide returns a new delivery: whether there is a report, and when.
+func (p *pass) decide(domain string) tlsrpt.Delivery {
 	sessions, failed, looked, err := p.sessions(p.day, domain)
+	mailed, failing := p.mailed()
+	err = errors.Join(err, failing)
 	why := ""
 	switch {
 	case err != nil:
@@ -142,18 +139,19 @@ func (d *Deliverer) sessions(day tlsrpt.Day, domain string) (all, failed, looked
 	return all, failed, looked, err
 }
 
-// mailed counts the report mails that we handed over on a day, by the domain they went to.
-func (d *Deliverer) mailed(day tlsrpt.Day) (map[string]uint64, error) {
-	days, err := d.Store.Days()
+// countMailed counts the report mails that we handed over on the day, by the domain they
+// went to.
+func (p *pass) countMailed() (map[string]uint64, error) {
+	days, err := p.Store.Days()
 	count := map[string]uint64{}
 	for _, reported := range days {
-		if reported >= day {
+		if reported >= p.day {
 			break // reports of a day are sent after it
 		}
-		err = errors.Join(err, d.Store.Deliveries(reported, func(v tlsrpt.Delivery) error {
+		err = errors.Join(err, p.Store.Deliveries(reported, func(v tlsrpt.Delivery) error {
 			for _, r := range v.To {
 				address, mail := strings.CutPrefix(r.URI, "mailto:")
-				if mail && r.Kind == tlsrpt.Accepted && tlsrpt.DayOf(r.Changed) == day {
+				if mail && r.Kind == tlsrpt.Accepted && tlsrpt.DayOf(r.Changed) == p.day {
 					count[address[strings.IndexByte(address, '@')+1:]]++
 				}
 			}
@@ -164,8 +162,8 @@ func (d *Deliverer) mailed(day tlsrpt.Day) (map[string]uint64, error) {
 }
 
 // again returns a delivery as if no attempt had been made but those that were accepted.
-func (p *pass) again(old tlsrpt.Delivery, mailed map[string]uint64) tlsrpt.Delivery {
-	v := p.decide(old.Domain, mailed)
+func (p *pass) again(old tlsrpt.Delivery) tlsrpt.Delivery {
+	v := p.decide(old.Domain)
 	if v.Open() == 0 {
 		return old
 	}

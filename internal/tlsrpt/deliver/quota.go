@@ -26,10 +26,10 @@ type quota struct {
 	counts map[uint64]int // by destination, and by both domains: hashes, there may be many
 }
 
-// newQuota returns a day's quota, with the reports that are planned already.
-func (d *Deliverer) newQuota(day tlsrpt.Day) (*quota, error) {
-	q := &quota{most: d.MaxPerDestination, seed: maphash.MakeSeed(), counts: map[uint64]int{}}
-	return q, d.Store.Deliveries(day, func(v tlsrpt.Delivery) error {
+// planned returns the day's quota, with the reports that are planned already.
+func (p *pass) planned() (*quota, error) {
+	q := &quota{most: p.MaxPerDestination, seed: maphash.MakeSeed(), counts: map[uint64]int{}}
+	return q, p.Store.Deliveries(p.day, func(v tlsrpt.Delivery) error {
 		for _, r := range v.To {
 			if to, err := report.ParseDestination(r.URI); err == nil && r.Kind != tlsrpt.Suppressed {
 				q.take(v.Domain, to)

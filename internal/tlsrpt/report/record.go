@@ -20,12 +20,9 @@ var (
 	extensionValue = regexp.MustCompile(`^[!-:<>-~]+$`)
 )
 
-// What the TXT records at _smtp._tls.DOMAIN can be, other than one good record.
-var (
-	ErrNoRecord      = errors.New("no TLSRPT record")
-	ErrManyRecords   = errors.New("more than one TLSRPT record")
-	ErrRecordInvalid = errors.New("broken TLSRPT record")
-)
+// ErrNoRecord: the domain wants no reports, since it has no TLSRPT record, more than one,
+// or a broken one.
+var ErrNoRecord = errors.New("no usable record")
 
 // MaxDestinations is how many URIs of a record are used: the first that can be.
 const MaxDestinations = 5
@@ -35,18 +32,17 @@ func RecordName(domain string) string { return "_smtp._tls." + domain }
 
 // FindRecord picks the TLSRPT record among the TXT records at _smtp._tls.DOMAIN, each
 // given as its strings joined without a space (RFC 8460, 3), and returns where it wants
-// reports: 1 to MaxDestinations different destinations. The error wraps ErrNoRecord,
-// ErrManyRecords or ErrRecordInvalid.
+// reports: 1 to MaxDestinations different destinations. The error wraps ErrNoRecord.
 func FindRecord(txts []string) ([]Destination, error) {
 	// RFC 8460, 3: all others are discarded.
 	found := slices.DeleteFunc(slices.Clone(txts), func(txt string) bool { return !recordStart.MatchString(txt) })
 	switch len(found) {
 	case 0:
-		return nil, ErrNoRecord
+		return nil, fmt.Errorf("%w: no TLSRPT record", ErrNoRecord)
 	case 1:
 		return parseRecord(found[0])
 	}
-	return nil, fmt.Errorf(`%w: %d TXT records begin with "v=TLSRPTv1;"`, ErrManyRecords, len(found))
+	return nil, fmt.Errorf(`%w: %d TXT records begin with "v=TLSRPTv1;"`, ErrNoRecord, len(found))
 }
 
 func parseRecord(txt string) ([]Destination, error) {
@@ -60,7 +56,7 @@ func parseRecord(txt string) ([]Destination, error) {
 		name, value, _ := strings.Cut(field, "=")
 		if name != "rua" {
 			if !fieldName.MatchString(name) || !extensionValue.MatchString(value) {
-				return nil, fmt.Errorf("%w: %s is not of the form name=value", ErrRecordInvalid, quote(field))
+				return nil, fmt.Errorf("%w: %s is not of the form name=value", ErrNoRecord, quote(field))
 			}
 			continue // RFC 8460, 3: unknown fields are ignored
 		}
@@ -74,7 +70,7 @@ func parseRecord(txt string) ([]Destination, error) {
 		}
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("%w: %w", ErrRecordInvalid, unusable)
+		return nil, fmt.Errorf("%w: %w", ErrNoRecord, unusable)
 	}
 	return found, nil
 }

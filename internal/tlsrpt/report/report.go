@@ -33,7 +33,7 @@ type Config struct {
 // A Reporter writes reports. It is safe for concurrent use.
 type Reporter struct {
 	config    Config
-	submitter string
+	submitter string // the domain that reports: of contact, sender and DKIM signature
 }
 
 // A ConfigError is a mistake in a Config.
@@ -67,9 +67,6 @@ func New(config Config) (*Reporter, error) {
 }
 
 const maxOrganization = 256 // bytes
-
-// Submitter is the domain that reports: of contact, sender and DKIM signature.
-func (r *Reporter) Submitter() string { return r.submitter }
 
 // Sender is the address in the mail's From, and its envelope sender.
 func (r *Reporter) Sender() string { return r.config.Sender }

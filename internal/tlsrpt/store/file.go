@@ -44,15 +44,14 @@ var (
 // reopen replaces the file if it is damaged, or is not at its path any more.
 func (s *Store) reopen() error {
 	old := s.file.Load()
-	isThere := old.IsAt(s.path)
-	if isThere && !old.IsBroken() {
-		return nil
-	}
 	var damage error
-	if isThere {
-		damage = old.Fault()
-	} else {
+	switch {
+	case !old.IsAt(s.path):
 		s.o.Log.Error("the file of TLS reports was removed or replaced; the days in it are lost", "path", s.path)
+	case old.IsBroken():
+		damage = old.Fault()
+	default:
+		return nil
 	}
 	file, err := s.open(damage)
 	if err != nil {

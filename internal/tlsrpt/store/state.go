@@ -14,16 +14,12 @@ import (
 
 // This file: how far the reports of days are.
 
-// Bounds of suppressions.
-const (
-	maxAddress    = 1024 // bytes of a suppressed address or URL
-	MaxSuppressed = 1000
-)
+// MaxSuppressed bounds the addresses that get no reports.
+const MaxSuppressed = 1000
 
 // Errors of deliveries and suppressions.
 var (
 	ErrNoDay      = errors.New("the day is not in the store")
-	ErrTooLong    = errors.New("too long to be stored")
 	ErrSuppressed = fmt.Errorf("%d addresses are suppressed, which is all that may be", MaxSuppressed)
 )
 
@@ -101,12 +97,10 @@ func (s *Store) PutDeliveries(deliveries ...tlsrpt.Delivery) error {
 	})
 }
 
-// Suppress has no reports sent to an address until a moment; one in the past ends it.
+// Suppress has no reports sent to an address, as report.Destination.Name has it, until a
+// moment; one in the past ends it.
 // ErrSuppressed: there are too many.
 func (s *Store) Suppress(address string, until time.Time) error {
-	if address == "" || len(address) > maxAddress {
-		return ErrTooLong
-	}
 	now := s.o.Now()
 	return s.update(func(tx *bbolt.Tx) error {
 		list, err := suppressed(tx, now)
