@@ -58,6 +58,7 @@ type pass struct {
 	*Deliverer
 	ctx        context.Context
 	day        tlsrpt.Day
+	stage      tlsrpt.Stage
 	suppressed map[string]time.Time
 	quota      func() (*quota, error)
 	mailed     func() (map[string]uint64, error) // the report mails that we sent that day, by domain
@@ -68,23 +69,21 @@ type pass struct {
 	left int            // reports that stay open
 }
 
-// begin returns a pass of a day, and the stage of the day. It plans a day that is closed.
-func (d *Deliverer) begin(ctx context.Context, day tlsrpt.Day) (*pass, tlsrpt.Stage, error) {
-	p := &pass{Deliverer: d, ctx: ctx, day: day, slow: map[string]int{}}
+// begin returns a pass of a day. It plans a day that is closed.
+func (d *Deliverer) begin(ctx context.Context, day tlsrpt.Day) (p *pass, err error) {
+	p = &pass{Deliverer: d, ctx: ctx, day: day, slow: map[string]int{}}
 	p.quota = sync.OnceValues(p.planned)
 	p.mailed = sync.OnceValues(p.countMailed)
 	p.group.SetLimit(sendsAtOnce)
-	stage, err := d.Store.Stage(day)
-	if err == nil {
+	if p.stage, err = d.Store.Stage(day); err == nil {
 		p.suppressed, err = d.Store.Suppressed()
 	}
-	if err != nil || stage != tlsrpt.StageClosed {
-		return p, stage, err
+	if err == nil && p.stage == tlsrpt.StageClosed {
+		if err = p.plan(); err == nil {
+			p.stage, err = tlsrpt.StagePlanned, d.Store.SetStage(day, tlsrpt.StagePlanned)
+		}
 	}
-	if err := p.plan(); err != nil {
-		return p, stage, err
-	}
-	return p, tlsrpt.StagePlanned, d.Store.SetStage(day, tlsrpt.StagePlanned)
+	return p, err
 }
 
 // deliver makes an attempt for the open receivers of a domain in a goroutine, if it is

@@ -162,8 +162,8 @@ func (d *Deliverer) round(ctx context.Context) (err error) {
 
 // roundOfDay does what is due of a day, and returns how many reports are left.
 func (d *Deliverer) roundOfDay(ctx context.Context, day tlsrpt.Day) (left int, err error) {
-	p, stage, err := d.begin(ctx, day)
-	if err != nil || stage != tlsrpt.StagePlanned {
+	p, err := d.begin(ctx, day)
+	if err != nil || p.stage != tlsrpt.StagePlanned {
 		return 0, err
 	}
 	err = d.Store.Deliveries(day, func(v tlsrpt.Delivery) error {
@@ -217,8 +217,8 @@ func (d *Deliverer) sendNow(ctx context.Context, day tlsrpt.Day, domain string) 
 	if err != nil || !slices.Contains(days, day) {
 		return cmp.Or(err, ErrNoData)
 	}
-	p, stage, err := d.begin(ctx, day)
-	if err == nil && stage == tlsrpt.StageOpen {
+	p, err := d.begin(ctx, day)
+	if err == nil && p.stage == tlsrpt.StageOpen {
 		err = fmt.Errorf("%s is not closed yet: try again in a minute", day)
 	}
 	if err == nil { // for Run: there may be something to do again

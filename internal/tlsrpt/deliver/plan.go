@@ -17,9 +17,10 @@ import (
 // maxDomains bounds the domains of a day that get reports: those with most sessions.
 const maxDomains = 100_000
 
-// plan stores a delivery of each domain of a day that has none yet: whether there is a
-// report, where to, and when. It begins with the domains that have most sessions: they
-// come first where a receiver is named by too many.
+// plan stores a delivery of each domain of a day: whether there is a report, where to, and
+// when. It begins with the domains that have most sessions: they come first where a
+// receiver is named by too many. A plan that was cut off has sent nothing, and is made
+// again.
 func (p *pass) plan() error {
 	ranked, err := p.ranked()
 	if err != nil {
@@ -61,28 +62,25 @@ func (p *pass) plan() error {
 	return nil
 }
 
-// ranked returns the domains of the day that have no delivery, those with most sessions
-// first.
+// ranked returns the domains of the day, those with most sessions first.
 func (p *pass) ranked() (all []tlsrpt.Total, err error) {
-	domains, planned := 0, 0 // planned: before the daemon was ended
+	domains := 0
 	rank := func() {
 		slices.SortFunc(all, func(a, b tlsrpt.Total) int {
 			return cmp.Or(cmp.Compare(b.Successful+b.Failed, a.Successful+a.Failed), strings.Compare(a.Domain, b.Domain))
 		})
-		all = all[:min(len(all), max(0, maxDomains-planned))]
+		all = all[:min(len(all), maxDomains)]
 	}
 	err = p.Store.Domains(p.day, func(t tlsrpt.Total) error {
-		v, err := p.Store.Delivery(p.day, t.Domain)
-		if domains++; v.Domain != "" {
-			planned++
-		} else if all = append(all, t); len(all) >= 2*maxDomains {
+		domains++
+		if all = append(all, t); len(all) >= 2*maxDomains {
 			rank()
 		}
-		return errors.Join(err, p.ctx.Err())
+		return p.ctx.Err()
 	})
 	rank()
-	if over := domains - planned - len(all); over > 0 {
-		p.Log.Warn("TLS reports are left out: the day has too many domains", "day", p.day, "domains", over)
+	if domains > len(all) {
+		p.Log.Warn("TLS reports are left out: the day has too many domains", "day", p.day, "domains", domains-len(all))
 	}
 	return all, err
 }

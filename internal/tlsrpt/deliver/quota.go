@@ -29,6 +29,9 @@ type quota struct {
 // planned returns the day's quota, with the reports that are planned already.
 func (p *pass) planned() (*quota, error) {
 	q := &quota{most: p.MaxPerDestination, seed: maphash.MakeSeed(), counts: map[uint64]int{}}
+	if p.stage == tlsrpt.StageClosed {
+		return q, nil // a plan begins
+	}
 	return q, p.Store.Deliveries(p.day, func(v tlsrpt.Delivery) error {
 		for _, r := range v.To {
 			if to, err := report.ParseDestination(r.URI); err == nil && r.Kind != tlsrpt.Suppressed {

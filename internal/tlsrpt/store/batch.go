@@ -11,8 +11,17 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 )
 
-// A policyHash stands for the text of a policy, which is its JSON.
+// A policyHash stands for the text of a policy, which is the JSON of a storedPolicy.
 type policyHash [16]byte
+
+// A storedPolicy is a tlsrpt.Policy with short names: the log has its text for almost each
+// session, and the more sessions a segment has, the less a merge writes for one.
+type storedPolicy struct {
+	Type    tlsrpt.PolicyType `json:"t"`
+	Strings []string          `json:"s,omitempty"`
+	Domain  string            `json:"d"`
+	MXHosts []string          `json:"m,omitempty"`
+}
 
 const (
 	hashSize = len(policyHash{})
@@ -48,7 +57,7 @@ func (b *Batch) Size() int { return len(b.sessions) + len(b.policies) }
 
 // Add adds a normalized event.
 func (b *Batch) Add(e *tlsrpt.Event) {
-	text, _ := json.Marshal(&e.Policy) // of strings: it cannot fail
+	text, _ := json.Marshal(storedPolicy(e.Policy)) // of strings: it cannot fail
 	sum := sha256.Sum256(text)
 	hash := policyHash(sum[:])
 	if _, ok := b.known[hash]; !ok {

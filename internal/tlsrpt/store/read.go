@@ -129,7 +129,7 @@ func (s *Store) Worst(day tlsrpt.Day, n, limit int) (all Total, worst []string, 
 // Load returns what is known of a domain's day: no policies if there is nothing.
 func (s *Store) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
 	policies, err := s.summaries(day, domain, func(sum *tlsrpt.Summary, text []byte) error {
-		return json.Unmarshal(text, &sum.Policy)
+		return json.Unmarshal(text, (*storedPolicy)(&sum.Policy))
 	})
 	return tlsrpt.DomainDay{Domain: domain, Day: day, Policies: policies}, err
 }
@@ -139,8 +139,8 @@ func (s *Store) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
 func (s *Store) Brief(day tlsrpt.Day, domain string, details int) ([]tlsrpt.Summary, error) {
 	return s.summaries(day, domain, func(sum *tlsrpt.Summary, text []byte) error {
 		var policy struct {
-			Type   tlsrpt.PolicyType `json:"policy-type"`
-			Domain string            `json:"policy-domain"`
+			Type   tlsrpt.PolicyType `json:"t"`
+			Domain string            `json:"d"`
 		}
 		err := json.Unmarshal(text, &policy)
 		sum.Policy = tlsrpt.Policy{Type: policy.Type, Domain: policy.Domain}
