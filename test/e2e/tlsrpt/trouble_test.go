@@ -83,6 +83,7 @@ func staysOutOfTheWay(t *testing.T, w *world) {
 		p.send(t, 0) // the kernel keeps two
 		p.send(t, 1)
 		w.daemon.Resume(t)
+		await(t, "the queue is empty again", func() bool { return w.metric(t, "tls_sessions_total") == 2 })
 		p.counted++
 		p.check(t, "resumed.full.test")
 	})
