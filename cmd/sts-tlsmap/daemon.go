@@ -26,9 +26,11 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/probe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
@@ -233,6 +235,12 @@ func (s *service) newReports() *reporting.Service {
 		Policy: func(domain string) ([]byte, bool) {
 			r, err := s.keeper.Get(domain)
 			return r.Text, err == nil && s.clock.Now().Before(r.Expires)
+		},
+		MX: s.out.checker.MX, Prober: func() (func(context.Context, string) *tlsrpt.Failure, error) {
+			roots, err := policy.LoadRoots("") // the MTA's: ca_file is for policy hosts
+			return probe.New(probe.Options{
+				Resolver: s.out.resolver, Roots: roots, EHLO: cmp.Or(host, "localhost"), PublicOnly: !s.cfg.Fetch.AllowPrivate, PerSecond: 1,
+			}).Listed, err
 		},
 		Negative: s.keeper.Negative, FetchDead: func() bool { return s.keeper.Stats().FetchDead }, Log: s.log,
 	})

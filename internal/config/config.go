@@ -132,6 +132,7 @@ type TLSRPT struct {
 	HTTPSVerify       bool              `key:"https_verify"`
 	MaxPerDestination int               `key:"max_per_destination" default:"1000" min:"1" max:"1000000"`
 	Report            string            `key:"report" default:"all" is:"all failures"`
+	ProbeTesting      bool              `key:"probe_testing" default:"true"`
 	Skip              []string          `key:"skip" is:"domain" max:"10000"`
 
 	File string // that Load read

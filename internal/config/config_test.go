@@ -79,6 +79,7 @@ dkim_selector = "s1"
 https_verify = true
 max_per_destination = 17
 report = "failures"
+probe_testing = false
 skip = ["Example.NET", ".example.org"]
 [fleet]
 url = "valkeys://relay@valkey.example:6379"

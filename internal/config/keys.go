@@ -65,9 +65,13 @@ func (k key) setDefault() {
 		return
 	}
 	var v any = text
-	if _, isInt := k.field.Interface().(int); isInt {
+	switch k.field.Interface().(type) {
+	case int:
 		v, _ = strconv.ParseInt(text, 10, 64)
-	} else if k.field.Kind() == reflect.Slice {
+	case bool:
+		v = text == "true"
+	}
+	if k.field.Kind() == reflect.Slice {
 		v = []any{text}
 	}
 	d := new(document)

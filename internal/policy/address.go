@@ -30,7 +30,7 @@ func (c *Client) addresses(ctx context.Context, host string) ([]netip.Addr, erro
 			if i >= len(family) || len(addrs) == MaxAddresses {
 				continue
 			}
-			what := specialAddress(family[i])
+			what := Special(family[i])
 			if what == "" || c.config.AllowPrivate {
 				addrs = append(addrs, family[i])
 				continue
@@ -106,10 +106,10 @@ var (
 	sixToFour     = netip.MustParsePrefix("2002::/16")    // RFC 3056: the IPv4 address follows the prefix
 )
 
-// specialAddress says in words what is special about an address, or nothing
+// Special says in words what is special about an address, or nothing
 // if it is an ordinary one on the internet. An IPv6 address that carries an
 // IPv4 address is as special as what it carries.
-func specialAddress(addr netip.Addr) string {
+func Special(addr netip.Addr) string {
 	addr = addr.Unmap().WithZone("")
 	if !addr.IsValid() {
 		return "no address"
@@ -125,9 +125,9 @@ func specialAddress(addr netip.Addr) string {
 	bytes := addr.As16()
 	switch {
 	case nat64.Contains(addr):
-		return specialAddress(netip.AddrFrom4([4]byte(bytes[12:16])))
+		return Special(netip.AddrFrom4([4]byte(bytes[12:16])))
 	case sixToFour.Contains(addr):
-		return specialAddress(netip.AddrFrom4([4]byte(bytes[2:6])))
+		return Special(netip.AddrFrom4([4]byte(bytes[2:6])))
 	case !globalUnicast.Contains(addr):
 		return "outside the global unicast addresses (RFC 4291)"
 	}

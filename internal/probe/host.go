@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 )
 
 // A host is what was seen of an MX host. Domains share it.
@@ -30,6 +32,7 @@ type host struct {
 	leaf    *x509.Certificate // nil: no TLS
 	trust   Outcome           // the chain and its dates
 	tlsaOK  Outcome           // the chain by the TLSA records
+	listed  Outcome           // by a policy, see Listed
 }
 
 // host returns the host of that name, new or seen before.
@@ -56,24 +59,50 @@ func (p *Prober) look(ctx context.Context, h *host) {
 				_, h.base, _ = strings.Cut(l.Name, "._tcp.")
 			}
 		}
-		var failed error
-		for _, qtype := range []resolver.Type{resolver.TypeA, resolver.TypeAAAA} { // package dane needs one of them only
-			if a, err := p.Resolver.Query(ctx, h.Host, qtype); err != nil {
-				failed = err
-			} else {
-				h.addrs = append(h.addrs, a.Addrs...)
-			}
-		}
-		switch {
-		case len(h.addrs) > 0:
-			h.reach = unknown("not probed")
-		case failed != nil:
-			h.reach = notLookedUp("its addresses cannot be looked up", failed)
-		default:
-			h.reach = fails("", "it has no address")
-		}
-		h.tls = h.reach
+		p.resolve(ctx, h)
 	})
+}
+
+// resolve looks up a host's addresses.
+func (p *Prober) resolve(ctx context.Context, h *host) {
+	var failed error
+	for _, qtype := range []resolver.Type{resolver.TypeA, resolver.TypeAAAA} { // package dane needs one of them only
+		if a, err := p.Resolver.Query(ctx, h.Host, qtype); err != nil {
+			failed = err
+		} else {
+			h.addrs = append(h.addrs, a.Addrs...)
+		}
+	}
+	switch {
+	case len(h.addrs) > 0:
+		h.reach = unknown("not probed")
+	case failed != nil:
+		h.reach = notLookedUp("its addresses cannot be looked up", failed)
+	default:
+		h.reach = fails("", "it has no address")
+	}
+	h.tls = h.reach
+}
+
+// Listed has a session with an MX host that a policy lists, once, and returns what a TLS
+// report says of it (RFC 8461, 4.2): a Failure without a Result if the session succeeded.
+// Nil: a report says nothing. There was no session, perhaps by a fault of ours, or RFC
+// 8460 has no name for what happened.
+func (p *Prober) Listed(ctx context.Context, name string) *tlsrpt.Failure {
+	h := p.host(name, 25)
+	h.looked.Do(func() {
+		p.resolve(ctx, h)
+		p.connect(ctx, h)
+		h.listed = h.by(order{hosts: []string{name}}, false)
+		h.leaf, h.addrs = nil, nil
+	})
+	switch o := h.listed; {
+	case o.State == Passes:
+		return &tlsrpt.Failure{}
+	case o.State == Fails && o.Result != "":
+		return &tlsrpt.Failure{Result: o.Result, MXHost: name, ReceivingIP: h.addr, Reason: o.Reason}
+	}
+	return nil
 }
 
 // notLookedUp is the Outcome of a lookup that failed. No answer in time is no word of
@@ -121,12 +150,16 @@ func (p *Prober) at(ctx context.Context, addr netip.AddrPort, serverName string,
 	turn := p.turns[maphash.Comparable(p.seed, addr.Addr())%uint64(len(p.turns))]
 	turn <- struct{}{} // sessions end with ctx
 	defer func() { <-turn }()
+	s := session{addr: addr.Addr(), reach: unknown("given up"), tls: unknown("given up")}
+	if p.PublicOnly && policy.Special(addr.Addr()) != "" {
+		return s, left
+	}
 	if p.pace.Wait(ctx) != nil {
-		return session{addr: addr.Addr(), reach: unknown("given up"), tls: unknown("given up")}, 0
+		return s, 0
 	}
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
-	s := p.talk(ctx, addr, serverName)
+	s = p.talk(ctx, addr, serverName)
 	return s, left - time.Since(began)
 }

@@ -11,6 +11,7 @@
 package probe
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"hash/maphash"
@@ -78,6 +79,10 @@ type Options struct {
 	// Sparing makes no session for a domain without a policy or DANE: nothing there
 	// can keep mail.
 	Sparing bool
+	// PublicOnly connects to no address that the policy fetcher refuses: a domain can name
+	// any address.
+	PublicOnly bool
+	PerSecond  int // sessions; 0: sessionsPerSecond
 
 	Dial func(ctx context.Context, network, address string) (net.Conn, error) // nil: a net.Dialer's
 }
@@ -102,7 +107,8 @@ func New(o Options) *Prober {
 	if err != nil {
 		panic(err) // of a size that is not positive
 	}
-	p := &Prober{Options: o, hosts: hosts, seed: maphash.MakeSeed(), pace: rate.NewLimiter(sessionsPerSecond, sessionsPerSecond)}
+	perSecond := cmp.Or(o.PerSecond, sessionsPerSecond)
+	p := &Prober{Options: o, hosts: hosts, seed: maphash.MakeSeed(), pace: rate.NewLimiter(rate.Limit(perSecond), perSecond)}
 	for i := range p.turns {
 		p.turns[i] = make(chan struct{}, 1)
 	}

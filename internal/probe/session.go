@@ -65,12 +65,14 @@ func (p *Prober) talk(ctx context.Context, addr netip.AddrPort, serverName strin
 		conn.SetDeadline(deadline)
 	}
 	d := &dialogue{conn: conn, in: bufio.NewReaderSize(conn, maxLine)}
-	offered := false
-	if s.reach, offered = hello(ctx, d, p.EHLO); s.reach.State != Passes {
+	if s.reach, s.tls = hello(ctx, d, p.EHLO); s.reach.State != Passes {
 		s.tls = s.reach
 		return s
 	}
-	if s.tls = s.startTLS(ctx, d, offered, serverName); d.conn == nil {
+	if s.tls.State == Passes {
+		s.tls = s.startTLS(ctx, d, serverName)
+	}
+	if d.conn == nil {
 		return s // in the middle of a handshake, QUIT is garbage
 	}
 	d.conn.SetDeadline(time.Now().Add(quitTime))
@@ -78,36 +80,36 @@ func (p *Prober) talk(ctx context.Context, addr netip.AddrPort, serverName strin
 	return s
 }
 
-// hello reads the greeting and says EHLO. It tells whether STARTTLS is offered.
-func hello(ctx context.Context, d *dialogue, name string) (o Outcome, offered bool) {
+// hello reads the greeting and says EHLO. It tells whether the host takes mail, and
+// whether it offers STARTTLS.
+func hello(ctx context.Context, d *dialogue, name string) (reach, offer Outcome) {
 	code, lines, err := d.read()
 	if err != nil {
-		return lost(ctx, "", "no greeting", err), false
+		return lost(ctx, "", "no greeting", err), offer
 	}
 	if code != 220 {
-		return fails("", "it greets with %s", refusal(code, lines)), false
+		return fails("", "it greets with %s", refusal(code, lines)), offer
 	}
 	if code, lines, err = d.ask("EHLO " + name); err != nil {
-		return lost(ctx, "", "no reply to EHLO", err), false
+		return lost(ctx, "", "no reply to EHLO", err), offer
 	}
-	if code/100 == 5 { // RFC 5321, 3.2: then HELO; such a host has no STARTTLS
-		return passes(""), false
+	refused := fails("", "it replies to EHLO with %s", refusal(code, lines)) // perhaps for our name: no Result
+	if code/100 == 5 {
+		return passes(""), refused // RFC 5321, 3.2: then HELO; such a host has no STARTTLS
 	}
 	if code != 250 {
-		return fails("", "it replies to EHLO with %s", refusal(code, lines)), false
+		return refused, offer
 	}
 	for _, l := range lines[1:] {
-		keyword, _, _ := strings.Cut(l, " ")
-		offered = offered || strings.EqualFold(keyword, "STARTTLS")
+		if keyword, _, _ := strings.Cut(l, " "); strings.EqualFold(keyword, "STARTTLS") {
+			return passes(""), passes("")
+		}
 	}
-	return passes(""), offered
+	return passes(""), fails(tlsrpt.StartTLSNotSupported, "it does not offer STARTTLS")
 }
 
 // startTLS does STARTTLS (RFC 3207). The certificates are judged later.
-func (s *session) startTLS(ctx context.Context, d *dialogue, offered bool, serverName string) Outcome {
-	if !offered {
-		return fails(tlsrpt.StartTLSNotSupported, "it does not offer STARTTLS")
-	}
+func (s *session) startTLS(ctx context.Context, d *dialogue, serverName string) Outcome {
 	code, lines, err := d.ask("STARTTLS")
 	if err != nil {
 		d.conn = nil

@@ -73,7 +73,7 @@ type pass struct {
 func (d *Deliverer) begin(ctx context.Context, day tlsrpt.Day) (p *pass, err error) {
 	p = &pass{Deliverer: d, ctx: ctx, day: day, slow: map[string]int{}}
 	p.quota = sync.OnceValues(p.planned)
-	p.mailed = sync.OnceValues(p.countMailed)
+	p.mailed = sync.OnceValues(func() (map[string]uint64, error) { return d.Mailed(day) })
 	p.group.SetLimit(sendsAtOnce)
 	if p.stage, err = d.Store.Stage(day); err == nil {
 		p.suppressed, err = d.Store.Suppressed()

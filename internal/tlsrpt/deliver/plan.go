@@ -137,19 +137,18 @@ func (d *Deliverer) sessions(day tlsrpt.Day, domain string) (all, failed, looked
 	return all, failed, looked, err
 }
 
-// countMailed counts the report mails that we handed over on the day, by the domain they
-// went to.
-func (p *pass) countMailed() (map[string]uint64, error) {
-	days, err := p.Store.Days()
+// Mailed counts the report mails that we handed over on a day, by the domain they went to.
+func (d *Deliverer) Mailed(day tlsrpt.Day) (map[string]uint64, error) {
+	days, err := d.Store.Days()
 	count := map[string]uint64{}
 	for _, reported := range days {
-		if reported >= p.day {
+		if reported >= day {
 			break // reports of a day are sent after it
 		}
-		err = errors.Join(err, p.Store.Deliveries(reported, func(v tlsrpt.Delivery) error {
+		err = errors.Join(err, d.Store.Deliveries(reported, func(v tlsrpt.Delivery) error {
 			for _, r := range v.To {
 				address, mail := strings.CutPrefix(r.URI, "mailto:")
-				if mail && r.Kind == tlsrpt.Accepted && tlsrpt.DayOf(r.Changed) == p.day {
+				if mail && r.Kind == tlsrpt.Accepted && tlsrpt.DayOf(r.Changed) == day {
 					count[address[strings.IndexByte(address, '@')+1:]]++
 				}
 			}

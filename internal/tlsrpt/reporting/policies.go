@@ -132,17 +132,22 @@ func (s *Service) applied(domain, host string) (p tlsrpt.Policy, listed, ok bool
 // another at each attempt, and the resolver. Strangers are not told.
 var ours = regexp.MustCompile(`(dial|read|write) tcp \S+: | \(server \S+\)`)
 
+// reason makes a failure-reason-code of an error. "": it can be none.
+func reason(err string) string {
+	if code := text.Cut(ours.ReplaceAllString(err, ""), tlsrpt.MaxText-len("...")); tlsrpt.Reason(code) {
+		return code
+	}
+	return ""
+}
+
 // fetchFailure makes an event of what the keeper knows of a domain, if the failure is
 // proven to be the domain's. By now that may be another failure, which is none of RFC
 // 8460, 4.3.
 func (s *Service) fetchFailure(domain string) (e tlsrpt.Event, ok bool) {
 	n, ok := s.Negative(domain)
-	failure := tlsrpt.Failure{Result: tlsrpt.ResultType(n.Result)}
+	failure := tlsrpt.Failure{Result: tlsrpt.ResultType(n.Result), Reason: reason(n.Err)}
 	if !ok || !n.Proven || tlsrpt.ResultIndex(failure.Result) < 0 {
 		return e, false
-	}
-	if reason := text.Cut(ours.ReplaceAllString(n.Err, ""), tlsrpt.MaxText-len("...")); tlsrpt.Reason(reason) {
-		failure.Reason = reason
 	}
 	e = tlsrpt.Event{
 		Domain: domain, Policy: tlsrpt.Policy{Type: tlsrpt.TypeSTS, Domain: domain},

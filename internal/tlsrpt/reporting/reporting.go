@@ -1,7 +1,8 @@
 // Package reporting runs TLS reports (RFC 8460) in the daemon: it collects the TLS
-// sessions of Postfix and Exim, stores them, and reports each day. It does so in goroutines of its
-// own. A file or a socket that cannot be used is tried again each minute, and a panic is
-// recovered: nothing here keeps the daemon from starting, or a lookup waiting.
+// sessions of Postfix and Exim, stores them, probes domains with a testing policy, and
+// reports each day. It does so in goroutines of its own. A file or a socket that cannot be
+// used is tried again each minute, and a panic is recovered: nothing here keeps the daemon
+// from starting, or a lookup waiting.
 //
 // Left out: what the parts do, which are the packages collect, store, report and deliver.
 package reporting
@@ -24,9 +25,10 @@ import (
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/config"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/resolver"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/collect"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/deliver"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
@@ -45,7 +47,7 @@ type Options struct {
 	Passed net.PacketConn // the socket for Postfix's sessions, from systemd; nil: it is made
 	Exim   net.Listener   // likewise, for Exim's
 
-	Resolver *resolver.Resolver
+	Resolver policy.Resolver
 	Network  policy.Config // for receivers of reports on HTTPS
 	Host     string        // this machine's name, for EHLO
 
@@ -56,6 +58,11 @@ type Options struct {
 	Policy    func(domain string) (text []byte, ok bool)
 	Negative  func(domain string) (keeper.Negative, bool)
 	FetchDead func() bool
+
+	MX func(ctx context.Context, domain string) (*dane.MXSet, error)
+	// Prober makes what has a session with an MX host that a policy lists; see
+	// probe.Prober's Listed. A new one is made each day.
+	Prober func() (see func(ctx context.Context, host string) *tlsrpt.Failure, err error)
 
 	Log *slog.Logger
 }
@@ -150,6 +157,9 @@ func (s *Service) Run(ctx context.Context) {
 		})
 		if s.Config.Reports() {
 			working.Go(func() { s.run(ctx, "reports", func() error { return s.deliver(ctx) }) })
+			if s.Config.ProbeTesting {
+				working.Go(func() { s.run(ctx, "probes", func() error { return s.probeTesting(ctx) }) })
+			}
 		}
 		working.Wait()
 		stopCollecting()

@@ -34,26 +34,32 @@ func TestMain(m *testing.M) {
 	stage.Main(m, func() { os.RemoveAll(dir) })
 }
 
-// buildHasty builds the program with one constant changed: failures of policy fetches are
-// held back for a second, not for ten minutes.
+// buildHasty builds the program with two constants changed: failures of policy fetches are
+// held back for a second, not for ten minutes, and domains to be probed are looked for each
+// second, not each minute.
 func buildHasty(dir string) error {
-	const of, old, hurried = "../../../internal/tlsrpt/reporting/policies.go", "holdBack   = 10 * time.Minute", "holdBack   = time.Second"
-	source, err := filepath.Abs(of)
-	if err != nil {
-		return err
+	replaced, overlay := map[string]string{}, filepath.Join(dir, "overlay.json")
+	for file, change := range map[string][2]string{
+		"policies.go": {"holdBack   = 10 * time.Minute", "holdBack   = time.Second"},
+		"probes.go":   {"probeEvery = time.Minute", "probeEvery = time.Second"},
+	} {
+		source, err := filepath.Abs("../../../internal/tlsrpt/reporting/" + file)
+		if err != nil {
+			return err
+		}
+		text, err := os.ReadFile(source)
+		if err != nil {
+			return err
+		}
+		if strings.Count(string(text), change[0]) != 1 {
+			return fmt.Errorf("%s no longer has the line %q", source, change[0])
+		}
+		replaced[source] = filepath.Join(dir, file)
+		if err := os.WriteFile(replaced[source], []byte(strings.Replace(string(text), change[0], change[1], 1)), 0o644); err != nil {
+			return err
+		}
 	}
-	text, err := os.ReadFile(source)
-	if err != nil {
-		return err
-	}
-	if strings.Count(string(text), old) != 1 {
-		return fmt.Errorf("%s no longer has the line %q", of, old)
-	}
-	changed, overlay := filepath.Join(dir, "policies.go"), filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(changed, []byte(strings.Replace(string(text), old, hurried, 1)), 0o644); err != nil {
-		return err
-	}
-	replace, err := json.Marshal(map[string]map[string]string{"Replace": {source: changed}})
+	replace, err := json.Marshal(map[string]map[string]string{"Replace": replaced})
 	if err != nil {
 		return err
 	}

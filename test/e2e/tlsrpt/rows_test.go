@@ -124,9 +124,18 @@ var rows = []row{{
 	with: testlab.With{NoPolicy: true, MailCert: testlab.CertSelfSigned},
 	want: noPolicySucceeded,
 }, {
-	what: "a testing policy and a self-signed certificate: success without a policy", domain: "testing.test",
+	// Postfix tells of a success without a policy. The daemon probes.
+	what: "a testing policy and a self-signed certificate", domain: "testing.test",
 	with: testlab.With{Mode: "testing", MailCert: testlab.CertSelfSigned},
-	want: noPolicySucceeded,
+	want: func(d *testlab.Domain) []report.Result {
+		return append(noPolicySucceeded(d), with(inTesting(d, 0, 1), tlsrpt.Detail{Sessions: 1, Failure: tlsrpt.Failure{Result: tlsrpt.CertificateNotTrusted,
+			MXHost: d.Mail[0].Name, ReceivingIP: d.Mail[0].Addr, Reason: "the certificate is self-signed"}}))
+	},
+	told: 1, ours: true,
+}, {
+	what: "a testing policy and a good certificate", domain: "testing-good.test", with: testlab.With{Mode: "testing"},
+	want: func(d *testlab.Domain) []report.Result { return append(noPolicySucceeded(d), inTesting(d, 1, 0)) },
+	told: 1, ours: true,
 }, {
 	what: "a policy of mode none", domain: "none.test", with: testlab.With{Mode: "none"},
 	want: noPolicySucceeded,
@@ -295,6 +304,13 @@ func sts(d *testlab.Domain, successful, failed uint64, patterns ...string) repor
 	text := strings.TrimSuffix(testlab.PolicyText("enforce", day7, patterns...), "\r\n")
 	return report.Result{Policy: tlsrpt.Policy{Type: tlsrpt.TypeSTS, Strings: strings.Split(text, "\r\n"), Domain: d.Name, MXHosts: patterns},
 		Summary: report.Summary{Successful: successful, Failed: failed}, Details: []tlsrpt.Detail{}}
+}
+
+// inTesting is a domain's testing policy.
+func inTesting(d *testlab.Domain, successful, failed uint64) report.Result {
+	r := sts(d, successful, failed, names(d)...)
+	r.Policy.Strings[1] = "mode: testing"
+	return r
 }
 
 // tlsa is the TLSA record of an MX host, which is the policy domain (RFC 8460, 1.1).

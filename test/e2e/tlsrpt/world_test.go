@@ -65,8 +65,10 @@ func newWorld(t *testing.T, root string, dane bool, rows []row) (*world, []*test
 	if err := os.Mkdir(stage.Path(reports), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	ca := stage.WriteCA(t, w.lab)
+	t.Setenv("SSL_CERT_FILE", ca) // the authorities of probes are the system's
 	w.daemon = stage.NewDaemon(t, testlab.DaemonConfig{
-		CA: stage.WriteCA(t, w.lab),
+		CA: ca,
 		Tables: fmt.Sprintf("[tlsrpt]\norganization = %q\ncontact = %q\nsender = %q\npath = %q\npostfix_socket = %q\n",
 			organization, contact, contact, stage.Path(reports+"/reports.db"), "unix:"+socket),
 	})
