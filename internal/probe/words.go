@@ -99,6 +99,6 @@ func (t *Table) Add(r *Result) (line string) {
 
 // String sums up.
 func (t *Table) String() string {
-	return fmt.Sprintf("%d domains: %d enforced, %d testing, %d with DANE; %d would wait, %d unknown; %d more would wait if testing policies were enforced",
+	return fmt.Sprintf("domains: %d; %d enforced, %d testing, %d with DANE; %d would wait, %d unknown; %d more would wait if testing policies were enforced",
 		t.Domains, t.Enforced, t.Testing, t.DANE, t.Waiting, t.Unknown, t.IfEnforced)
 }

@@ -84,7 +84,7 @@ func TestTenThousandDomainsAreProbedWithinBounds(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	const want = "10000 domains: 2000 enforced, 500 testing, 0 with DANE; 10 would wait, 0 unknown; 5 more would wait if testing policies were enforced"
+	const want = "domains: 10000; 2000 enforced, 500 testing, 0 with DANE; 10 would wait, 0 unknown; 5 more would wait if testing policies were enforced"
 	if got := lines[len(lines)-1]; got != want || len(lines) != 16 {
 		t.Errorf("%d lines, the last one %q\nwant 16, %q", len(lines), got, want)
 	}
