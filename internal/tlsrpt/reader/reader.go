@@ -25,7 +25,8 @@ const (
 	maxMessage = 32 << 20  // bytes of a mail message
 	maxHeader  = 1 << 20   // bytes of its header
 	maxJSON    = 32 << 20  // bytes of a report, uncompressed
-	maxCommas  = 1_000_000 // commas in it, which separate details, their fields, and strings
+	maxObjects = 125_000   // JSON objects in it, most of them failure details
+	maxCommas  = 1_000_000 // commas in it, between fields and between strings
 	maxParts   = 100       // MIME parts of a message or part
 	maxNesting = 10        // MIME parts and messages within others
 	maxKnown   = 1_000_000 // reports remembered to notice duplicates
@@ -131,8 +132,8 @@ func (r *Reader) document(place string, in io.Reader, claims bool) {
 	case err != nil: // nothing of it counts, since the checksum was not reached
 	case isJSON && len(text) > maxJSON:
 		err = fmt.Errorf("more than %d MiB of JSON", maxJSON>>20)
-	case isJSON && bytes.Count(text, []byte(",")) > maxCommas:
-		err = fmt.Errorf("more than %d fields in the JSON", maxCommas)
+	case isJSON && (bytes.Count(text, []byte("{")) > maxObjects || bytes.Count(text, []byte(",")) > maxCommas):
+		err = fmt.Errorf("more than %d objects or %d commas in the JSON", maxObjects, maxCommas)
 	case isJSON:
 		err = json.Unmarshal(text, &report)
 	}
