@@ -51,7 +51,7 @@ func TestAFlippedBitInAMessageSparesTheNextMessage(t *testing.T) {
 	c := corpus(t)
 	for i, s := range c {
 		next := c[(i+1)%len(c)]
-		for i := range s.mail {
+		for i := 0; i < len(s.mail); i += 3 {
 			damaged := []byte(s.mail)
 			damaged[i] ^= 1 << (i % 8)
 			r := read(mbox(string(damaged), next.mail))
@@ -88,22 +88,23 @@ const mostAllocated = 400 << 20
 
 func TestBombsAndEndlessInputAreBounded(t *testing.T) {
 	head, _, _ := strings.Cut(mail(multipartReport, "", ""), "\r\n--0000b")
+	blanks := strings.Repeat(compress(t, strings.Repeat(" ", 1<<20)), 64) // gzip can be concatenated
 	const part = "\n--0000b\nContent-Type: application/tlsrpt+json\n"
 	for name, tt := range map[string]struct {
 		in    io.Reader
 		words string // of the problem
 	}{
-		"a gzip bomb":            {strings.NewReader(compress(t, `{"policies":[`+strings.Repeat(" ", 64<<20)+"]}")), "more than 32 MiB of JSON"},
-		"a gzip bomb of blanks":  {strings.NewReader(mail(multipartReport, "Content-Type: application/tlsrpt+gzip\nContent-Transfer-Encoding: base64", base64Lines(compress(t, strings.Repeat(" ", 64<<20))))), "neither JSON nor gzip"},
+		"a gzip bomb":            {strings.NewReader(compress(t, `{"policies":[`) + blanks), "more than 32 MiB of JSON"},
+		"a gzip bomb of blanks":  {strings.NewReader(mail(multipartReport, "Content-Type: application/tlsrpt+gzip\nContent-Transfer-Encoding: base64", base64Lines(blanks))), "neither JSON nor gzip"},
 		"endless JSON":           {&endless{head: `{"policies":[`, text: `{"policy":{"policy-type":"sts"}},`}, "more than 32 MiB of JSON"},
-		"one endless string":     {&endless{head: `{"report-id":"`, text: "x"}, "more than 32 MiB of JSON"},
+		"one endless string":     {&endless{head: `{"report-id":"`, text: strings.Repeat("x", 4096)}, "more than 32 MiB of JSON"},
 		"a million details":      {strings.NewReader(`{"policies":[{"failure-details":[{}` + strings.Repeat(",{}", 1_000_001) + "]}]}"), "more than 125000 objects"},
 		"a million strings":      {strings.NewReader(`{"policies":[{"policy":{"policy-string":[""` + strings.Repeat(`,""`, 1_000_001) + "]}}]}"), "1000000 commas"},
 		"nested arrays":          {strings.NewReader(`{"policies":` + strings.Repeat("[", 20<<20)), "exceeded max depth"},
 		"an endless header":      {&endless{text: "A:b\n"}, "of its header"},
-		"an endless header line": {&endless{head: "A: ", text: "b"}, "of its header"},
+		"an endless header line": {&endless{head: "A: ", text: strings.Repeat("b", 4096)}, "of its header"},
 		"a part's header":        {&endless{head: head + part, text: "A:b\n"}, "message too large"},
-		"an endless attachment":  {&endless{head: head + part + "\n{", text: " "}, "more than 32 MiB"},
+		"an endless attachment":  {&endless{head: head + part + "\n{", text: strings.Repeat(" ", 4096)}, "more than 32 MiB"},
 		"endless parts":          {&endless{head: head, text: "\n--0000b\n\n"}, "more than 100 parts"},
 		"parts in parts":         {strings.NewReader(nested("multipart/mixed", 5000)), "nested more than 10 deep"},
 		"messages in messages":   {strings.NewReader("TLS-Report-Domain: a\n" + strings.Repeat("Content-Type: message/rfc822; x=tlsrpt\n\n", 100_000)), "nested more than 10 deep"},
@@ -136,20 +137,20 @@ func nested(media string, depth int) string {
 	return b.String()
 }
 
-func TestAReportOfAHundredThousandDetailsIsRead(t *testing.T) {
-	details := make([]string, 100_000)
+func TestAReportOfTwentyThousandDetailsIsRead(t *testing.T) {
+	details := make([]string, 20_000)
 	for i := range details {
 		details[i] = fmt.Sprintf(`{"result-type":"certificate-expired","sending-mta-ip":"2001:db8::%x","receiving-ip":"192.0.2.1","receiving-mx-hostname":"mx.example.com","failed-session-count":1}`, i)
 	}
 	r := read(strings.Replace(googleJSON, `"failure-details":[{`, `"failure-details":[`+strings.Join(details, ",")+`,{`, 1))
-	if len(r.problems) > 0 || r.Reports != 1 || !strings.Contains(r.text(t), "\n100000 example.com sts certificate-expired mx.example.com Google Inc.") {
+	if len(r.problems) > 0 || r.Reports != 1 || !strings.Contains(r.text(t), "\n20000 example.com sts certificate-expired mx.example.com Google Inc.") {
 		t.Errorf("problems %q\n%.1000s", r.problems, r.text(t))
 	}
 }
 
 func TestAHugeMessageInAnMboxSparesTheNext(t *testing.T) {
 	google := corpus(t)[0].mail
-	huge := "TLS-Report-Domain: example.com\nContent-Type: multipart/report; boundary=a\n\n" + strings.Repeat("x\n", 20<<20)
+	huge := "TLS-Report-Domain: example.com\nContent-Type: multipart/report; boundary=a\n\n" + strings.Repeat(strings.Repeat("x", 1023)+"\n", 40<<10)
 	r := read(mbox(huge, google))
 	if r.Reports != 1 || r.Inputs != 2 || len(r.problems) != 1 || !strings.HasPrefix(r.problems[0], "f: message 1: a broken message: more than 32 MiB") {
 		t.Errorf("%d reports in %d, problems %q", r.Reports, r.Inputs, r.problems)
