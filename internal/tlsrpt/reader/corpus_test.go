@@ -128,7 +128,7 @@ func ourMail(t testing.TB) (text, mail string) {
 	built := r.Build(tlsrpt.DomainDay{Domain: "example.com", Day: "2026-11-29", Policies: []tlsrpt.Summary{
 		{Policy: tlsrpt.Policy{Type: tlsrpt.TypeTLSA, Domain: "mx.example.com", Strings: []string{"3 1 1 ABCD"}}, Successful: 6, Failed: 4, Details: []tlsrpt.Detail{
 			{Failure: tlsrpt.Failure{Result: tlsrpt.ValidationFailure, MXHost: "mx.example.com", HELO: "mx", Reason: "dane-no-match"}, Sessions: 4}}},
-		{Policy: tlsrpt.Policy{Type: tlsrpt.TypeSTS, Strings: []string{"version: STSv1"}, MXHosts: []string{"*.example.com"}}, Successful: 30},
+		{Policy: tlsrpt.Policy{Type: tlsrpt.TypeSTS, Domain: "example.com", Strings: []string{"version: STSv1"}, MXHosts: []string{"*.example.com"}}, Successful: 30},
 	}}, id)
 	compressed, err := built.Compress()
 	if err != nil {
