@@ -356,7 +356,7 @@ func (s *service) observed() observe.Sources {
 		},
 		Log: s.log, List: func(after string, limit int) ([]cache.Record, string, error) { return s.keeper.List(after, limit) },
 		Held: func(domain string) (control.Held, error) { return s.control.Held(domain) },
-		TLS:  func() (reporting.Overview, error) { return s.reports.Overview() },
+		TLS:  func() (reporting.Overview, error) { return s.reports.Overview(false) },
 	}
 }
 

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -40,58 +37,42 @@ func (a *app) table(head string, rows []string, none string) (int, error) {
 	return exitDone, w.Flush()
 }
 
-// tls is -tls: which destinations had TLS failures, the worst first, or the days of one.
+// tls is -tls: the destinations with TLS failures by harm, or the days of one.
 func (a *app) tls(ctx context.Context) (int, error) {
-	if len(a.flags.args) == 1 {
+	switch {
+	case len(a.flags.args) == 1:
 		return a.tlsOf(ctx, a.flags.args[0])
+	case a.flags.json:
+		return exitDone, a.views(ctx, "", nil)
 	}
-	type key struct {
-		domain string
-		policy tlsrpt.PolicyType
+	o, err := a.client.Destinations(ctx)
+	if err != nil {
+		return 0, err
 	}
-	known, sessions := map[key]reporting.Failing{}, uint64(0)
-	err := a.views(ctx, "", func(v reporting.View) {
-		for _, p := range v.Policies {
-			at := key{v.Domain, p.Policy.Type}
-			f := known[at]
-			all := p.Summary.Successful + p.Summary.Failed
-			sessions, f.Sessions, f.Failed = sessions+all, f.Sessions+all, f.Failed+p.Summary.Failed
-			if p.Summary.Failed > 0 {
-				f.Since, f.Last = cmp.Or(f.Since, v.Day), v.Day
-			}
-			for _, d := range p.Details {
-				if !slices.Contains(f.Results, d.Result) {
-					f.Results = append(f.Results, d.Result)
-				}
-			}
-			known[at] = f
-		}
-	})
-	if err != nil || a.flags.json {
-		return exitDone, err
+	sessions := uint64(0)
+	for _, day := range o.ByDay {
+		sessions += day.All
 	}
-	maps.DeleteFunc(known, func(_ key, f reporting.Failing) bool { return f.Failed == 0 })
-	worst := slices.SortedFunc(maps.Keys(known), func(x, y key) int {
-		return cmp.Or(cmp.Compare(known[y].Failed, known[x].Failed), strings.Compare(x.domain, y.domain), cmp.Compare(x.policy, y.policy))
-	})
-	if sessions == 0 {
-		a.say("no TLS session is known")
-		return exitNotFound, nil
-	}
-	if len(worst) == 0 {
-		fmt.Fprintf(a.stdout, "no TLS session failed, of %d\n", sessions)
+	if sessions > 0 && o.Failed == 0 {
+		fmt.Fprintf(a.stdout, "no TLS session failed, of %d in the last %d days\n", sessions, len(o.Days))
 		return exitDone, nil
 	}
 	var rows []string
-	for _, k := range worst {
-		f := known[k]
-		var results []string
-		for _, r := range slices.Sorted(slices.Values(f.Results)) {
-			results = append(results, string(r))
+	for _, f := range o.Worst {
+		since, results := string(f.Since), fmt.Sprint(f.Results)
+		if f.New {
+			since += " (new)"
 		}
-		rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%d\t%s\t%s\t%s", k.domain, k.policy, f.Failed, f.Sessions, f.Since, f.Last, strings.Join(results, " ")))
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%d\t%s\t%s\t%s", f.Domain, f.Policies(), f.Failures(), f.All, since, f.Last, strings.Trim(results, "[]")))
 	}
-	return a.table("DOMAIN\tPOLICY\tFAILED\tSESSIONS\tSINCE\tLAST\tWHAT", rows, "")
+	code, err := a.table("DOMAIN\tPOLICY\tFAILED\tSESSIONS\tSINCE\tLAST\tWHAT", rows, fmt.Sprintf("no TLS session of the last %d days is known", len(o.Days)))
+	if more := o.Failed - len(o.Worst); more > 0 {
+		fmt.Fprintf(a.stdout, "and %s more; with -json, all are printed\n", numbered(more, "destination"))
+	}
+	if !o.Complete {
+		a.say("there are more destinations than were read; with -json, all are printed")
+	}
+	return code, err
 }
 
 // tlsOf prints the days of one domain.
@@ -103,7 +84,10 @@ func (a *app) tlsOf(ctx context.Context, arg string) (int, error) {
 	var rows []string
 	err = a.views(ctx, domain, func(v reporting.View) {
 		for _, p := range v.Policies {
-			rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%d\t", v.Day, p.Policy.Type, p.Summary.Failed, p.Summary.Successful+p.Summary.Failed))
+			all := p.Summary.Successful + p.Summary.Failed
+			policy := text.Printable(strings.Join(append([]string{string(p.Policy.Type)}, p.Policy.Strings...), ", "))
+			bar := strings.Repeat("#", int((20*p.Summary.Failed+max(all, 1)-1)/max(all, 1))) // any failure shows
+			rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%d\t%s", v.Day, policy, p.Summary.Failed, all, bar))
 			for _, d := range p.Details {
 				rows = append(rows, fmt.Sprintf("\t\t%d\t\t%s", d.Sessions, detailWords(d)))
 			}

@@ -105,6 +105,11 @@ func (c *Client) TLS(ctx context.Context, domain string, each func(reporting.Vie
 	return stream(ctx, c, http.MethodGet, "/v1/tls?"+url.Values{"domain": {domain}}.Encode(), nil, each)
 }
 
+// Destinations returns the TLS sessions with all destinations at a glance.
+func (c *Client) Destinations(ctx context.Context) (reporting.Overview, error) {
+	return ask[reporting.Overview](ctx, c, http.MethodGet, "/v1/tls/overview", nil)
+}
+
 // Report returns the TLS report of a domain's day that was sent, or would be.
 func (c *Client) Report(ctx context.Context, domain string, day tlsrpt.Day) (report.Report, error) {
 	return ask[report.Report](ctx, c, http.MethodGet, "/v1/report?"+url.Values{"domain": {domain}, "day": {string(day)}}.Encode(), nil)

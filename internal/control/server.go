@@ -87,6 +87,7 @@ func NewServer(o Options) *Server {
 		}
 		return c.line(End{End: true})
 	})
+	s.handle("GET /v1/tls/overview", func(c *call) error { return c.value(o.Reports().Overview(true)) })
 	s.handle("GET /v1/report", func(c *call) error {
 		return c.value(o.Reports().Report(tlsrpt.Day(c.arg("day")), c.arg("domain")))
 	})

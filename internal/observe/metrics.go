@@ -162,6 +162,7 @@ var metrics = []metric{
 		put(float64(s.Reports.Collect.RingSize), "intake")
 		put(float64(s.Reports.Store.LogSize), "log")
 	}),
+	gauge("tls_newly_failing_destinations", "Destinations whose TLS sessions began to fail today or yesterday, those marked new by -tls.", func(s *scrape) int { return s.Reports.NewlyFailing }),
 	gauge("tls_reports_store_bytes", "Bytes of the store of TLS reports that are in use.", func(s *scrape) int64 { return s.Reports.Store.UsedSize }),
 	counters("tls_reports_total", "TLS reports by what came of an attempt to deliver them; planned: it is repeated.", "state", func(s *scrape, put put) {
 		for _, state := range []tlsrpt.StateKind{tlsrpt.Planned, tlsrpt.Accepted, tlsrpt.Refused, tlsrpt.Expired, tlsrpt.Suppressed} {

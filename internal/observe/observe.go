@@ -89,9 +89,6 @@ type Observer struct {
 	rootsErr error // of the last reading
 
 	listing sync.Mutex // held while policies are read for a list
-
-	tallying sync.Mutex
-	tls      *tlsView // of the page about TLS reports
 }
 
 // New returns an Observer.

@@ -75,6 +75,7 @@ type Service struct {
 	store     *store.Store
 	collector *collect.Collector
 	deliverer *deliver.Deliverer
+	overview  Overview         // the last
 	failing   map[string]error // by part: why it does not work now
 
 	failedLookups chan failedLookup // see Failed
@@ -94,12 +95,14 @@ func New(o Options) *Service {
 
 // Stats are the numbers of a Service. A part that does not run yet has zeroes.
 type Stats struct {
-	On      bool
-	Err     error  // why not everything works; nil: it does
-	Lost    uint64 // failures of our own knowledge that were not counted, since too many wait
-	Collect collect.Stats
-	Store   store.Stats
-	Deliver deliver.Stats
+	On  bool
+	Err error // why not everything works; nil: it does
+	// NewlyFailing is how many destinations have begun to fail: see Failing.
+	NewlyFailing int
+	Lost         uint64 // failures of our own knowledge that were not counted, since too many wait
+	Collect      collect.Stats
+	Store        store.Stats
+	Deliver      deliver.Stats
 }
 
 // Stats returns the numbers of the service.
@@ -109,7 +112,7 @@ func (s *Service) Stats() Stats {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	stats := Stats{On: true, Lost: s.lost.Load()}
+	stats := Stats{On: true, Lost: s.lost.Load(), NewlyFailing: s.overview.New}
 	if s.store != nil {
 		stats.Store = s.store.Stats()
 	}
@@ -155,6 +158,7 @@ func (s *Service) Run(ctx context.Context) {
 		working.Go(func() {
 			s.run(ctx, "policies", func() error { s.works("policies", func() {}); s.countFailed(ctx); return nil })
 		})
+		working.Go(func() { s.run(ctx, "destinations", func() error { return s.keepLooking(ctx) }) })
 		if s.Config.Reports() {
 			working.Go(func() { s.run(ctx, "reports", func() error { return s.deliver(ctx) }) })
 			if s.Config.ProbeTesting {

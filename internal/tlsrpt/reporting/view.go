@@ -20,12 +20,12 @@ const viewDetails = 20 // of a policy
 // Errors of what an administrator asks for.
 var (
 	errOff     = errors.New("TLS reports are off: see [tlsrpt] in the configuration")
-	errNotOpen = errors.New("the store of TLS reports is not open")
+	errNotOpen = errors.New("the store of TLS reports has not been read yet")
 	errNobody  = errors.New("no reports are sent: organization, contact and sender in [tlsrpt] are not set")
 )
 
-// A View is a domain's day: its sessions, as a report has them but for the text of the
-// policies, and its deliveries.
+// A View is a domain's day: its sessions, as a report has them, but of the text of policies
+// the mode alone; and its deliveries.
 type View struct {
 	Day        tlsrpt.Day      `json:"day"`
 	Domain     string          `json:"domain"`

@@ -2,10 +2,8 @@ package store
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"slices"
-	"strings"
 
 	"go.etcd.io/bbolt"
 
@@ -32,7 +30,7 @@ func (s *Store) Days() (days []tlsrpt.Day, err error) {
 func (s *Store) Domains(day tlsrpt.Day, f func(tlsrpt.Total) error) error {
 	return pages(func(after string) (batch []tlsrpt.Total, err error) {
 		err = s.view(func(tx *bbolt.Tx) error {
-			return totals(tx, day, after, func(t tlsrpt.Total, _ int) (more bool) {
+			return totals(tx, day, after, func(t tlsrpt.Total) (more bool) {
 				batch = append(batch, t)
 				return len(batch) < page
 			})
@@ -58,22 +56,22 @@ func pages[T any](read func(after string) ([]T, error), domain func(T) string, f
 	}
 }
 
-// totals calls f with each domain of a day that comes after a name, in order, and the
-// bytes read of it, while f wants more.
-func totals(tx *bbolt.Tx, day tlsrpt.Day, after string, f func(t tlsrpt.Total, size int) (more bool)) error {
+// totals calls f with each domain of a day that comes after a name, in order, while f wants
+// more.
+func totals(tx *bbolt.Tx, day tlsrpt.Day, after string, f func(tlsrpt.Total) (more bool)) error {
 	b := tx.Bucket(bucketDay).Bucket([]byte(day))
 	if b == nil {
 		return nil
 	}
 	var t tlsrpt.Total
-	size, c := 0, b.Cursor()
+	c := b.Cursor()
 	for k, v := c.Seek([]byte(after + "\x01")); k != nil; k, v = c.Next() {
 		domain, _, _ := bytes.Cut(k, []byte{0})
 		if string(domain) != t.Domain {
-			if t.Domain != "" && !f(t, size) {
+			if t.Domain != "" && !f(t) {
 				return nil
 			}
-			t, size = tlsrpt.Total{Domain: string(domain)}, 0
+			t = tlsrpt.Total{Domain: string(domain)}
 		}
 		var sum struct { // of tlsrpt.Summary, without the details
 			Successful uint64 `json:"ok"`
@@ -82,48 +80,12 @@ func totals(tx *bbolt.Tx, day tlsrpt.Day, after string, f func(t tlsrpt.Total, s
 		if json.Unmarshal(v, &sum) != nil {
 			return errValue
 		}
-		t.Successful, t.Failed, size = t.Successful+sum.Successful, t.Failed+sum.Failed, size+len(k)+len(v)
+		t.Successful, t.Failed = t.Successful+sum.Successful, t.Failed+sum.Failed
 	}
 	if t.Domain != "" {
-		f(t, size)
+		f(t)
 	}
 	return nil
-}
-
-// A Total is the sessions of a day.
-type Total struct {
-	Domains            int
-	Successful, Failed uint64
-}
-
-// Worst returns the sessions of a day, and the domains with most failed ones, n at most,
-// the worst first. It stops when it has read limit bytes; read is how many it has.
-func (s *Store) Worst(day tlsrpt.Day, n, limit int) (all Total, worst []string, read int, err error) {
-	var list []tlsrpt.Total
-	cut := func() {
-		slices.SortFunc(list, func(a, b tlsrpt.Total) int {
-			return cmp.Or(cmp.Compare(b.Failed, a.Failed), strings.Compare(a.Domain, b.Domain))
-		})
-		list = list[:min(len(list), n)]
-	}
-	err = s.view(func(tx *bbolt.Tx) error {
-		return totals(tx, day, "", func(t tlsrpt.Total, size int) (more bool) {
-			all.Domains, all.Successful, all.Failed = all.Domains+1, all.Successful+t.Successful, all.Failed+t.Failed
-			if t.Failed > 0 {
-				list = append(list, t)
-			}
-			if len(list) >= 2*n {
-				cut()
-			}
-			read += size
-			return read < limit
-		})
-	})
-	cut()
-	for _, t := range list {
-		worst = append(worst, t.Domain)
-	}
-	return all, worst, read, err
 }
 
 // Load returns what is known of a domain's day: no policies if there is nothing.
@@ -134,19 +96,27 @@ func (s *Store) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {
 	return tlsrpt.DomainDay{Domain: domain, Day: day, Policies: policies}, err
 }
 
-// Brief is Load without the strings and MX hosts of policies, which strangers write, and
+// Brief is Load with the mode alone of the text of policies, which strangers write, and
 // with details of each policy at most.
 func (s *Store) Brief(day tlsrpt.Day, domain string, details int) ([]tlsrpt.Summary, error) {
 	return s.summaries(day, domain, func(sum *tlsrpt.Summary, text []byte) error {
-		var policy struct {
-			Type   tlsrpt.PolicyType `json:"t"`
-			Domain string            `json:"d"`
-		}
-		err := json.Unmarshal(text, &policy)
-		sum.Policy = tlsrpt.Policy{Type: policy.Type, Domain: policy.Domain}
 		sum.Details = slices.Clone(sum.Details[:min(len(sum.Details), details)])
-		return err
+		return brief(sum, text)
 	})
+}
+
+func brief(sum *tlsrpt.Summary, text []byte) error {
+	var policy struct {
+		Type   tlsrpt.PolicyType `json:"t"`
+		Domain string            `json:"d"`
+	}
+	err := json.Unmarshal(text, &policy)
+	sum.Policy = tlsrpt.Policy{Type: policy.Type, Domain: policy.Domain}
+	if _, mode, ok := bytes.Cut(text, []byte(`"mode: `)); ok {
+		mode, _, _ = bytes.Cut(mode, []byte(`"`))
+		sum.Policy.Strings = []string{"mode: " + string(mode)}
+	}
+	return err
 }
 
 func (s *Store) summaries(day tlsrpt.Day, domain string, policy func(sum *tlsrpt.Summary, text []byte) error) (all []tlsrpt.Summary, err error) {
@@ -167,4 +137,49 @@ func (s *Store) summaries(day tlsrpt.Day, domain string, policy func(sum *tlsrpt
 		return nil
 	})
 	return all, err
+}
+
+// EachDomain calls each with a recipient domain and its summaries on each of the days, one
+// domain after the other. They are valid during the call, and the policies of those without a
+// failed session are not read. whole is false if it stopped because it had read limit bytes.
+func (s *Store) EachDomain(days []tlsrpt.Day, limit int, each func(domain string, byDay [][]tlsrpt.Summary)) (whole bool, err error) {
+	type place struct {
+		*bbolt.Cursor
+		policies *bbolt.Bucket
+		k, v     []byte // nil at the end of the day
+	}
+	err = s.view(func(tx *bbolt.Tx) error {
+		at, byDay := make([]place, len(days)), make([][]tlsrpt.Summary, len(days))
+		for i, day := range days {
+			if sums := tx.Bucket(bucketDay).Bucket([]byte(day)); sums != nil {
+				at[i] = place{Cursor: sums.Cursor(), policies: tx.Bucket(bucketPolicy).Bucket([]byte(day))}
+				at[i].k, at[i].v = at[i].First()
+			}
+		}
+		for limit > 0 {
+			var first []byte // what begins the keys of the first domain that is left
+			for _, p := range at {
+				if head := p.k[:bytes.IndexByte(p.k, 0)+1]; len(head) > 0 && (first == nil || bytes.Compare(head, first) < 0) {
+					first = head
+				}
+			}
+			if whole = first == nil; whole {
+				return nil
+			}
+			for i := range at {
+				byDay[i] = byDay[i][:0]
+				for p := &at[i]; bytes.HasPrefix(p.k, first); p.k, p.v = p.Next() {
+					var sum tlsrpt.Summary
+					if json.Unmarshal(p.v, &sum) != nil || sum.Failed > 0 && (p.policies == nil || brief(&sum, p.policies.Get(p.k[len(first):])) != nil) {
+						return errValue
+					}
+					byDay[i] = append(byDay[i], sum)
+					limit -= len(p.k) + len(p.v)
+				}
+			}
+			each(string(first[:len(first)-1]), byDay)
+		}
+		return nil
+	})
+	return whole, err
 }

@@ -15,7 +15,6 @@ import (
 	"image/color"
 	"image/png"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -31,7 +30,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
-	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
 )
 
 // patience limits the daemon's and the browser's time on a busy machine.
@@ -45,10 +45,9 @@ const hostile = "version: STSv1\r\nmode: enforce\r\nmx: mx1.hostile.test\r\nmax_
 
 // A daemon is the real program.
 type daemon struct {
-	lookups  endpoint.Endpoint
-	sessions string // the socket for TLS reports
-	page     string // URL of the status page
-	control  *control.Client
+	lookups endpoint.Endpoint
+	page    string // URL of the status page
+	control *control.Client
 }
 
 // startDaemon builds and starts the program.
@@ -63,6 +62,7 @@ func startDaemon(ctx context.Context, t *testing.T, lab *testlab.T) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
+	remember(t, filepath.Join(dir, "reports.db"))
 	p, err := testlab.NewDaemon(program, dir, testlab.DaemonConfig{
 		DNS: lab.DNS.Addr, CA: ca, Top: `metrics = "inet:127.0.0.1:0"`, Tables: "[exempt]\ndomains = [\"exempt.test\"]\n" +
 			fmt.Sprintf("[tlsrpt]\ncollect = true\npath = %q\npostfix_socket = %q\n", filepath.Join(dir, "reports.db"), "unix:"+filepath.Join(dir, "tlsrpt.sock")),
@@ -79,7 +79,7 @@ func startDaemon(ctx context.Context, t *testing.T, lab *testlab.T) *daemon {
 			t.Errorf("the daemon stopped with %v\n%s", err, p.Log())
 		}
 	})
-	d := &daemon{control: control.NewClient(p.Control), lookups: endpoint.Endpoint{Network: "tcp", Address: p.Address}, sessions: filepath.Join(dir, "tlsrpt.sock")}
+	d := &daemon{control: control.NewClient(p.Control), lookups: endpoint.Endpoint{Network: "tcp", Address: p.Address}}
 	t.Cleanup(d.control.Close)
 	h, err := d.control.Health(ctx)
 	if err != nil {
@@ -120,25 +120,53 @@ func fill(ctx context.Context, t *testing.T, lab *testlab.T, d *daemon) {
 	}
 }
 
-// report tells of TLS sessions as Postfix does, and waits until they count.
-func report(ctx context.Context, t *testing.T, d *daemon) {
+// remember stores TLS sessions of the last two weeks. Of two days nothing is known, and on
+// one no session failed.
+func remember(t *testing.T, path string) {
 	t.Helper()
-	conn, err := net.Dial("unixgram", d.sessions)
+	s, err := store.Open(path, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	for i := range 30 {
-		failed := i % 3 / 2
-		if _, err := fmt.Fprintf(conn, `{"d":"a-rather-long-name-%d.customer.test","policies":[{"policy-type":2,"policy-domain":"","failure-details":[{"c":204}],"t":%d,"f":%[2]d}]}`, i, failed); err != nil {
+	policies := func(domain string) map[string]tlsrpt.Policy {
+		return map[string]tlsrpt.Policy{
+			"enforce": {Type: tlsrpt.TypeSTS, Domain: domain, Strings: []string{"version: STSv1", "mode: enforce"}},
+			"testing": {Type: tlsrpt.TypeSTS, Domain: domain, Strings: []string{"version: STSv1", "mode: testing"}},
+			"none":    {Type: tlsrpt.TypeNone, Domain: domain},
+		}
+	}
+	var batch store.Batch
+	for ago := 13; ago >= 0; ago-- {
+		if ago == 9 || ago == 8 {
+			continue
+		}
+		batch.Reset(tlsrpt.DayOf(time.Now().UTC().AddDate(0, 0, -ago)))
+		add := func(domain, policy string, all, failed int, result tlsrpt.ResultType) {
+			for i := range all {
+				e := tlsrpt.Event{Domain: domain, Policy: policies(domain)[policy], Failed: i < failed}
+				if e.Failed {
+					e.Failures = []tlsrpt.Failure{{Result: result, MXHost: "mx." + domain}}
+				}
+				batch.Add(&e)
+			}
+		}
+		add("good.test", "enforce", 900, 0, "")
+		if ago != 6 {
+			add("self-signed.test", "testing", 40, 40-ago, tlsrpt.CertificateNotTrusted)
+			add("clear.test", "none", 30+ago, 30+ago, tlsrpt.StartTLSNotSupported)
+		}
+		if ago >= 10 {
+			add("mended.example", "enforce", 60, 60, tlsrpt.CertificateHostMismatch)
+		} else {
+			add("mended.example", "enforce", 60, 0, "")
+		}
+		add("just-expired.bank.test", "enforce", 80, map[int]int{0: 75, 1: 30}[ago], tlsrpt.CertificateExpired)
+		if err := s.Write(&batch); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for counted := 0; counted < 30; <-time.After(50 * time.Millisecond) {
-		counted = 0
-		if err := d.control.TLS(ctx, "", func(reporting.View) error { counted++; return nil }); err != nil {
-			t.Fatal(err)
-		}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -216,9 +244,18 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 	if n := strings.Count(list, `<a href="/?domain=customer-5`); n != 10 || !strings.Contains(list, `<a href="/?domain=failing.test#explain">`) {
 		t.Errorf("the list from customer-5 on has %d of ten customers:\n%s", n, text(list))
 	}
-	report(ctx, t, d)
-	if tls := text(browse(ctx, t, "--dump-dom", page+"/tls")); strings.Count(tls, "sts certificate-expired") != 10 || !strings.Contains(tls, "30 20 10") {
-		t.Errorf("the page about TLS reports says %s", tls)
+	o, err := d.control.Destinations(ctx) // the page shows what it has made
+	if err != nil || o.Failed != 4 {
+		t.Fatalf("got %+v, %v", o, err)
+	}
+	shown = text(browse(ctx, t, "--dump-dom", page+"/tls"))
+	at := 0
+	for _, want := range []string{"150 of 1,150", "just-expired.bank.test", "(new)", "self-signed.test", "clear.test", "mended.example", "none known"} {
+		next := strings.Index(shown[at:], want)
+		if next < 0 {
+			t.Errorf("the page about TLS reports has no %s where it should: %s", want, shown)
+		}
+		at += max(0, next)
 	}
 	folder := cmp.Or(os.Getenv("STS_TLSMAP_SCREENSHOTS"), t.TempDir())
 	for _, scheme := range []string{"light", "dark"} {
@@ -226,7 +263,8 @@ func TestTheStatusPageInARealBrowser(t *testing.T) {
 			picture(ctx, t, filepath.Join(folder, fmt.Sprintf("status-%d-%s.png", width, scheme)), scheme, width, height, page+"/")
 		}
 		picture(ctx, t, filepath.Join(folder, "status-list-"+scheme+".png"), scheme, 390, 900, page+"/policies?from=f")
-		picture(ctx, t, filepath.Join(folder, "status-tls-"+scheme+".png"), scheme, 390, 1200, page+"/tls")
+		picture(ctx, t, filepath.Join(folder, "status-tls-1060-"+scheme+".png"), scheme, 1060, 760, page+"/tls")
+		picture(ctx, t, filepath.Join(folder, "status-tls-390-"+scheme+".png"), scheme, 390, 1300, page+"/tls")
 	}
 }
 
