@@ -47,6 +47,9 @@ func (a *app) named(ctx context.Context) (domains []string, bar *text.Progress, 
 
 // refresh is -refresh.
 func (a *app) refresh(ctx context.Context) (int, error) {
+	if a.flags.fleet {
+		return a.order(ctx, "refresh", 0, "refreshed")
+	}
 	domains, bar, err := a.named(ctx)
 	if err != nil {
 		return 0, err
@@ -109,6 +112,9 @@ func (a *app) confirm(question string) error {
 
 // forget is -forget.
 func (a *app) forget(ctx context.Context) (int, error) {
+	if a.flags.fleet {
+		return a.order(ctx, "forget", 0, "forgotten")
+	}
 	domains, bar, err := a.named(ctx)
 	if err == nil && a.all() && !a.flags.yes {
 		err = a.confirm(fmt.Sprintf("Forget %s? Their mail goes unprotected until the next lookup finds each policy again.", numbered(len(domains), "domain")))

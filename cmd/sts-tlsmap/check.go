@@ -89,6 +89,7 @@ func (a *app) check(ctx context.Context) (int, error) {
 		a.checkDaemon(ctx)
 		a.checkResolver(ctx, out, a.checkMTA(ctx))
 		a.checkReports(ctx, out)
+		a.checkFleet(ctx)
 	}
 	switch {
 	case errors.Is(a.cfgErr, fs.ErrPermission):
@@ -154,6 +155,7 @@ func (a *app) checkConfiguration() *outside {
 	} else if err != nil {
 		a.find(stateWrong, what, err.Error(), "no TLS reports are sent until then; lookups are answered")
 	}
+	a.checkFleetFiles()
 	if out.proxy != "" {
 		a.find(stateOK, "proxy", out.proxy+", from this environment; the daemon uses the proxy in its own environment", "")
 	}

@@ -162,7 +162,7 @@ func (s *service) open() error {
 	s.sockets = socketmap.NewServer(s.maps, socketmap.Options{MaxConnections: cfg.Socket.MaxConnections, Log: s.log})
 	s.control = control.NewServer(control.Options{
 		Keeper: s.keeper, Exemptions: s.exempt, Exempt: s.maps.Exemptions, Health: s.health, ExemptBy: s.maps.ExemptBy, Rehearsed: s.maps.Rehearsed,
-		DANE: s.out.checker.Findings, Reports: func() *reporting.Service { return s.reports }, Metrics: s.observer.Metrics(), Log: s.log,
+		DANE: s.out.checker.Findings, Reports: func() *reporting.Service { return s.reports }, Fleet: s.fleet, Metrics: s.observer.Metrics(), Log: s.log,
 	})
 	return nil
 }
@@ -343,7 +343,7 @@ func (s *service) observed() observe.Sources {
 		Stats: func() observe.Stats {
 			return observe.Stats{
 				Keeper: s.keeper.Stats(), Cache: s.store.Stats(), Maps: s.maps.Stats(), Sockets: s.sockets.Stats(),
-				DANE: s.out.checker.Stats(), Reports: s.reports.Stats(),
+				DANE: s.out.checker.Stats(), Reports: s.reports.Stats(), Fleet: s.fleetStats(),
 			}
 		},
 		// The system's roots are read once in the life of a process: they show in

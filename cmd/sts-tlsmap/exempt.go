@@ -35,6 +35,11 @@ func (a *app) exempt(ctx context.Context) (int, error) {
 	if !ok {
 		return 0, hint(fmt.Errorf("-for %q is not a duration", a.flags.span), "write -for 4h, 90m or 2d; -for 0 ends the exemption")
 	}
+	if a.flags.fleet && long > 0 {
+		return a.order(ctx, "exempt", long, "exempt for "+text.Span(long))
+	} else if a.flags.fleet {
+		return a.order(ctx, "exempt", 0, "not exempt any more")
+	}
 	x, err := a.client.Exempt(ctx, domain, long)
 	if err != nil {
 		return 0, err

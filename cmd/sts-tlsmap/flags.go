@@ -47,6 +47,9 @@ var modes = []mode{
 		"(DAY is 2026-11-30, today or yesterday)"},
 	{"read-report", "FILE...", 1, many, (*app).readReport, "print what TLS reports say that others sent: JSON, gzip, mail,\n" +
 		"mbox, folders (- is standard input); exit 1: failures; 2: unreadable"},
+	{"fleet", "", 0, 0, (*app).fleet, "print the relays that share policies, and how their server does;\n" +
+		"with -exempt, -forget and -refresh: at all relays"},
+	{"fleet-key", "", 0, 0, (*app).fleetKey, "print a new key for the relays of a fleet"},
 	{"recipe", "postfix|exim", 1, 1, (*app).recipe, "print the configuration that the installed MTA needs"},
 	{"version", "", 0, 0, nil, "print the version"},
 }
@@ -63,8 +66,8 @@ var options = []struct {
 	{"failing", "", []string{"cache"}, "with -cache: only policies whose last fetch failed"},
 	{"for", "T", []string{"exempt", "report"}, "with -exempt and -suppress: for how long"},
 	{"healthy", "", []string{"query"}, "with -query: exit 0 whatever the reply is, 2 without one"},
-	{"json", "", []string{"cache", "explain", "probe", "waiting", "check", "tls", "report", "read-report"}, "with -cache, -explain, -probe, -waiting, -check, -tls, -report,\n" +
-		"-read-report: one JSON object per line"},
+	{"json", "", []string{"cache", "explain", "probe", "waiting", "check", "tls", "report", "read-report", "fleet"}, "with -cache, -explain, -probe, -waiting, -check, -tls, -report,\n" +
+		"-read-report, -fleet: one JSON object per line"},
 	{"map", "NAME", []string{"query", "probe"}, "with -query: the map to ask in (default postfix); with -probe:\n" +
 		"the map that the MTA asks in (default: the best for the MTA here)"},
 	{"mode", "MODE", []string{"cache"}, "with -cache: only policies of that mode: enforce, testing or none"},
@@ -83,6 +86,7 @@ type flags struct {
 	mapName  string
 	json     bool
 	probe    bool   // with -waiting
+	fleet    bool   // with -exempt, -forget and -refresh
 	span     string // -for
 	suppress string
 	send     bool
@@ -162,15 +166,29 @@ func parseFlags(args []string) (*flags, error) {
 			f.mode, asked = &modes[i], append(asked, "-"+given.Name)
 		}
 	})
-	if slices.Equal(asked, []string{"-probe", "-waiting"}) {
-		asked, f.probe = asked[1:], true // the mode is -waiting, the last one
-	}
+	asked = f.together(asked)
 	if len(asked) > 1 {
 		return nil, hint(fmt.Errorf("%s cannot be used together", strings.Join(asked, " and ")), "give one of them")
 	}
 	var err error
 	set.Visit(func(given *flag.Flag) { err = cmp.Or(err, f.checkOption(given.Name)) })
 	return f, cmp.Or(err, f.checkArguments())
+}
+
+// together takes a mode that only says how another one is done: -probe with -waiting,
+// -fleet with -exempt, -forget or -refresh. It returns the modes that are left.
+func (f *flags) together(asked []string) []string {
+	i := slices.Index(asked, "-fleet")
+	switch {
+	case slices.Equal(asked, []string{"-probe", "-waiting"}):
+		f.probe = true
+		return asked[1:] // the mode is the last one
+	case len(asked) != 2 || i < 0 || !slices.Contains([]string{"-exempt", "-forget", "-refresh"}, asked[1-i]):
+		return asked
+	}
+	f.fleet = true
+	f.mode = &modes[slices.IndexFunc(modes, func(m mode) bool { return "-"+m.name == asked[1-i] })]
+	return asked[1-i : 2-i]
 }
 
 // checkOption says whether an option that was given goes with the mode.
@@ -205,6 +223,8 @@ func (f *flags) checkArguments() error {
 		return hint(errors.New("-report -suppress takes neither a domain nor -send"), "write: sts-tlsmap -report -suppress ADDRESS -for 30d")
 	case f.send && n > 1 || f.day != "" && !f.send:
 		return hint(errors.New("-day goes with -send, and is the day that is sent"), "write: sts-tlsmap -report -send [DOMAIN] [-day DAY]")
+	case f.fleet && (n == 0 || f.args[0] == "all"):
+		return hint(fmt.Errorf("-%s -fleet needs a domain", m.name), "name the domains; without -fleet, this relay alone does it")
 	case f.is("exempt") && n == 0 && f.span != "":
 		return hint(errors.New("-for goes with -exempt and a domain"), "write: sts-tlsmap -exempt DOMAIN -for 4h")
 	case f.is("exempt") && n == 1 && f.span == "":

@@ -155,6 +155,18 @@ func (c *Client) Exempt(ctx context.Context, domain string, long time.Duration) 
 	return ask[Exemption](ctx, c, http.MethodPost, "/v1/exempt?"+query.Encode(), nil)
 }
 
+// Fleet asks for the relays that share policies.
+func (c *Client) Fleet(ctx context.Context) (Fleet, error) {
+	return ask[Fleet](ctx, c, http.MethodGet, "/v1/fleet", nil)
+}
+
+// Order has all relays of the fleet do something.
+func (c *Client) Order(ctx context.Context, o Order) error {
+	query := url.Values{"do": {o.Do}, "domain": {o.Domain}, "for": {o.For.String()}}
+	_, err := ask[End](ctx, c, http.MethodPost, "/v1/fleet?"+query.Encode(), nil)
+	return err
+}
+
 // Named are entries of domains alone.
 func Named(domains []string) iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {

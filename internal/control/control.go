@@ -14,6 +14,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/fleet"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -161,6 +162,21 @@ type Exemption struct {
 	Was   bool               `json:"was,omitempty"`   // there was one before
 	Err   string             `json:"error,omitempty"` // it is in force, but not on disk
 	Still []exempt.Exemption `json:"still,omitempty"` // what exempts the domain after its own has ended
+}
+
+// A Fleet is what is known of the relays that share policies.
+type Fleet struct {
+	fleet.Stats
+	Members []fleet.Relay `json:"members"`
+	Keys    int64         `json:"keys"`            // in the engine, others' included; -1: it does not say
+	Err     string        `json:"error,omitempty"` // why Members are not known
+}
+
+// An Order is what an administrator has all relays of the fleet do.
+type Order struct {
+	Do     string // exempt, forget or refresh
+	Domain string
+	For    time.Duration // how long an exemption lasts; zero ends it
 }
 
 // An End is the last line of an answer in lines.

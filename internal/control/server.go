@@ -11,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +24,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/exempt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/fleet"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/hostname"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -56,6 +59,7 @@ type Options struct {
 	Rehearsed  func(domain string) []tlsmap.Rehearsed          // of all domains, if empty
 	DANE       func(host string) map[dane.NextHop]dane.Finding // what is held for next hops of that name
 	Reports    func() *reporting.Service                       // of TLS sessions; nil: off
+	Fleet      *fleet.Fleet                                    // nil: there is none
 	Metrics    http.Handler
 	Log        *slog.Logger
 
@@ -106,6 +110,8 @@ func NewServer(o Options) *Server {
 	s.handle("POST /v1/forget-failures", func(c *call) error { return c.line(o.Keeper.ForgetFailures()) })
 	s.handle("POST /v1/learn", each(s.learn))
 	s.handle("POST /v1/exempt", s.setExempt)
+	s.handle("GET /v1/fleet", s.fleet)
+	s.handle("POST /v1/fleet", s.order)
 	if o.Metrics != nil {
 		s.mux.Handle("GET /metrics", o.Metrics)
 	}
@@ -393,4 +399,49 @@ func (s *Server) setExempt(c *call) error {
 		x.Still = s.o.ExemptBy(domain)
 	}
 	return c.line(x)
+}
+
+// errNoFleet is the answer of a daemon that shares nothing.
+var errNoFleet = errors.New("there is no fleet: url in [fleet] is not set, or -check says what is wrong there")
+
+// fleet answers with the relays that share policies. Without the engine it says so.
+func (s *Server) fleet(c *call) error {
+	if s.o.Fleet == nil {
+		return errNoFleet
+	}
+	f := Fleet{Stats: s.o.Fleet.Stats(), Keys: -1}
+	members, err := s.o.Fleet.Relays(c.Context())
+	if f.Members = members; err != nil {
+		f.Err = err.Error()
+	} else if n, err := s.o.Fleet.Keys(c.Context()); err == nil { // an ACL may hide it
+		f.Keys = n
+	}
+	return c.line(f)
+}
+
+// order has all relays of the fleet do something.
+func (s *Server) order(c *call) error {
+	if s.o.Fleet == nil {
+		return errNoFleet
+	}
+	long, err := time.ParseDuration(c.arg("for"))
+	if err != nil {
+		return err
+	}
+	uid, _ := c.Context().Value(uidKey{}).(uint32)
+	who := fmt.Sprintf("uid %d", uid)
+	if u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10)); err == nil {
+		who = u.Username
+	}
+	switch domain := c.arg("domain"); c.arg("do") {
+	case "exempt":
+		err = s.o.Fleet.Exempt(c.Context(), domain, long, who)
+	case "forget":
+		err = s.o.Fleet.Forget(c.Context(), domain, who)
+	case "refresh":
+		err = s.o.Fleet.Refresh(c.Context(), domain, who)
+	default:
+		err = fmt.Errorf("order %q is not known", c.arg("do"))
+	}
+	return c.value(End{End: true}, err)
 }

@@ -38,7 +38,7 @@ const (
 	breakAfter = 3 // failures in a row open the breaker
 
 	maxAhead    = time.Minute      // a stamp may be ahead of our clock
-	maxClockOff = 30 * time.Second // between our clock and the engine's; more is trouble
+	MaxClockOff = 30 * time.Second // between our clock and the engine's; more is a condition
 	maxName     = 253              // bytes of a relay's name, a user and a domain
 
 	relayLives   = 3 * 24 * time.Hour // after its last sign of life
@@ -78,6 +78,7 @@ type Store interface {
 // Stats are the fleet's numbers.
 type Stats struct {
 	On       bool             `json:"on"`
+	Name     string           `json:"name"`              // of this relay
 	Trouble  string           `json:"trouble,omitempty"` // why the engine does not serve; empty: it does
 	Since    time.Time        `json:"since,omitzero"`    // of Trouble
 	Relays   int              `json:"relays"`            // seen within three days, this one included
@@ -91,6 +92,9 @@ type Stats struct {
 	Dropped  int64            `json:"dropped"`           // policies not brought to it: too many waited
 	Differ   int64            `json:"differ"`            // findings that two fetches did not confirm
 	Refused  map[Reason]int64 `json:"refused,omitempty"` // values that were not believed
+	// RefusedAt and RefusedKey are the last one of them.
+	RefusedAt  time.Time `json:"refused_at,omitzero"`
+	RefusedKey string    `json:"refused_key,omitempty"`
 }
 
 // A Fleet is this relay's view of the others. Its methods may be called from many
@@ -178,7 +182,7 @@ func (f *Fleet) Stats() Stats {
 	for reason, n := range f.counts.Refused {
 		s.Refused[reason] = n
 	}
-	s.On, s.Trouble, s.Since = true, f.trouble, f.since
+	s.On, s.Name, s.Trouble, s.Since = true, f.o.Name, f.trouble, f.since
 	s.Relays, s.ClockOff, s.Latency = int(f.relays.Load()), time.Duration(f.clockOff.Load()), time.Duration(f.latency.Load())
 	s.Pending = f.pending.length()
 	return s
@@ -195,6 +199,7 @@ func (f *Fleet) count(n *int64) {
 func (f *Fleet) refuse(reason Reason, key string, err error) {
 	f.mu.Lock()
 	f.counts.Refused[reason]++
+	f.counts.RefusedAt, f.counts.RefusedKey = f.o.Now(), f.o.Prefix+key
 	f.mu.Unlock()
 	if f.lines.Allow() {
 		f.o.Log.Warn("a value of the fleet's engine was refused", "key", f.o.Prefix+key, "reason", string(reason), "err", err,
@@ -372,6 +377,15 @@ func (f *Fleet) Relays(ctx context.Context) (list []Relay, err error) {
 		return !ok
 	})
 	return list, err
+}
+
+// Keys returns how many keys the engine has, others' included; of a Cluster, one server.
+func (f *Fleet) Keys(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, passWait)
+	defer cancel()
+	reply, err := f.engine.do(ctx, "", "DBSIZE")
+	n, _ := reply.(int64)
+	return n, err
 }
 
 func (f *Fleet) key(name string) string { return f.o.Prefix + name }

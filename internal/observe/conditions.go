@@ -9,6 +9,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/fleet"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
@@ -26,6 +27,7 @@ const (
 	Salvage    = "salvage"
 	Validation = "validation"
 	Reports    = "reports"
+	Fleet      = "fleet"
 )
 
 // The severities, as the packaged alert rules have them.
@@ -36,6 +38,9 @@ const (
 
 // lookEvery is how often the Observer looks for conditions to log.
 const lookEvery = 30 * time.Second
+
+// refusedFor is how long a refused value of the fleet's server is a condition.
+const refusedFor = 10 * time.Minute
 
 // A condition is a state in which the daemon goes on answering and an operator
 // has to act.
@@ -110,6 +115,34 @@ var conditions = []condition{
 	{Reports, Ticket, true, func(s *signs) bool { return s.Reports.Err != nil },
 		func(s *signs) string { return "TLS reports do not work: " + oneLine(s.Reports.Err) },
 		words("see [tlsrpt] in the configuration, and the units sts-tlsmap-tlsrpt*.socket; lookups are not affected, and it is tried again each minute")},
+	{Fleet, Ticket, true, func(s *signs) bool { return s.Fleet.Trouble != "" },
+		func(s *signs) string {
+			return "this relay shares nothing with the fleet and goes on alone: " + s.Fleet.Trouble
+		},
+		words("see [fleet] in the configuration, and the server; it is tried again every few seconds, and lookups are not affected")},
+	{Fleet, Ticket, false, func(s *signs) bool { return s.Fleet.ClockOff.Abs() > fleet.MaxClockOff },
+		func(s *signs) string {
+			return fmt.Sprintf("the clock of this relay is %s off that of the fleet's server", text.Span(s.Fleet.ClockOff.Abs()))
+		},
+		words("set the clocks: what a relay shares is refused by relays whose clock is more than a minute behind")},
+	{Fleet, Ticket, true, func(s *signs) bool { return s.Fleet.RefusedAt.After(s.now.Add(-refusedFor)) },
+		func(s *signs) string { return RefusedWords(&s.Fleet) },
+		words("see whether all relays have the same key_file and the right time, and who else may write to the server; what is refused counts as absent")},
+}
+
+// RefusedWords say which values of the fleet's server were not believed; empty: none.
+func RefusedWords(f *fleet.Stats) string {
+	var reasons []string
+	for _, r := range fleet.Reasons {
+		if n := f.Refused[r]; n > 0 {
+			reasons = append(reasons, fmt.Sprintf("%s %d", r, n))
+		}
+	}
+	if len(reasons) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("values of the fleet's server were refused since the start (%s), the last at %s: %s",
+		strings.Join(reasons, ", "), text.Clock(f.RefusedAt), f.RefusedKey)
 }
 
 func (s *signs) late() time.Duration { return time.Duration(s.Keeper.LateSeconds) * time.Second }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/fleet"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe/observetest"
@@ -51,8 +52,13 @@ func TestEachConditionIsDetectedAndSaysWhatToDo(t *testing.T) {
 			"lost is not known; the old file is /cache.db.aside", "to go back, stop the daemon"},
 		{observe.Validation, observe.Stats{DANE: dane.Stats{Kept: 3, Verdict: dane.NoAD}}, "3 next-hops keep the DANE that they had", "run a validating resolver"},
 		{observe.Reports, observe.Stats{Reports: reporting.Stats{Err: unix.EROFS}}, "TLS reports do not work: read-only file system", "lookups are not affected"},
+		{observe.Fleet, observe.Stats{Fleet: fleet.Stats{On: true, Trouble: "connection refused"}}, "goes on alone: connection refused", "see [fleet]"},
+		{observe.Fleet, observe.Stats{Fleet: fleet.Stats{On: true, ClockOff: -time.Hour}}, "is 1h off", "set the clocks"},
+		{observe.Fleet, observe.Stats{Fleet: fleet.Stats{On: true, Refused: map[fleet.Reason]int64{fleet.ReasonForged: 3}, RefusedAt: time.Now(), RefusedKey: "p:{a.test}"}},
+			"(forged 3), the last at", "key_file"},
 		{"", observe.Stats{ // all is well
 			Keeper: keeper.Stats{LateSeconds: 3599},
+			Fleet:  observetest.Stats().Fleet, // the last refused value is an hour old
 			DANE:   dane.Stats{Kept: 7, Verdict: dane.Validates}, // which lose it at their next renewal
 		}, "", ""},
 	} {

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/fleet"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -108,6 +109,7 @@ var metrics = []metric{
 	gauges("queue_length", "Entries in the daemon's queues.", "queue", func(s *scrape, put put) {
 		put(float64(s.Keeper.Pending), "writes")
 		put(float64(s.Keeper.RecheckQueue), "rechecks")
+		put(float64(s.Fleet.Pending), "fleet")
 	}),
 	gauge("late_writes", "Changes that are answered from memory, because the disk is slow or full.", func(s *scrape) int64 { return s.Keeper.Late }),
 	counter("failed_commits_total", "Commits to the cache that failed.", func(s *scrape) int64 { return s.Keeper.WritesFailed }),
@@ -175,6 +177,34 @@ var metrics = []metric{
 			return 0
 		}
 		return s.Reports.Deliver.Oldest.Unix()
+	}),
+
+	gauge("fleet_up", "1 while the fleet's server serves this relay; 0: it does not, or there is no fleet.", func(s *scrape) int {
+		if s.Fleet.On && s.Fleet.Trouble == "" {
+			return 1
+		}
+		return 0
+	}),
+	gauge("fleet_relays", "Relays of the fleet seen within three days, this one included.", func(s *scrape) int { return s.Fleet.Relays }),
+	gauge("fleet_latency_seconds", "Time that the fleet's server took for the last write.", func(s *scrape) float64 { return s.Fleet.Latency.Seconds() }),
+	gauge("fleet_clock_offset_seconds", "How far this relay's clock is ahead of that of the fleet's server.", func(s *scrape) float64 { return s.Fleet.ClockOff.Seconds() }),
+	counters("fleet_questions_total", "Questions to the fleet's server for a policy: all, those that found one, and those without an answer.", "what", func(s *scrape, put put) {
+		put(float64(s.Fleet.Asked), "asked")
+		put(float64(s.Fleet.Found), "found")
+		put(float64(s.Fleet.Failed), "failed")
+	}),
+	counters("fleet_policies_total", "Policies written to the fleet's server, dropped on the way there, adopted from it, or different from this relay's own.", "what",
+		func(s *scrape, put put) {
+			put(float64(s.Fleet.Written), "written")
+			put(float64(s.Fleet.Dropped), "dropped")
+			put(float64(s.Keeper.Adopted), "adopted")
+			put(float64(s.Keeper.NotAdopted), "not-adopted")
+			put(float64(s.Fleet.Differ), "differ")
+		}),
+	counters("fleet_refused_total", "Values of the fleet's server that were not believed, by reason.", "reason", func(s *scrape, put put) {
+		for _, reason := range fleet.Reasons {
+			put(float64(s.Fleet.Refused[reason]), string(reason))
+		}
 	}),
 
 	gauge("connections", "Connections open from MTAs.", func(s *scrape) int { return s.Sockets.Open }),

@@ -28,6 +28,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/fleet"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsmap"
@@ -51,6 +52,7 @@ type Stats struct {
 	Sockets socketmap.Stats
 	DANE    dane.Stats
 	Reports reporting.Stats
+	Fleet   fleet.Stats
 }
 
 // time is the time by which policies live, when the clock says now.

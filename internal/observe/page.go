@@ -12,6 +12,7 @@ import (
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/explain"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/fleet"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
@@ -52,7 +53,8 @@ type view struct {
 	Policies        int64
 	Modes           []mode
 	Held, Strangers []failure
-	Reports         bool // TLS reports are on
+	Reports         bool         // TLS reports are on
+	Fleet           *fleet.Stats // nil: there is none
 }
 
 // replies are the numbers of one map's replies.
@@ -120,6 +122,9 @@ func (o *Observer) gather(v *view, now time.Time) {
 	v.Version, v.Host, v.Up, v.Clock = o.Version, o.Host, text.Span(now.Sub(o.Started)), text.Clock(now)
 	v.Troubles, v.Policies = o.Troubles(), s.Cache.Policies()
 	v.Reports = s.Reports.On
+	if s.Fleet.On {
+		v.Fleet = &s.Fleet
+	}
 	v.Held, v.Strangers = o.failures.latest(now)
 	for m, n := range slices.Backward(s.Cache.ByMode[:]) { // those that protect most first
 		if m > 0 || n > 0 { // 0 is unreadable

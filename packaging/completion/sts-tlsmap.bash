@@ -48,6 +48,6 @@ _sts_tlsmap() {
 		if [[ $current != -* ]]; then return; fi
 		;;
 	esac
-	mapfile -t COMPREPLY < <(compgen -W '-cache -check -config -day -exempt -expiring -explain -failing -for -forget -healthy -help -json -learn -map -mode -probe -query -read-report -recipe -refresh -report -send -suppress -tls -version -waiting -yes' -- "$current")
+	mapfile -t COMPREPLY < <(compgen -W '-cache -check -config -day -exempt -expiring -explain -failing -fleet -fleet-key -for -forget -healthy -help -json -learn -map -mode -probe -query -read-report -recipe -refresh -report -send -suppress -tls -version -waiting -yes' -- "$current")
 }
 complete -F _sts_tlsmap sts-tlsmap

@@ -9,6 +9,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/fleet"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/keeper"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/observe"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -32,6 +33,10 @@ func Stats() observe.Stats {
 		Sockets: socketmap.Stats{Open: 2, Accepted: 3, Requests: 21, Panics: 4},
 		DANE:    dane.Stats{Verdict: dane.NoAD, Findings: [dane.NotValidating + 1]uint64{dane.Usable: 6}},
 		Reports: reporting.Stats{Collect: collect.Stats{From: [2]collect.Count{{Successful: 3, Failed: 1}}, Dropped: map[string]uint64{"ring": 1}}},
+		Fleet: fleet.Stats{
+			On: true, Name: "relay", Relays: 20, Latency: 400 * time.Microsecond, Pending: 2, Asked: 30, Found: 20, Failed: 1, Written: 9,
+			Refused: map[fleet.Reason]int64{fleet.ReasonForged: 1}, RefusedAt: time.Now().Add(-time.Hour), RefusedKey: "sts-tlsmap:p:{example.com}",
+		},
 	}
 }
 
