@@ -58,7 +58,7 @@ func TestEachConditionIsDetectedAndSaysWhatToDo(t *testing.T) {
 			"(forged 3), the last at", "key_file"},
 		{"", observe.Stats{ // all is well
 			Keeper: keeper.Stats{LateSeconds: 3599},
-			Fleet:  observetest.Stats().Fleet, // the last refused value is an hour old
+			Fleet:  observetest.Stats().Fleet,                    // the last refused value is an hour old
 			DANE:   dane.Stats{Kept: 7, Verdict: dane.Validates}, // which lose it at their next renewal
 		}, "", ""},
 	} {
