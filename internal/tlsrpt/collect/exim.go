@@ -109,10 +109,19 @@ func (p *EximParser) Parse(line []byte, now time.Time) (events []tlsrpt.Event) {
 		if t == nil || t.host != f[inHost] || t.address != f[inAddress] {
 			t = new(talk)
 		}
-		f[inTLSA] = "1"
-		e, _ := p.event(f, t, tlsrpt.ResultType(f[inText]), "")
-		events = p.add(events, e)
 		t.missing, t.over = nil, true
+		result, reason := tlsrpt.ResultType(f[inText]), ""
+		switch {
+		case result == tlsrpt.DNSSECInvalid: // the lookup failed: that may be our resolver's fault
+			return events
+		case result == tlsrpt.ValidationFailure && f[inNotAfter] != "":
+			result = tlsrpt.CertificateNotTrusted
+		case result == tlsrpt.ValidationFailure:
+			reason = reasonHandshake
+		}
+		f[inTLSA] = "1"
+		e, _ := p.event(f, t, result, reason)
+		events = p.add(events, e)
 	case "msg:host:defer":
 		// Exim shows the errno of an earlier host at one that does not answer.
 		if t == nil || t.over || t.host != f[inHost] || t.address != f[inAddress] {

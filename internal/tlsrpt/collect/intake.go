@@ -51,7 +51,8 @@ func (c *Collector) Datagrams(ctx context.Context, conn net.Conn, queueLength in
 }
 
 // Lines takes a line from each connection until the context ends, and closes the listener.
-// A connection is closed before its line is parsed: Exim waits for that.
+// A connection is closed before its line is parsed, since Exim waits for that, but after it
+// is in the queue: so the lines of a process are parsed in their order.
 func (c *Collector) Lines(ctx context.Context, l net.Listener) {
 	context.AfterFunc(ctx, func() { _ = l.Close() })
 	var open sync.WaitGroup
@@ -65,13 +66,13 @@ func (c *Collector) Lines(ctx context.Context, l net.Listener) {
 		open.Go(func() {
 			_ = conn.SetDeadline(time.Now().Add(lineTime))
 			line, err := bufio.NewReaderSize(conn, MaxLine+1).ReadSlice('\n')
-			_ = conn.Close()
-			<-places
 			if err == nil || err == bufio.ErrBufferFull || err == io.EOF {
 				c.put(Exim, bytes.Clone(line))
 			} else {
 				c.drops.Add(DropMalformed, 1)
 			}
+			_ = conn.Close()
+			<-places
 		})
 		return nil
 	})

@@ -238,7 +238,7 @@ func (w *world) compare(t *testing.T, r row, d *testlab.Domain) {
 	if r.want != nil {
 		want = r.want(d)
 	}
-	if r.since311 != "" && w.postfix.AtLeast("3.11.0") {
+	if r.since311 != "" && w.postfix != nil && w.postfix.AtLeast("3.11.0") {
 		want[0].Details[0].Reason = r.since311
 	}
 	told := r.told
@@ -262,7 +262,7 @@ func (w *world) compare(t *testing.T, r row, d *testlab.Domain) {
 	slices.SortFunc(got, byPolicy)
 	slices.SortFunc(want, byPolicy)
 	if asText(got) != asText(want) {
-		t.Errorf("%s, the report of %s:\n%swant:\n%s", w.postfix.Name(), d.Name, asText(got), asText(want))
+		t.Errorf("%s, the report of %s:\n%swant:\n%s", w.mta.Name(), d.Name, asText(got), asText(want))
 	}
 }
 

@@ -48,7 +48,9 @@ const (
 // sessions.
 type world struct {
 	lab      *testlab.T
-	postfix  *stage.Postfix
+	net      string // the lab's
+	mta      stage.MTA
+	postfix  *stage.Postfix // nil: the MTA is Exim
 	daemon   *stage.Daemon
 	dane     bool
 	sessions int        // that Postfix must have told of
@@ -60,7 +62,7 @@ type world struct {
 func newWorld(t *testing.T, root string, dane bool, rows []row) (*world, []*testlab.Domain) {
 	t.Helper()
 	setQueueLength(t, queueLength)
-	w := &world{dane: dane, day: tlsrpt.DayOf(time.Now())}
+	w := &world{net: "127.1.0.0/16", dane: dane, day: tlsrpt.DayOf(time.Now())}
 	domains, settings := w.enterLab(t, rows)
 	if err := os.Mkdir(stage.Path(reports), 0o700); err != nil {
 		t.Fatal(err)
@@ -73,6 +75,7 @@ func newWorld(t *testing.T, root string, dane bool, rows []row) (*world, []*test
 			organization, contact, contact, stage.Path(reports+"/reports.db"), "unix:"+socket),
 	})
 	w.postfix = stage.StartPostfix(t, root, map[string]string{roots: string(w.lab.CA.PEM())}, settings...)
+	w.mta = w.postfix
 	w.daemon.In(t, w.postfix.Root())
 	w.start(t)
 	recipe, code := w.daemon.Run(t, "-recipe", "postfix")
@@ -97,7 +100,7 @@ func (w *world) enterLab(t *testing.T, rows []row) (domains []*testlab.Domain, s
 		address = nameServer
 	}
 	w.lab = testlab.NewWith(t, testlab.Options{
-		DNS: address + ":53", Net: netip.MustParsePrefix("127.1.0.0/16"), PolicyPort: 443, MailPort: 25,
+		DNS: address + ":53", Net: netip.MustParsePrefix(w.net), PolicyPort: 443, MailPort: 25,
 	})
 	for _, r := range rows {
 		domains = append(domains, w.domain(t, r))
@@ -222,7 +225,7 @@ func await(t *testing.T, what string, cond func() bool) {
 func (w *world) flush(t *testing.T, name string) {
 	t.Helper()
 	d := w.domain(t, row{domain: name, with: testlab.With{NoPolicy: true}})
-	if o := w.postfix.Send(t, name).Outcome(t); o.Status != "sent" {
+	if o := w.mta.Send(t, name).Outcome(t); o.Status != "sent" {
 		t.Fatalf("the message to %s: %s", name, o)
 	}
 	w.sessions++
