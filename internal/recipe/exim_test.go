@@ -482,3 +482,38 @@ esac
 		}
 	}
 }
+
+func TestEximTellsOfItsSessionsWhereTheDaemonTakesThem(t *testing.T) {
+	k := newEximKitchen(t, "trixie")
+	k.d.EximSessions, k.d.ReportSender = "/run/x.sock", "noreply@example.com"
+	own := named(k.c.Transports, "remote_smtp").Options
+	part := func(event string) recipe.Part {
+		own["event_action"] = event
+		parts := k.cook(t).Parts
+		return parts[len(parts)-1]
+	}
+	text := k.cook(t).String()
+	for _, want := range []string{"\nSTS_TLSMAP_REPORT_SOCKET = /run/x.sock\n", "\nSTS_TLSMAP_REPORT_SENDER = noreply@example.com\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if p := part(""); p.Text != "  event_action = STS_TLSMAP_EVENT\n" || !strings.Contains(p.Where, "remote_smtp") || len(k.cook(t).Warnings) > 0 {
+		t.Errorf("%+v, %q", p, k.cook(t).Warnings)
+	}
+	if p := part("${if eq{${readsocket{/run/x.sock}{y}}}{}{}}"); p.Why != "already so" || p.Text != "" {
+		t.Errorf("%+v", p)
+	}
+	if part("${run{x}}"); !strings.Contains(strings.Join(k.cook(t).Warnings, "\n"), "an event_action of its own") {
+		t.Errorf("%q", k.cook(t).Warnings)
+	}
+	own["event_action"] = ""
+	ours := k.install()
+	if got := strings.Join(k.cook(t).Warnings, "\n"); !strings.Contains(got, "does not tell the daemon of its TLS sessions at /run/x.sock") {
+		t.Errorf("%q", got)
+	}
+	ours["event_action"] = "${readsocket{/run/x.sock}{y}}"
+	if got := strings.Join(k.cook(t).Warnings, "\n"); strings.Contains(got, "does not tell the daemon") {
+		t.Errorf("%q", got)
+	}
+}

@@ -367,3 +367,21 @@ func TestConnectionsWithoutALineAreClosedAndOthersHeard(t *testing.T) {
 		}
 	})
 }
+
+func TestTheSocketForLinesIsForEximAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "exim.sock")
+	l, err := collect.ListenLines(path)
+	if err != nil && os.Geteuid() != 0 {
+		t.Skip("only root may give files to the group of Exim, which is here")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if info, err := os.Stat(path); err != nil || info.Mode() != os.ModeSocket|0o660 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	if _, err := collect.ListenLines(path); err == nil {
+		t.Error("a socket in use is taken")
+	}
+}

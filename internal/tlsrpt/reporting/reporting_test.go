@@ -251,3 +251,48 @@ func TestAMistakeInWhoReportsIsNamedAndSessionsAreCollectedAllTheSame(t *testing
 		t.Error(err)
 	}
 }
+
+func TestEximsSessionsAreJudgedByThePolicyOfTheDomain(t *testing.T) {
+	c := settings(t)
+	dir := filepath.Dir(c.Path)
+	c.EximSocket = endpoint.Endpoint{Network: "unix", Address: filepath.Join(dir, "exim.sock")}
+	c.PostfixSocket.Address = filepath.Join(dir, "no-postfix", "tlsrpt", "tlsrpt.sock") // as where only Exim is
+	s, logged, stop := run(t, reporting.Options{Config: c, FetchDead: func() bool { return false },
+		Policy: func(domain string) ([]byte, bool) {
+			mode, ok := strings.CutSuffix(domain, ".test")
+			return []byte("version: STSv1\r\nmode: " + mode + "\r\nmx: mx." + domain + "\r\nmax_age: 604800\r\n"), ok
+		}})
+	for _, tt := range []struct{ domain, host, verified string }{
+		{"enforce.test", "alias.example", "1"}, {"testing.test", "mx.testing.test", "0"}, {"testing.test", "other.test", "1"},
+		{"none.test", "mx.none.test", "0"}, {"plain.example", "mx.plain.example", "0"},
+	} {
+		await(t, "the socket", func() bool {
+			conn, err := net.Dial("unix", c.EximSocket.Address)
+			if err != nil {
+				return false
+			}
+			defer conn.Close()
+			_, err = conn.Write([]byte("1 7-a smtp:ehlo 0 " + tt.domain + " " + tt.host + " 192.0.2.1 192.0.2.2 y " + tt.verified + " no 0 n 250-x.test 1 4000000000 CN=a CN=b " + tt.host + "\n"))
+			return err == nil
+		})
+	}
+	await(t, "five sessions", func() bool { n := s.Stats().Collect.From[collect.Exim]; return n.Successful+n.Failed == 5 })
+	if err := s.Stats().Err; err != nil {
+		t.Errorf("without Postfix: %v", err)
+	}
+	stop()
+	got := ""
+	for _, domain := range []string{"enforce.test", "testing.test", "none.test", "plain.example"} {
+		for _, p := range stored(t, c.Path, domain).Policies {
+			got += string(p.Policy.Type) + " of " + p.Policy.Domain + "\n"
+			for _, d := range p.Details {
+				got += "  " + string(d.Result) + " " + d.Reason + " at " + d.MXHost + "\n"
+			}
+		}
+	}
+	want := "sts of enforce.test\nsts of testing.test\n  certificate-not-trusted  at mx.testing.test\n  validation-failure mx-mismatch at other.test\n" +
+		"no-policy-found of none.test\nno-policy-found of plain.example\n"
+	if got != want {
+		t.Errorf("got\n%swant\n%s%s", got, want, logged)
+	}
+}
