@@ -134,7 +134,7 @@ func openSite(t *testing.T, name string, w *world, e engine, bend func(*site)) *
 		bend(s)
 	}
 	o := keeper.Options{
-		Store: store, Network: w, MatchList: func(p *policy.Policy) []byte { return fmt.Append(nil, p.Mode, p.MX) },
+		Store: store, Network: w, MatchList: func(p *policy.Policy) []byte { return fmt.Appendf(nil, "%s%s", p.Mode, p.MX) },
 		MatchListCurrent: func([]byte) bool { return true }, Observe: func(keeper.Event) {}, Log: log,
 		LookupTimeout: 20 * time.Second, FetchTimeout: 30 * time.Second, LookupConcurrency: 256,
 		Recheck: 5 * time.Minute, UnusedAfter: 90 * day, FetchRate: 20, RefreshConcurrency: 32,
@@ -170,11 +170,13 @@ func inFleet(t *testing.T, relays int, test func(t *testing.T, e *fakeEngine, w 
 		for i := range relays {
 			sites = append(sites, openSite(t, fmt.Sprint("mx", i), w, e, nil))
 		}
+		defer func() {
+			for _, s := range sites {
+				s.end()
+			}
+		}()
 		settle(time.Second)
 		test(t, e, w, sites)
-		for _, s := range sites {
-			s.end()
-		}
 	})
 }
 
