@@ -116,7 +116,8 @@ type Fleet struct {
 	latency  atomic.Int64
 	lines    *rate.Limiter
 
-	passEvery time.Duration // but for tests, passEvery
+	passEvery    time.Duration // the constants, but for tests
+	compareOneIn int64
 
 	mu      sync.Mutex
 	trouble string
@@ -157,7 +158,7 @@ func newFleet(o Options, keys []signingKey, e engine, warnings []string) *Fleet 
 	}
 	o.Name = cmp.Or(o.Name, "relay")
 	o.Name = o.Name[:min(len(o.Name), maxName)]
-	f := &Fleet{o: o, engine: e, keys: keys, warnings: warnings, wake: make(chan struct{}, 1), passEvery: passEvery, lines: rate.NewLimiter(rate.Every(10*time.Second), 10)}
+	f := &Fleet{o: o, engine: e, keys: keys, warnings: warnings, wake: make(chan struct{}, 1), passEvery: passEvery, compareOneIn: compareOneIn, lines: rate.NewLimiter(rate.Every(10*time.Second), 10)}
 	f.counts.Refused = make(map[Reason]int64)
 	f.relays.Store(1)
 	f.yielded, _ = lru.New[string, time.Time](maxPending) // the size is valid

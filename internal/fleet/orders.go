@@ -114,7 +114,7 @@ func (o *orders) begin(kind, domain string, stamp time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	known, ok := o.stamps[kind][domain]
-	if stamp.UnixMilli() <= known || o.running[kind+domain] || !ok && len(o.stamps[kind]) >= 2*maxOrders {
+	if stamp.UnixMilli() <= known || o.running[kind+domain] || !ok && len(o.stamps[kind])+len(o.running) >= 2*maxOrders {
 		return false
 	}
 	o.running[kind+domain] = true

@@ -56,8 +56,9 @@ func (f *Fleet) Find(ctx context.Context, domain string) (found *keeper.Foreign,
 	if found.Expires = found.Fetched.Add(p.MaxAge); !found.Expires.After(f.o.Now()) || f.orders.forbids(domain, found.Fetched) {
 		return nil, false
 	}
-	if found.Compare = rand.Int64N(compareOneIn*f.relays.Load()) == 0; found.Compare {
-		f.compared.Add(domain, comparison{Foreign: *found})
+	if found.Relay != f.o.Name && rand.Int64N(f.compareOneIn*f.relays.Load()) == 0 {
+		waits, _ := f.compared.ContainsOrAdd(domain, comparison{Foreign: *found})
+		found.Compare = !waits
 	}
 	f.count(&f.counts.Found)
 	return found, true

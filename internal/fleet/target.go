@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -65,7 +66,8 @@ func parseURL(url string) (t target, err error) {
 		if _, _, err := net.SplitHostPort(host); err != nil {
 			host = net.JoinHostPort(strings.Trim(host, "[]"), port)
 		}
-		if name, port, _ := net.SplitHostPort(host); name == "" || port == "" {
+		name, port, _ := net.SplitHostPort(host)
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || name == "" {
 			return t, wrong
 		}
 		t.hosts = append(t.hosts, host)
