@@ -27,9 +27,8 @@ func TestWithTheEngineAwayEachRelayIsAsGoodAsOneAlone(t *testing.T) {
 		"full": func(e *fakeEngine) { e.away = replyError("OOM command not allowed") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+			inFleetOf(t, 1, promptly, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
 				s := sites[0]
-				s.passEvery = passEvery
 				w.set("held.example", host{id: "1", text: text("enforce", 7*day, "mx.held.example")})
 				s.lookup(t, "held.example")
 				settle(15 * time.Minute)

@@ -20,7 +20,6 @@ import (
 
 const (
 	connsPerServer = 8 // 500 relays stay below a server's 10,000 clients
-	idleConns      = 2 // of them, kept
 	idleFor        = time.Minute
 	maxServers     = 1000 // of a Cluster
 	maxRedirects   = 5
@@ -290,33 +289,33 @@ func (s *server) ask(ctx context.Context, c *conn, asking bool, args []string) (
 		_ = c.Close()
 		return reply, err
 	}
-	s.mu.Lock()
 	c.last = time.Now()
+	s.mu.Lock()
 	s.idle = append(s.idle, c)
 	s.mu.Unlock()
-	s.drop(idleConns)
+	s.drop(idleFor)
 	return reply, err
 }
 
 // take returns the connection used last, if one is idle.
 func (s *server) take() *conn {
+	s.drop(idleFor)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for n := len(s.idle); n > 0; n = len(s.idle) {
-		c := s.idle[n-1]
-		if s.idle = s.idle[:n-1]; time.Since(c.last) < idleFor {
-			return c
-		}
-		_ = c.Close()
+	n := len(s.idle)
+	if n == 0 {
+		return nil
 	}
-	return nil
+	c := s.idle[n-1]
+	s.idle = s.idle[:n-1]
+	return c
 }
 
-// drop closes idle connections until some are left.
-func (s *server) drop(left int) {
+// drop closes connections that have been idle for so long: those used longest ago are first.
+func (s *server) drop(long time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.idle) > left {
+	for len(s.idle) > 0 && time.Since(s.idle[0].last) >= long {
 		_ = s.idle[0].Close()
 		s.idle = s.idle[1:]
 	}

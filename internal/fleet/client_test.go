@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -150,8 +151,8 @@ func TestAHugeReplyTakesNoMemory(t *testing.T) {
 
 // A reply that nobody asked for would be taken for the next command's.
 func TestRepliesInExcessEndTheConnection(t *testing.T) {
-	n := 0
-	s := serve(t, func(args []string) string { n++; return fmt.Sprintf("$1\r\n%d\r\n$5\r\nstale\r\n", n) })
+	var n atomic.Int32
+	s := serve(t, func(args []string) string { return fmt.Sprintf("$1\r\n%d\r\n$5\r\nstale\r\n", n.Add(1)) })
 	c := clientOf(t, "valkey://"+s.Addr().String())
 	for i := range 3 {
 		if got, err := ask(t, c); got != fmt.Sprint(i+1) {
@@ -161,9 +162,9 @@ func TestRepliesInExcessEndTheConnection(t *testing.T) {
 }
 
 func TestAConnectionThatTheEngineHasClosedIsReplacedOnce(t *testing.T) {
-	n := 0
+	var asked atomic.Int32
 	s := serve(t, func(args []string) string {
-		if n++; n == 2 || n >= 4 {
+		if n := asked.Add(1); n == 2 || n >= 4 {
 			return "close"
 		}
 		return "+OK\r\n"
@@ -194,6 +195,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 	close(release)
 	asking.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.conns > connsPerServer {
 		t.Errorf("%d connections", s.conns)
 	}
@@ -294,13 +297,16 @@ func TestRedirectionsOfAClusterAreFollowedAndKept(t *testing.T) {
 func TestTheSentinelsAreAskedInTurnAndAgainWhenThePrimaryIsReadOnly(t *testing.T) {
 	old := serve(t, func(args []string) string { return "-READONLY you cannot write against a replica\r\n" })
 	primary := serve(t, func(args []string) string { return "+primary\r\n" })
-	at := old.Addr().String()
+	var asked atomic.Int32
 	sentinel := serve(t, func(args []string) string {
 		if len(args) != 3 || args[2] != "fleet" {
 			return "*-1\r\n"
 		}
-		host, port, _ := net.SplitHostPort(at)
-		at = primary.Addr().String()
+		at := old.Addr()
+		if asked.Add(1) > 1 {
+			at = primary.Addr()
+		}
+		host, port, _ := net.SplitHostPort(at.String())
 		return fmt.Sprintf("*2\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n", len(host), host, len(port), port)
 	})
 	ignorant := serve(t, func(args []string) string { return "*-1\r\n" })

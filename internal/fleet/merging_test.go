@@ -242,9 +242,8 @@ func TestMerging3NobodyExtendsTheLifeOfAnothersPolicy(t *testing.T) {
 }
 
 func TestMerging4AnAdoptionThatTwoFetchesDoNotConfirmIsAWarningAndTheOwnFetchWins(t *testing.T) {
-	inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+	inFleetOf(t, 1, func(s *site) { s.compareOneIn = 1 }, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
 		s := sites[0]
-		s.compareOneIn = 1
 		w.set(domain, host{id: "1", text: text("enforce", 30*day, "true.a.example")})
 		announce(t, e, "1", time.Minute, text("enforce", 30*day, "lie.a.example"))
 		if got := s.lookup(t, domain); got != "enforce[lie.a.example]" {
@@ -267,9 +266,8 @@ func TestMerging4AChangeOfTheDomainIsNoDifference(t *testing.T) {
 		"the same":       {id: "1", text: text("enforce", 30*day, "mx.a.example")},
 		"the same again": {id: "1", text: text("enforce", 30*day, "old.a.example")},
 	} {
-		inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+		inFleetOf(t, 1, func(s *site) { s.compareOneIn = 1 }, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
 			s := sites[0]
-			s.compareOneIn = 1
 			w.set(domain, host{id: "1", text: text("enforce", 30*day, "mx.a.example")})
 			announce(t, e, "1", time.Minute, text("enforce", 30*day, "mx.a.example"))
 			s.lookup(t, domain)
@@ -287,10 +285,8 @@ func TestMerging4AChangeOfTheDomainIsNoDifference(t *testing.T) {
 }
 
 func TestMerging5AnExemptionEndsWithinSevenDays(t *testing.T) {
-	inFleet(t, 2, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+	inFleetOf(t, 2, promptly, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
 		a, b := sites[0], sites[1]
-		a.passEvery, b.passEvery = passEvery, passEvery
-		settle(15 * time.Minute)
 		if err := a.Exempt(t.Context(), domain, 8*day, "root"); err == nil {
 			t.Error("eight days are taken")
 		}
@@ -315,10 +311,8 @@ func TestMerging5AnExemptionEndsWithinSevenDays(t *testing.T) {
 }
 
 func TestMerging5AnOlderExemptionPlayedBackIsIgnoredAlsoAfterARestart(t *testing.T) {
-	inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+	inFleetOf(t, 1, promptly, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
 		s := sites[0]
-		s.passEvery = passEvery
-		settle(15 * time.Minute)
 		if err := s.Exempt(t.Context(), domain, day, "root"); err != nil {
 			t.Fatal(err)
 		}
@@ -347,10 +341,8 @@ func TestMerging5AnOlderExemptionPlayedBackIsIgnoredAlsoAfterARestart(t *testing
 }
 
 func TestMerging5AForgetDropsOlderPoliciesOnceAndForbidsToAdoptThem(t *testing.T) {
-	inFleet(t, 2, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+	inFleetOf(t, 2, promptly, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
 		a, b := sites[0], sites[1]
-		a.passEvery, b.passEvery = passEvery, passEvery
-		settle(15 * time.Minute)
 		w.set(domain, host{id: "1", text: text("enforce", 30*day, "mx.a.example")})
 		a.lookup(t, domain)
 		b.lookup(t, domain)

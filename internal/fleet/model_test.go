@@ -165,11 +165,20 @@ func openSite(t *testing.T, name string, w *world, e engine, bend func(*site)) *
 
 // inFleet runs a test in a bubble of time, with relays on one engine.
 func inFleet(t *testing.T, relays int, test func(t *testing.T, e *fakeEngine, w *world, sites []*site)) {
+	t.Helper()
+	inFleetOf(t, relays, nil, test)
+}
+
+// promptly has relays read orders as often as real ones do.
+func promptly(s *site) { s.passEvery = passEvery }
+
+// inFleetOf is inFleet with other relays.
+func inFleetOf(t *testing.T, relays int, bend func(*site), test func(t *testing.T, e *fakeEngine, w *world, sites []*site)) {
 	synctest.Test(t, func(t *testing.T) {
 		e, w := newFakeEngine(), newWorld()
 		var sites []*site
 		for i := range relays {
-			sites = append(sites, openSite(t, fmt.Sprint("mx", i), w, e, nil))
+			sites = append(sites, openSite(t, fmt.Sprint("mx", i), w, e, bend))
 		}
 		defer func() {
 			for _, s := range sites {
