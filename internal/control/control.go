@@ -32,6 +32,7 @@ const (
 	shownDomains    = 5                // of a request, in the log
 	pageSize        = 16               // records read from the store at once
 	flushAt         = 32 << 10         // bytes of an answer, after which they are sent
+	fleetTimeout    = 3 * time.Second  // for the fleet's server to say which relays there are
 	writeTimeout    = 10 * time.Second // for the client to take a line
 )
 

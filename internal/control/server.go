@@ -410,10 +410,12 @@ func (s *Server) fleet(c *call) error {
 		return errNoFleet
 	}
 	f := Fleet{Stats: s.o.Fleet.Stats(), Keys: -1}
-	members, err := s.o.Fleet.Relays(c.Context())
+	ctx, cancel := context.WithTimeout(c.Context(), fleetTimeout)
+	defer cancel()
+	members, err := s.o.Fleet.Relays(ctx)
 	if f.Members = members; err != nil {
 		f.Err = err.Error()
-	} else if n, err := s.o.Fleet.Keys(c.Context()); err == nil { // an ACL may hide it
+	} else if n, err := s.o.Fleet.Keys(ctx); err == nil { // an ACL may hide it
 		f.Keys = n
 	}
 	return c.line(f)
