@@ -82,11 +82,12 @@ func brokenLines(t *testing.T, w *world) {
 	}
 	for _, part := range recipeParts {
 		text := string(whole[part[0]].Data)
-		if !strings.Contains(text, part[1]) {
+		at := strings.LastIndex(text, part[1]) // the router for TLS reports is before ours
+		if at < 0 {
 			t.Errorf("%s does not contain %q", part[0], part[1])
 			continue
 		}
-		p.mustMatter(t, w, whole, part[0], part[1], strings.Replace(text, part[1], part[2], 1))
+		p.mustMatter(t, w, whole, part[0], part[1], text[:at]+part[2]+text[at+len(part[1]):])
 	}
 	p.mustHold(t, w, whole)
 }
