@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +26,7 @@ const (
 	maxRedirects   = 5
 
 	getLimit   = 256 << 10 // bytes of the reply to GET
-	replyLimit = 16 << 20  // and to any other command
+	replyLimit = 8 << 20   // and to any other command
 )
 
 // A client speaks with the servers of one engine. It connects when it is asked, and holds
@@ -45,7 +46,7 @@ type client struct {
 func newClient(t target, passwordFile, caFile string) (*client, error) {
 	c := &client{target: t, servers: make(map[string]*server), slots: make(map[uint16]string)}
 	if passwordFile != "" {
-		text, err := readFile(passwordFile)
+		text, err := os.ReadFile(passwordFile)
 		if err != nil {
 			return nil, err
 		}
@@ -57,7 +58,7 @@ func newClient(t target, passwordFile, caFile string) (*client, error) {
 		return nil, fmt.Errorf("the user %q has no password: set password_file", c.user)
 	}
 	if caFile != "" {
-		text, err := readFile(caFile)
+		text, err := os.ReadFile(caFile)
 		if err != nil {
 			return nil, err
 		}

@@ -352,7 +352,6 @@ func TestTheFilesOfAFleetAreChecked(t *testing.T) {
 		"an empty secret":  {func(o *Options) { o.PasswordFile = file("\n") }, "is empty"},
 		"no certificate":   {func(o *Options) { o.CAFile = file("x") }, "no certificate"},
 		"a url of nothing": {func(o *Options) { o.URL = "valkey://" }, "expected"},
-		"a huge file":      {func(o *Options) { o.KeyFile = file(strings.Repeat("#\n", maxKeyFile)) }, "larger"},
 	} {
 		o := good
 		test.bend(&o)

@@ -12,34 +12,55 @@ import (
 // counts since the day began, so that a retry overwrites and nothing counts twice. After
 // the day one relay adds them up and delivers one report for all.
 
-const maxCounts = 256 << 10 // bytes of one relay's counts of a day and domain
+const maxCounts = 256 << 10 // bytes of one relay's
+
+// The kinds of what relays share about a day and a domain.
+const (
+	Counts   = "r"  // by relay: a random id that it keeps, since two relays may have one name
+	Delivery = "rs" // by destination: the state of the report's delivery
+)
 
 // dayKey has day and domain in braces, for one slot of a Cluster.
 func dayKey(kind, day, domain string) string { return kind + ":{" + day + ":" + domain + "}" }
 
-// PutCounts replaces the counts of a relay for a day and a domain, which the engine keeps
-// so long. relay is a random id that the relay keeps, not its name: two relays may have
-// the same.
-func (f *Fleet) PutCounts(ctx context.Context, day, domain, relay string, counts []byte, keep time.Duration) error {
-	if len(counts) > maxCounts {
-		return fmt.Errorf("%d bytes of counts for %s are more than %d", len(counts), domain, maxCounts)
+// PutReport replaces what the engine has of one relay or destination, and has it kept so long.
+func (f *Fleet) PutReport(ctx context.Context, kind, day, domain, field, content string, keep time.Duration) error {
+	if len(content) > maxCounts {
+		return fmt.Errorf("%d bytes for %s are more than %d", len(content), domain, maxCounts)
 	}
-	return f.putField(ctx, dayKey("r", day, domain), relay, string(counts), keep)
+	ctx, cancel := context.WithTimeout(ctx, passWait)
+	defer cancel()
+	name := dayKey(kind, day, domain)
+	key := f.key(name)
+	if _, err := f.do(ctx, key, "HSET", key, field, f.seal(name, field, f.o.Now(), content)); err != nil {
+		return err
+	}
+	_, err := f.do(ctx, key, "PEXPIRE", key, strconv.FormatInt(keep.Milliseconds(), 10))
+	return err
 }
 
-// Counts returns the counts of a day and a domain, by relay.
-func (f *Fleet) Counts(ctx context.Context, day, domain string) (map[string]string, error) {
-	return f.fields(ctx, dayKey("r", day, domain))
-}
-
-// PutDelivery replaces the state of a report's delivery to a destination.
-func (f *Fleet) PutDelivery(ctx context.Context, day, domain, destination, state string, keep time.Duration) error {
-	return f.putField(ctx, dayKey("rs", day, domain), destination, state, keep)
-}
-
-// Deliveries returns the states of a report's deliveries, by destination.
-func (f *Fleet) Deliveries(ctx context.Context, day, domain string) (map[string]string, error) {
-	return f.fields(ctx, dayKey("rs", day, domain))
+// Report returns what relays have put. A value that is not believed is an error: a report
+// without it would be wrong.
+func (f *Fleet) Report(ctx context.Context, kind, day, domain string) (map[string]string, error) {
+	if f.breaker.isOpen() {
+		return nil, errAway
+	}
+	ctx, cancel := context.WithTimeout(ctx, passWait)
+	defer cancel()
+	found, bad, name := make(map[string]string), 0, dayKey(kind, day, domain)
+	err := f.readHash(ctx, name, maxRelays, func(field, sealed string) bool {
+		v, ok := f.open(name, field, sealed, 1)
+		if ok {
+			found[field] = v.fields[0]
+		} else {
+			bad++
+		}
+		return true
+	})
+	if err == nil && bad > 0 {
+		err = errors.New("the engine holds values of " + name + " that cannot be verified")
+	}
+	return found, err
 }
 
 // LeaseDelivery asks for the right to deliver the report of a day and a domain, or renews
@@ -58,39 +79,4 @@ func (f *Fleet) LeaseDelivery(ctx context.Context, day, domain, relay string, lo
 	}
 	reply, err = f.do(ctx, key, "PEXPIRE", key, ms)
 	return reply == int64(1), err
-}
-
-func (f *Fleet) putField(ctx context.Context, key, field, content string, keep time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, passWait)
-	defer cancel()
-	full := f.key(key)
-	if _, err := f.do(ctx, full, "HSET", full, field, f.seal(key, field, f.o.Now(), content)); err != nil {
-		return err
-	}
-	_, err := f.do(ctx, full, "PEXPIRE", full, strconv.FormatInt(keep.Milliseconds(), 10))
-	return err
-}
-
-// fields reads a hash. A value that is not believed is an error: a report without it would
-// be wrong.
-func (f *Fleet) fields(ctx context.Context, key string) (map[string]string, error) {
-	if f.breaker.isOpen() {
-		return nil, errAway
-	}
-	ctx, cancel := context.WithTimeout(ctx, passWait)
-	defer cancel()
-	found, bad := make(map[string]string), 0
-	err := f.readHash(ctx, key, maxRelays, func(field, sealed string) bool {
-		v, ok := f.open(key, field, sealed, 1)
-		if ok {
-			found[field] = v.fields[0]
-		} else {
-			bad++
-		}
-		return true
-	})
-	if err == nil && bad > 0 {
-		err = errors.New("the engine holds values of " + key + " that cannot be verified")
-	}
-	return found, err
 }

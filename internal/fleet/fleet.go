@@ -28,12 +28,12 @@ import (
 
 // Every limit of the fleet.
 const (
-	findWait   = 100 * time.Millisecond // a question that a lookup or a refresh waits for
-	yieldedFor = 5 * time.Minute        // the second try to fetch a policy succeeds
-	passWait   = 2 * time.Second        // a question in the background
-	passEvery  = 10 * time.Second       // orders are read, and the engine is tried
-	tryEvery   = 2 * time.Second        // the engine is tried while it is away
-	relaysFor  = time.Minute            // the list of relays is read
+	findWait    = 100 * time.Millisecond // a question that a lookup or a refresh waits for
+	yieldedFor  = 5 * time.Minute        // the second try to fetch a policy succeeds
+	passWait    = 2 * time.Second        // a question in the background
+	passEvery   = 10 * time.Second       // orders are read, and the engine is tried
+	tryEvery    = 2 * time.Second        // the engine is tried while it is away
+	relaysEvery = 6                      // passes; the relays are counted
 
 	breakAfter = 3 // failures in a row open the breaker
 
@@ -50,7 +50,7 @@ const (
 	maxPendingBytes = 8 << 20
 
 	compareOneIn = 50 // findings, times the number of relays
-	maxCompared  = 128
+	maxCompared  = 32
 )
 
 // Options are what a Fleet is made of.
@@ -260,13 +260,10 @@ func (f *Fleet) Run(ctx context.Context) {
 	defer sending.Wait()
 	defer f.orders.wg.Wait()
 	f.orders.load()
-	var relaysAt time.Time
-	for ctx.Err() == nil {
+	for n := 0; ctx.Err() == nil; n++ {
 		err := f.pass(ctx)
-		if err == nil && time.Since(relaysAt) >= relaysFor {
-			if err = f.readRelays(ctx); err == nil {
-				relaysAt = time.Now()
-			}
+		if err == nil && n%relaysEvery == 0 {
+			_, err = f.Relays(ctx)
 		}
 		if ctx.Err() != nil {
 			return
@@ -356,19 +353,10 @@ type Relay struct {
 	LastSeen time.Time `json:"last_seen"`
 }
 
-// readRelays counts the relays.
-func (f *Fleet) readRelays(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, passWait)
-	defer cancel()
-	relays, err := f.Relays(ctx)
-	if err == nil {
-		f.relays.Store(int64(max(len(relays), 1)))
-	}
-	return err
-}
-
 // Relays returns the relays seen within three days, and deletes older ones.
 func (f *Fleet) Relays(ctx context.Context) (list []Relay, err error) {
+	ctx, cancel := context.WithTimeout(ctx, passWait)
+	defer cancel()
 	err = f.readHash(ctx, "relays", maxRelays, func(name, value string) (keep bool) {
 		v, ok := f.open("relays", name, value, 1)
 		if ok && f.o.Now().Sub(v.stamp) <= relayLives {
@@ -377,6 +365,9 @@ func (f *Fleet) Relays(ctx context.Context) (list []Relay, err error) {
 		}
 		return !ok
 	})
+	if err == nil {
+		f.relays.Store(int64(max(len(list), 1)))
+	}
 	return list, err
 }
 

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -36,9 +35,8 @@ const (
 )
 
 const (
-	maxKeys    = 2 // in force at once
-	keyBytes   = 32
-	maxKeyFile = 64 << 10
+	maxKeys  = 2 // in force at once
+	keyBytes = 32
 )
 
 // A Reason says why a value is not believed.
@@ -78,7 +76,7 @@ func NewKey() string {
 
 // readKeys reads key_file: one key a line, the first signs, all verify.
 func readKeys(path string) (keys []signingKey, err error) {
-	text, err := readFile(path)
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -96,19 +94,6 @@ func readKeys(path string) (keys []signingKey, err error) {
 		return nil, fmt.Errorf("%s has %d keys; expected 1, or 2 while the key is changed", path, len(keys))
 	}
 	return keys, nil
-}
-
-func readFile(path string) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxKeyFile+1))
-	if err == nil && len(text) > maxKeyFile {
-		err = fmt.Errorf("%s is larger than %d bytes", path, maxKeyFile)
-	}
-	return text, err
 }
 
 // A value is what was sealed.

@@ -31,12 +31,11 @@ var schemes = map[string]target{
 	"cluster": {kind: kindCluster}, "clusters": {kind: kindCluster, tls: true},
 }
 
-// ExpectedURL says what url may be.
-const ExpectedURL = `"valkey://USER@HOST:PORT", "sentinel://HOST,HOST/NAME" or "cluster://HOST,HOST" (with TLS: "valkeys", "sentinels", "clusters"), or "unix:///PATH"`
+const expectedURL = `"valkey://USER@HOST:PORT", "sentinel://HOST,HOST/NAME" or "cluster://HOST,HOST" (with TLS: "valkeys", "sentinels", "clusters"), or "unix:///PATH"`
 
 // parseURL parses [fleet] url. The password is not part of it: it would show in -check.
 func parseURL(url string) (t target, err error) {
-	wrong := fmt.Errorf("url %q; expected %s", url, ExpectedURL)
+	wrong := fmt.Errorf("url %q; expected %s", url, expectedURL)
 	scheme, rest, ok := strings.Cut(url, "://")
 	t, known := schemes[scheme]
 	if !ok || !known {
@@ -73,12 +72,6 @@ func parseURL(url string) (t target, err error) {
 		t.hosts = append(t.hosts, host)
 	}
 	return t, nil
-}
-
-// CheckURL says what is wrong with [fleet] url.
-func CheckURL(url string) error {
-	_, err := parseURL(url)
-	return err
 }
 
 // isLocal says whether all hosts are on this machine.
