@@ -98,8 +98,7 @@ type asker struct {
 	roots  *x509.CertPool
 }
 
-// askSide is the limit of discoveries. A request is the number of the first
-// domain of a section.
+// askSide is the limit of discoveries.
 func askSide(args []string) error {
 	pem, err := os.ReadFile(args[1])
 	if err != nil {
@@ -109,6 +108,12 @@ func askSide(args []string) error {
 	if !a.roots.AppendCertsFromPEM(pem) {
 		return errors.New("no certificate in " + args[1])
 	}
+	return serveSections(a.ask)
+}
+
+// serveSections does ask for all domains of a section. A request is the number of the
+// first one.
+func serveSections(ask func(context.Context, string) error) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -131,7 +136,7 @@ func askSide(args []string) error {
 		if err != nil {
 			return err
 		}
-		if err := a.section(first); err != nil {
+		if err := section(first, ask); err != nil {
 			return err
 		}
 		if _, err := io.WriteString(nc, "4:done,"); err != nil {
@@ -141,14 +146,14 @@ func askSide(args []string) error {
 }
 
 // section asks for all domains of a section, discoveryClients at once.
-func (a *asker) section(first int) error {
+func section(first int, ask func(context.Context, string) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), discoveryTimeout)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	for client := range discoveryClients {
 		group.Go(func() error {
 			for i := range discoverySection / discoveryClients {
-				if err := a.ask(ctx, discoveryDomain(first+i*discoveryClients+client)); err != nil {
+				if err := ask(ctx, discoveryDomain(first+i*discoveryClients+client)); err != nil {
 					return err
 				}
 			}

@@ -95,6 +95,7 @@ var sides = map[string]func(args []string) error{
 	"collect": collectSide,
 	"day":     daySide,
 	"echo":    echoSide,
+	"get":     getSide,
 	"lab":     labSide,
 	"receive": receiveSide,
 	"send":    sendSide,

@@ -24,7 +24,10 @@ var (
 )
 
 // repeatedLookup looks up one key repeatedly: the policy is in memory.
-func repeatedLookup(b *bench) (result, error) {
+func repeatedLookup(b *bench) (result, error) { return b.repeated("") }
+
+// repeated is repeatedLookup with more tables in the configuration.
+func (b *bench) repeated(more string) (result, error) {
 	const domain = "example.com"
 	lab, err := b.startLab()
 	if err != nil {
@@ -34,7 +37,7 @@ func repeatedLookup(b *bench) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	ours, err := b.startDaemon(daemonConfig{cache: path, lab: lab})
+	ours, err := b.startDaemon(daemonConfig{cache: path, lab: lab, more: more})
 	if err != nil {
 		return result{}, err
 	}

@@ -32,6 +32,12 @@ var rows = []row{
 		run:   repeatedLookup,
 	},
 	{
+		name:  "repeated lookup in a fleet",
+		what:  "the same of a relay with a fleet, whose server answers",
+		bound: 1.10,
+		run:   repeatedInFleet,
+	},
+	{
 		name:  "random lookup",
 		what:  "CPU time of the daemon beyond the echo server's for a lookup of random keys out of 1,000,000 stored policies, under the same load; each was looked up once before, and the daemon checks up to 50 TXT records a second meanwhile",
 		bound: 9,
@@ -50,6 +56,13 @@ var rows = []row{
 		what:  "CPU time of the daemon for a lookup of an unknown domain, 64 at once, the commit included; a ratio to bare TXT, AAAA and A queries with miekg/dns and a bare HTTPS GET with net/http for the same domain",
 		bound: 1.30,
 		run:   firstDiscovery,
+	},
+	{
+		name:  "first contact in a fleet",
+		what:  "CPU time of the daemon for a lookup of a domain that another relay has found, 64 at once, the commit included, beyond a bare TXT query with miekg/dns and a bare GET for the same domain",
+		bound: 300,
+		unit:  "µs",
+		run:   firstContact,
 	},
 	{
 		name:  "exec to first answer",
