@@ -26,7 +26,7 @@ const (
 	maxRedirects   = 5
 
 	getLimit   = 256 << 10 // bytes of the reply to GET
-	replyLimit = 8 << 20   // and to any other command
+	replyLimit = 4 << 20   // and to any other command
 )
 
 // A client speaks with the servers of one engine. It connects when it is asked, and holds

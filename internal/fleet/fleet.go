@@ -47,7 +47,7 @@ const (
 	ordersAtOnce = 16
 
 	maxPending      = 4096 // policies that wait for the engine
-	maxPendingBytes = 8 << 20
+	maxPendingBytes = 2 << 20
 
 	compareOneIn = 50 // findings, times the number of relays
 	maxCompared  = 32

@@ -184,6 +184,17 @@ func TestMerging2WithAnotherIDTheOwnDiscoveryComesFirst(t *testing.T) {
 	})
 }
 
+// An attacker who forges another id and blocks the policy host gains nothing by the wait.
+func TestMerging2WithAnotherIDAndAPolicyHostThatHangsTheLookupIsAnsweredInTime(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+		announce(t, e, "1", time.Hour, text("enforce", day, "mx.a.example"))
+		w.set(domain, host{id: "forged", hangs: true})
+		if got := sites[0].lookup(t, domain); got != "enforce[mx.a.example]" {
+			t.Errorf("answered %q", got)
+		}
+	})
+}
+
 func TestMerging2NoneAndTestingFromOutsideAreNotStoredAndStopNoDiscovery(t *testing.T) {
 	for _, mode := range []string{"none", "testing"} {
 		inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
@@ -256,6 +267,17 @@ func TestMerging4AnAdoptionThatTwoFetchesDoNotConfirmIsAWarningAndTheOwnFetchWin
 		settle(65 * time.Minute)
 		if _, fetches := w.asked(domain); fetches != 2 || s.Stats().Differ != 1 || !strings.Contains(s.log.String(), "relay=other") {
 			t.Errorf("%d fetches, %d\n%s", fetches, s.Stats().Differ, s.log)
+		}
+	})
+}
+
+func TestMerging4OnesOwnPolicyIsNotCompared(t *testing.T) {
+	inFleetOf(t, 1, func(s *site) { s.compareOneIn = 1 }, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+		w.set(domain, host{id: "1", text: text("enforce", day, "mx.a.example")})
+		sites[0].lookup(t, domain)
+		settle(time.Second)
+		if f, ok := sites[0].Find(t.Context(), domain); !ok || f.Compare || sites[0].compared.Len() != 0 {
+			t.Errorf("%t, %+v", ok, f)
 		}
 	})
 }

@@ -47,13 +47,12 @@ func (f *Fleet) Find(ctx context.Context, domain string) (found *keeper.Foreign,
 		return nil, false
 	}
 	found = &keeper.Foreign{Domain: domain, Relay: v.fields[0], ID: v.fields[1], Text: []byte(v.fields[2]), Fetched: v.stamp.Truncate(time.Second)}
-	p, err := policy.Parse(found.Text)
-	if err != nil {
+	if found.Policy, err = policy.Parse(found.Text); err != nil {
 		f.refuse(ReasonInvalid, key, err)
 		return nil, false
 	}
 	// Its life is under the HMAC: nobody can extend it (Merging 3).
-	if found.Expires = found.Fetched.Add(p.MaxAge); !found.Expires.After(f.o.Now()) || f.orders.forbids(domain, found.Fetched) {
+	if found.Expires = found.Fetched.Add(found.Policy.MaxAge); !found.Expires.After(f.o.Now()) || f.orders.forbids(domain, found.Fetched) {
 		return nil, false
 	}
 	if found.Relay != f.o.Name && rand.Int64N(f.compareOneIn*f.relays.Load()) == 0 {

@@ -45,7 +45,7 @@ var errKnown = errors.New("the fleet has the policy of this id")
 // none and testing stop no discovery.
 func (k *Keeper) findFirst(domain string) *Foreign {
 	f, ok := k.o.Fleet.Find(k.life, domain)
-	if !ok || f.check(k.o.Now()) != nil || f.policy.Mode != policy.ModeEnforce {
+	if !ok || f.check(k.o.Now()) != nil || f.Policy.Mode != policy.ModeEnforce {
 		return nil
 	}
 	return f
@@ -110,7 +110,7 @@ func (k *Keeper) newsOf(fl *flight, r *cache.Record) news {
 	k.counters.add(&k.counters.NotAdopted, 1)
 	if k.mayLog(k.heldLines) {
 		k.o.Log.Info("another relay fetched a changed MTA-STS policy; the held one stays in force until this relay has fetched it too",
-			"domain", r.Domain, "relay", f.Relay, "mode", f.policy.Mode.String(), "held", r.Mode.String())
+			"domain", r.Domain, "relay", f.Relay, "mode", f.Policy.Mode.String(), "held", r.Mode.String())
 	}
 	return newsOther
 }

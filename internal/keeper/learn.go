@@ -34,7 +34,7 @@ type Foreign struct {
 	Relay   string // of the fleet, that says so
 	Compare bool   // with a fetch of our own, soon
 
-	policy *policy.Policy // of Text; check sets it
+	Policy *policy.Policy // of Text; nil: check parses it
 }
 
 // errProbeDomain rejects a policy for the watchdog's name, which must have none.
@@ -76,7 +76,7 @@ func (k *Keeper) Take(ctx context.Context, f Foreign) (Learned, error) {
 	switch {
 	case unreadable:
 		return Learned{}, fmt.Errorf("the stored policy of %s cannot be read, and is to be fetched", f.Domain)
-	case held == nil && f.policy.Mode != policy.ModeEnforce:
+	case held == nil && f.Policy.Mode != policy.ModeEnforce:
 		return k.Learn(ctx, f.Domain)
 	case held == nil:
 		if err := k.learnRate.Wait(ctx); err != nil {
@@ -124,7 +124,7 @@ func (k *Keeper) put(r *cache.Record, f *Foreign) {
 	if rec, err := policy.ParseRecord("v=STSv1; id=" + f.ID); err != nil || rec.ID != f.ID {
 		r.ID = "" // as for a policy whose record was not seen
 	}
-	r.Mode, r.Text, r.Match = f.policy.Mode, f.Text, k.o.MatchList(f.policy)
+	r.Mode, r.Text, r.Match = f.Policy.Mode, f.Text, k.o.MatchList(f.Policy)
 	r.Fetched, r.Expires = f.Fetched, f.Expires
 	r.Failures, r.FailedAt, r.LastError, r.Slow = 0, time.Time{}, "", false
 }
@@ -142,13 +142,15 @@ func (k *Keeper) finishTaken(fl *flight, r *cache.Record, lazily bool) {
 // the same or fewer mx patterns, and not for a shorter life.
 func renews(held *cache.Record, f *Foreign) bool {
 	old, err := policy.Parse(held.Text)
-	return err == nil && held.Mode == policy.ModeEnforce && f.policy.Mode == policy.ModeEnforce && !f.Expires.Before(held.Expires) &&
-		!slices.ContainsFunc(f.policy.MX, func(mx string) bool { return !slices.Contains(old.MX, mx) })
+	return err == nil && held.Mode == policy.ModeEnforce && f.Policy.Mode == policy.ModeEnforce && !f.Expires.Before(held.Expires) &&
+		!slices.ContainsFunc(f.Policy.MX, func(mx string) bool { return !slices.Contains(old.MX, mx) })
 }
 
 // check says whether the policy can be taken over at now, and parses it.
 func (f *Foreign) check(now time.Time) (err error) {
-	f.policy, err = policy.Parse(f.Text)
+	if f.Policy == nil {
+		f.Policy, err = policy.Parse(f.Text)
+	}
 	switch {
 	case f.Domain == ProbeDomain:
 		return errProbeDomain
@@ -156,7 +158,7 @@ func (f *Foreign) check(now time.Time) (err error) {
 		return fmt.Errorf("the policy of %s does not parse: %w", f.Domain, err)
 	case f.Fetched.After(now.Add(clockSlack)):
 		return fmt.Errorf("the policy of %s was fetched in the future (%s): check the clocks", f.Domain, f.Fetched.Format(time.RFC3339))
-	case f.Expires.After(f.Fetched.Add(f.policy.MaxAge)):
+	case f.Expires.After(f.Fetched.Add(f.Policy.MaxAge)):
 		return fmt.Errorf("the policy of %s would last longer than its max_age", f.Domain)
 	case !f.Expires.After(now):
 		return fmt.Errorf("the policy of %s has expired", f.Domain)
