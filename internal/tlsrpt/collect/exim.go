@@ -1,6 +1,7 @@
 package collect
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,6 +57,9 @@ type EximParser struct {
 	Policy PolicyOf
 
 	talks map[string]*talk // by process
+	// verifies: a certificate was verified by a transport for other than enforced policies.
+	// Before, its settings or roots may be at fault.
+	verifies bool
 }
 
 // A talk is what a process of Exim has told of a host, up to the outcome: TLS, or a
@@ -184,10 +188,16 @@ func (p *EximParser) Expire(now time.Time) (events []tlsrpt.Event) {
 // session returns a session with TLS.
 func (p *EximParser) session(f []string, t *talk, now time.Time) tlsrpt.Event {
 	e, listed := p.event(f, t, tlsrpt.ValidationFailure, tlsrpt.ReasonMXMismatch)
+	verified := f[inVerified] != "0"
+	p.verifies = p.verifies || verified && f[inDANE] != "yes" && !slices.Contains(e.Policy.Strings, "mode: enforce")
 	switch {
 	case e.Policy.Type == tlsrpt.TypeSTS && !listed:
-	case e.Policy.Type == tlsrpt.TypeSTS && f[inVerified] == "0":
-		e.Failures[0].Result, e.Failures[0].Reason = certificate(f, now)
+	case e.Policy.Type == tlsrpt.TypeSTS && !verified:
+		result, reason := certificate(f, now)
+		e.Failures[0].Result, e.Failures[0].Reason = result, reason
+		if result == tlsrpt.CertificateNotTrusted && reason == "" && !p.verifies {
+			e.Policy, e.Failed = tlsrpt.Policy{Type: tlsrpt.TypeNone}, false // as Postfix has it
+		}
 	default:
 		e.Failed = false
 	}

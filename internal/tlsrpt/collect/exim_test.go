@@ -78,7 +78,9 @@ func shows(since, until int, subject, issuer, names string) func(*eximLine) {
 func policyOf(domain, host string) (p tlsrpt.Policy, listed, ok bool) {
 	switch {
 	case strings.HasSuffix(domain, "sts.test"):
-		return sts(domain), true, true
+		p = sts(domain)
+		p.Strings = append(p.Strings, "mode: enforce")
+		return p, true, true
 	case domain == "testing.test":
 		return sts(domain), host == "mx.testing.test", true
 	}
@@ -125,6 +127,14 @@ func TestWhatEximTellsIsRead(t *testing.T) {
 		{"success under a testing policy", []string{line(ehlo, "testing.test"), line(ehlo, "testing.test", verified)}, []string{"testing.test sts testing.test ok"}},
 		{"a self-signed certificate under a testing policy", []string{line(ehlo, "testing.test"), line(ehlo, "testing.test", encrypted, shows(-1, 1, self, self, "mx.testing.test"))},
 			[]string{`testing.test sts testing.test certificate-not-trusted at mx.testing.test helo "mx.testing.test" self-signed_certificate`}},
+		{"an unknown authority under a testing policy, before any certificate was verified", []string{line(ehlo, "testing.test", encrypted, shows(-1, 1, self, ca, "mx.testing.test"))},
+			[]string{"testing.test no-policy-found testing.test ok"}},
+		{"the same, after DANE has verified one", []string{line(ehlo, "a.test", dane), line(ehlo, "testing.test", encrypted, shows(-1, 1, self, ca, "mx.testing.test"))},
+			[]string{"a.test tlsa mx.a.test ok", "testing.test no-policy-found testing.test ok"}},
+		{"the same, after the transport for enforced policies has verified one", []string{line(ehlo, "enforced.sts.test", verified), line(ehlo, "testing.test", encrypted, shows(-1, 1, self, ca, "mx.testing.test"))},
+			[]string{"enforced.sts.test sts enforced.sts.test ok", "testing.test no-policy-found testing.test ok"}},
+		{"the same, after another host was verified", []string{line(ehlo, "plain.test", verified), line(ehlo, "testing.test", encrypted, shows(-1, 1, self, ca, "mx.testing.test"))},
+			[]string{"plain.test no-policy-found plain.test ok", `testing.test sts testing.test certificate-not-trusted at mx.testing.test helo "mx.testing.test"`}},
 		{"a host that the testing policy does not list", []string{line(ehlo, "testing.test", host("mx2")), line(ehlo, "testing.test", host("mx2"), verified)},
 			[]string{`testing.test sts testing.test validation-failure at mx2.testing.test helo "mx.testing.test" mx-mismatch`}},
 		{"no STARTTLS", []string{line(ehlo, "sts.test", noTLS), line(hostDefer, "sts.test", failed("-38", noSTARTTLS))},

@@ -94,16 +94,20 @@ func (s *segment) add(batch []byte) {
 	}
 	for len(sessions) > 0 {
 		var session []byte
-		if session, sessions = takeBytes(sessions); key(session) != nil {
+		session, sessions = takeBytes(sessions)
+		if k := key(session); k != nil && s.texts[policyHash(k[len(k)-hashSize:])] != nil {
 			s.sessions = append(s.sessions, session)
+		} else {
+			s.torn += 1 + len(session)
 		}
 	}
 }
 
-// key returns the key of a session; nil: it is none.
+// key returns the key of a session; nil: it is none, as in the log of an earlier version.
 func key(session []byte) []byte {
-	n := bytes.IndexByte(session, 0) + 1 + hashSize
-	if n > len(session) {
+	domain := bytes.IndexByte(session, 0) // its end
+	n := domain + 1 + hashSize
+	if domain <= dayLen || n > len(session) || tlsrpt.Day(session[:dayLen]).Begin().IsZero() {
 		return nil
 	}
 	return session[:n]

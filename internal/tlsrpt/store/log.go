@@ -116,7 +116,7 @@ func (l *log) sealed() (names []string) {
 type segment struct {
 	sessions [][]byte // see Batch
 	texts    map[policyHash][]byte
-	torn     int // bytes at its end that are no whole batch
+	torn     int // bytes that are no whole batch, or no session
 }
 
 func readSegment(name string) (*segment, error) {
@@ -133,7 +133,7 @@ func readSegment(name string) (*segment, error) {
 		s.add(b[headSize : headSize+n])
 		b = b[headSize+n:]
 	}
-	s.torn = len(b)
+	s.torn += len(b)
 	slices.SortFunc(s.sessions, bytes.Compare)
 	return s, nil
 }

@@ -49,7 +49,7 @@ func (s *Store) mergeSegment(path string) error {
 		return err
 	}
 	if seg.torn > 0 {
-		s.o.Log.Warn("the log of TLS sessions cannot be read to its end, as after a crash; what is there is lost",
+		s.o.Log.Warn("a part of the log of TLS sessions cannot be read, as after a crash or an update of this program; it is lost",
 			"path", path, "bytes", seg.torn)
 	}
 	head := append([]byte(filepath.Base(path)), 0) // of the progress of this segment

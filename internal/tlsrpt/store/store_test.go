@@ -1,8 +1,10 @@
 package store_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -450,5 +452,36 @@ func TestOneProcessHasTheStoreOpen(t *testing.T) {
 	}
 	if err := l.Upkeep(); !errors.Is(err, store.ErrClosed) {
 		t.Error(err)
+	}
+}
+
+// The first version of the log had another form, and its checksums are right. Its database
+// is set aside for its schema.
+func TestWhatAnEarlierVersionHasInItsLogIsLostAndNothingElse(t *testing.T) {
+	for name, batch := range map[string]string{
+		"of that version":                   "\n2026-11-30\x03\x01" + strings.Repeat("h", 16) + "\x00\x00\x06a.test\x00\x06b.test\x01\x06c.test\x01",
+		"of a short session":                "\x00\x14\x00" + strings.Repeat("h", 19),
+		"of a session without domain":       "\x00\x1b2026-11-30\x00" + strings.Repeat("h", 16),
+		"of a day that is none":             "\x00\x202026-13-30x.test\x00" + strings.Repeat("h", 16),
+		"of a session whose policy is lost": "\x00\x212026-11-30x.test\x00" + strings.Repeat("h", 16),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, store.Options{})
+			l.write(success("a.test"))
+			framed := binary.LittleEndian.AppendUint32(nil, uint32(len(batch)))
+			framed = binary.LittleEndian.AppendUint32(framed, crc32.Checksum([]byte(batch), crc32.MakeTable(crc32.Castagnoli)))
+			if err := os.WriteFile(l.path+".log-0000000000000001", append(framed, batch...), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l.upkeep()
+			l.mustCount(day, "a.test", 1, 0)
+			got, err := l.domains(day)
+			if days, failed := l.Days(); len(got) != 1 || len(days) != 1 || errors.Join(err, failed) != nil || l.Stats().Damaged != 0 {
+				t.Errorf("%v, %v, %v, %v", got, days, err, failed)
+			}
+			if segments, _ := filepath.Glob(l.path + ".log-*"); len(segments) > 0 || !strings.Contains(l.log.String(), "it is lost") {
+				t.Errorf("%v; %s", segments, &l.log)
+			}
+		})
 	}
 }
