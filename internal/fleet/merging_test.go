@@ -362,6 +362,29 @@ func TestMerging5AnOlderExemptionPlayedBackIsIgnoredAlsoAfterARestart(t *testing
 	})
 }
 
+func TestMerging5TheLaterOfTwoOrdersCountsAlsoIfTheClockOfTheFirstRelayIsAhead(t *testing.T) {
+	ahead := func(s *site) {
+		if promptly(s); s.o.Name == "mx0" {
+			s.o.Now = func() time.Time { return time.Now().Add(30 * time.Second) }
+		}
+	}
+	inFleetOf(t, 2, ahead, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+		if err := sites[0].Exempt(t.Context(), domain, day, "root"); err != nil {
+			t.Fatal(err)
+		}
+		settle(15 * time.Second)
+		if err := sites[1].Exempt(t.Context(), domain, 0, "root"); err != nil {
+			t.Fatal(err)
+		}
+		settle(15 * time.Second)
+		for _, s := range sites {
+			if got := s.orderedSoFar(); len(got) != 2 || !strings.HasPrefix(got[1], "exempt a.example -") {
+				t.Errorf("%s: %q", s.o.Name, got)
+			}
+		}
+	})
+}
+
 func TestMerging5AForgetDropsOlderPoliciesOnceAndForbidsToAdoptThem(t *testing.T) {
 	inFleetOf(t, 2, promptly, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
 		a, b := sites[0], sites[1]
@@ -394,6 +417,26 @@ func TestMerging5AForgetDropsOlderPoliciesOnceAndForbidsToAdoptThem(t *testing.T
 		settle(6 * time.Hour)
 		if got := held(t, b); got != "2 enforce [mx.a.example]" {
 			t.Errorf("forgotten twice: %s", got)
+		}
+	})
+}
+
+func TestMerging5AForgetKeepsAPolicyThatWasFetchedAfterIt(t *testing.T) {
+	holding(t, func(t *testing.T, e *fakeEngine, w *world, s *site) {
+		r, err := s.keeper.Get(domain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range []struct {
+			before time.Time
+			held   string
+		}{{r.Fetched.Add(-time.Second), "1 enforce [mx1.a.example mx2.a.example]"}, {r.Fetched.Add(time.Second), "no policy is stored"}} {
+			if err := s.keeper.ForgetBefore(t.Context(), domain, test.before); err != nil {
+				t.Error(err)
+			}
+			if got := held(t, s); got != test.held {
+				t.Errorf("held: %s; want %s", got, test.held)
+			}
 		}
 	})
 }
