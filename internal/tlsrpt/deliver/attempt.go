@@ -22,6 +22,7 @@ const (
 	// hours: a clock that jumps gives up no report.
 	maxAttempts   = 8
 	maxRetryAfter = 4 * time.Hour // for which a receiver can have us wait
+	maxWait       = 24 * time.Hour
 )
 
 // pauses are those after each attempt; the last one is repeated.
@@ -93,7 +94,8 @@ func (p *pass) deliver(v tlsrpt.Delivery) {
 		return
 	}
 	p.group.Go(func() (err error) {
-		if !v.Next.After(p.Now()) {
+		// A moment that is too far was set before the clock jumped back.
+		if wait := v.Next.Sub(p.Now()); wait <= 0 || wait > maxWait {
 			err = p.attempt(&v)
 		}
 		p.mu.Lock()

@@ -112,3 +112,21 @@ func TestAClockThatJumpsADayEndsNoRetries(t *testing.T) {
 		}
 	})
 }
+
+func TestAClockThatJumpsBackHoldsUpNoRetries(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		ahead := 300 * 24 * time.Hour
+		w.config.Now = func() time.Time { return time.Now().Add(ahead) }
+		w.store.now = w.config.Now
+		w.config.Window = 0
+		w.add(yesterday, "example.test", 3, "mailto:tls@example.test")
+		w.receive = func(context.Context, parcel) error { return errors.New("451 later") }
+		w.run(5 * time.Minute)
+		if n := len(w.parcels()); n != 1 {
+			t.Fatalf("%d attempts", n)
+		}
+		ahead, w.receive = 0, nil
+		w.run(5 * time.Minute)
+		w.want("example.test", tlsrpt.Accepted, "mailto:tls@example.test")
+	})
+}
