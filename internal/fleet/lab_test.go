@@ -40,12 +40,6 @@ func (e *fakeEngine) set(change func(*fakeEngine)) {
 	change(e)
 }
 
-func (e *fakeEngine) count(command string) int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.calls[command]
-}
-
 func (e *fakeEngine) close() {}
 
 func (e *fakeEngine) do(ctx context.Context, _ string, args ...string) (any, error) {
