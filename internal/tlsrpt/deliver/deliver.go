@@ -31,6 +31,7 @@ const (
 	pace          = time.Minute      // between two looks at what is due
 	page          = 1000             // domains planned at once
 	closesAfter   = 10 * time.Minute // a day's end, the store closes the day
+	tooLate       = 48 * time.Hour   // after a day's end, Run plans no reports of it: nobody reported then
 	asksAtOnce    = 64               // records asked for while a day is planned
 	sendsAtOnce   = 16               // domains whose reports are under way
 	askTime       = 10 * time.Second // for a record
@@ -145,6 +146,9 @@ func (d *Deliverer) round(ctx context.Context) (err error) {
 	days, err := d.Store.Days()
 	open, oldest := 0, time.Time{}
 	for _, day := range days {
+		if stage, _ := d.Store.Stage(day); stage == tlsrpt.StageClosed && d.Now().Sub(day.End()) > tooLate {
+			continue
+		}
 		left, failed := d.roundOfDay(ctx, day)
 		if failed != nil {
 			err = errors.Join(err, fmt.Errorf("%s: %w", day, failed))

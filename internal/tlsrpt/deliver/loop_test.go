@@ -115,7 +115,7 @@ func TestAClockThatJumpsADayEndsNoRetries(t *testing.T) {
 
 func TestAClockThatJumpsBackHoldsUpNoRetries(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		ahead := 300 * 24 * time.Hour
+		ahead := 30 * time.Hour
 		w.config.Now = func() time.Time { return time.Now().Add(ahead) }
 		w.store.now = w.config.Now
 		w.config.Window = 0
@@ -128,5 +128,23 @@ func TestAClockThatJumpsBackHoldsUpNoRetries(t *testing.T) {
 		ahead, w.receive = 0, nil
 		w.run(5 * time.Minute)
 		w.want("example.test", tlsrpt.Accepted, "mailto:tls@example.test")
+	})
+}
+
+// Else who turns reports on after two weeks of collect = true would send a report of each day.
+func TestOfDaysInWhichNobodyReportedOnlyTheLastOnesAreReportedUnlessTheAdministratorSendsThem(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.config.Window = 0
+		day := func(ago int) tlsrpt.Day { return tlsrpt.DayOf(time.Now().AddDate(0, 0, -ago)) }
+		for ago := 1; ago <= 4; ago++ {
+			w.add(day(ago), "example.test", 3, "mailto:tls@example.test")
+		}
+		w.run(5 * time.Minute)
+		if n := len(w.parcels()); n != 2 {
+			t.Errorf("%d reports, want those of the last two days", n)
+		}
+		if err := deliver.New(w.config).Send(t.Context(), day(4), "", func(tlsrpt.Delivery) {}); err != nil || len(w.parcels()) != 3 {
+			t.Errorf("%d reports, %v", len(w.parcels()), err)
+		}
 	})
 }
