@@ -98,7 +98,7 @@ func (p *EximParser) Parse(line []byte, now time.Time) (events []tlsrpt.Event) {
 			return p.add(events, p.session(f, next, now))
 		}
 		if len(p.talks) >= maxTalks {
-			events = append(events, p.Expire(now.Add(talkTime))...)
+			events = p.endOldest(events)
 		}
 		if p.talks == nil {
 			p.talks = make(map[string]*talk)
@@ -170,6 +170,19 @@ func (p *EximParser) release(events []tlsrpt.Event, t *talk) []tlsrpt.Event {
 	e, _ := p.event(t.missing, t, tlsrpt.StartTLSNotSupported, "")
 	t.missing = nil
 	return p.add(events, e)
+}
+
+// endOldest makes room for a talk.
+func (p *EximParser) endOldest(events []tlsrpt.Event) []tlsrpt.Event {
+	var oldest string
+	for process, t := range p.talks {
+		if oldest == "" || t.at.Before(p.talks[oldest].at) {
+			oldest = process
+		}
+	}
+	events = p.release(events, p.talks[oldest])
+	delete(p.talks, oldest)
+	return events
 }
 
 // Expire returns the events that nothing has taken back in time.

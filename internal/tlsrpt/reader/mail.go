@@ -82,6 +82,7 @@ func (r *Reader) mbox(place string, in *bufio.Reader) {
 		line, err := in.ReadSlice('\n')
 		if begins := whole && empty && bytes.HasPrefix(line, []byte(fromLine)); begins || len(line) == 0 {
 			if at := fmt.Sprintf("%s: message %d", place, n); n > 0 {
+				r.left = maxJSON
 				r.message(at, &text, 0)
 				r.Inputs++
 			}

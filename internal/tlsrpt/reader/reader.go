@@ -24,7 +24,7 @@ import (
 const (
 	maxMessage = 32 << 20  // bytes of a mail message
 	maxHeader  = 1 << 20   // bytes of its header
-	maxJSON    = 32 << 20  // bytes of a report, uncompressed
+	maxJSON    = 32 << 20  // bytes of the reports in a file or message, uncompressed
 	maxObjects = 125_000   // JSON objects in it, most of them failure details
 	maxCommas  = 1_000_000 // commas in it, between fields and between strings
 	maxParts   = 100       // MIME parts of a message or part
@@ -40,9 +40,10 @@ type Reader struct {
 
 	Inputs     int // files, and messages of mbox files, that were read
 	Reports    int // duplicates are not among them
-	Duplicates int // reports whose organization and id were there before
+	Duplicates int // reports that were there before
 	Problems   int
 
+	left  int // bytes of maxJSON that the file or message may still have; below 0: the rest is passed over
 	known map[[sha256.Size]byte]struct{}
 }
 
@@ -94,6 +95,7 @@ const (
 func (r *Reader) Stream(place string, in io.Reader) {
 	b := bufio.NewReader(in)
 	start, err := b.Peek(512)
+	r.left = maxJSON
 	switch {
 	case err != nil && err != io.EOF:
 		r.problem(place, err)
@@ -113,24 +115,26 @@ func (r *Reader) Stream(place string, in io.Reader) {
 // only if it claims to be a report, by its media type.
 func (r *Reader) document(place string, in io.Reader, claims bool) {
 	b := bufio.NewReader(in)
-	start, _ := b.Peek(len(gzipMagic))
-	compressed := string(start) == gzipMagic
+	start, _ := b.Peek(512)
+	compressed := bytes.HasPrefix(start, []byte(gzipMagic))
+	if r.left < 0 || !claims && !compressed && !bytes.HasPrefix(bytes.TrimLeft(start, blanks), []byte("{")) {
+		return
+	}
 	var text []byte
 	var err error
 	if in = b; compressed {
 		in, err = gzip.NewReader(b)
 	}
 	if err == nil {
-		text, err = io.ReadAll(io.LimitReader(in, maxJSON+1))
+		text, err = io.ReadAll(io.LimitReader(in, int64(r.left)+1))
+		r.left -= len(text)
 	}
-	text = bytes.TrimLeft(text, blanks)
+	text = bytes.Trim(text, blanks)
 	isJSON := bytes.HasPrefix(text, []byte("{"))
 	var report Report
 	switch {
-	case !claims && !compressed && !isJSON:
-		return
 	case err != nil: // nothing of it counts, since the checksum was not reached
-	case isJSON && len(text) > maxJSON:
+	case r.left < 0:
 		err = fmt.Errorf("more than %d MiB of JSON", maxJSON>>20)
 	case isJSON && (bytes.Count(text, []byte("{")) > maxObjects || bytes.Count(text, []byte(",")) > maxCommas):
 		err = fmt.Errorf("more than %d objects or %d commas in the JSON", maxObjects, maxCommas)
@@ -147,10 +151,12 @@ func (r *Reader) document(place string, in io.Reader, claims bool) {
 	}
 }
 
-// found hands a report on if it is no duplicate.
+// found hands a report on if it is no duplicate. All of it counts: who only knows a
+// report's id could hide the report behind an empty one.
 func (r *Reader) found(place string, report *Report) {
-	key := sha256.Sum256([]byte(report.Organization + "\x00" + report.ID))
-	if _, ok := r.known[key]; ok && report.ID != "" {
+	whole, _ := json.Marshal(report) // it came from JSON
+	key := sha256.Sum256(whole)
+	if _, ok := r.known[key]; ok {
 		r.Duplicates++
 		return
 	}

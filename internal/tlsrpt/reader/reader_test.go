@@ -104,12 +104,12 @@ func mbox(messages ...string) string {
 func TestADuplicateIsCountedOnce(t *testing.T) {
 	google := corpus(t)[0]
 	r := newReading()
+	r.Stream("forged", strings.NewReader(`{"organization-name":"Google Inc.","report-id":"2026-11-29T00:00:00Z_example.com","policies":[]}`))
 	r.Stream("a", strings.NewReader(mbox(google.mail, google.mail)))
 	r.Stream("b", strings.NewReader(google.json))
 	r.Stream("c", strings.NewReader(strings.Replace(google.json, "Google", "Poodle", 1)))
 	r.Stream("d", strings.NewReader(strings.Replace(google.json, `2026-11-29T00:00:00Z_example.com`, "", 1)))
-	r.Stream("e", strings.NewReader(strings.Replace(google.json, `2026-11-29T00:00:00Z_example.com`, "", 1)))
-	if r.Reports != 4 || r.Duplicates != 2 || r.Inputs != 6 || r.totals.Failed != 8 {
+	if r.Reports != 4 || r.Duplicates != 2 || r.Inputs != 6 || r.totals.Failed != 6 {
 		t.Errorf("%d reports, %d duplicates, %d inputs, %d failed", r.Reports, r.Duplicates, r.Inputs, r.totals.Failed)
 	}
 }
@@ -238,14 +238,14 @@ func TestRowsAndCountsAreBounded(t *testing.T) {
 		p.Policy.Domain = fmt.Sprint(i, ".example")
 		totals.Add(report)
 	}
-	if totals.Failed != 25_000e12 || totals.Sessions != totals.Failed {
+	if totals.Failed != 25_000e9 || totals.Sessions != totals.Failed {
 		t.Errorf("%d of %d failed", totals.Failed, totals.Sessions)
 	}
 	var b strings.Builder
 	if err := totals.WriteText(&b); err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(b.String(), ".example "); n != 40_000 || strings.Count(b.String(), "(others)") != 2 || !strings.Contains(b.String(), "\n5000000000000000 ") {
+	if n := strings.Count(b.String(), ".example "); n != 40_000 || strings.Count(b.String(), "(others)") != 2 || !strings.Contains(b.String(), "\n5000000000000 ") {
 		t.Errorf("%d rows:\n%.500s", n, b.String())
 	}
 }

@@ -48,8 +48,9 @@ type Detail struct {
 	Reason      string          `json:"failure-reason-code,omitempty"`
 }
 
-// maxCount is far above the sessions of a day, and too small for sums to overflow.
-const maxCount = 1_000_000_000_000
+// maxCount is far above the sessions with a domain in a day, and too small for the sums of
+// a hundred thousand reports to overflow.
+const maxCount = 1_000_000_000
 
 // count returns a number of sessions, at most maxCount.
 func count(n json.Number) uint64 {
