@@ -31,7 +31,7 @@ const (
 	pace          = time.Minute      // between two looks at what is due
 	page          = 1000             // domains planned at once
 	closesAfter   = 10 * time.Minute // a day's end, the store closes the day
-	tooLate       = 48 * time.Hour   // after a day's end, Run plans no reports of it: nobody reported then
+	tooLate       = 96 * time.Hour   // after a day's end, Run plans no reports of it: nobody reported then
 	asksAtOnce    = 64               // records asked for while a day is planned
 	sendsAtOnce   = 16               // domains whose reports are under way
 	askTime       = 10 * time.Second // for a record

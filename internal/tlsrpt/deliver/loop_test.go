@@ -136,14 +136,14 @@ func TestOfDaysInWhichNobodyReportedOnlyTheLastOnesAreReportedUnlessTheAdministr
 	inWorld(t, func(t *testing.T, w *world) {
 		w.config.Window = 0
 		day := func(ago int) tlsrpt.Day { return tlsrpt.DayOf(time.Now().AddDate(0, 0, -ago)) }
-		for ago := 1; ago <= 4; ago++ {
+		for ago := 1; ago <= 6; ago++ {
 			w.add(day(ago), "example.test", 3, "mailto:tls@example.test")
 		}
 		w.run(5 * time.Minute)
-		if n := len(w.parcels()); n != 2 {
-			t.Errorf("%d reports, want those of the last two days", n)
+		if n := len(w.parcels()); n != 4 {
+			t.Errorf("%d reports, want those of the last four days", n)
 		}
-		if err := deliver.New(w.config).Send(t.Context(), day(4), "", func(tlsrpt.Delivery) {}); err != nil || len(w.parcels()) != 3 {
+		if err := deliver.New(w.config).Send(t.Context(), day(6), "", func(tlsrpt.Delivery) {}); err != nil || len(w.parcels()) != 5 {
 			t.Errorf("%d reports, %v", len(w.parcels()), err)
 		}
 	})
