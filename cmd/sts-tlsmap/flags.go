@@ -25,30 +25,37 @@ const many = 1 << 20 // arguments: the kernel's bound is lower
 
 // modes in the order of the usage.
 var modes = []mode{
-	{"cache", "[DOMAIN...|.DOMAIN]", 0, many, (*app).cache, "print the cache as a table, or only what is below DOMAIN; or all\n" +
-		"details of the domains"},
+	{"cache", "[DOMAIN...|.DOMAIN]", 0, many, (*app).cache, "print the cache as a table, or only what is below\n" +
+		"DOMAIN; or all details of the domains"},
 	{"query", "KEY", 1, 1, (*app).query, "ask the running daemon as the MTA would"},
-	{"explain", "DOMAIN", 1, 1, (*app).explain, "explain, step by step, how a domain is answered and why"},
-	{"probe", "DOMAIN...|FILE", 1, many, (*app).probe, "connect to the MX hosts, and say whether mail would go out;\n" +
-		"exit 1: some would wait; 2: for some it is not known"},
-	{"waiting", "[-probe]", 0, 0, (*app).waiting, "print which mail waits because of TLS, why, and what to do;\n" +
-		"with -probe, probe its domains; exit 1: something waits"},
+	{"explain", "DOMAIN", 1, 1, (*app).explain, "explain, step by step, how a domain is answered and\n" +
+		"why"},
+	{"probe", "DOMAIN...|FILE", 1, many, (*app).probe, "connect to the MX hosts, and say whether mail would\n" +
+		"go out; exit 1: some would wait; 2: for some it is\n" +
+		"not known"},
+	{"waiting", "[-probe]", 0, 0, (*app).waiting, "print which mail waits because of TLS, why, and what\n" +
+		"to do; with -probe, probe its domains; exit 1:\n" +
+		"something waits"},
 	{"refresh", "DOMAIN...|all", 1, many, (*app).refresh, "check and fetch policies now"},
 	{"forget", "DOMAIN...|all", 1, many, (*app).forget, "drop policies from the cache"},
-	{"learn", "FILE", 1, 1, (*app).learn, "fill the cache from a list of domains (- is standard input) or\n" +
-		"from the output of -cache -json on another node"},
-	{"exempt", "[DOMAIN -for T]", 0, 1, (*app).exempt, "ignore the policy of DOMAIN for a time such as 4h (0 ends it);\n" +
-		"without a domain, list what is exempt"},
-	{"check", "[configuration]", 0, 1, (*app).check, "check the configuration, the daemon, the resolver and the MTA;\n" +
-		"exit 1: mail waits or is less protected; 2: wrong configuration"},
-	{"tls", "[DOMAIN]", 0, 1, (*app).tls, "print which destinations had TLS failures, the worst first,\n" +
-		"or the days of one destination"},
-	{"report", "[DOMAIN [DAY]]", 0, 2, (*app).report, "print the TLS reports and how far they are, or the JSON of one\n" +
-		"(DAY is 2026-11-30, today or yesterday)"},
-	{"read-report", "FILE...", 1, many, (*app).readReport, "print what TLS reports say that others sent: JSON, gzip, mail,\n" +
-		"mbox, folders (- is standard input); exit 1: failures; 2: unreadable"},
-	{"fleet", "", 0, 0, (*app).fleet, "print the relays that share policies, and how their server does;\n" +
-		"with -exempt, -forget and -refresh: at all relays"},
+	{"learn", "FILE", 1, 1, (*app).learn, "fill the cache from a list of domains (- is standard\n" +
+		"input) or from the output of -cache -json on another\n" +
+		"node"},
+	{"exempt", "[DOMAIN -for T]", 0, 1, (*app).exempt, "ignore the policy of DOMAIN for a time such as 4h (0\n" +
+		"ends it); without a domain, list what is exempt"},
+	{"check", "[configuration]", 0, 1, (*app).check, "check the configuration, the daemon, the resolver and\n" +
+		"the MTA; exit 1: mail waits or is less protected; 2:\n" +
+		"wrong configuration"},
+	{"tls", "[DOMAIN]", 0, 1, (*app).tls, "print which destinations had TLS failures, the worst\n" +
+		"first, or the days of one destination"},
+	{"report", "[DOMAIN [DAY]]", 0, 2, (*app).report, "print the TLS reports and how far they are, or the\n" +
+		"JSON of one (DAY is 2026-11-30, today or yesterday)"},
+	{"read-report", "FILE...", 1, many, (*app).readReport, "print what TLS reports say that others sent: JSON,\n" +
+		"gzip, mail, mbox, folders (- is standard input); exit\n" +
+		"1: failures; 2: unreadable"},
+	{"fleet", "", 0, 0, (*app).fleet, "print the relays that share policies, and how their\n" +
+		"server does; with -exempt, -forget and -refresh: at\n" +
+		"all relays"},
 	{"fleet-key", "", 0, 0, (*app).fleetKey, "print a new key for the relays of a fleet"},
 	{"recipe", "postfix|exim", 1, 1, (*app).recipe, "print the configuration that the installed MTA needs"},
 	{"version", "", 0, 0, nil, "print the version"},
@@ -60,20 +67,27 @@ var options = []struct {
 	modes       []string // nil: all, and the daemon
 	help        string
 }{
-	{"config", "FILE", nil, "the configuration file (default /etc/sts-tlsmap/sts-tlsmap.toml)"},
+	{"config", "FILE", nil, "the configuration file (default\n" +
+		"/etc/sts-tlsmap/sts-tlsmap.toml)"},
 	{"day", "DAY", []string{"report"}, "with -report -send: the day (default yesterday)"},
-	{"expiring", "T", []string{"cache"}, "with -cache: only policies that expire within a time such as 2d"},
+	{"expiring", "T", []string{"cache"}, "with -cache: only policies that expire within a time\n" +
+		"such as 2d"},
 	{"failing", "", []string{"cache"}, "with -cache: only policies whose last fetch failed"},
 	{"for", "T", []string{"exempt", "report"}, "with -exempt and -suppress: for how long"},
-	{"healthy", "", []string{"query"}, "with -query: exit 0 whatever the reply is, 2 without one"},
-	{"json", "", []string{"cache", "explain", "probe", "waiting", "check", "tls", "report", "read-report", "fleet"}, "with -cache, -explain, -probe, -waiting, -check, -tls, -report,\n" +
-		"-read-report, -fleet: one JSON object per line"},
-	{"map", "NAME", []string{"query", "probe"}, "with -query: the map to ask in (default postfix); with -probe:\n" +
-		"the map that the MTA asks in (default: the best for the MTA here)"},
-	{"mode", "MODE", []string{"cache"}, "with -cache: only policies of that mode: enforce, testing or none"},
-	{"send", "", []string{"report"}, "with -report: send the reports of a day, or of DOMAIN only, now"},
-	{"suppress", "ADDRESS", []string{"report"}, "with -report and -for: send no reports to ADDRESS for a time\n" +
-		"such as 30d (0 ends it)"},
+	{"healthy", "", []string{"query"}, "with -query: exit 0 whatever the reply is, 2 without\n" +
+		"one"},
+	{"json", "", []string{"cache", "explain", "probe", "waiting", "check", "tls", "report", "read-report", "fleet"}, "with -cache, -explain, -probe, -waiting, -check,\n" +
+		"-tls, -report, -read-report, -fleet: one JSON object\n" +
+		"per line"},
+	{"map", "NAME", []string{"query", "probe"}, "with -query: the map to ask in (default postfix);\n" +
+		"with -probe: the map that the MTA asks in (default:\n" +
+		"the best for the MTA here)"},
+	{"mode", "MODE", []string{"cache"}, "with -cache: only policies of that mode: enforce,\n" +
+		"testing or none"},
+	{"send", "", []string{"report"}, "with -report: send the reports of a day, or of DOMAIN\n" +
+		"only, now"},
+	{"suppress", "ADDRESS", []string{"report"}, "with -report and -for: send no reports to ADDRESS for\n" +
+		"a time such as 30d (0 ends it)"},
 	{"yes", "", []string{"forget"}, "with -forget all: do not ask"},
 }
 

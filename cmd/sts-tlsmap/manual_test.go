@@ -61,6 +61,14 @@ func TestEveryFlagIsWhereFlagsAreListedAndNoOther(t *testing.T) {
 	}
 }
 
+func TestNoLineOfTheUsageIsWiderThanATerminalOf80Columns(t *testing.T) {
+	for line := range strings.Lines(usage()) {
+		if line = strings.TrimSuffix(line, "\n"); len(line) > 79 {
+			t.Errorf("%d columns: %s", len(line), line)
+		}
+	}
+}
+
 // A flag's value that the program knows by heart is offered by the shells, and
 // named where the flag is described.
 func TestTheValuesOfFlagsAreWhereTheyAreListedAndNoOthers(t *testing.T) {

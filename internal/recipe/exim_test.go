@@ -179,6 +179,19 @@ func TestEximsTimeExceedsThatOfALookup(t *testing.T) {
 	}
 }
 
+// A message has two events in a session, so a daemon that hangs delays it by two seconds.
+func TestAnEventOfEximWaitsForTheDaemonOneSecondAtMost(t *testing.T) {
+	macros, err := os.ReadFile(filepath.FromSlash("../../packaging/exim/macros"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, event, _ := strings.Cut(string(macros), "${readsocket{STS_TLSMAP_REPORT_SOCKET}")
+	event, _, _ = strings.Cut(event, "\n\n")
+	if !strings.HasSuffix(event, "{1s}{}{}}}{}{}{}}}}") { // and no answer or failure becomes a result
+		t.Errorf("the event ends otherwise: %q", event)
+	}
+}
+
 func TestEximIsToldWhereTheDaemonListens(t *testing.T) {
 	for listen, want := range map[string]string{
 		"inet:127.0.0.1:9000":       "inet:127.0.0.1:9000",
