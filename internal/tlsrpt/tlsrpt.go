@@ -120,12 +120,6 @@ type DomainDay struct {
 	Policies []Summary
 }
 
-// A Total is the sessions of a recipient domain's day, over its policies.
-type Total struct {
-	Domain             string
-	Successful, Failed uint64
-}
-
 // A Stage is how far a day is.
 type Stage string
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,11 +29,8 @@ const (
 // pauses are those after each attempt; the last one is repeated.
 var pauses = [...]time.Duration{10 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 8 * time.Hour}
 
-// Errors that Config.Mail and Config.Post wrap.
-var (
-	ErrRefused = errors.New("refused")                     // an answer that will not change
-	ErrNoMTA   = errors.New("our own MTA does not answer") // whoever the mail is for
-)
+// ErrRefused is wrapped by Config.Mail and Config.Post: an answer that will not change.
+var ErrRefused = errors.New("refused")
 
 // A LaterError is a failure of a receiver that says when to try again.
 type LaterError struct {
@@ -65,14 +63,12 @@ type pass struct {
 	mailed     func() (map[string]uint64, error) // the report mails that we sent that day, by domain
 	group      errgroup.Group                    // of domains whose reports are under way
 
-	mu   sync.Mutex
-	slow map[string]int // failures that took long, by who caused them
-	left int            // reports that stay open
+	left atomic.Int64 // reports that stay open
 }
 
 // begin returns a pass of a day. It plans a day that is closed.
 func (d *Deliverer) begin(ctx context.Context, day tlsrpt.Day) (p *pass, err error) {
-	p = &pass{Deliverer: d, ctx: ctx, day: day, slow: map[string]int{}}
+	p = &pass{Deliverer: d, ctx: ctx, day: day}
 	p.quota = sync.OnceValues(p.planned)
 	p.mailed = sync.OnceValues(func() (map[string]uint64, error) { return d.Mailed(day) })
 	p.group.SetLimit(sendsAtOnce)
@@ -98,9 +94,7 @@ func (p *pass) deliver(v tlsrpt.Delivery) {
 		if wait := v.Next.Sub(p.Now()); wait <= 0 || wait > maxWait {
 			err = p.attempt(&v)
 		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.left += v.Open()
+		p.left.Add(int64(v.Open()))
 		return err
 	})
 }
@@ -168,11 +162,8 @@ func (p *pass) mayTry(r *tlsrpt.Receiver, destinations []report.Destination) (to
 	if at < 0 {
 		return to, errGone
 	}
-	switch to = destinations[at]; {
-	case p.suppressed[to.Name()].After(p.Now()):
+	if to = destinations[at]; p.suppressed[to.Name()].After(p.Now()) {
 		err = errSuppressed
-	case p.exhausted(registrable(to.Host)) || to.Address != "" && p.exhausted(ourMTA):
-		err = errors.New("not tried: others have just waited there in vain")
 	}
 	return to, err
 }
@@ -218,23 +209,14 @@ func reason(err error) string { return text.Cut(text.Printable(err.Error()), max
 // answer is that the domain wants no reports.
 func (p *pass) record(domain string) (_ []report.Destination, err error) {
 	defer recoverInto(&err)
-	zone := "zone " + registrable(domain)
-	if p.exhausted(zone) {
-		return nil, fmt.Errorf("the record was not asked for: the name servers of the %s have just kept others waiting", zone)
-	}
-	start := time.Now()
 	ctx, cancel := context.WithTimeout(p.ctx, askTime)
 	defer cancel()
 	answer, err := p.Resolver.Query(ctx, report.RecordName(domain), resolver.TypeTXT)
 	if err != nil {
-		p.note(zone, start)
 		return nil, err
 	}
 	return report.FindRecord(answer.Texts)
 }
-
-// ourMTA stands for the receiver of all mail: no name that a record can have.
-const ourMTA = "mail"
 
 // send hands a report over once.
 func (p *pass) send(v *tlsrpt.Delivery, to report.Destination) (err error) {
@@ -246,24 +228,14 @@ func (p *pass) send(v *tlsrpt.Delivery, to report.Destination) (err error) {
 	case err != nil:
 		return err
 	}
-	start, receiver := time.Now(), registrable(to.Host)
 	if to.Address == "" {
-		err = p.Post(p.ctx, to.URI, text)
-	} else {
-		var message []byte
-		message, err = p.Reporter.Message(report.Mail{To: to.Address, Day: v.Day, Domain: v.Domain, ID: v.ReportID, Compressed: text, Date: p.Now()})
-		if err != nil {
-			return err
-		}
-		err = p.Mail(p.ctx, p.Reporter.Sender(), to.Address, message)
+		return p.Post(p.ctx, to.URI, text)
 	}
-	if errors.Is(err, ErrNoMTA) {
-		receiver = ourMTA
-	}
+	message, err := p.Reporter.Message(report.Mail{To: to.Address, Day: v.Day, Domain: v.Domain, ID: v.ReportID, Compressed: text, Date: p.Now()})
 	if err != nil {
-		p.note(receiver, start)
+		return err
 	}
-	return err
+	return p.Mail(p.ctx, p.Reporter.Sender(), to.Address, message)
 }
 
 // compressed returns the report of a delivery.
@@ -275,21 +247,4 @@ func (p *pass) compressed(v *tlsrpt.Delivery) ([]byte, error) {
 		return nil, err
 	}
 	return p.Reporter.Build(day, v.ReportID).Compress()
-}
-
-// note counts a failure if it came late. A zone that never answers, or a receiver that
-// holds connections open, must not hold up others for long.
-func (p *pass) note(who string, start time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if time.Since(start) >= slow {
-		p.slow[who]++
-	}
-}
-
-// exhausted reports whether who is left alone for now.
-func (p *pass) exhausted(who string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.slow[who] >= patience
 }

@@ -2,7 +2,8 @@
 // for the records of a closed day's domains, draws a moment for each, and hands the
 // reports over by mail or HTTPS, with retries for a day. How far each is stands in the
 // store before and after each attempt. A record is unauthenticated text of a stranger:
-// it can neither aim many reports at a third party nor hold up those of others.
+// it cannot aim many reports at a third party. It can hold up others a little: that is
+// bounded by the time of an attempt, and by maxBelow.
 //
 // Left out: the form of a report (package report), and its way once an MTA has it.
 package deliver
@@ -35,8 +36,6 @@ const (
 	asksAtOnce    = 64               // records asked for while a day is planned
 	sendsAtOnce   = 16               // domains whose reports are under way
 	askTime       = 10 * time.Second // for a record
-	slow          = 5 * time.Second  // a failure that took longer counts against patience
-	patience      = 3                // slow failures of one zone or receiver; then its other reports wait
 	linesASecond  = 5                // log lines about single reports
 	maxReasonText = 300              // bytes of a Receiver's Reason
 )
@@ -48,8 +47,9 @@ type Store interface {
 	Stage(tlsrpt.Day) (tlsrpt.Stage, error)
 	SetStage(tlsrpt.Day, tlsrpt.Stage) error
 
-	// Domains calls f with each domain of a day, in order, until f fails.
-	Domains(day tlsrpt.Day, f func(tlsrpt.Total) error) error
+	// EachDomain calls each with each domain of the days behind after, in order, while it
+	// wants more, and with its summaries of each day.
+	EachDomain(days []tlsrpt.Day, after string, each func(domain string, byDay [][]tlsrpt.Summary) (more bool)) (whole bool, err error)
 	Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error)
 	// Brief is Load without the text of policies.
 	Brief(day tlsrpt.Day, domain string, details int) ([]tlsrpt.Summary, error)
@@ -68,7 +68,7 @@ type Config struct {
 	Reporter *report.Reporter
 
 	// Mail hands a message over, and Post a compressed report; see SMTP, Sendmail and
-	// HTTPS. They must return in time. See ErrRefused and ErrNoMTA.
+	// HTTPS. They must return in time. See ErrRefused.
 	Mail func(ctx context.Context, from, to string, message []byte) error
 	Post func(ctx context.Context, url string, compressed []byte) error
 
@@ -174,10 +174,11 @@ func (d *Deliverer) roundOfDay(ctx context.Context, day tlsrpt.Day) (left int, e
 		p.deliver(v)
 		return ctx.Err()
 	})
-	if err = errors.Join(err, p.group.Wait()); err == nil && p.left == 0 {
+	err = errors.Join(err, p.group.Wait())
+	if left = int(p.left.Load()); err == nil && left == 0 {
 		err = d.Store.SetStage(day, tlsrpt.StageDone)
 	}
-	return p.left, err
+	return left, err
 }
 
 // ErrNoData says that nothing is known of a day, or of a domain's.
@@ -232,15 +233,18 @@ func (d *Deliverer) sendNow(ctx context.Context, day tlsrpt.Day, domain string) 
 		return err
 	}
 	again := func(v tlsrpt.Delivery) error {
-		p.deliver(p.again(v))
-		return ctx.Err()
+		v, err := p.again(v)
+		if err == nil {
+			p.deliver(v)
+		}
+		return cmp.Or(err, ctx.Err())
 	}
 	if domain == "" {
 		return errors.Join(d.Store.Deliveries(day, again), p.group.Wait())
 	}
 	v, err := d.Store.Delivery(day, domain)
-	if sessions, _, _, failed := d.sessions(day, domain); err != nil || sessions == 0 {
-		return cmp.Or(err, failed, ErrNoData)
+	if err != nil {
+		return err
 	}
 	v.Day, v.Domain = day, domain
 	return errors.Join(again(v), p.group.Wait())

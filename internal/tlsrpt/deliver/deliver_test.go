@@ -342,7 +342,7 @@ func TestAPanicOrAnUnreadableDayHoldsUpNoOther(t *testing.T) {
 		w.want("good.test", tlsrpt.Accepted, "mailto:tls@good.test")
 		w.want("bomb.test", tlsrpt.Expired, "mailto:tls@bomb.test")
 		w.want("dns.test", tlsrpt.Expired)
-		w.want("damaged.test", tlsrpt.Suppressed)
+		w.want("damaged.test", tlsrpt.Expired, "mailto:tls@damaged.test")
 		if w.store.stage(yesterday) != tlsrpt.StageDone {
 			t.Errorf("the day is %s", w.store.stage(yesterday))
 		}

@@ -55,20 +55,16 @@ func (m *memory) SetStage(day tlsrpt.Day, stage tlsrpt.Stage) error {
 	return m.write(func() { m.stages[day] = stage })
 }
 
-func (m *memory) Domains(day tlsrpt.Day, f func(tlsrpt.Total) error) error {
+func (m *memory) EachDomain(days []tlsrpt.Day, _ string, each func(string, [][]tlsrpt.Summary) bool) (bool, error) {
 	m.mu.Lock()
-	known := maps.Clone(m.days[day])
+	known := maps.Clone(m.days[days[0]])
 	m.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(known)) {
-		t := tlsrpt.Total{Domain: name}
-		for _, p := range known[name].Policies {
-			t.Successful, t.Failed = t.Successful+p.Successful, t.Failed+p.Failed
-		}
-		if err := f(t); err != nil {
-			return err
+		if !each(name, [][]tlsrpt.Summary{known[name].Policies}) {
+			return false, nil
 		}
 	}
-	return nil
+	return true, nil
 }
 
 func (m *memory) Load(day tlsrpt.Day, domain string) (tlsrpt.DomainDay, error) {

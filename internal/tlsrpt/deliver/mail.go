@@ -20,6 +20,8 @@ const (
 	killWait  = 5 * time.Second // for its output to end when it is killed
 )
 
+var errNoMTA = errors.New("our own MTA does not answer")
+
 // SMTP returns a Config.Mail that submits to the MTA at address ("127.0.0.1:25") and
 // calls itself helo. No answer of that MTA is final, since it is ours: a code 5xx may be
 // a mistake in its configuration, such as "relaying denied".
@@ -29,7 +31,7 @@ func SMTP(address, helo string) func(ctx context.Context, from, to string, messa
 		defer cancel()
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrNoMTA, err)
+			return fmt.Errorf("%w: %w", errNoMTA, err)
 		}
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
 		defer stop()
@@ -39,10 +41,10 @@ func SMTP(address, helo string) func(ctx context.Context, from, to string, messa
 		defer c.Close()
 		c.CommandTimeout, c.SubmissionTimeout = replyTime, mailTime
 		if err := c.Hello(helo); err != nil {
-			return fmt.Errorf("%w: EHLO: %w", ErrNoMTA, err)
+			return fmt.Errorf("%w: EHLO: %w", errNoMTA, err)
 		}
 		if err := c.Mail(from, nil); err != nil {
-			return fmt.Errorf("%w: MAIL FROM: %w", ErrNoMTA, err)
+			return fmt.Errorf("%w: MAIL FROM: %w", errNoMTA, err)
 		}
 		if err := c.Rcpt(to, nil); err != nil {
 			return fmt.Errorf("RCPT TO: %w", err)

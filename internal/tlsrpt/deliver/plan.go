@@ -14,8 +14,12 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/report"
 )
 
-// maxDomains bounds the domains of a day that get reports: those with most sessions.
-const maxDomains = 100_000
+// The domains of a day that get reports, in all and below one registrable domain: those
+// with most sessions.
+const (
+	maxDomains = 100_000
+	maxBelow   = 1000
+)
 
 // plan stores a delivery of each domain of a day: whether there is a report, where to, and
 // when. It begins with the domains that have most sessions: they come first where a
@@ -33,7 +37,7 @@ func (p *pass) plan() error {
 		group.SetLimit(asksAtOnce)
 		for i, total := range chunk {
 			v := &batch[i]
-			if *v = p.decide(total.Domain); v.Open() == 0 {
+			if *v = p.decide(total); v.Open() == 0 {
 				continue
 			}
 			group.Go(func() (err error) {
@@ -62,79 +66,88 @@ func (p *pass) plan() error {
 	return nil
 }
 
+// A total is the sessions of a domain's day.
+type total struct {
+	domain      string
+	all, failed uint64
+	lookups     uint64 // failures that our own lookups count, which come beside the session of a mail
+}
+
+func totalOf(domain string, policies []tlsrpt.Summary) total {
+	t := total{domain: domain}
+	for _, s := range policies {
+		t.all += s.Successful + s.Failed
+		t.failed += s.Failed
+		for _, d := range s.Details {
+			switch d.Failure.Result {
+			case tlsrpt.STSPolicyFetchError, tlsrpt.STSPolicyInvalid, tlsrpt.STSWebPKIInvalid:
+				t.lookups += d.Sessions
+			case tlsrpt.ValidationFailure:
+				if d.Failure.Reason == tlsrpt.ReasonMXMismatch {
+					t.lookups += d.Sessions
+				}
+			}
+		}
+	}
+	return t
+}
+
 // ranked returns the domains of the day, those with most sessions first.
-func (p *pass) ranked() (all []tlsrpt.Total, err error) {
+func (p *pass) ranked() (all []total, err error) {
 	domains := 0
 	rank := func() {
-		slices.SortFunc(all, func(a, b tlsrpt.Total) int {
-			return cmp.Or(cmp.Compare(b.Successful+b.Failed, a.Successful+a.Failed), strings.Compare(a.Domain, b.Domain))
+		slices.SortFunc(all, func(a, b total) int {
+			return cmp.Or(cmp.Compare(b.all, a.all), strings.Compare(a.domain, b.domain))
+		})
+		below := map[string]int{}
+		all = slices.DeleteFunc(all, func(t total) bool {
+			owner := registrable(t.domain)
+			below[owner]++
+			return below[owner] > maxBelow
 		})
 		all = all[:min(len(all), maxDomains)]
 	}
-	err = p.Store.Domains(p.day, func(t tlsrpt.Total) error {
+	_, err = p.Store.EachDomain([]tlsrpt.Day{p.day}, "", func(domain string, byDay [][]tlsrpt.Summary) bool {
 		domains++
-		if all = append(all, t); len(all) >= 2*maxDomains {
+		if all = append(all, totalOf(domain, byDay[0])); len(all) >= maxDomains/4*5 {
 			rank()
 		}
-		return p.ctx.Err()
+		return p.ctx.Err() == nil
 	})
 	rank()
 	if domains > len(all) {
-		p.Log.Warn("TLS reports are left out: the day has too many domains", "day", p.day, "domains", domains-len(all))
+		p.Log.Warn("TLS reports are left out: the day has too many domains, or too many below one", "day", p.day, "domains", domains-len(all))
 	}
-	return all, err
+	return all, cmp.Or(err, p.ctx.Err())
 }
 
 // decide returns a new delivery: whether there is a report, and when.
-func (p *pass) decide(domain string) tlsrpt.Delivery {
-	sessions, failed, looked, err := p.sessions(p.day, domain)
-	mailed, failing := p.mailed()
-	err = errors.Join(err, failing)
-	why := ""
+func (p *pass) decide(t total) tlsrpt.Delivery {
+	counts, err := p.mailed()
+	mailed, why := counts[t.domain], ""
 	switch {
 	case err != nil:
-		why = reason(err) // the other domains' reports go out
-	case p.Skip(domain):
+		why = reason(err)
+	case p.Skip(t.domain):
 		why = "skipped by the configuration"
-	case p.FailuresOnly && failed == 0:
+	case p.FailuresOnly && t.failed == 0:
 		why = "no failed session"
-	case sessions-min(looked, mailed[domain]) <= mailed[domain]:
+	case t.all-min(t.lookups, mailed) <= mailed:
 		// RFC 8460, 3: a report's own session is not to be in the next report. No MTA says
 		// which session that was, so this is what can be known: there were no others, and of
 		// failures that our own lookups count, no more than one for each mail. Else two
 		// reporters that send each other only reports would go on for ever.
-		why = fmt.Sprintf("%d sessions, no more than our %d report mails", sessions, mailed[domain])
+		why = fmt.Sprintf("%d sessions, no more than our %d report mails", t.all, mailed)
 	}
 	now := p.Now()
-	v := tlsrpt.Delivery{Day: p.day, Domain: domain, Next: now, To: []tlsrpt.Receiver{{Kind: tlsrpt.Suppressed, Reason: why, Changed: now}}}
+	v := tlsrpt.Delivery{Day: p.day, Domain: t.domain, Next: now, To: []tlsrpt.Receiver{{Kind: tlsrpt.Suppressed, Reason: why, Changed: now}}}
 	if why == "" {
-		v.To[0].Kind, v.ReportID = tlsrpt.Planned, p.Reporter.NewID(p.day, domain)
+		v.To[0].Kind, v.ReportID = tlsrpt.Planned, p.Reporter.NewID(p.day, t.domain)
 		if p.Window > 0 {
 			v.Next = now.Add(rand.N(p.Window)) // RFC 8460, 4.1
 		}
 	}
 	return v
-}
-
-// sessions counts the sessions of a domain's day, the failed ones among them, and the
-// failures that our own lookups count, which come beside the session of a mail.
-func (d *Deliverer) sessions(day tlsrpt.Day, domain string) (all, failed, looked uint64, err error) {
-	policies, err := d.Store.Brief(day, domain, tlsrpt.MaxDetails)
-	for _, s := range policies {
-		all += s.Successful + s.Failed
-		failed += s.Failed
-		for _, d := range s.Details {
-			switch d.Failure.Result {
-			case tlsrpt.STSPolicyFetchError, tlsrpt.STSPolicyInvalid, tlsrpt.STSWebPKIInvalid:
-				looked += d.Sessions
-			case tlsrpt.ValidationFailure:
-				if d.Failure.Reason == tlsrpt.ReasonMXMismatch {
-					looked += d.Sessions
-				}
-			}
-		}
-	}
-	return all, failed, looked, err
 }
 
 // Mailed counts the report mails that we handed over on a day, by the domain they went to.
@@ -159,10 +172,14 @@ func (d *Deliverer) Mailed(day tlsrpt.Day) (map[string]uint64, error) {
 }
 
 // again returns a delivery as if no attempt had been made but those that were accepted.
-func (p *pass) again(old tlsrpt.Delivery) tlsrpt.Delivery {
-	v := p.decide(old.Domain)
+func (p *pass) again(old tlsrpt.Delivery) (tlsrpt.Delivery, error) {
+	policies, err := p.Store.Brief(p.day, old.Domain, tlsrpt.MaxDetails)
+	if err != nil || len(policies) == 0 {
+		return old, cmp.Or(err, ErrNoData)
+	}
+	v := p.decide(totalOf(old.Domain, policies))
 	if v.Open() == 0 {
-		return old
+		return old, nil
 	}
 	v.ReportID, v.Next = cmp.Or(old.ReportID, v.ReportID), p.Now()
 	for i, r := range old.To {
@@ -173,5 +190,5 @@ func (p *pass) again(old tlsrpt.Delivery) tlsrpt.Delivery {
 	if len(old.To) > 0 {
 		v.To = old.To
 	}
-	return v
+	return v, nil
 }

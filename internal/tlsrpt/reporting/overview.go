@@ -17,7 +17,7 @@ import (
 const (
 	overviewDays  = 14 // as many as [tlsrpt] keep has by default
 	overviewWorst = 1000
-	overviewBytes = 64 << 20         // read of the store
+	overviewRows  = 500_000          // policies and details of a day, read of the store
 	overviewEvery = 10 * time.Minute // -tls makes one, too
 )
 
@@ -151,16 +151,19 @@ func (s *Service) look(st *store.Store) (err error) {
 		slices.SortFunc(o.Worst, byHarm)
 		o.Worst = o.Worst[:min(len(o.Worst), overviewWorst)]
 	}
-	o.Complete, err = st.EachDomain(o.Days[:], overviewBytes, func(domain string, byDay [][]tlsrpt.Summary) {
+	rows := 0
+	o.Complete, err = st.EachDomain(o.Days[:], "", func(domain string, byDay [][]tlsrpt.Summary) bool {
 		f := Failing{Domain: domain}
 		for i, policies := range byDay {
 			for _, p := range policies {
 				f.count(i, o.Days[i], &p)
+				rows += 1 + len(p.Details)
 			}
 			o.ByDay[i].add(f.ByDay[i])
 		}
+		more := rows < overviewRows
 		if f.Failures() == 0 {
-			return
+			return more
 		}
 		slices.Sort(f.Results)
 		f.Results = slices.Compact(f.Results)
@@ -171,6 +174,7 @@ func (s *Service) look(st *store.Store) (err error) {
 		if o.Worst = append(o.Worst, f); len(o.Worst) == 2*overviewWorst {
 			cut()
 		}
+		return more
 	})
 	if err != nil {
 		return err

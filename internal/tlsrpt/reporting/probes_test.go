@@ -26,12 +26,12 @@ import (
 // It has no network: it is the daemon's keeper, DNS and prober.
 type field struct {
 	config *config.TLSRPT
-	modes  map[string]string                             // of policies, by domain; absent: no policy is held
-	mx     map[string][]string                           // absent: mx.DOMAIN
-	list   map[string]string                             // the policy's pattern; absent: *.DOMAIN
-	silent map[string]bool                               // domains without a TLSRPT record
-	see    func(host string) *tlsrpt.Failure             // nil: all is well
-	seeCtx func(ctx context.Context) (_ *tlsrpt.Failure) // first, if there
+	modes  map[string]string                                          // of policies, by domain; absent: no policy is held
+	mx     map[string][]string                                        // absent: mx.DOMAIN
+	list   map[string]string                                          // the policy's pattern; absent: *.DOMAIN
+	silent map[string]bool                                            // domains without a TLSRPT record
+	see    func(host string) *tlsrpt.Failure                          // nil: all is well
+	seeCtx func(ctx context.Context, host string) (_ *tlsrpt.Failure) // first, if there
 	roots  error
 	dead   bool
 
@@ -84,7 +84,7 @@ func (f *field) options() reporting.Options {
 				f.probed = append(f.probed, host)
 				f.mu.Unlock()
 				if f.seeCtx != nil {
-					return f.seeCtx(ctx)
+					return f.seeCtx(ctx, host)
 				}
 				if f.see != nil {
 					if seen := f.see(host); seen == nil || seen.Result != "" {
@@ -100,6 +100,21 @@ func (f *field) options() reporting.Options {
 // sessions puts sessions of today into the store, as Postfix and Exim tell of them.
 func (f *field) sessions(t *testing.T, kind tlsrpt.PolicyType, n int, domains ...string) {
 	t.Helper()
+	var events []tlsrpt.Event
+	for _, domain := range domains {
+		for range n {
+			e := tlsrpt.Event{Domain: domain, Policy: tlsrpt.Policy{Type: kind, Domain: domain}}
+			if kind == tlsrpt.TypeSTS {
+				e.Policy.Strings = []string{"version: STSv1", "mode: enforce"}
+			}
+			events = append(events, e)
+		}
+	}
+	f.events(t, events...)
+}
+
+func (f *field) events(t *testing.T, events ...tlsrpt.Event) {
+	t.Helper()
 	s, err := store.Open(f.config.Path, store.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -107,10 +122,8 @@ func (f *field) sessions(t *testing.T, kind tlsrpt.PolicyType, n int, domains ..
 	defer s.Close()
 	var b store.Batch
 	b.Reset(tlsrpt.DayOf(time.Now()))
-	for _, domain := range domains {
-		for range n {
-			b.Add(&tlsrpt.Event{Domain: domain, Policy: tlsrpt.Policy{Type: kind, Domain: domain}})
-		}
+	for i := range events {
+		b.Add(&events[i])
 	}
 	if err := s.Write(&b); err != nil {
 		t.Fatal(err)
@@ -141,7 +154,7 @@ func (f *field) play(t *testing.T, long time.Duration) []string {
 func (f *field) testing(t *testing.T, domain string) (sum tlsrpt.Summary) {
 	t.Helper()
 	for _, p := range stored(t, f.config.Path, domain).Policies {
-		if p.Policy.Type == tlsrpt.TypeSTS && len(p.Policy.Strings) > 0 {
+		if p.Policy.Type == tlsrpt.TypeSTS && len(p.Policy.Strings) > 2 {
 			sum = p
 		}
 	}
@@ -304,13 +317,48 @@ func TestRFC8460_3_OurReportMailsAreNoReasonForAProbe(t *testing.T) {
 	})
 }
 
+func TestADomainWhosePolicyCouldNotBeFetchedAtFirstIsProbed(t *testing.T) {
+	inField(t, func(t *testing.T, f *field) {
+		f.modes["late.test"] = "testing"
+		f.sessions(t, tlsrpt.TypeNone, 1, "late.test")
+		f.events(t, tlsrpt.Event{Domain: "late.test", Policy: tlsrpt.Policy{Type: tlsrpt.TypeSTS, Domain: "late.test"},
+			Failed: true, Failures: []tlsrpt.Failure{{Result: tlsrpt.STSPolicyFetchError}}})
+		if got := f.play(t, 2*time.Hour); fmt.Sprint(got) != "[mx.late.test]" || f.testing(t, "late.test").Successful != 1 {
+			t.Errorf("probed %q: %+v", got, f.testing(t, "late.test"))
+		}
+	})
+}
+
+func TestAHundredDomainsWithSlowHostsKeepNoOtherFromItsProbe(t *testing.T) {
+	inField(t, func(t *testing.T, f *field) {
+		domains := []string{"zz.test"}
+		for i := range 100 {
+			domains = append(domains, fmt.Sprintf("slow%d.test", i))
+		}
+		for _, domain := range domains {
+			f.modes[domain] = "testing"
+		}
+		f.seeCtx = func(ctx context.Context, host string) *tlsrpt.Failure {
+			if host != "mx.zz.test" {
+				<-ctx.Done()
+				return nil
+			}
+			return &tlsrpt.Failure{}
+		}
+		f.sessions(t, tlsrpt.TypeNone, 1, domains...)
+		if f.play(t, 30*time.Minute); f.testing(t, "zz.test").Successful != 1 {
+			t.Errorf("got %+v", f.testing(t, "zz.test"))
+		}
+	})
+}
+
 func TestADomainWithSlowHostsCostsTwoMinutes(t *testing.T) {
 	inField(t, func(t *testing.T, f *field) {
 		f.modes["slow.test"] = "testing"
 		for i := range 64 {
 			f.mx["slow.test"] = append(f.mx["slow.test"], fmt.Sprintf("mx%d.slow.test", i))
 		}
-		f.seeCtx = func(ctx context.Context) *tlsrpt.Failure {
+		f.seeCtx = func(ctx context.Context, _ string) *tlsrpt.Failure {
 			select {
 			case <-time.After(50 * time.Second):
 			case <-ctx.Done():

@@ -162,7 +162,8 @@ func (s *Service) Run(ctx context.Context) {
 		if s.Config.Reports() {
 			working.Go(func() { s.run(ctx, "reports", func() error { return s.deliver(ctx) }) })
 			if s.Config.ProbeTesting {
-				working.Go(func() { s.run(ctx, "probes", func() error { return s.probeTesting(ctx) }) })
+				p := &probing{Service: s}
+				working.Go(func() { s.run(ctx, "probes", func() error { return p.run(ctx) }) })
 			}
 		}
 		working.Wait()

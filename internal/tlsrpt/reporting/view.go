@@ -15,7 +15,10 @@ import (
 
 // This file: what an administrator sees of the sessions and reports.
 
-const viewDetails = 20 // of a policy
+const (
+	viewDetails = 20   // of a policy
+	viewsAtOnce = 1000 // domains that one transaction lists
+)
 
 // Errors of what an administrator asks for.
 var (
@@ -73,20 +76,24 @@ func (s *Service) Views(domain string, each func(View) error) error {
 	}
 	days, err := st.Days()
 	for _, day := range days {
-		one := func(t tlsrpt.Total) error {
-			v, err := view(st, day, t.Domain)
-			if err != nil || len(v.Policies) == 0 {
-				return err
+		for after, whole := "", false; !whole && err == nil; {
+			page := []string{domain}
+			if whole = domain != ""; !whole {
+				page = nil
+				whole, err = st.EachDomain([]tlsrpt.Day{day}, after, func(name string, _ [][]tlsrpt.Summary) (more bool) {
+					page = append(page, name)
+					return len(page) < viewsAtOnce
+				})
 			}
-			return each(v)
-		}
-		if domain == "" {
-			err = st.Domains(day, one)
-		} else {
-			err = one(tlsrpt.Total{Domain: domain})
-		}
-		if err != nil {
-			return err
+			for _, after = range page { // each may be slow
+				v, failed := view(st, day, after)
+				if err = failed; err == nil && len(v.Policies) > 0 {
+					err = each(v)
+				}
+				if err != nil {
+					return err
+				}
+			}
 		}
 	}
 	return err

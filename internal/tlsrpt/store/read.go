@@ -12,8 +12,6 @@ import (
 
 // This file: what the days hold.
 
-const page = 1000 // domains read in one transaction
-
 // Days returns the days that hold data, the oldest first.
 func (s *Store) Days() (days []tlsrpt.Day, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
@@ -23,69 +21,6 @@ func (s *Store) Days() (days []tlsrpt.Day, err error) {
 		})
 	})
 	return days, err
-}
-
-// Domains calls f with each recipient domain of a day, in order, until f fails. f may
-// write to the store.
-func (s *Store) Domains(day tlsrpt.Day, f func(tlsrpt.Total) error) error {
-	return pages(func(after string) (batch []tlsrpt.Total, err error) {
-		err = s.view(func(tx *bbolt.Tx) error {
-			return totals(tx, day, after, func(t tlsrpt.Total) (more bool) {
-				batch = append(batch, t)
-				return len(batch) < page
-			})
-		})
-		return batch, err
-	}, func(t tlsrpt.Total) string { return t.Domain }, f)
-}
-
-// pages calls f with all that read returns, until f fails. read returns a page of what
-// comes after a domain.
-func pages[T any](read func(after string) ([]T, error), domain func(T) string, f func(T) error) error {
-	for after := ""; ; {
-		batch, err := read(after)
-		for _, v := range batch {
-			if err != nil {
-				return err
-			}
-			after, err = domain(v), f(v)
-		}
-		if err != nil || len(batch) < page {
-			return err
-		}
-	}
-}
-
-// totals calls f with each domain of a day that comes after a name, in order, while f wants
-// more.
-func totals(tx *bbolt.Tx, day tlsrpt.Day, after string, f func(tlsrpt.Total) (more bool)) error {
-	b := tx.Bucket(bucketDay).Bucket([]byte(day))
-	if b == nil {
-		return nil
-	}
-	var t tlsrpt.Total
-	c := b.Cursor()
-	for k, v := c.Seek([]byte(after + "\x01")); k != nil; k, v = c.Next() {
-		domain, _, _ := bytes.Cut(k, []byte{0})
-		if string(domain) != t.Domain {
-			if t.Domain != "" && !f(t) {
-				return nil
-			}
-			t = tlsrpt.Total{Domain: string(domain)}
-		}
-		var sum struct { // of tlsrpt.Summary, without the details
-			Successful uint64 `json:"ok"`
-			Failed     uint64 `json:"failed"`
-		}
-		if json.Unmarshal(v, &sum) != nil {
-			return errValue
-		}
-		t.Successful, t.Failed = t.Successful+sum.Successful, t.Failed+sum.Failed
-	}
-	if t.Domain != "" {
-		f(t)
-	}
-	return nil
 }
 
 // Load returns what is known of a domain's day: no policies if there is nothing.
@@ -139,10 +74,11 @@ func (s *Store) summaries(day tlsrpt.Day, domain string, policy func(sum *tlsrpt
 	return all, err
 }
 
-// EachDomain calls each with a recipient domain and its summaries on each of the days, one
-// domain after the other. They are valid during the call, and the policies of those without a
-// failed session are not read. whole is false if it stopped because it had read limit bytes.
-func (s *Store) EachDomain(days []tlsrpt.Day, limit int, each func(domain string, byDay [][]tlsrpt.Summary)) (whole bool, err error) {
+// EachDomain calls each with a recipient domain and its summaries on each of the days, in
+// the order of domains, from the first one behind after, while each wants more. They are valid
+// during the call, and the policies of those without a failed session are not read. each must
+// not write to the store.
+func (s *Store) EachDomain(days []tlsrpt.Day, after string, each func(domain string, byDay [][]tlsrpt.Summary) (more bool)) (whole bool, err error) {
 	type place struct {
 		*bbolt.Cursor
 		policies *bbolt.Bucket
@@ -153,10 +89,10 @@ func (s *Store) EachDomain(days []tlsrpt.Day, limit int, each func(domain string
 		for i, day := range days {
 			if sums := tx.Bucket(bucketDay).Bucket([]byte(day)); sums != nil {
 				at[i] = place{Cursor: sums.Cursor(), policies: tx.Bucket(bucketPolicy).Bucket([]byte(day))}
-				at[i].k, at[i].v = at[i].First()
+				at[i].k, at[i].v = at[i].Seek([]byte(after + "\x01"))
 			}
 		}
-		for limit > 0 {
+		for more := true; more; {
 			var first []byte // what begins the keys of the first domain that is left
 			for _, p := range at {
 				if head := p.k[:bytes.IndexByte(p.k, 0)+1]; len(head) > 0 && (first == nil || bytes.Compare(head, first) < 0) {
@@ -174,10 +110,9 @@ func (s *Store) EachDomain(days []tlsrpt.Day, limit int, each func(domain string
 						return errValue
 					}
 					byDay[i] = append(byDay[i], sum)
-					limit -= len(p.k) + len(p.v)
 				}
 			}
-			each(string(first[:len(first)-1]), byDay)
+			more = each(string(first[:len(first)-1]), byDay)
 		}
 		return nil
 	})

@@ -14,8 +14,10 @@ import (
 
 // This file: how far the reports of days are.
 
-// MaxSuppressed bounds the addresses that get no reports.
-const MaxSuppressed = 1000
+const (
+	MaxSuppressed    = 1000 // addresses that get no reports
+	deliveriesAtOnce = 1000 // read in one transaction
+)
 
 // Errors of deliveries and suppressions.
 var (
@@ -41,24 +43,34 @@ func (s *Store) SetStage(day tlsrpt.Day, stage tlsrpt.Stage) error {
 // Deliveries calls f with each delivery of a day, in the order of domains, until f fails.
 // f may write to the store.
 func (s *Store) Deliveries(day tlsrpt.Day, f func(tlsrpt.Delivery) error) error {
-	return pages(func(after string) (batch []tlsrpt.Delivery, err error) {
-		err = s.view(func(tx *bbolt.Tx) error {
+	for after, more := "", true; more; {
+		var page []tlsrpt.Delivery
+		err := s.view(func(tx *bbolt.Tx) error {
 			b := tx.Bucket(bucketDelivery).Bucket([]byte(day))
 			if b == nil {
 				return nil
 			}
 			c := b.Cursor()
-			for k, v := c.Seek([]byte(after + "\x00")); k != nil && len(batch) < page; k, v = c.Next() {
+			for k, v := c.Seek([]byte(after + "\x00")); k != nil && len(page) < deliveriesAtOnce; k, v = c.Next() {
 				var d tlsrpt.Delivery
 				if json.Unmarshal(v, &d) != nil || d.Domain != string(k) || len(d.To) == 0 {
 					return errValue
 				}
-				batch = append(batch, d)
+				page = append(page, d)
 			}
 			return nil
 		})
-		return batch, err
-	}, func(d tlsrpt.Delivery) string { return d.Domain }, f)
+		for _, d := range page {
+			if err != nil {
+				return err
+			}
+			after, err = d.Domain, f(d)
+		}
+		if more = len(page) == deliveriesAtOnce; err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Delivery returns the delivery of a domain's day, or a zero one.

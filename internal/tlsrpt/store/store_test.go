@@ -57,18 +57,19 @@ func TestDomainsAreInOrderWithTheSessionsOfAllTheirPolicies(t *testing.T) {
 	}
 	l.merge()
 	var got []string
-	err := l.Domains(day, func(d tlsrpt.Total) error {
-		if got = append(got, d.Domain); d.Successful != 2 || d.Failed != 1 {
-			t.Errorf("%+v", d)
+	whole, err := l.EachDomain([]tlsrpt.Day{day}, "", func(domain string, byDay [][]tlsrpt.Summary) bool {
+		got = append(got, domain)
+		var successful, failed uint64
+		for _, s := range byDay[0] {
+			successful, failed = successful+s.Successful, failed+s.Failed
 		}
-		return nil
+		if successful != 2 || failed != 1 {
+			t.Errorf("%s: %+v", domain, byDay)
+		}
+		return true
 	})
-	if err != nil || !slices.Equal(got, want) {
-		t.Errorf("%q, %v", got, err)
-	}
-	stop := errors.New("enough")
-	if err := l.Domains(day, func(tlsrpt.Total) error { return stop }); !errors.Is(err, stop) {
-		t.Error(err)
+	if !whole || err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v, %v", got, whole, err)
 	}
 	if days, err := l.Days(); err != nil || !slices.Equal(days, []tlsrpt.Day{day}) {
 		t.Error(days, err)
@@ -78,27 +79,22 @@ func TestDomainsAreInOrderWithTheSessionsOfAllTheirPolicies(t *testing.T) {
 	}
 }
 
-func TestADaysDomainsAndDeliveriesAreReadInPagesWhileTheyAreWritten(t *testing.T) {
+func TestADaysDeliveriesAreReadInPagesWhileTheyAreWritten(t *testing.T) {
 	l := newLab(t, store.Options{})
 	const n = 2500
 	var events []tlsrpt.Event
+	var planned []tlsrpt.Delivery
+	deliveries := 0
 	for i := range n {
 		events = append(events, success(numbered(i)))
+		planned = append(planned, delivery(numbered(i), tlsrpt.Receiver{Kind: tlsrpt.Planned}))
 	}
 	l.write(events...)
 	l.merge()
-	domains, deliveries := 0, 0
-	err := l.Domains(day, func(d tlsrpt.Total) error {
-		if d.Domain != numbered(domains) {
-			t.Fatalf("%s is the %d.", d.Domain, domains)
-		}
-		domains++
-		return l.PutDeliveries(delivery(d.Domain, tlsrpt.Receiver{Kind: tlsrpt.Planned}))
-	})
-	if err != nil || domains != n {
-		t.Fatal(domains, err)
+	if err := l.PutDeliveries(planned...); err != nil {
+		t.Fatal(err)
 	}
-	err = l.Deliveries(day, func(v tlsrpt.Delivery) error {
+	err := l.Deliveries(day, func(v tlsrpt.Delivery) error {
 		if v.Domain != numbered(deliveries) || v.Attempts != 0 {
 			t.Fatalf("%+v is the %d.", v, deliveries)
 		}
@@ -113,7 +109,10 @@ func TestADaysDomainsAndDeliveriesAreReadInPagesWhileTheyAreWritten(t *testing.T
 
 // domains returns the names of a day's domains.
 func (l *lab) domains(day tlsrpt.Day) (names []string, err error) {
-	err = l.Domains(day, func(d tlsrpt.Total) error { names = append(names, d.Domain); return nil })
+	_, err = l.EachDomain([]tlsrpt.Day{day}, "", func(domain string, _ [][]tlsrpt.Summary) bool {
+		names = append(names, domain)
+		return true
+	})
 	return names, err
 }
 
