@@ -1,11 +1,9 @@
 package collect
 
 import (
-	"bytes"
+	"cmp"
 	"encoding/json"
-	"errors"
-	"io"
-	"strconv"
+	"net/netip"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
 )
@@ -15,7 +13,6 @@ const (
 	// MaxDatagram is in bytes. A policy of 400 MX patterns makes 50 KB.
 	MaxDatagram = 256 << 10
 	maxPolicies = 8
-	maxDepth    = 8 // of objects and arrays; libtlsrpt's go to 5
 )
 
 // version is the format that libtlsrpt names in dpv since 0.5.1. 0.5.0rc1 writes the
@@ -40,211 +37,105 @@ var (
 	}
 )
 
-// A Parser reads the datagrams of libtlsrpt. It is for one goroutine.
-type Parser struct {
-	Drops *Drops // what was not used, by reason
-
-	failed bool // the datagram is to be dropped
-	why    Drop
+// A datagram is the JSON of libtlsrpt. It has no a in failure-details: additional-information
+// must be a URI, and Postfix sends none.
+type datagram struct {
+	Version  string `json:"dpv"`
+	Domain   string `json:"d"`
+	Policies []struct {
+		Type     int64    `json:"policy-type"`
+		Domain   string   `json:"policy-domain"`
+		Strings  []string `json:"policy-string"`
+		MXHosts  []string `json:"mx-host"`
+		Failures *int64   `json:"t"`
+		Final    *int64   `json:"f"` // 1: the session failed; counts where t disagrees
+		Details  []struct {
+			Code        int64  `json:"c"`
+			SendingIP   string `json:"s"`
+			MXHost      string `json:"n"`
+			HELO        string `json:"h"`
+			ReceivingIP string `json:"r"`
+			Reason      string `json:"f"`
+		} `json:"failure-details"`
+	} `json:"policies"`
 }
 
-func (p *Parser) fail(why Drop) {
-	if !p.failed {
-		p.failed, p.why = true, why
-	}
+// A Parser reads the datagrams of libtlsrpt.
+type Parser struct {
+	Drops *Drops // what was not used, by reason
 }
 
 // Parse returns the events of a datagram, normalized: one for each policy, at most 8.
-func (p *Parser) Parse(datagram []byte) []tlsrpt.Event {
-	p.failed = false
-	var events []tlsrpt.Event
-	if len(datagram) > MaxDatagram {
-		p.fail(DropTooLong)
-	} else {
-		events = p.report(p.decode(datagram))
+func (p *Parser) Parse(b []byte) (events []tlsrpt.Event) {
+	var d datagram
+	switch {
+	case len(b) > MaxDatagram:
+		p.Drops.Add(DropTooLong, 1)
+	case json.Unmarshal(b, &d) != nil:
+		p.Drops.Add(DropMalformed, 1)
+	case d.Version != "" && d.Version != version:
+		p.Drops.Add(DropVersion, 1)
+	case len(d.Policies) == 0:
+		p.Drops.Add(DropPolicy, 1)
+	default:
+		return p.events(&d)
 	}
-	if p.failed {
-		p.Drops.Add(p.why, 1)
-		return nil
-	}
-	return events
+	return nil
 }
 
-func (p *Parser) report(o object) (events []tlsrpt.Event) {
-	if v, ok := o["dpv"]; ok && v != version {
-		p.fail(DropVersion)
-	}
-	domain, policies := p.text(o, "d"), p.list(o, "policies", maxPolicies, DropPolicies)
-	for _, v := range policies {
-		e, ok := p.policy(p.object(v))
-		switch e.Domain = domain; {
-		case p.failed:
-			return nil
-		case !ok:
-			p.Drops.Add(DropPolicy, 1)
-		case !e.Normalize():
-			p.Drops.Add(DropDomain, 1)
-		default:
+func (p *Parser) events(d *datagram) (events []tlsrpt.Event) {
+	for _, v := range most(p, d.Policies, maxPolicies, DropPolicies) {
+		result := cmp.Or(v.Final, v.Failures)
+		if !p.valid(policyTypes[v.Type] != "" && result != nil && *result >= 0, DropPolicy) {
+			continue
+		}
+		e := tlsrpt.Event{Domain: d.Domain, Policy: tlsrpt.Policy{Type: policyTypes[v.Type], Domain: v.Domain}, Failed: *result > 0}
+		for _, s := range most(p, v.Strings, tlsrpt.MaxPolicyStrings, DropStrings) {
+			if p.valid(tlsrpt.PolicyString(s), DropText) {
+				e.Policy.Strings = append(e.Policy.Strings, s)
+			}
+		}
+		for _, s := range most(p, v.MXHosts, tlsrpt.MaxPolicyStrings, DropStrings) {
+			if pattern, ok := tlsrpt.Pattern(s); p.valid(ok, DropName) {
+				e.Policy.MXHosts = append(e.Policy.MXHosts, pattern)
+			}
+		}
+		for _, f := range most(p, v.Details, tlsrpt.MaxFailures, DropDetails) {
+			host, ok := tlsrpt.Host(f.MXHost)
+			p.valid(ok || f.MXHost == "", DropName)
+			failure := tlsrpt.Failure{Result: results[f.Code], SendingIP: p.address(f.SendingIP), MXHost: host, HELO: tlsrpt.HELO(f.HELO), ReceivingIP: p.address(f.ReceivingIP)}
+			p.valid(failure.HELO != "" || f.HELO == "", DropName)
+			if p.valid(tlsrpt.Reason(f.Reason), DropText) {
+				failure.Reason = f.Reason
+			}
+			e.Failures = append(e.Failures, failure)
+		}
+		if p.valid(e.Normalize(), DropDomain) {
 			events = append(events, e)
 		}
 	}
-	if len(policies) == 0 {
-		p.fail(DropPolicy)
-	}
 	return events
 }
 
-// policy returns the session under one policy. It reports whether there is a type and a
-// result.
-func (p *Parser) policy(o object) (e tlsrpt.Event, ok bool) {
-	e.Policy = tlsrpt.Policy{
-		Type: policyTypes[p.number(o, "policy-type")], Domain: p.text(o, "policy-domain"),
-		Strings: p.texts(o, "policy-string", DropText, func(s string) (string, bool) { return s, tlsrpt.PolicyString(s) }),
-		MXHosts: p.texts(o, "mx-host", DropName, tlsrpt.Pattern),
-	}
-	for _, v := range p.list(o, "failure-details", tlsrpt.MaxFailures, DropDetails) {
-		e.Failures = append(e.Failures, p.failure(p.object(v)))
-	}
-	failures, final := p.number(o, "t"), p.number(o, "f")
-	e.Failed = final == 1 || final == none && failures > 0 // f counts where t disagrees
-	return e, e.Policy.Type != "" && (final == 0 || final == 1 || final == none && failures >= 0)
-}
-
-// failure returns a failure detail. It has no a: additional-information must be a URI, and
-// Postfix sends none.
-func (p *Parser) failure(o object) (f tlsrpt.Failure) {
-	valid := func(key string, why Drop, use func(string) bool) {
-		if s := p.text(o, key); s != "" && !use(s) {
-			p.Drops.Add(why, 1)
-		}
-	}
-	f.Result = results[p.number(o, "c")]
-	valid("s", DropName, func(s string) bool { f.SendingIP = tlsrpt.Address(s); return f.SendingIP.IsValid() })
-	valid("n", DropName, func(s string) (ok bool) { f.MXHost, ok = tlsrpt.Host(s); return ok })
-	valid("h", DropName, func(s string) bool { f.HELO = tlsrpt.HELO(s); return f.HELO != "" })
-	valid("r", DropName, func(s string) bool { f.ReceivingIP = tlsrpt.Address(s); return f.ReceivingIP.IsValid() })
-	valid("f", DropText, func(s string) bool {
-		if tlsrpt.Reason(s) {
-			f.Reason = s
-		}
-		return f.Reason != ""
-	})
-	return f
-}
-
-// An object is a JSON object: of strings, json.Numbers, arrays, objects and others.
-type object map[string]any
-
-// decode reads the object that a datagram is. encoding/json alone takes the last of two
-// equal keys, and goes 10,000 levels deep.
-func (p *Parser) decode(datagram []byte) object {
-	d := json.NewDecoder(bytes.NewReader(datagram))
-	d.UseNumber()
-	v := p.value(d, 1)
-	if _, err := d.Token(); err != io.EOF {
-		p.fail(DropMalformed)
-	}
-	return p.object(v)
-}
-
-// value reads the next value.
-func (p *Parser) value(d *json.Decoder, depth int) any {
-	token := p.token(d)
-	begin, ok := token.(json.Delim)
-	if !ok {
-		return token
-	}
-	if depth > maxDepth {
-		p.fail(DropDepth)
-	}
-	o, list := make(object), []any{}
-	for !p.failed && d.More() {
-		if begin == '[' {
-			list = append(list, p.value(d, depth+1))
-			continue
-		}
-		key, _ := p.token(d).(string)
-		if _, twice := o[key]; twice { // two readers could take it for two things
-			p.fail(DropDuplicate)
-		}
-		o[key] = p.value(d, depth+1)
-	}
-	if p.token(d); begin == '[' {
-		return list
-	}
-	return o
-}
-
-func (p *Parser) token(d *json.Decoder) json.Token {
-	token, err := d.Token()
-	if err != nil {
-		p.fail(DropMalformed)
-	}
-	return token
-}
-
-func (p *Parser) object(v any) object {
-	o, ok := v.(object)
-	if !ok {
-		p.fail(DropMalformed)
-	}
-	return o
-}
-
-// text returns a string of an object, "" if there is none.
-func (p *Parser) text(o object, key string) string {
-	v, ok := o[key]
-	s, isText := v.(string)
-	if ok && !isText {
-		p.fail(DropMalformed)
-	}
-	return s
-}
-
-// none is the number that is not there.
-const none = -1
-
-// number returns an integer of an object; the largest one if it is too large.
-func (p *Parser) number(o object, key string) int64 {
-	v, ok := o[key]
-	if !ok {
-		return none
-	}
-	digits, _ := v.(json.Number)
-	n, err := strconv.ParseInt(string(digits), 10, 64)
-	if err != nil && !errors.Is(err, strconv.ErrRange) {
-		p.fail(DropMalformed)
-	}
-	return n
-}
-
-// list returns the elements of an array, of which there may be most.
-func (p *Parser) list(o object, key string, most int, why Drop) []any {
-	v, ok := o[key]
-	list, isList := v.([]any)
-	if ok && !isList {
-		p.fail(DropMalformed)
-	}
-	if len(list) > most {
-		p.Drops.Add(why, uint64(len(list)-most))
-		list = list[:most]
+// most returns the first elements of a list, n at most.
+func most[T any](p *Parser, list []T, n int, why Drop) []T {
+	if over := len(list) - n; over > 0 {
+		p.Drops.Add(why, uint64(over))
+		list = list[:n]
 	}
 	return list
 }
 
-// texts returns the strings of an array that are valid, in the form that it returns.
-func (p *Parser) texts(o object, key string, why Drop, valid func(string) (string, bool)) (texts []string) {
-	for _, v := range p.list(o, key, tlsrpt.MaxPolicyStrings, DropStrings) {
-		s, isText := v.(string)
-		s, ok := valid(s)
-		switch {
-		case !isText:
-			p.fail(DropMalformed)
-		case !ok:
-			p.Drops.Add(why, 1)
-		default:
-			texts = append(texts, s)
-		}
+// valid counts what is not.
+func (p *Parser) valid(ok bool, why Drop) bool {
+	if !ok {
+		p.Drops.Add(why, 1)
 	}
-	return texts
+	return ok
+}
+
+func (p *Parser) address(s string) netip.Addr {
+	a := tlsrpt.Address(s)
+	p.valid(a.IsValid() || s == "", DropName)
+	return a
 }

@@ -9,8 +9,6 @@ type Drop int
 const (
 	DropTooLong   Drop = iota // a datagram of more than MaxDatagram bytes
 	DropMalformed             // a datagram that is no JSON, or another JSON than libtlsrpt's
-	DropDepth                 // a datagram whose JSON is nested too deep
-	DropDuplicate             // a datagram with a key twice
 	DropVersion               // a datagram of an unknown version of the format
 	DropPolicies              // a policy after the eighth
 	DropPolicy                // a policy of an unknown type or without a result, or a datagram without a policy
@@ -25,7 +23,7 @@ const (
 )
 
 func (d Drop) String() string {
-	return [drops]string{"too-long", "malformed", "depth", "duplicate-key", "version", "policies", "policy", "domain",
+	return [drops]string{"too-long", "malformed", "version", "policies", "policy", "domain",
 		"strings", "details", "name", "text", "ring", "batch"}[d]
 }
 
