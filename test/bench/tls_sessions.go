@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -165,7 +166,7 @@ func collectSide(args []string) error {
 	if err != nil {
 		return err
 	}
-	c := collect.New(s, collect.Options{})
+	c := collect.New(s, collect.Options{Log: slog.New(slog.DiscardHandler), Now: time.Now})
 	go s.Run(context.Background())
 	go c.Run(context.Background())
 	go c.Datagrams(context.Background(), conn, 0)

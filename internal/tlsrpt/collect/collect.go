@@ -50,9 +50,9 @@ type Log interface {
 
 // Options of a collector.
 type Options struct {
-	Log    *slog.Logger     // nil: none
-	Now    func() time.Time // the clock; nil: time.Now
-	Policy PolicyOf         // for Exim's sessions; nil: no domain has one
+	Log    *slog.Logger
+	Now    func() time.Time // the clock
+	Policy PolicyOf         // for Exim's sessions
 }
 
 // A Collector collects from the sockets of Datagrams and Lines.
@@ -94,15 +94,6 @@ type Stats struct {
 
 // New makes a collector.
 func New(to Log, o Options) *Collector {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Policy == nil {
-		o.Policy = func(string, string) (p tlsrpt.Policy, listed, ok bool) { return p, false, false }
-	}
 	drops := new(Drops)
 	return &Collector{to: to, o: o, queue: make(chan message, maxQueue), drops: drops,
 		parser: Parser{Drops: drops}, exim: EximParser{Drops: drops, Policy: o.Policy}}

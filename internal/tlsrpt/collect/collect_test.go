@@ -43,16 +43,14 @@ func (p *pipe) Read(b []byte) (int, error) {
 		}
 		return copy(b, d), nil
 	case <-p.ended:
-		return 0, os.ErrDeadlineExceeded
+		return 0, net.ErrClosed
 	}
 }
 
-func (p *pipe) SetReadDeadline(time.Time) error {
+func (p *pipe) Close() error {
 	p.once.Do(func() { close(p.ended) })
 	return nil
 }
-
-func (p *pipe) Close() error { return nil }
 
 // A sink takes batches as write says.
 type sink struct {
@@ -83,10 +81,14 @@ type lab struct {
 	stop func()
 }
 
+func options(log io.Writer) collect.Options {
+	return collect.Options{Log: slog.New(slog.NewTextHandler(log, nil)), Now: time.Now, Policy: policyOf}
+}
+
 // newLab runs a collector on fakes until the test ends. It is for a bubble of synctest.
 func newLab(t *testing.T, queueLength int) *lab {
 	l := &lab{pipe: newPipe()}
-	l.Collector = collect.New(&l.sink, collect.Options{Log: slog.New(slog.NewTextHandler(&l.log, nil))})
+	l.Collector = collect.New(&l.sink, options(&l.log))
 	l.stop = run(t, l.Collector, func(ctx context.Context) { l.Datagrams(ctx, l.pipe, queueLength) })
 	return l
 }
@@ -293,7 +295,7 @@ func TestSessionsComeFromTheSocketIntoTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	c := collect.New(s, collect.Options{})
+	c := collect.New(s, options(io.Discard))
 	stop := run(t, c, func(ctx context.Context) { c.Datagrams(ctx, conn, 0) })
 	send(t, path, success, newer, failing(205, "self-signed_certificate"), "", "x", success+strings.Repeat(" ", 256<<10))
 	for deadline := time.Now().Add(30 * time.Second); c.Stats().From[collect.Postfix].Received < 6; time.Sleep(time.Millisecond) {
@@ -316,27 +318,6 @@ func TestSessionsComeFromTheSocketIntoTheStore(t *testing.T) {
 	}
 	if st := c.Stats(); st.Dropped["malformed"] != 2 || st.Dropped["too-long"] != 1 {
 		t.Errorf("%+v", st)
-	}
-}
-
-func TestWhatTheKernelHoldsAtTheEndIsCollected(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "tlsrpt.sock")
-	conn, err := endpoint.ListenDatagrams(path, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const n = 10 // as many as the kernel holds by default
-	for range n {
-		send(t, path, success)
-	}
-	var to sink
-	c := collect.New(&to, collect.Options{})
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	c.Datagrams(ctx, conn, 0)
-	c.Run(ctx)
-	if got := c.Stats(); got.From[collect.Postfix].Successful != n || fmt.Sprint(to.batches) != fmt.Sprint([]int{n}) {
-		t.Errorf("%+v, batches of %v", got, to.batches)
 	}
 }
 

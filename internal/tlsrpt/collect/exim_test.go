@@ -303,7 +303,7 @@ func TestLinesComeFromTheSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	var to sink
-	c := collect.New(&to, collect.Options{Policy: policyOf})
+	c := collect.New(&to, options(io.Discard))
 	stop := run(t, c, func(ctx context.Context) { c.Lines(ctx, l) })
 	for _, text := range []string{line(ehlo, "sts.test"), line(ehlo, "sts.test", verified), "x", "", line(ehlo, "sts.test", noTLS)} {
 		if answer := tell(t, path, text); answer != "" {
@@ -350,7 +350,7 @@ func (p *pipes) Addr() net.Addr { return nil }
 func TestConnectionsWithoutALineAreClosedAndOthersHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &pipes{make(chan net.Conn), make(chan struct{})}
-		c := collect.New(new(sink), collect.Options{})
+		c := collect.New(new(sink), options(io.Discard))
 		stop := run(t, c, func(ctx context.Context) { c.Lines(ctx, l) })
 		begin := time.Now()
 		dial := func() net.Conn {

@@ -14,40 +14,27 @@ import (
 const (
 	readPause = time.Second // after an error
 
-	maxLast  = 4096 // datagrams taken when the intake ends: they were in the kernel
-	lastWait = 100 * time.Millisecond
-
 	maxConns = 32              // connections of Exim at once; others wait in the kernel
 	lineTime = 5 * time.Second // for a line to come; Exim waits one second
 )
 
 // Datagrams takes datagrams from a socket that Listen or Passed returned, until the context
-// ends. Then it takes what the kernel still holds, and closes the socket. queueLength is
-// the kernel's, see QueueLength.
+// ends, and closes the socket: what the kernel still holds waits where systemd keeps it open.
+// queueLength is the kernel's, see QueueLength.
 func (c *Collector) Datagrams(ctx context.Context, conn net.Conn, queueLength int) {
-	defer conn.Close()
+	context.AfterFunc(ctx, func() { _ = conn.Close() })
 	if n := queueLength; n > 0 && n < MinQueue {
 		c.o.Log.Warn("the kernel drops TLS sessions of Postfix without telling when more than a few come at once",
 			"net.unix.max_dgram_qlen", n, "next", fmt.Sprintf("set it to 512 before the socket is made; %d is the least", MinQueue))
 	}
-	ended := make(chan struct{})
-	context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)); close(ended) })
 	buffer := make([]byte, MaxDatagram+1) // one more, to see that one is too long
-	receive := func() error {
+	c.untilEnd(ctx, func() error {
 		n, err := conn.Read(buffer)
 		if err == nil {
 			c.put(Postfix, bytes.Clone(buffer[:n]))
 		}
 		return err
-	}
-	c.untilEnd(ctx, receive)
-	<-ended
-	for range maxLast {
-		_ = conn.SetReadDeadline(time.Now().Add(lastWait))
-		if receive() != nil {
-			return
-		}
-	}
+	})
 }
 
 // Lines takes a line from each connection until the context ends, and closes the listener.
