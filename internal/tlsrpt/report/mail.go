@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -121,35 +120,25 @@ func addPart(w *message.Writer, fields map[string]string, body []byte) error {
 	return errors.Join(err, part.Close())
 }
 
-// serviceType is in a DKIM key record that names services. Some verifiers refuse
-// s=email:tlsrpt, and most refuse s=tlsrpt, which RFC 8460, 3 asks for.
-var serviceType = regexp.MustCompile(`(^|;)\s*s\s*=[^;]*tlsrpt`)
-
-// KeyName is where the DNS has the public key (RFC 6376, 3.6.2.1); empty: the MTA signs.
-func (r *Reporter) KeyName() string {
+// CheckKey signs a mail, and verifies it by the DKIM key record (RFC 6376, 3.6.2), which lookup
+// asks for. It says that they fit.
+func (r *Reporter) CheckKey(lookup func(name string) ([]string, error)) (words string, err error) {
 	if r.config.Key == nil {
-		return ""
-	}
-	return r.config.Selector + "._domainkey." + r.submitter
-}
-
-// CheckKey signs a mail, and verifies it by the TXT records at KeyName.
-func (r *Reporter) CheckKey(txts []string) error {
-	if len(txts) == 0 {
-		return errors.New("there is no TXT record")
+		return "the MTA has to sign the mail from " + r.config.Sender + ": dkim_key is not set", nil
 	}
 	mail, err := r.Message(Mail{To: r.config.Contact, Day: "2026-11-30", Domain: r.submitter, ID: "check@" + r.submitter})
 	if err != nil {
-		return err
+		return "", err
 	}
-	results, err := dkim.VerifyWithOptions(bytes.NewReader(mail), &dkim.VerifyOptions{LookupTXT: func(string) ([]string, error) { return txts, nil }})
+	results, err := dkim.VerifyWithOptions(bytes.NewReader(mail), &dkim.VerifyOptions{LookupTXT: lookup})
 	for _, result := range results {
 		err = errors.Join(err, result.Err)
 	}
-	if err == nil && serviceType.MatchString(txts[0]) {
-		err = errors.New("it limits the key to services (s=), and many verifiers refuse that: take s= out")
+	record := "the DKIM key record at " + r.config.Selector + "._domainkey." + r.submitter
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", record, err)
 	}
-	return err
+	return record + " fits dkim_key", nil
 }
 
 // ParseKey reads a private key for DKIM in PEM form: RSA of 1024 bits or more (RFC

@@ -36,18 +36,13 @@ func CheckKey(ctx context.Context, c *config.TLSRPT, asker policy.Resolver) (wor
 	if err != nil || !c.Reports() {
 		return "", nil // Check says why
 	}
-	name := reporter.KeyName()
-	if name == "" {
-		return "the MTA has to sign the mail from " + reporter.Sender() + ": dkim_key is not set", nil
-	}
-	answer, err := asker.Query(ctx, name, resolver.TypeTXT)
-	if err == nil {
-		err = reporter.CheckKey(answer.Texts)
-	}
-	if err != nil {
-		return "", fmt.Errorf("the DKIM key record at %s: %w", name, err)
-	}
-	return "the DKIM key record at " + name + " fits dkim_key", nil
+	return reporter.CheckKey(func(name string) ([]string, error) {
+		answer, err := asker.Query(ctx, name, resolver.TypeTXT)
+		if err != nil {
+			return nil, err
+		}
+		return answer.Texts, nil
+	})
 }
 
 // newReporter returns who reports, as the configuration says. It reads the DKIM key.

@@ -156,8 +156,9 @@ func TestSessionsOfTheLastMomentAreStored(t *testing.T) {
 // by one.
 func TestDaysAreThoseOfTheDaemonsClock(t *testing.T) {
 	c := settings(t)
-	_, _, stop := run(t, reporting.Options{Config: c, Now: func() time.Time { return time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC) }})
+	r, _, stop := run(t, reporting.Options{Config: c, Now: func() time.Time { return time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC) }})
 	send(t, c.PostfixSocket.Address, datagram)
+	await(t, "a datagram", func() bool { return r.Stats().Collect.From[collect.Postfix].Received == 1 })
 	stop()
 	s, err := store.Open(c.Path, store.Options{})
 	if err != nil {

@@ -3,7 +3,6 @@ package store
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"time"
 
@@ -14,16 +13,10 @@ import (
 
 // This file: how far the reports of days are.
 
-const (
-	MaxSuppressed    = 1000 // addresses that get no reports
-	deliveriesAtOnce = 1000 // read in one transaction
-)
+const deliveriesAtOnce = 1000 // read in one transaction
 
-// Errors of deliveries and suppressions.
-var (
-	ErrNoDay      = errors.New("the day is not in the store")
-	ErrSuppressed = fmt.Errorf("%d addresses are suppressed, which is all that may be", MaxSuppressed)
-)
+// ErrNoDay is the error of a delivery of a day that the store does not have.
+var ErrNoDay = errors.New("the day is not in the store")
 
 // Stage returns how far a day is.
 func (s *Store) Stage(day tlsrpt.Day) (stage tlsrpt.Stage, err error) {
@@ -111,20 +104,13 @@ func (s *Store) PutDeliveries(deliveries ...tlsrpt.Delivery) error {
 
 // Suppress has no reports sent to an address, as report.Destination.Name has it, until a
 // moment; one in the past ends it.
-// ErrSuppressed: there are too many.
 func (s *Store) Suppress(address string, until time.Time) error {
-	now := s.o.Now()
 	return s.update(func(tx *bbolt.Tx) error {
-		list, err := suppressed(tx, now)
+		list, err := suppressed(tx, s.o.Now())
 		if err != nil {
 			return err
 		}
-		if list[address] = until; !until.After(now) {
-			delete(list, address)
-		}
-		if len(list) > MaxSuppressed {
-			return ErrSuppressed
-		}
+		list[address] = until
 		v, err := json.Marshal(list)
 		return errors.Join(err, tx.Bucket(bucketMeta).Put(keySuppressed, v))
 	})
