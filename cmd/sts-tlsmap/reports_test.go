@@ -20,6 +20,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/socketmap"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/store"
 )
 
@@ -149,15 +150,20 @@ func TestTheSocketForTLSReportsThatSystemdPassesIsRead(t *testing.T) {
 	p := startProgram(t, dir, []string{"LISTEN_FDS=3", "LISTEN_FDNAMES=socketmap:tlsrpt:control"}, "-config", file, inet.file, passedDatagrams, unixControl.file)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if h, err := control.NewClient(unixControl.addr).Health(ctx); err != nil || len(h.Troubles) > 0 {
+	client := control.NewClient(unixControl.addr)
+	if h, err := client.Health(ctx); err != nil || len(h.Troubles) > 0 {
 		t.Errorf("got %+v, %v", h.Troubles, err)
 	}
-	written := func() bool { // a batch is in the store's log
-		logs, _ := filepath.Glob(reports + ".log-*")
-		st, err := os.Stat(strings.Join(logs, ""))
-		return err == nil && st.Size() > 0
-	}
-	awaitDone(ctx, t, written)
+	awaitDone(ctx, t, func() bool {
+		sessions := uint64(0)
+		err := client.TLS(ctx, "one.test", func(v reporting.View) error {
+			for _, p := range v.Policies {
+				sessions += p.Summary.Successful + p.Summary.Failed
+			}
+			return nil
+		})
+		return err == nil && sessions == 2
+	})
 	p.stop(t)
 	if n := sessionsOf(t, reports, "one.test"); n != 2 {
 		t.Errorf("%d sessions are stored; want 2\n%s", n, p.stderr.String())
