@@ -150,10 +150,28 @@ func TestMerging2AnyOtherChangeMakesAFetchOfOnesOwnDueAndTheHeldPolicyStays(t *t
 	}
 }
 
+// A domain whose hosts serve two texts under one id would be fetched at each recheck.
+func TestMerging2AnotherTextUnderTheSameIDWaitsForTheNextFetch(t *testing.T) {
+	holding(t, func(t *testing.T, e *fakeEngine, w *world, s *site) {
+		changed := text("enforce", 30*day, "mx1.a.example", "mx2.a.example", "mx3.a.example")
+		w.set(domain, host{id: "1", text: changed})
+		announce(t, e, "1", time.Minute, changed)
+		recheck(t, e, s)
+		if _, fetches := w.asked(domain); fetches != 1 || held(t, s) != "1 enforce [mx1.a.example mx2.a.example]" {
+			t.Errorf("%d fetches, held %s", fetches, held(t, s))
+		}
+		settle(day)
+		if _, fetches := w.asked(domain); fetches != 2 || held(t, s) != "1 enforce [mx1.a.example mx2.a.example mx3.a.example]" {
+			t.Errorf("a day later: %d fetches, held %s", fetches, held(t, s))
+		}
+	})
+}
+
 func TestMerging2AnEnforcedPolicyProtectsAFirstContactWhoseDNSAndPolicyHostAreGone(t *testing.T) {
 	for name, h := range map[string]host{
 		"the same id":    {id: "1", text: "gone", fetchErr: policy.ResultFetch},
-		"no answer":      {recordErr: policy.ResultDNS},
+		"a failure":      {recordErr: policy.ResultDNS},
+		"no answer":      {silent: true},
 		"no record":      {recordErr: policy.ResultNoRecord},
 		"a broken one":   {recordErr: policy.ResultRecordInvalid},
 		"another id and": {id: "2", fetchErr: policy.ResultWebPKI},
@@ -170,6 +188,37 @@ func TestMerging2AnEnforcedPolicyProtectsAFirstContactWhoseDNSAndPolicyHostAreGo
 					t.Errorf("held: %+v", r)
 				}
 			})
+		})
+	}
+}
+
+// The policy of the fleet is answered, as by each relay that holds it; the question goes on
+// behind the lookup, and what it says counts without another lookup.
+func TestMerging2ATXTAnswerThatComesLateLeadsToAFetchOfOnesOwn(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+		announce(t, e, "1", time.Hour, text("enforce", day, "old.a.example"))
+		w.set(domain, host{id: "2", text: text("testing", day, "new.a.example"), slow: 2 * time.Second})
+		begun := time.Now()
+		if got := sites[0].lookup(t, domain); got != "enforce[old.a.example]" || time.Since(begun) > time.Second {
+			t.Errorf("%q after %s", got, time.Since(begun))
+		}
+		settle(5 * time.Second)
+		if got := held(t, sites[0]); got != "2 testing [new.a.example]" {
+			t.Errorf("held: %s", got)
+		}
+	})
+}
+
+func TestMerging2WithoutAPolicyOfTheFleetASlowDNSIsWaitedFor(t *testing.T) {
+	for _, mode := range []string{"", "testing"} {
+		inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+			if mode != "" {
+				announce(t, e, "1", time.Hour, text(mode, day, "mx.a.example"))
+			}
+			w.set(domain, host{id: "1", text: text("enforce", day, "mx.a.example"), slow: 8 * time.Second})
+			if got := sites[0].lookup(t, domain); got != "enforce[mx.a.example]" {
+				t.Errorf("with %q at the engine: answered %q", mode, got)
+			}
 		})
 	}
 }
@@ -228,6 +277,26 @@ func TestMerging2AFailureThatIsRememberedAsksTheEngineOnceAMinute(t *testing.T) 
 		settle(time.Minute)
 		if got := s.lookup(t, domain); got != "enforce[mx.a.example]" {
 			t.Errorf("answered %q", got)
+		}
+	})
+}
+
+// Most domains have no policy: a question a minute for each would be most of what the engine does.
+func TestMerging2ADenialThatIsRememberedDoesNotAskTheEngine(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
+		s := sites[0]
+		w.set(domain, host{recordErr: policy.ResultNoRecord})
+		for range 50 {
+			s.lookup(t, domain)
+			time.Sleep(time.Second) // less than the TTL in all
+		}
+		if asked := s.Stats().Asked; asked != 1 {
+			t.Errorf("the engine was asked %d times", asked)
+		}
+		announce(t, e, "1", time.Second, text("enforce", day, "mx.a.example"))
+		settle(time.Minute)
+		if got := s.lookup(t, domain); got != "enforce[mx.a.example]" {
+			t.Errorf("after the TTL: answered %q", got)
 		}
 	})
 }

@@ -34,7 +34,9 @@ type world struct {
 type host struct {
 	id, text            string
 	recordErr, fetchErr policy.Result
-	hangs               bool // the policy host never answers
+	hangs               bool          // the policy host never answers
+	silent              bool          // the DNS never answers
+	slow                time.Duration // the DNS answers after that
 }
 
 func newWorld() *world {
@@ -73,11 +75,22 @@ func (w *world) total() (records, fetches int) {
 	return records, fetches
 }
 
-func (w *world) Record(_ context.Context, domain string) (policy.Record, time.Duration, error) {
+func (w *world) Record(ctx context.Context, domain string) (policy.Record, time.Duration, error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.records[domain]++
 	h, ok := w.hosts[domain]
+	w.mu.Unlock()
+	wait := h.slow
+	if h.silent {
+		wait, h.recordErr = 10*time.Second, policy.ResultDNS // the resolver's own time-outs
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return policy.Record{}, 0, &policy.Error{Domain: domain, Result: policy.ResultDNS, Err: context.Cause(ctx)}
+	case <-timer.C:
+	}
 	switch {
 	case !ok:
 		return policy.Record{}, 0, &policy.Error{Domain: domain, Result: policy.ResultNoRecord, TTL: time.Minute, Err: errors.New("NXDOMAIN")}

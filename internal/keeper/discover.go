@@ -86,7 +86,9 @@ func (k *Keeper) discover(fl *flight) {
 	if err == nil {
 		return
 	} else if f := fl.found(); f != nil {
-		k.adoptFirst(fl, f)
+		if k.adoptFirst(fl, f); errors.Is(err, errSilent) {
+			k.enqueueAttention(fl.domain) // the question is asked again, without haste
+		}
 	} else if k.remember(fl.domain, unreadable, err); unreadable {
 		fl.err = ErrUnreadable
 	}

@@ -38,8 +38,12 @@ const (
 	LeaseCheck Lease = "c" // look at the TXT record
 )
 
-// errKnown ends a discovery whose TXT record has the id of the fleet's policy.
-var errKnown = errors.New("the fleet has the policy of this id")
+var (
+	// errKnown ends a discovery whose TXT record has the id of the fleet's policy.
+	errKnown = errors.New("the fleet has the policy of this id")
+	// errSilent ends one whose TXT question has no answer yet, while the fleet has a policy.
+	errSilent = errors.New("no answer of the DNS yet; the fleet's policy is taken")
+)
 
 // findFirst asks the fleet for a policy where none is held. Only an enforced one counts:
 // none and testing stop no discovery.

@@ -61,8 +61,9 @@ const (
 	visitsPerSecond  = 500             // due records looked at
 
 	// Of a fleet.
-	fetchLease    = 45 * time.Second // to fetch a policy for all relays
-	askFleetEvery = time.Minute      // for a domain that has failed
+	silentFor     = 700 * time.Millisecond // a first contact waits for the TXT record where the fleet has a policy
+	fetchLease    = 45 * time.Second       // to fetch a policy for all relays
+	askFleetEvery = time.Minute            // for a domain that has failed
 
 	keepExpired = 7 * 24 * time.Hour // an expired policy stays in the store, in case the clock was ahead
 	purgeEvery  = 10 * time.Minute

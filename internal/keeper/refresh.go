@@ -139,10 +139,16 @@ func (k *Keeper) ask(fl *flight, held *cache.Record, within time.Duration) (reco
 		record, recordErr = k.checkRecord(ctx, held)
 	} else {
 		g.limiter = k.lookups
+		silent := time.AfterFunc(silentFor, func() {
+			if fl.found() != nil {
+				end(errSilent)
+			}
+		})
 		if g.arrive, err = k.questions.ask(ctx, fl.domain, g.evict, g.waited); err == nil {
 			defer g.arrive()
 			record, _, err = k.o.Network.Record(ctx, fl.domain)
 		}
+		silent.Stop()
 		if f := fl.found(); f != nil && err == nil {
 			if record.ID == f.ID {
 				err = errKnown

@@ -6,9 +6,11 @@
 package relays
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -147,7 +149,7 @@ func newRelay(t *testing.T, name, address, ca, key string) *relay {
 // configure writes the configuration of a relay that does not run.
 func (r *relay) configure(t *testing.T) {
 	t.Helper()
-	c := testlab.DaemonConfig{CA: r.ca, Tables: fmt.Sprintf("[dns]\nservers = [%q]\ntimeout = \"500ms\"\n[refresh]\nrecheck = \"1s\"\n", router+":53")}
+	c := testlab.DaemonConfig{Listen: "unix:" + r.socket(), CA: r.ca, Tables: fmt.Sprintf("[dns]\nservers = [%q]\n[refresh]\nrecheck = \"1s\"\n", router+":53")}
 	if r.key != "" {
 		c.Tables += fmt.Sprintf("[fleet]\nurl = \"valkey://relay@%s:6379\"\npassword_file = %q\nkey_file = %q\nname = %q\n",
 			engineAt, stage.Path("fleet.password"), r.key, r.name)
@@ -197,6 +199,47 @@ func (r *relay) protects(t *testing.T, domain string) bool {
 		t.Errorf("%s: -query %s: exit code %d, %v\n%s%s", r.name, domain, code, err, out, complaint)
 	}
 	return code == 0
+}
+
+// socket is where the relay's MTA asks.
+func (r *relay) socket() string { return stage.Path(r.name + ".sock") }
+
+// An mta is a connection of Postfix.
+type mta struct {
+	*relay
+	net.Conn
+	in *bufio.Reader
+}
+
+func (r *relay) dial(t *testing.T) *mta {
+	t.Helper()
+	c, err := net.Dial("unix", r.socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &mta{r, c, bufio.NewReader(c)}
+}
+
+func (m *mta) close(t *testing.T) {
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// wantSecure looks a domain up, which must be OK secure, and returns how long that took.
+func (m *mta) wantSecure(t *testing.T, domain string) time.Duration {
+	t.Helper()
+	begun := time.Now()
+	_ = m.SetDeadline(begun.Add(patience)) // the connection is open
+	request := "postfix " + domain
+	if _, err := fmt.Fprintf(m, "%d:%s,", len(request), request); err != nil {
+		t.Fatalf("%s: %v", m.name, err)
+	}
+	reply, err := m.in.ReadString(',')
+	if err != nil || !strings.Contains(reply, ":OK secure match=") {
+		t.Errorf("%s answers %s: %q, %v", m.name, domain, reply, err)
+	}
+	return time.Since(begun)
 }
 
 // since returns the log since mark was called.
