@@ -12,6 +12,15 @@ import (
 
 const maxReadProblems = 20 // that are named
 
+// percent returns a share in words; a small one is not none.
+func percent(n, all uint64) string {
+	share := 100 * float64(n) / float64(max(1, all))
+	if n > 0 && share < 0.1 {
+		return "below 0.1%"
+	}
+	return fmt.Sprintf("%.1f%%", share)
+}
+
 // readReport is -read-report: what reports that others sent say. It needs neither a
 // configuration nor the daemon.
 func (a *app) readReport(context.Context) (int, error) {
@@ -45,8 +54,8 @@ func (a *app) readReport(context.Context) (int, error) {
 	}
 	if !a.flags.json && r.Reports > 0 && err == nil {
 		if err = totals.WriteText(a.stdout); err == nil {
-			_, err = fmt.Fprintf(a.stdout, "reports: %d, and %d duplicates, in %d files and messages; sessions: %d, %d failed (%.3g%%)\n",
-				r.Reports, r.Duplicates, r.Inputs, totals.Sessions, totals.Failed, 100*float64(totals.Failed)/float64(max(1, totals.Sessions)))
+			_, err = fmt.Fprintf(a.stdout, "reports: %d; duplicates: %d; files and messages: %d; sessions: %d, %d failed (%s)\n",
+				r.Reports, r.Duplicates, r.Inputs, totals.Sessions, totals.Failed, percent(totals.Failed, totals.Sessions))
 		}
 	}
 	switch {

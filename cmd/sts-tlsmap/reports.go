@@ -15,15 +15,19 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/tlsrpt/reporting"
 )
 
-// views calls each with the days of a domain, or of all. With -json it prints them.
-func (a *app) views(ctx context.Context, domain string, each func(reporting.View)) error {
-	return a.client.TLS(ctx, domain, func(v reporting.View) error {
+// views calls each with the days of a domain, or of all. With -json it prints them. The code
+// is exitNotFound if there are none.
+func (a *app) views(ctx context.Context, domain string, each func(reporting.View)) (code int, err error) {
+	code = exitNotFound
+	err = a.client.TLS(ctx, domain, func(v reporting.View) error {
+		code = exitDone
 		if a.flags.json {
 			return text.WriteJSON(a.stdout, v)
 		}
 		each(v)
 		return nil
 	})
+	return code, err
 }
 
 // table prints rows of cells, tab-separated, in columns. Without rows it says that there are none.
@@ -43,7 +47,7 @@ func (a *app) tls(ctx context.Context) (int, error) {
 	case len(a.flags.args) == 1:
 		return a.tlsOf(ctx, a.flags.args[0])
 	case a.flags.json:
-		return exitDone, a.views(ctx, "", nil)
+		return a.views(ctx, "", nil)
 	}
 	o, err := a.client.Destinations(ctx)
 	if err != nil {
@@ -82,7 +86,7 @@ func (a *app) tlsOf(ctx context.Context, arg string) (int, error) {
 		return 0, err
 	}
 	var rows []string
-	err = a.views(ctx, domain, func(v reporting.View) {
+	code, err := a.views(ctx, domain, func(v reporting.View) {
 		for _, p := range v.Policies {
 			all := p.Summary.Successful + p.Summary.Failed
 			policy := text.Printable(strings.Join(append([]string{string(p.Policy.Type)}, p.Policy.Strings...), ", "))
@@ -94,7 +98,7 @@ func (a *app) tlsOf(ctx context.Context, arg string) (int, error) {
 		}
 	})
 	if err != nil || a.flags.json {
-		return exitDone, err
+		return code, err
 	}
 	return a.table("DAY\tPOLICY\tFAILED\tSESSIONS\tWHAT", rows, "no TLS session with "+domain+" is known")
 }
@@ -123,7 +127,7 @@ func (a *app) report(ctx context.Context) (int, error) {
 		return a.reportOf(ctx)
 	}
 	var rows []string
-	err := a.views(ctx, "", func(v reporting.View) {
+	code, err := a.views(ctx, "", func(v reporting.View) {
 		var failed, sessions uint64
 		for _, p := range v.Policies {
 			failed, sessions = failed+p.Summary.Failed, sessions+p.Summary.Successful+p.Summary.Failed
@@ -141,7 +145,7 @@ func (a *app) report(ctx context.Context) (int, error) {
 		}
 	})
 	if err != nil || a.flags.json {
-		return exitDone, err
+		return code, err
 	}
 	return a.table("DAY\tDOMAIN\tFAILED\tSESSIONS\tSTATE\tTO", rows, "no TLS session is known")
 }

@@ -85,10 +85,11 @@ func (r *Reader) folder(root string) {
 	})
 }
 
-// gzipMagic begins a compressed text, and blanks may precede JSON, a byte order mark too.
+// gzipMagic begins a compressed text, and blanks may precede JSON.
 const (
-	gzipMagic = "\x1f\x8b"
-	blanks    = "\ufeff \t\r\n"
+	gzipMagic     = "\x1f\x8b"
+	byteOrderMark = "\ufeff" // of UTF-8
+	blanks        = byteOrderMark + " \t\r\n"
 )
 
 // Stream reads what is in a file, in any of the forms.
@@ -96,10 +97,16 @@ func (r *Reader) Stream(place string, in io.Reader) {
 	b := bufio.NewReader(in)
 	start, err := b.Peek(512)
 	r.left = maxJSON
+	if rest, marked := bytes.CutPrefix(start, []byte(byteOrderMark)); marked {
+		start = rest
+		_, _ = b.Discard(len(byteOrderMark))
+	}
 	switch {
 	case err != nil && err != io.EOF:
 		r.problem(place, err)
 		return
+	case bytes.HasPrefix(start, []byte("\xff\xfe")), bytes.HasPrefix(start, []byte("\xfe\xff")):
+		r.problem(place, errors.New("it is in UTF-16; convert it to UTF-8 first"))
 	case bytes.HasPrefix(start, []byte(fromLine)):
 		r.mbox(place, b)
 		return

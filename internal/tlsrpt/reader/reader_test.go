@@ -114,6 +114,24 @@ func TestADuplicateIsCountedOnce(t *testing.T) {
 	}
 }
 
+func TestFilesAreUTF8WithOrWithoutAByteOrderMark(t *testing.T) {
+	google := corpus(t)[0]
+	numbered := strings.Replace(google.json, `"report-id":"2026-11-29T00:00:00Z_example.com"`, `"report-id":20261129`, 1)
+	r := newReading()
+	for _, text := range []string{google.json, google.mail, mbox(google.mail), numbered} {
+		r.Stream("f", strings.NewReader("\ufeff"+text))
+	}
+	if r.Reports != 2 || r.Duplicates != 2 || r.Inputs != 4 || len(r.problems) > 0 {
+		t.Errorf("%d reports, %d duplicates, %d inputs, %q", r.Reports, r.Duplicates, r.Inputs, r.problems)
+	}
+	for _, text := range []string{"\xff\xfe{\x00}\x00", "\xfe\xff\x00{\x00}"} {
+		r := newReading()
+		if r.Stream("f", strings.NewReader(text)); len(r.problems) != 1 || !strings.Contains(r.problems[0], "UTF-16") {
+			t.Errorf("%q: %q", text, r.problems)
+		}
+	}
+}
+
 // In an mbox, the messages before and after a broken one are read, and the place is told.
 func TestABrokenReportIsToldWithItsPlaceAndTheRestIsRead(t *testing.T) {
 	c := corpus(t)

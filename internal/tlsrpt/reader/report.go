@@ -16,8 +16,8 @@ type Report struct {
 		End   string `json:"end-datetime"`
 	} `json:"date-range"`
 	Contact  json.RawMessage `json:"contact-info,omitempty"`
-	ID       string          `json:"report-id"`
-	Policies List[Result]    `json:"policies"` // nil: it is no TLS report
+	ID       json.RawMessage `json:"report-id,omitempty"` // some senders have a number
+	Policies List[Result]    `json:"policies"`            // nil: it is no TLS report
 }
 
 // A Result is what is said of one policy.
