@@ -16,20 +16,37 @@ var update = flag.Bool("update", false, "write the tables of docs/mail-waits.md"
 
 const page = "../../docs/mail-waits.md"
 
+// logged are messages of Postfix that are only in its log, and the names of their causes.
+var logged = [][2]string{
+	{"self-signed certificate", "certificate"},
+	{"certificate has expired", "certificate"},
+	{"certificate not yet valid", "certificate"},
+	{"hostname mismatch", "certificate"},
+	{"untrusted issuer", "certificate"},
+	{"does not match STS MX pattern", "unlisted"},
+	{"policy table lookup error", "no-policy"},
+	{"no matching DANE TLSA records", "dane"},
+}
+
 // tables are the sections of the page that the code has, too.
 func tables() string {
 	var b strings.Builder
 	b.WriteString("## The messages\n\nPart of the message is enough. ID is the queue id of a message, and\nMTA is postfix or exim.\n\n| message | from | cause |\n|---|---|---|\n")
 	var causes []*waiting.Cause
-	for _, k := range waiting.Table {
+	row := func(text, from, cause string) {
+		fmt.Fprintf(&b, "| `%s` | %s | [%s](#%[3]s) |\n", strings.TrimSpace(text), from, cause)
+	}
+	for i, k := range waiting.Table {
 		from := k.MTA
-		switch {
-		case k.Log:
-			from += ", log"
-		case k.MTA == waiting.Daemon:
+		if k.MTA == waiting.Daemon {
 			from += ": Exim's queue, Postfix's log"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | [%s](#%[3]s) |\n", strings.TrimSpace(k.Text), from, k.Cause.Name)
+		row(k.Text, from, k.Cause.Name)
+		if k.MTA == waiting.Postfix && waiting.Table[i+1].MTA != waiting.Postfix {
+			for _, l := range logged {
+				row(l[0], "Postfix, log", l[1])
+			}
+		}
 		if !slices.Contains(causes, k.Cause) {
 			causes = append(causes, k.Cause)
 		}

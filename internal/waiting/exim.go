@@ -57,7 +57,7 @@ func ReadExim(queue io.Reader, spool fs.FS, now time.Time) (*Queue, error) {
 
 // eximDelays returns the last reason why each address of a message waits. A log that
 // is not there has no reasons: the message was not tried yet, or message_logs is off.
-func eximDelays(spool fs.FS, id string, waits map[string]bool) ([]delay, error) {
+func eximDelays(spool fs.FS, id string, waits map[string]bool) (map[string]string, error) {
 	log, err := spool.Open("msglog/" + id)
 	if errors.Is(err, fs.ErrNotExist) { // split_spool_directory
 		log, err = spool.Open("msglog/" + id[5:6] + "/" + id)
@@ -65,16 +65,14 @@ func eximDelays(spool fs.FS, id string, waits map[string]bool) ([]delay, error) 
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading a message log: %w", err)
-	}
-	defer log.Close()
-	if st, err := log.Stat(); err == nil && st.Size() > maxLog {
+	var lines []byte
+	if err == nil {
+		defer log.Close()
 		if s, ok := log.(io.Seeker); ok {
-			s.Seek(-maxLog, io.SeekEnd)
+			_, _ = s.Seek(-maxLog, io.SeekEnd) // in a shorter one it changes nothing
 		}
+		lines, err = io.ReadAll(io.LimitReader(log, maxLog))
 	}
-	lines, err := io.ReadAll(io.LimitReader(log, maxLog))
 	if err != nil {
 		return nil, fmt.Errorf("reading a message log: %w", err)
 	}
@@ -84,18 +82,12 @@ func eximDelays(spool fs.FS, id string, waits map[string]bool) ([]delay, error) 
 		if m == nil {
 			continue
 		}
-		address := strings.ToLower(m[1])
-		reason := strings.TrimSpace(m[3]) + m[4]
-		if !waits[address] && !waits[strings.ToLower(m[2])] || putsOff(reason) && last[address] != "" {
+		address, reason := strings.ToLower(m[1]), strings.TrimSpace(m[3])+m[4]
+		putOff := strings.Contains(reason, "retry time not reached")
+		if !waits[address] && !waits[strings.ToLower(m[2])] || putOff && last[address] != "" {
 			continue // it went out since, or the earlier reason says more
 		}
 		last[address] = reason
 	}
-	var delays []delay
-	for address, reason := range last {
-		delays = append(delays, delay{address, reason})
-	}
-	return delays, nil
+	return last, nil
 }
-
-func putsOff(reason string) bool { return strings.Contains(reason, "retry time not reached") }

@@ -74,11 +74,10 @@ const (
 	Daemon  = "sts-tlsmap" // its replies, in Postfix's log and in Exim's
 )
 
-// A Known is a text that an MTA gives for mail that waits.
+// A Known is a text that an MTA has in its queue for mail that waits.
 type Known struct {
 	MTA   string
 	Text  string // part of the message
-	Log   bool   // only in the log, not in the queue
 	Cause *Cause
 }
 
@@ -86,51 +85,43 @@ type Known struct {
 // with Debian's Postfix 3.7, 3.10 and 3.11 or Exim 4.96, 4.98 and 4.100, or stands in
 // this program, unless it says "read".
 var Table = []Known{
-	{Postfix, "Server certificate not verified", false, certificate},
-	{Postfix, "self-signed certificate", true, certificate},
-	{Postfix, "certificate has expired", true, certificate},
-	{Postfix, "certificate not yet valid", true, certificate},
-	{Postfix, "hostname mismatch", true, certificate},
-	{Postfix, "untrusted issuer", true, certificate},
-	{Postfix, "TLS is required, but was not offered by host", false, noTLS},
-	{Postfix, "refused to start TLS: ", false, handshake},
-	{Postfix, "Cannot start TLS: handshake failure", false, handshake},
-	{Postfix, "server unavailable or unable to receive mail", false, unlisted},
-	{Postfix, "does not match STS MX pattern", true, unlisted},
-	{Postfix, "client TLS configuration problem", false, noReply},
-	{Postfix, "policy table lookup error", true, noReply},
-	{Postfix, "no TLSA records found", false, byDANE},
-	{Postfix, "non DNSSEC destination", false, byDANE},
-	{Postfix, "TLSA lookup error for", false, byDANE},
-	{Postfix, "no matching DANE TLSA records", true, byDANE},
+	{Postfix, "Server certificate not verified", certificate},
+	{Postfix, "TLS is required, but was not offered by host", noTLS},
+	{Postfix, "refused to start TLS: ", handshake},
+	{Postfix, "Cannot start TLS: handshake failure", handshake},
+	{Postfix, "server unavailable or unable to receive mail", unlisted},
+	{Postfix, "client TLS configuration problem", noReply},
+	{Postfix, "no TLSA records found", byDANE},
+	{Postfix, "non DNSSEC destination", byDANE},
+	{Postfix, "TLSA lookup error for", byDANE},
 
-	{Exim, "The certificate differs", false, byDANE},
-	{Exim, "DANE attempt failed", false, byDANE},
-	{Exim, "DANE error: tlsa lookup", false, byDANE},
-	{Exim, "(certificate verification failed)", false, certificate},
-	{Exim, "certificate verify failed", false, certificate}, // read: Exim with OpenSSL
-	{Exim, "a TLS session is required, but the server did not offer TLS support", false, noTLS},
-	{Exim, "a TLS session is required, but an attempt to start TLS failed", false, handshake},
-	{Exim, "TLS session: (", false, handshake},
-	{Exim, "lookup failed for all hosts in sts_tlsmap router", false, noHost},
-	{Exim, "R=sts_tlsmap defer: host lookup for", false, dnsFails},
-	{Exim, "R=sts_tlsmap T=sts_tlsmap_smtp defer: retry time not reached", false, putOff},
-	{Exim, "sts-tlsmap does not answer", false, noAnswer},
+	{Exim, "The certificate differs", byDANE},
+	{Exim, "DANE attempt failed", byDANE},
+	{Exim, "DANE error: tlsa lookup", byDANE},
+	{Exim, "(certificate verification failed)", certificate},
+	{Exim, "certificate verify failed", certificate}, // read: Exim with OpenSSL
+	{Exim, "a TLS session is required, but the server did not offer TLS support", noTLS},
+	{Exim, "a TLS session is required, but an attempt to start TLS failed", handshake},
+	{Exim, "TLS session: (", handshake},
+	{Exim, "lookup failed for all hosts in sts_tlsmap router", noHost},
+	{Exim, "R=sts_tlsmap defer: host lookup for", dnsFails},
+	{Exim, "R=sts_tlsmap T=sts_tlsmap_smtp defer: retry time not reached", putOff},
+	{Exim, "sts-tlsmap does not answer", noAnswer},
 
-	{Daemon, "unknown map", false, unknownMap},
-	{Daemon, "stored MTA-STS policy is damaged and could not be fetched again yet", false, damaged},
-	{Daemon, "could not find out whether DANE protects the domain", false, dnsFails},
-	{Daemon, "its MX hosts could not be looked up", false, dnsFails},
-	{Daemon, "this relay could not look for an MTA-STS policy", false, ourFault},
-	{Daemon, "MTA-STS lookup broke off", false, ourFault},
-	{Daemon, "policy lists no usable MX host name", false, noUsable},
-	{Daemon, "policy is too long for a reply", false, noUsable},
-	{Daemon, "none of its MX hosts is listed in its policy", false, unlisted},
-	{Daemon, "none of its MX records names a host", false, noHost},
-	{Daemon, "the DNS says that it takes no mail (null MX), but its policy is enforced", false, noHost},
-	{Daemon, "the DNS says that it does not exist, but its policy is enforced", false, noHost},
+	{Daemon, "unknown map", unknownMap},
+	{Daemon, "stored MTA-STS policy is damaged and could not be fetched again yet", damaged},
+	{Daemon, "could not find out whether DANE protects the domain", dnsFails},
+	{Daemon, "its MX hosts could not be looked up", dnsFails},
+	{Daemon, "this relay could not look for an MTA-STS policy", ourFault},
+	{Daemon, "MTA-STS lookup broke off", ourFault},
+	{Daemon, "policy lists no usable MX host name", noUsable},
+	{Daemon, "policy is too long for a reply", noUsable},
+	{Daemon, "none of its MX hosts is listed in its policy", unlisted},
+	{Daemon, "none of its MX records names a host", noHost},
+	{Daemon, "the DNS says that it takes no mail (null MX), but its policy is enforced", noHost},
+	{Daemon, "the DNS says that it does not exist, but its policy is enforced", noHost},
 
-	{Exim, "R=sts_tlsmap_ask defer", false, eximAsks}, // any other
+	{Exim, "R=sts_tlsmap_ask defer", eximAsks}, // any other
 }
 
 // causeOf returns the cause of a message in the queue of an MTA; nil if it has nothing
@@ -140,8 +131,7 @@ func causeOf(mta, message string) *Cause {
 		message, _, _ = strings.Cut(message, quote) // the host's own words may be anything
 	}
 	for _, k := range Table {
-		ours := k.MTA == Daemon && (mta == Daemon || mta == Exim)
-		if (k.MTA == mta || ours) && strings.Contains(message, k.Text) {
+		if (k.MTA == mta || k.MTA == Daemon && mta == Exim) && strings.Contains(message, k.Text) {
 			return k.Cause
 		}
 	}

@@ -2,6 +2,7 @@ package waiting
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,8 +16,8 @@ var ourMap = regexp.MustCompile(`socketmap:[^\s,]+:([^\s,:]+)`)
 
 // ReadPostfix reads the output of "postqueue -j", a JSON object for each message.
 // settings is the output of "postconf -h smtp_tls_policy_maps relayhost".
-func ReadPostfix(queue io.Reader, settings string) (*Queue, error) {
-	q := &Queue{MTA: Postfix, byCause: make(map[groupKey]*Group)}
+func ReadPostfix(queue io.Reader, settings string) (q *Queue, err error) {
+	q = &Queue{MTA: Postfix, byCause: make(map[groupKey]*Group)}
 	maps, relay, _ := strings.Cut(settings, "\n")
 	if m := ourMap.FindStringSubmatch(maps); m != nil {
 		q.maps = m[1]
@@ -33,18 +34,18 @@ func ReadPostfix(queue io.Reader, settings string) (*Queue, error) {
 				Reason  string `json:"delay_reason"`
 			}
 		}
-		if err := json.Unmarshal(lines.Bytes(), &m); err != nil {
-			return nil, fmt.Errorf("reading the output of postqueue -j: %w", err)
+		if err = json.Unmarshal(lines.Bytes(), &m); err != nil {
+			break
 		}
-		var delays []delay
+		delays := make(map[string]string)
 		for _, r := range m.Recipients {
 			if r.Reason != "" {
-				delays = append(delays, delay{r.Address, r.Reason})
+				delays[r.Address] = r.Reason
 			}
 		}
 		q.add(m.ID, time.Unix(m.Arrived, 0), delays)
 	}
-	if err := lines.Err(); err != nil {
+	if err = cmp.Or(err, lines.Err()); err != nil {
 		return nil, fmt.Errorf("reading the output of postqueue -j: %w", err)
 	}
 	return q, nil

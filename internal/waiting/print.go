@@ -9,8 +9,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-const lineWidth = 79
-
 // WriteText writes what waits in words.
 func (q *Queue) WriteText(w io.Writer, now time.Time) error {
 	b := bufio.NewWriter(w)
@@ -19,11 +17,10 @@ func (q *Queue) WriteText(w io.Writer, now time.Time) error {
 		total += g.Messages
 		g.write(b, now)
 	}
-	switch {
-	case total == 0:
-		fmt.Fprintf(b, "No mail in %s's queue waits because of TLS or of sts-tlsmap.", q.MTA)
-	default:
+	if total > 0 {
 		fmt.Fprintf(b, "In all: %s for these reasons.", waits(total))
+	} else {
+		fmt.Fprintf(b, "No mail in %s's queue waits because of TLS or of sts-tlsmap.", q.MTA)
 	}
 	if q.Left > 0 {
 		fmt.Fprintf(b, " %s for such reasons and had no room above.", waits(q.Left))
@@ -53,7 +50,7 @@ func (g *Group) write(b *bufio.Writer, now time.Time) {
 	}
 	fmt.Fprintf(b, "%s: %s, %s\n", name, waits(g.Messages), since)
 	row := func(label, value string) {
-		for _, line := range text.Wrap(text.Printable(value), lineWidth-12) {
+		for _, line := range text.Wrap(text.Printable(value), 79-12) {
 			fmt.Fprintf(b, "  %-9s %s\n", label, line)
 			label = ""
 		}

@@ -19,17 +19,13 @@ import (
 var ErrNoMTA = errors.New("no postconf and no exim found: is the MTA on this machine?")
 
 // Read reads the queue of the MTA of this machine.
-func Read(ctx context.Context, now time.Time) (q *Queue, err error) {
+func Read(ctx context.Context, now time.Time) (*Queue, error) {
 	if path, err := recipe.FindPostconf(); err == nil {
 		settings, err := exec.CommandContext(ctx, path, "-h", "smtp_tls_policy_maps", "relayhost").Output()
 		if err != nil {
 			return nil, fmt.Errorf("reading Postfix's settings: %w", err)
 		}
-		err = run(ctx, func(out io.Reader) (err error) {
-			q, err = ReadPostfix(out, string(settings))
-			return err
-		}, strings.TrimSuffix(path, "conf")+"queue", "-j")
-		return q, err
+		return run(ctx, func(out io.Reader) (*Queue, error) { return ReadPostfix(out, string(settings)) }, strings.TrimSuffix(path, "conf")+"queue", "-j")
 	}
 	path, err := recipe.FindExim()
 	if err != nil {
@@ -43,15 +39,11 @@ func Read(ctx context.Context, now time.Time) (q *Queue, err error) {
 	if _, err := os.ReadDir(folder + "/msglog"); err != nil { // else nothing would seem to wait
 		return nil, fmt.Errorf("reading Exim's message logs: %w", err)
 	}
-	err = run(ctx, func(out io.Reader) (err error) {
-		q, err = ReadExim(out, os.DirFS(folder), now)
-		return err
-	}, path, "-bpru")
-	return q, err
+	return run(ctx, func(out io.Reader) (*Queue, error) { return ReadExim(out, os.DirFS(folder), now) }, path, "-bpru")
 }
 
 // run runs a program and reads its output as it comes.
-func run(ctx context.Context, read func(io.Reader) error, path string, args ...string) error {
+func run(ctx context.Context, read func(io.Reader) (*Queue, error), path string, args ...string) (*Queue, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := exec.CommandContext(ctx, path, args...)
@@ -62,9 +54,9 @@ func run(ctx context.Context, read func(io.Reader) error, path string, args ...s
 		err = c.Start()
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	failed := read(out)
+	q, failed := read(out)
 	if failed != nil {
 		cancel() // it may have more to write
 	}
@@ -72,5 +64,5 @@ func run(ctx context.Context, read func(io.Reader) error, path string, args ...s
 		first, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
 		failed = fmt.Errorf("%s %s: %w: %s", path, strings.Join(args, " "), err, text.Printable(first))
 	}
-	return failed
+	return q, failed
 }

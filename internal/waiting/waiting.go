@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/control"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/dane"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/mta"
+	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
@@ -66,19 +68,17 @@ type groupKey struct {
 	cause  *Cause
 }
 
-// A delay is why one recipient's mail waits.
-type delay struct{ recipient, reason string }
-
-// add counts one message.
-func (q *Queue) add(id string, arrived time.Time, delays []delay) {
+// add counts one message. delays are the reasons why it waits, by recipient.
+func (q *Queue) add(id string, arrived time.Time, delays map[string]string) {
 	found, full := false, false
-	for _, d := range delays {
-		cause := causeOf(q.MTA, d.reason)
+	for _, recipient := range slices.Sorted(maps.Keys(delays)) {
+		reason := delays[recipient]
+		cause := causeOf(q.MTA, reason)
 		if cause == nil {
 			continue
 		}
 		found = true
-		domain, named := policyDomain(cmp.Or(q.relay, d.recipient[strings.LastIndexByte(d.recipient, '@')+1:]))
+		domain, named := policyDomain(cmp.Or(q.relay, recipient[strings.LastIndexByte(recipient, '@')+1:]))
 		key := groupKey{domain, cause}
 		g := q.byCause[key]
 		if g == nil {
@@ -92,7 +92,7 @@ func (q *Queue) add(id string, arrived time.Time, delays []delay) {
 			g.Messages, g.last = g.Messages+1, id
 		}
 		if g.Reason == "" || !arrived.After(g.Oldest) {
-			g.Oldest, g.ID, g.Reason = arrived, id, text.Cut(d.reason, maxReason)
+			g.Oldest, g.ID, g.Reason = arrived, id, text.Cut(reason, maxReason)
 		}
 	}
 	switch {
@@ -215,7 +215,11 @@ func (g *Group) compare(ctx context.Context, s Source) bool {
 		g.Policy = "DANE protects the domain; sts-tlsmap does not override DANE, and -exempt does not end it"
 		g.Steps = slices.DeleteFunc(g.Steps, func(s Step) bool { return s == exempt })
 	case e != nil && s.enforced(e.Mode) && e.Expires.After(s.Now):
-		g.Policy = fmt.Sprintf("%s, until %s, for %s", e.Mode, text.Moment(e.Expires, s.Now), listed(e.Policy))
+		listed := ""
+		if p, err := policy.Parse([]byte(e.Policy)); err == nil {
+			listed = ", for " + text.Cut(strings.Join(p.MX, ", "), maxReason)
+		}
+		g.Policy = fmt.Sprintf("%s, until %s%s", e.Mode, text.Moment(e.Expires, s.Now), listed)
 	case g.cause == unlisted && g.MTA == Postfix:
 		return false // Postfix says this of any host that it could not use
 	default:
@@ -248,17 +252,6 @@ func (q *Queue) Probed(domain, found string) {
 // enforced reports whether a policy of that mode is enforced by a map of the daemon.
 func (s *Source) enforced(mode string) bool {
 	return mode == "enforce" || mode == "testing" && slices.ContainsFunc(s.Maps, func(m mta.Map) bool { return m.Testing })
-}
-
-// listed returns the MX patterns of a policy in words.
-func listed(policy string) string {
-	var mx []string
-	for line := range strings.Lines(policy) {
-		if value, ok := strings.CutPrefix(line, "mx:"); ok {
-			mx = append(mx, strings.TrimSpace(value))
-		}
-	}
-	return text.Cut(strings.Join(mx, ", "), maxReason)
 }
 
 // finish fills in the commands. After an exemption the mail goes out at the MTA's next

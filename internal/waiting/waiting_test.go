@@ -214,7 +214,7 @@ func deferred(domain, reason string) string {
 func TestTheCommandsFitWhatTheDaemonHolds(t *testing.T) {
 	const ours = "socketmap:inet:127.0.0.1:8461:postfix\n\n"
 	entry := func(mode string, until time.Time) control.Held {
-		return control.Held{Entry: &control.Entry{Mode: mode, Expires: until, Policy: "mx: a\nmx: b\nmx: c\nmx: d\n"}}
+		return control.Held{Entry: &control.Entry{Mode: mode, Expires: until, Policy: "version: STSv1\nmode: " + mode + "\nmx: a.test\nmx: b.test\nmx: *.c.test\nmax_age: 604800\n"}}
 	}
 	for _, tt := range []struct {
 		name, reason, settings string
@@ -229,7 +229,7 @@ func TestTheCommandsFitWhatTheDaemonHolds(t *testing.T) {
 		commands []string
 	}{
 		{name: "enforced", reason: "Server certificate not verified", held: entry("enforce", now.Add(time.Hour)),
-			cause: "certificate", policy: "for a, b, c, d",
+			cause: "certificate", policy: "for a.test, b.test, *.c.test",
 			commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -exempt x.test -for 4h", "postqueue -i 67514CF"}},
 		{name: "expired", reason: "Server certificate not verified", held: entry("enforce", now.Add(-time.Hour)),
 			cause: "certificate", policy: "none enforced", commands: []string{"sts-tlsmap -probe x.test", "sts-tlsmap -explain x.test"}},
