@@ -245,7 +245,7 @@ func (a *app) checkMTA(ctx context.Context) (dane bool) {
 		}
 	}
 	if len(all) == 0 {
-		a.find(stateNote, "MTA", "no Postfix or Exim was found on this machine, so -check cannot tell whether one asks the daemon", "")
+		a.find(stateNote, "MTA", "no Postfix or Exim was found on this machine (sendmail is not looked at), so -check cannot tell whether one asks the daemon", "")
 	}
 	return dane
 }

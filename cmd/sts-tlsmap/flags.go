@@ -57,7 +57,7 @@ var modes = []mode{
 		"server does; with -exempt, -forget and -refresh: at\n" +
 		"all relays"},
 	{"fleet-key", "", 0, 0, (*app).fleetKey, "print a new key for the relays of a fleet"},
-	{"recipe", "postfix|exim", 1, 1, (*app).recipe, "print the configuration that the installed MTA needs"},
+	{"recipe", "postfix|exim|sendmail", 1, 1, (*app).recipe, "print the configuration that the MTA needs"},
 	{"version", "", 0, 0, nil, "print the version"},
 }
 

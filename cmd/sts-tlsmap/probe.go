@@ -80,6 +80,8 @@ func (a *app) prober(ctx context.Context, sparing bool) (*probe.Prober, error) {
 		ehlo = cmp.Or(p.Settings["myhostname"], ehlo)
 	} else if _, err := recipe.FindExim(); err == nil {
 		name = "exim"
+	} else if _, err := recipe.FindSendmail(); err == nil {
+		name = "sts"
 	}
 	name = cmp.Or(a.flags.mapName, name)
 	i := mta.Find(a.cfg.Maps, name)

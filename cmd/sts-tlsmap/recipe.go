@@ -14,8 +14,9 @@ import (
 
 // recipes are the MTAs that -recipe knows, and what makes the text.
 var recipes = map[string]func(ctx context.Context, d recipe.Daemon) (fmt.Stringer, error){
-	"exim":    eximRecipe,
-	"postfix": postfixRecipe,
+	"exim":     eximRecipe,
+	"postfix":  postfixRecipe,
+	"sendmail": sendmailRecipe,
 }
 
 const whereToRun = "run this on the machine that has it, with that machine's configuration of sts-tlsmap"
@@ -61,4 +62,17 @@ func eximRecipe(ctx context.Context, d recipe.Daemon) (fmt.Stringer, error) {
 		return nil, hint(err, "run this as root, and see what it says: %s -bP config", path)
 	}
 	return recipe.Exim(c, os.DirFS("/"), d)
+}
+
+func sendmailRecipe(ctx context.Context, d recipe.Daemon) (fmt.Stringer, error) {
+	path, err := recipe.FindSendmail()
+	if err != nil {
+		return nil, hint(err, whereToRun)
+	}
+	root := os.DirFS("/")
+	c, err := recipe.ReadSendmail(ctx, path, root)
+	if err != nil {
+		return nil, hint(err, "see what it says: %s -bt -d0.13", path)
+	}
+	return recipe.Sendmail(c, root, d)
 }

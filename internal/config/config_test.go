@@ -146,6 +146,7 @@ func TestEveryKeyIsTaken(t *testing.T) {
 			{Name: "postfix-dane", Format: "postfix", Servername: true, Enforce: true},
 			{Name: "postfix-dane-tlsrpt", Format: "postfix", DANE: true, TLSRPT: true, Servername: true, Enforce: true},
 			{Name: "exim", Format: "exim", Servername: true, Enforce: true},
+			{Name: "sts", Format: "sendmail", Servername: true, Enforce: true},
 			{Name: "rehearsal", Format: "postfix", TLSRPT: true},
 			{Name: "zrelay", Format: "exim", Servername: true, Enforce: true},
 		},
@@ -234,7 +235,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"a map with a space", "[map.\"a b\"]\nenforce = true", "is not the name of a map"},
 		{"a key of a map", "[map.x]\nenforced = true", "f.toml:2: map.x.enforced: there is no such key; did you mean map.x.enforce?"},
 		{"testing as a truth", "[map.x]\ntesting = true", `f.toml:2: map.x.testing: is true; expected "off" or "enforce"`},
-		{"a bad format", "[map.x]\nformat = \"qmail\"", `f.toml:2: map.x.format: is "qmail"; expected "postfix" or "exim"`},
+		{"a bad format", "[map.x]\nformat = \"qmail\"", `f.toml:2: map.x.format: is "qmail"; expected "postfix" or "exim" or "sendmail"`},
 		{"dane in quotes", "[map.x]\ndane = \"yes\"", `f.toml:2: map.x.dane: is "yes"; expected true or false`},
 		{"DANE for Exim", "[map.x]\nformat = \"exim\"\ndane = true", `f.toml:1: map.x: dane does not go with format "exim"`},
 		{"a way of mail that there is not", "[tlsrpt]\nsubmit = \"lmtp:/x\"", `f.toml:2: tlsrpt.submit: is "lmtp:/x"; expected "smtp:HOST:PORT"`},
@@ -368,15 +369,15 @@ func TestTheNumberOfMapsIsBounded(t *testing.T) {
 }
 
 func TestATableNamedLikeAnAliasStartsFromTheAliasedMap(t *testing.T) {
-	c, err := config.Parse("f", []byte("[map.query]\nenforce = false\n[map.postfix-dane]\ntesting = \"enforce\"\n[map.sts]\nservername = false\n"))
+	c, err := config.Parse("f", []byte("[map.query]\nenforce = false\n[map.postfix-dane]\ntesting = \"enforce\"\n[map.STS]\nenforce = false\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []mta.Map{
+		{Name: "STS", Format: "sendmail", Servername: true},
 		{Name: "query", Format: "postfix", DANE: true, Servername: true, Testing: true},
-		{Name: "sts", Format: "postfix", Enforce: true},
 	}
-	if got := c.Maps[5:]; !reflect.DeepEqual(got, want) {
+	if got := c.Maps[6:]; !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 }

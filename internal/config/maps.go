@@ -24,7 +24,7 @@ func mapKeys(table string, m *mta.Map, testing *string) []key {
 		return key{table + "." + name, reflect.ValueOf(field).Elem(), tag}
 	}
 	return []key{
-		at("format", &m.Format, `is:"postfix exim"`),
+		at("format", &m.Format, `is:"postfix exim sendmail"`),
 		at("dane", &m.DANE, ""),
 		at("tlsrpt", &m.TLSRPT, ""),
 		at("servername", &m.Servername, ""),

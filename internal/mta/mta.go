@@ -13,8 +13,9 @@ import (
 
 // The formats of a reply.
 const (
-	FormatPostfix = "postfix" // a TLS policy for smtp_tls_policy_maps
-	FormatExim    = "exim"    // a list of hosts for a manualroute's route_data
+	FormatPostfix  = "postfix"  // a TLS policy for smtp_tls_policy_maps
+	FormatExim     = "exim"     // a list of hosts for a manualroute's route_data
+	FormatSendmail = "sendmail" // Postfix's, as FEATURE(sts) reads it
 )
 
 // MaxName bounds a map's name, in bytes.
@@ -23,7 +24,7 @@ const MaxName = 64
 // A Map is what an MTA can do, under the name that it asks with.
 type Map struct {
 	Name       string `json:"name"`
-	Format     string `json:"format"`     // FormatPostfix or FormatExim
+	Format     string `json:"format"`     // FormatPostfix, FormatExim or FormatSendmail
 	DANE       bool   `json:"dane"`       // DANE goes first where it protects the domain (FormatPostfix only)
 	TLSRPT     bool   `json:"tlsrpt"`     // the reply carries the policy's attributes (Postfix 3.10 and later)
 	Servername bool   `json:"servername"` // the reply asks for SNI (RFC 8461, 7.1); no effect with FormatExim
@@ -44,13 +45,14 @@ func Builtin() []Map {
 		{Name: "postfix-dane", Format: FormatPostfix, Servername: true, Enforce: true, DANE: true},
 		{Name: "postfix-dane-tlsrpt", Format: FormatPostfix, Servername: true, Enforce: true, DANE: true, TLSRPT: true},
 		{Name: "exim", Format: FormatExim, Servername: true, Enforce: true},
+		{Name: "sts", Format: FormatSendmail, Servername: true, Enforce: true},
 	}
 }
 
-// aliases are names that other policy servers and sendmail's FEATURE(sts) use,
-// and the built-in map that each stands for. Their case does not count.
+// aliases are names that other policy servers use, and the built-in map that each
+// stands for. Their case does not count.
 var aliases = []struct{ name, target string }{
-	{"QUERY", "postfix-dane"}, {"QUERYwithTLSRPT", "postfix-dane-tlsrpt"}, {"sts", "postfix"},
+	{"QUERY", "postfix-dane"}, {"QUERYwithTLSRPT", "postfix-dane-tlsrpt"}, {"sts", "sts"},
 }
 
 // AliasFor returns the name of the built-in map that an alias stands for, empty
@@ -88,8 +90,8 @@ func (m *Map) Check() error {
 	if !ValidName(m.Name) {
 		return fmt.Errorf("a map's name has 1 to %d letters, digits, '-', '_' and '.'", MaxName)
 	}
-	if m.Format != FormatPostfix && m.Format != FormatExim {
-		return fmt.Errorf("format %q is not known; known: %q, %q", m.Format, FormatPostfix, FormatExim)
+	if !slices.Contains([]string{FormatPostfix, FormatExim, FormatSendmail}, m.Format) {
+		return fmt.Errorf("format %q is not known; known: %q, %q, %q", m.Format, FormatPostfix, FormatExim, FormatSendmail)
 	}
 	return errors.Join(m.Conflicts()...)
 }
@@ -102,6 +104,9 @@ func (m *Map) Conflicts() []error {
 	}
 	if m.Format == FormatExim && m.TLSRPT {
 		errs = append(errs, fmt.Errorf("tlsrpt does not go with format %q: Exim takes no attributes", FormatExim))
+	}
+	if m.Format == FormatSendmail && (m.DANE || m.TLSRPT || !m.Servername) {
+		errs = append(errs, fmt.Errorf("format %q goes with servername, and not with dane or tlsrpt: sendmail does DANE by itself (confDANE), and takes no attributes", FormatSendmail))
 	}
 	return errs
 }

@@ -25,7 +25,7 @@ func TestAMapIsFoundByItsNameAndByAnAliasInAnyCase(t *testing.T) {
 		"postfix": "postfix", "exim": "exim", "postfix-dane-tlsrpt": "postfix-dane-tlsrpt",
 		"QUERY": "postfix-dane", "query": "postfix-dane", "Query": "postfix-dane",
 		"QUERYwithTLSRPT": "postfix-dane-tlsrpt", "querywithtlsrpt": "postfix-dane-tlsrpt",
-		"sts": "postfix", "STS": "postfix",
+		"sts": "sts", "STS": "sts",
 		"Postfix": "", "queries": "", "": "",
 	} {
 		got := ""

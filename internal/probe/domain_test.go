@@ -56,12 +56,12 @@ var cases = []testCase{
 		maps: map[string]probe.Verdict{"postfix": no, "exim": no}},
 	{name: "a wildcard", domain: "wild.test", with: testlab.With{MX: []string{"*.wild.test"}}, want: yes},
 	{name: "a wildcard is one label to all but an older Postfix", domain: "deep.test", hosts: []string{"mx.two.deep.test"}, with: testlab.With{MX: []string{"*.deep.test"}}, want: no,
-		maps: map[string]probe.Verdict{"postfix": yes, "exim": no}},
+		maps: map[string]probe.Verdict{"postfix": yes, "exim": no, "sts": no}},
 	{name: "another listed host's certificate", domain: "swap.test", hosts: []string{"mx1.swap.test"}, with: testlab.With{MX: []string{"mx1.swap.test", "mx2.swap.test"}},
 		change: func(t *testing.T, lab *testlab.T, d *testlab.Domain) {
 			d.Mail[0].PresentFor(testlab.CertGood, "mx2.swap.test")
 		}, want: no, result: tlsrpt.CertificateHostMismatch,
-		maps: map[string]probe.Verdict{"postfix": yes, "exim": no}},
+		maps: map[string]probe.Verdict{"postfix": yes, "exim": no, "sts": no}},
 	{name: "the second host is good", domain: "two.test", hosts: []string{"mx1.two.test", "mx2.two.test"},
 		change: func(t *testing.T, lab *testlab.T, d *testlab.Domain) { d.Mail[0].Present(testlab.CertSelfSigned) }, want: yes, why: "mx2.two.test: "},
 	{name: "no policy", domain: "plain.test", with: testlab.With{NoPolicy: true, MailFault: testlab.NoSTARTTLS}, want: yes, policy: none},

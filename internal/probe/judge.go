@@ -97,7 +97,16 @@ func (d *domain) under(m mta.Map, state tlsmap.PolicyState, doesDANE bool) Outco
 	case d.spared:
 		return passes("no policy is enforced, and there is no DANE: its hosts were not probed")
 	}
-	return d.obey(read(r.Reply), doesDANE)
+	o := read(r.Reply)
+	if m.Format == mta.FormatSendmail {
+		for _, name := range o.match {
+			if name[0] == '.' {
+				name = "*" + name
+			}
+			o.patterns = append(o.patterns, name)
+		}
+	}
+	return d.obey(o, doesDANE)
 }
 
 // obey says what becomes of mail when the MTA does as it was told. One host suffices.
@@ -140,7 +149,7 @@ type order struct {
 	daneOnly bool     // hosts with TLSA records only
 	hosts    []string // format exim: the hosts to use, with certificates for their names
 	match    []string // Postfix: the names that a certificate may have
-	patterns []string // Postfix 3.10.5 and later: the hosts to use; then the names are the hosts'
+	patterns []string // Postfix 3.10.5 and later, sendmail: the hosts to use; then the names are the hosts'
 }
 
 // read reads the reply of a map.

@@ -90,7 +90,7 @@ func (d *domain) conclude(r *Result, state tlsmap.PolicyState) {
 	if d.hasDANE() {
 		r.UnderDANE = verdicts[d.under(m, tlsmap.PolicyAbsent, true).State]
 	}
-	if v := verdicts[d.under(older, applied, doesDANE).State]; !exim && v != r.Verdict {
+	if v := verdicts[d.under(older, applied, doesDANE).State]; m.Format == mta.FormatPostfix && v != r.Verdict {
 		r.OlderPostfix = v
 	}
 }

@@ -42,6 +42,8 @@ type Recipe struct {
 	Warnings []string // what undoes the protection, and what to do about it
 	Notes    []string
 	Parts    []Part
+
+	m4 bool // for m4: sendmail's files turn the comments with # off
 }
 
 // A Part is text for one place.
@@ -91,6 +93,9 @@ func (r Recipe) String() string {
 		for line := range strings.Lines(p.Text) {
 			b.WriteString(oneLine(strings.TrimSuffix(line, "\n")) + "\n")
 		}
+	}
+	if r.m4 {
+		return strings.ReplaceAll("\n"+b.String(), "\n#", "\ndnl #")[1:]
 	}
 	return b.String()
 }

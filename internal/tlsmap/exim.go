@@ -21,6 +21,17 @@ import (
 // replyHosts opens a reply with hosts.
 const replyHosts = "OK "
 
+// maxSendmailList is how much of a match list sendmail reads, in bytes (MAXNAME). What
+// follows is lost without an error, and the last name becomes another one. So a longer
+// list gives way to the MX hosts that it allows.
+const maxSendmailList = 255
+
+// namesHosts reports whether the map's reply under that stored match list names hosts,
+// not the patterns.
+func namesHosts(m *mta.Map, list []byte) bool {
+	return m.Format == mta.FormatExim || m.Format == mta.FormatSendmail && len(list) > 1+maxSendmailList
+}
+
 // The reasons of TEMP replies to Exim. An attacker can forge a null MX or
 // NXDOMAIN: were the reply NOTFOUND, Exim would look the MX records up by itself,
 // and may get others.
@@ -32,7 +43,7 @@ const (
 	reasonMXFailed = "its MX hosts could not be looked up"
 )
 
-// answerHosts appends the reply for an applied policy in Exim's terms.
+// answerHosts appends the reply for an applied policy whose MX hosts are named.
 func (s *Server) answerHosts(ctx context.Context, dst []byte, m *mta.Map, hop mta.NextHop, began time.Time, l *lookup) []byte {
 	l.held.Since = cmp.Or(l.held.Since, began)
 	set, err := &dane.MXSet{Hosts: []dane.MXHost{{Name: string(hop.Domain)}}}, error(nil)
@@ -71,14 +82,18 @@ func appendHosts(dst []byte, m *mta.Map, domain, list []byte, set *dane.MXSet, e
 	if reason != "" {
 		return appendTemp(dst, m, reason, domain)
 	}
-	dst = append(dst, replyHosts...)
-	for i, h := range hosts {
-		if i > 0 {
-			dst = append(dst, ':')
-		}
-		dst = append(dst, h...)
+	joined, end := hosts[0], ""
+	if m.Format == mta.FormatSendmail {
+		dst, end = append(dst, replySecure...), attrServername
+	} else {
+		dst = append(dst, replyHosts...)
 	}
-	return dst
+	for _, h := range hosts[1:] {
+		if end == "" || len(joined)+1+len(h) <= maxSendmailList {
+			joined += ":" + h
+		}
+	}
+	return append(append(dst, joined...), end...)
 }
 
 // listedHosts returns the hosts of the set that a stored match list allows, in

@@ -88,6 +88,43 @@ func TestRFC8461_4_1_EximIsToldTheListedHostsInOrder(t *testing.T) {
 	}
 }
 
+func TestSendmailGetsNoMoreOfAListThanItReads(t *testing.T) {
+	long := make([]string, 5) // 259 bytes with the colons
+	for i := range long {
+		long[i] = fmt.Sprintf("mx%d.%s.example.com", i, strings.Repeat("x", 35))
+	}
+	last := strings.Replace(long[4], "xxxx", "", 1)
+	fits := append(long[:4:4], last) // 255
+	if n := len(strings.Join(fits, ":")); n != 255 {
+		t.Fatalf("the list has %d bytes", n)
+	}
+	all := mxSet("10 "+long[0], "10 evil.example", "20 "+long[1], "30 "+long[2], "40 "+long[3], "50 "+long[4], "60 mx.b.com")
+	secure := func(names ...string) string {
+		return "OK secure match=" + strings.Join(names, ":") + " servername=hostname"
+	}
+	for _, tt := range []struct {
+		name     string
+		set      *dane.MXSet
+		err      error
+		patterns []string
+		want     string
+	}{
+		{"a short list", nil, errors.New("not needed"), []string{"mx.example.com", "*.example.net"}, secure("mx.example.com", ".example.net")},
+		{"the longest", nil, errors.New("not needed"), fits, secure(fits...)},
+		{"a longer one", mxSet("10 "+long[1], "20 evil.example"), nil, long, secure(long[1])},
+		{"hosts that fit", all, nil, append(long, "mx.b.com"), secure(append(long[:4:4], "mx.b.com")...)},
+		{"none listed", mxSet("10 evil.example"), nil, long, "TEMP " + reasonUnlisted + "; see: sts-tlsmap -explain example.com"},
+		{"the lookup fails", nil, context.DeadlineExceeded, long, "TEMP its MX hosts could not be looked up: no answer; see: sts-tlsmap -explain example.com"},
+	} {
+		l := eximLab(t, tt.set, tt.err, tt.patterns...)
+		for range 2 {
+			if got := l.ask("sts", "example.com"); got != tt.want {
+				t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+			}
+		}
+	}
+}
+
 func TestWithoutAnEnforcedPolicyEximGetsNOTFOUNDWithoutAnMXLookup(t *testing.T) {
 	l := newLab(t, 0)
 	l.SetExempt([]string{"exempt.example"})

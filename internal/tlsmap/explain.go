@@ -80,7 +80,7 @@ func (k *Known) explain(m *mta.Map) (reply, why string) {
 	if k.State == PolicyTesting {
 		why = "the policy's mode is testing, and this map enforces those"
 	}
-	if m.Format == mta.FormatExim {
+	if namesHosts(m, MatchList(k.Policy)) {
 		return k.explainHosts(m, why)
 	}
 	r := secure{domain: domain, match: MatchList(k.Policy)[1:], fields: k.Policy.Fields}
@@ -103,7 +103,7 @@ func (k *Known) explain(m *mta.Map) (reply, why string) {
 	return string(b), why
 }
 
-// explainHosts is explain for a policy that applies, in Exim's terms.
+// explainHosts is explain for a policy that applies, in hosts.
 func (k *Known) explainHosts(m *mta.Map, why string) (string, string) {
 	err := k.MXErr
 	if k.MX == nil && err == nil {

@@ -58,7 +58,7 @@ func (s *Server) rehearse(m *mta.Map, key, reply []byte, deferred bool, l *looku
 	r.mu.Unlock()
 
 	same := reply
-	if m.Format == mta.FormatExim && !deferred {
+	if m.Format != mta.FormatPostfix && !deferred {
 		same = nil // the order of the hosts changes each time
 	}
 	if s.rehearsing.due(m.Name, key, same) {

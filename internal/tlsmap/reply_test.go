@@ -303,7 +303,8 @@ func TestAMapThatCannotBeAnsweredIsRefused(t *testing.T) {
 	for want, maps := range map[string][]mta.Map{
 		"1 to 64 letters":                  {{Format: mta.FormatPostfix}},
 		"has 1 to 64":                      {{Name: "a b", Format: mta.FormatPostfix}},
-		`format "sendmail" is not known`:   {{Name: "a", Format: "sendmail"}},
+		`format "qmail" is not known`:      {{Name: "a", Format: "qmail"}},
+		`"sendmail" goes with servername`:  {{Name: "a", Format: mta.FormatSendmail}},
 		"defined twice":                    {ok, ok},
 		`dane does not go with format "ex`: {{Name: "a", Format: mta.FormatExim, DANE: true}},
 	} {

@@ -211,7 +211,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 
 	l.domain = hop.Domain
 	var began time.Time
-	if m.DANE || m.Format == mta.FormatExim { // for others the keeper looks at the clock, if need be
+	if m.DANE || m.Format != mta.FormatPostfix { // for others the keeper looks at the clock, if need be
 		began = time.Now()
 	}
 	if m.DANE {
@@ -230,7 +230,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, m *mta.Map, key []byte,
 	case StandAside:
 		return append(dst, replyNotFound...)
 	case Secure:
-		if m.Format == mta.FormatExim {
+		if namesHosts(m, l.held.Match) {
 			return s.answerHosts(ctx, dst, m, hop, began, l)
 		}
 		if listed := AcceptedBy(l.held.Match); !slices.ContainsFunc(found.Barred, listed) { // by the policy of now

@@ -31,7 +31,7 @@ var logged = [][2]string{
 // tables are the sections of the page that the code has, too.
 func tables() string {
 	var b strings.Builder
-	b.WriteString("## The messages\n\nPart of the message is enough. ID is the queue id of a message, and\nMTA is postfix or exim.\n\n| message | from | cause |\n|---|---|---|\n")
+	b.WriteString("## The messages\n\nPart of the message is enough. ID is the queue id of a message, and\nMTA is postfix, exim or sendmail.\n\n| message | from | cause |\n|---|---|---|\n")
 	var causes []*waiting.Cause
 	row := func(text, from, cause string) {
 		fmt.Fprintf(&b, "| `%s` | %s | [%s](#%[3]s) |\n", strings.TrimSpace(text), from, cause)
@@ -57,7 +57,7 @@ func tables() string {
 		for _, s := range c.Steps {
 			command := s.Command
 			if command == "" {
-				command = "postqueue -i ID, or exim -M ID"
+				command = "postqueue -i ID, exim -M ID, or sendmail -v -qIID"
 			}
 			fmt.Fprintf(&b, "    %-36s # %s\n", command, strings.ToLower(s.For[:1])+s.For[1:])
 		}

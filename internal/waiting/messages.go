@@ -3,7 +3,7 @@ package waiting
 import "strings"
 
 // A Cause is why mail waits, and what to do about it. DOMAIN, ID and MTA in a
-// command stand for the policy domain, a message's queue id, and postfix or exim.
+// command stand for the policy domain, a message's queue id, and postfix, exim or sendmail.
 type Cause struct {
 	Name  string // for -json
 	Words string
@@ -38,9 +38,9 @@ var (
 	unknownMap = &Cause{Name: "unknown-map", all: true, Steps: []Step{{"To see the right line", "sts-tlsmap -recipe MTA"}},
 		Words: "The MTA asks for a map that sts-tlsmap does not have."}
 	noReply = &Cause{Name: "no-policy", Steps: []Step{check, {"To see the daemon's reply", "sts-tlsmap -query DOMAIN"}},
-		Words: "Postfix got no usable policy: sts-tlsmap did not answer or replied TEMP, or a TLS setting of Postfix's own is wrong."}
+		Words: "The MTA got no usable policy: sts-tlsmap did not answer or replied TEMP, or a TLS setting of Postfix's own is wrong."}
 	nowReplies = &Cause{Name: "replies-now", all: true, Steps: []Step{again, check},
-		Words: "Postfix got no usable policy when it tried. sts-tlsmap answers now, so mail goes out at the next try."}
+		Words: "The MTA got no usable policy when it tried. sts-tlsmap answers now, so mail goes out at the next try."}
 	ourFault = &Cause{Name: "lookup", Steps: []Step{check},
 		Words: "This machine could not look for the policy: the resolver or the network failed, or too many lookups came at once."}
 	damaged = &Cause{Name: "damaged", Steps: []Step{refresh, exempt},
@@ -69,9 +69,10 @@ var (
 
 // MTAs.
 const (
-	Postfix = "Postfix"
-	Exim    = "Exim"
-	Daemon  = "sts-tlsmap" // its replies, in Postfix's log and in Exim's
+	Postfix  = "Postfix"
+	Exim     = "Exim"
+	Sendmail = "sendmail"
+	Daemon   = "sts-tlsmap" // its replies, in Postfix's log and in Exim's
 )
 
 // A Known is a text that an MTA has in its queue for mail that waits.
@@ -82,8 +83,8 @@ type Known struct {
 }
 
 // Table has all known texts. The first that a message contains counts. Each was seen
-// with Debian's Postfix 3.7, 3.10 and 3.11 or Exim 4.96, 4.98 and 4.100, or stands in
-// this program, unless it says "read".
+// with Debian's Postfix 3.7, 3.10 and 3.11, Exim 4.96, 4.98 and 4.100 or sendmail 8.18.2, or
+// stands in this program, unless it says "read".
 var Table = []Known{
 	{Postfix, "Server certificate not verified", certificate},
 	{Postfix, "TLS is required, but was not offered by host", noTLS},
@@ -107,6 +108,18 @@ var Table = []Known{
 	{Exim, "R=sts_tlsmap defer: host lookup for", dnsFails},
 	{Exim, "R=sts_tlsmap T=sts_tlsmap_smtp defer: retry time not reached", putOff},
 	{Exim, "sts-tlsmap does not answer", noAnswer},
+
+	{Sendmail, "STS authentication failed", certificate},
+	{Sendmail, "not listed in SANs", certificate},
+	{Sendmail, "not found in MX list", unlisted},
+	{Sendmail, "STS other side does not support STARTTLS", noTLS},
+	{Sendmail, "STS authentication failure", handshake},
+	{Sendmail, "TLS handshake failed", handshake},
+	{Sendmail, "STS lookup temp fail", noReply},
+	{Sendmail, "sts map: lookup (", noReply},
+	{Sendmail, "DANE check failed", byDANE},
+	{Sendmail, "DANE: missing STARTTLS", byDANE}, // read
+	{Sendmail, "host name lookup failure for TLSA RR", byDANE},
 
 	{Daemon, "unknown map", unknownMap},
 	{Daemon, "stored MTA-STS policy is damaged and could not be fetched again yet", damaged},

@@ -15,8 +15,8 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// ErrNoMTA means that this machine has neither Postfix nor Exim.
-var ErrNoMTA = errors.New("no postconf and no exim found: is the MTA on this machine?")
+// ErrNoMTA means that this machine has no Postfix, Exim or sendmail.
+var ErrNoMTA = errors.New("no postconf, exim or sendmail found: is the MTA on this machine?")
 
 // Read reads the queue of the MTA of this machine.
 func Read(ctx context.Context, now time.Time) (*Queue, error) {
@@ -29,7 +29,10 @@ func Read(ctx context.Context, now time.Time) (*Queue, error) {
 	}
 	path, err := recipe.FindExim()
 	if err != nil {
-		return nil, ErrNoMTA
+		if path, err = recipe.FindSendmail(); err != nil {
+			return nil, ErrNoMTA
+		}
+		return run(ctx, func(out io.Reader) (*Queue, error) { return ReadSendmail(out, now) }, path, "-Am", "-bp", "-v")
 	}
 	spool, err := exec.CommandContext(ctx, path, "-bP", "spool_directory").Output()
 	if err != nil {

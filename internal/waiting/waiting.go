@@ -1,6 +1,6 @@
 // Package waiting makes the output of -waiting: which mail in the MTA's queue waits
 // because of TLS or of sts-tlsmap, why, and which command helps. It reads the queue of
-// Postfix (postqueue -j) or Exim (exim -bpru and the message logs), finds the cause by
+// Postfix (postqueue -j), Exim (exim -bpru and the message logs) or sendmail (-bp), finds the cause by
 // the MTA's message, and compares it with what the daemon holds. It changes nothing.
 package waiting
 
@@ -26,7 +26,7 @@ const (
 	maxGroups  = 10_000           // pairs of domain and cause; later ones are only counted
 	maxReason  = 500              // bytes kept of a message
 	maxProbed  = 200              // domains that -waiting -probe probes
-	askTime    = 30 * time.Second // for all questions what the daemon replies to Postfix
+	askTime    = 30 * time.Second // for all questions what the daemon replies to the MTA
 	maxMessage = 64 << 20         // bytes of a message in postqueue's output: half a million recipients
 	maxLog     = 256 << 10        // bytes read from the end of a message log of Exim
 )
@@ -58,7 +58,7 @@ type Queue struct {
 	Others int // messages that wait for other reasons
 	Left   int // messages for which there was no room
 
-	maps    string // Postfix's map of the daemon; empty: it asks none
+	maps    string // the MTA's map of the daemon; empty: it asks none
 	relay   string // Postfix's relayhost, whose policy counts for all mail
 	byCause map[groupKey]*Group
 }
@@ -116,7 +116,7 @@ func policyDomain(nextHop string) (string, bool) {
 type Source struct {
 	// Held returns what is held for a domain, or control.ErrNothingHeld.
 	Held func(ctx context.Context, domain string) (control.Held, error)
-	// Reply returns the daemon's reply to Postfix.
+	// Reply returns the daemon's reply to the MTA.
 	Reply func(ctx context.Context, mapName, domain string) (string, error)
 	Maps  []mta.Map // the daemon's; of no daemon: none
 	Err   error     // why the daemon cannot be asked; nil: it answers
@@ -149,7 +149,7 @@ func (q *Queue) Judge(ctx context.Context, s Source) {
 	})
 }
 
-// ask finds out why Postfix got no policy from the daemon, as long as there is time.
+// ask finds out why the MTA got no policy from the daemon, as long as there is time.
 func (q *Queue) ask(ctx context.Context, s Source) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
@@ -264,7 +264,7 @@ func (g *Group) finish() {
 	if slices.Contains(g.Steps, exempt) {
 		g.Steps = append(g.Steps, again)
 	}
-	retry := map[string]string{Postfix: "postqueue -i ID", Exim: "exim -M ID"}[g.MTA]
+	retry := map[string]string{Postfix: "postqueue -i ID", Exim: "exim -M ID", Sendmail: "sendmail -v -qIID"}[g.MTA]
 	g.Steps = slices.DeleteFunc(g.Steps, func(s Step) bool { return !g.named && strings.Contains(s.Command, "DOMAIN") })
 	for i := range g.Steps {
 		command := cmp.Or(g.Steps[i].Command, retry)

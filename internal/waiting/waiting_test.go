@@ -38,11 +38,23 @@ func captured(t *testing.T, name string) *waiting.Queue {
 	if strings.HasPrefix(name, "postfix") {
 		return postfix(t, string(text), "socketmap:inet:127.0.0.1:8461:postfix\n\n")
 	}
+	if strings.HasPrefix(name, "sendmail") {
+		return sendmail(t, string(text))
+	}
 	spool := fstest.MapFS{}
 	for _, f := range txtar.Parse(text).Files {
 		spool[f.Name] = &fstest.MapFile{Data: f.Data}
 	}
 	q, err := waiting.ReadExim(strings.NewReader(string(spool["queue"].Data)), spool, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+func sendmail(t *testing.T, queue string) *waiting.Queue {
+	t.Helper()
+	q, err := waiting.ReadSendmail(strings.NewReader(queue), now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,6 +172,43 @@ func print(t *testing.T, q *waiting.Queue) string {
 		t.Fatal(err)
 	}
 	return b.String()
+}
+
+func TestTheQueueOfARealSendmailIsExplained(t *testing.T) {
+	q := captured(t, "sendmail-8.18.2.txt")
+	q.Judge(t.Context(), enforced)
+	want := map[string]string{
+		"clear.test": "no-starttls", "self-signed.test": "certificate", "wrong-name.test": "certificate", "expired.test": "certificate",
+		"swapped.test": "certificate", "unlisted.test": "unlisted", "deep.test": "unlisted", "refused.test": "handshake", "hang-up.test": "handshake",
+		"keyword.test": "no-usable-mx", "only-ip.test": "no-usable-mx", "mismatch.signed.example": "dane", "tlsa-fails.signed.example": "dane",
+	}
+	if got := causes(q); !maps.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	if q.Others != 1 {
+		t.Errorf("%d messages wait for other reasons, want that to f-451.test", q.Others)
+	}
+	for _, g := range q.Groups {
+		if g.Domain == "clear.test" && (g.Messages != 2 || !g.Oldest.Equal(time.Date(2026, 12, 1, 3, 46, 0, 0, time.UTC))) {
+			t.Errorf("clear.test: %+v", g)
+		}
+		if s := g.Steps[len(g.Steps)-1]; g.Domain == "clear.test" && s.Command != "sendmail -v -qI"+g.ID {
+			t.Errorf("the last command is %q", s.Command)
+		}
+	}
+}
+
+func TestSendmailsTimesAreOfThisYearOrTheLast(t *testing.T) {
+	for text, want := range map[string]time.Time{
+		"Nov 29 08:07": time.Date(2026, 11, 29, 8, 7, 0, 0, time.UTC),
+		"Dec  9 23:59": time.Date(2025, 12, 9, 23, 59, 0, 0, time.UTC),
+	} {
+		q := sendmail(t, "6B13kOj1000072*       7      30022 "+text+" <>\n\t\t (STS authentication failed)\n\t\t\t\t\t\t<a@x.test>\n")
+		q.Judge(t.Context(), enforced)
+		if len(q.Groups) != 1 || !q.Groups[0].Oldest.Equal(want) || q.Groups[0].Domain != "x.test" {
+			t.Errorf("%s: %+v", text, q.Groups)
+		}
+	}
 }
 
 func TestTheOutputHasCauseMessagePolicyAndCommands(t *testing.T) {

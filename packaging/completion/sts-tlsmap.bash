@@ -21,7 +21,7 @@ _sts_tlsmap() {
 		return
 		;;
 	-map | --map)
-		mapfile -t COMPREPLY < <(compgen -W 'postfix postfix-tlsrpt postfix-dane postfix-dane-tlsrpt exim'" $(sed -n 's/^\[map\.\([a-z0-9-]*\)\].*/\1/p' "$file" 2>/dev/null)" -- "$current")
+		mapfile -t COMPREPLY < <(compgen -W 'postfix postfix-tlsrpt postfix-dane postfix-dane-tlsrpt exim sts'" $(sed -n 's/^\[map\.\([a-z0-9-]*\)\].*/\1/p' "$file" 2>/dev/null)" -- "$current")
 		return
 		;;
 	-for | --for | -expiring | --expiring)
@@ -33,7 +33,7 @@ _sts_tlsmap() {
 		return
 		;;
 	-recipe | --recipe)
-		mapfile -t COMPREPLY < <(compgen -W 'exim postfix' -- "$current")
+		mapfile -t COMPREPLY < <(compgen -W 'exim postfix sendmail' -- "$current")
 		return
 		;;
 	-mode | --mode)

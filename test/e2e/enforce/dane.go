@@ -272,6 +272,14 @@ var daneRows = []row{{
 	reply:  replySecure,
 	fate:   toTheFirst,
 }, {
+	name:   "a name server in an unsigned zone that fails on TLSA takes no protection away",
+	domain: "outside-bad.signed.example",
+	hosts:  []string{"mx.outside-5.test"},
+	bend:   presentSelfSigned,
+	broken: []string{"_25._tcp.mx.outside-5.test TLSA"},
+	reply:  replySecure,
+	fate:   toNobody(selfSigned),
+}, {
 	name:   "a name server of an unsigned domain that fails on TLSA stops no mail",
 	domain: "old-server.test",
 	broken: []string{"_25._tcp.mx1.old-server.test TLSA"},
@@ -304,6 +312,15 @@ var daneRows = []row{{
 	},
 	reply: replySecure,
 	fate:  toTheFirst,
+}, {
+	name:   "a domain whose TLSA records are unusable for SMTP gets nothing against its policy",
+	domain: "unusable-bad.signed.example",
+	with:   onlyDANE,
+	records: func(t *testing.T, d *testlab.Domain) []string {
+		return []string{at25(d.Mail[0].Name) + ". 300 IN TLSA 1 1 1 " + otherDigest}
+	},
+	reply: replySecure,
+	fate:  toNobody(selfSigned),
 }, {
 	name:    "a relay in brackets has its TLSA records at its port",
 	domain:  "relay-587.signed.example",

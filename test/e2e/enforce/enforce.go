@@ -47,16 +47,18 @@ const (
 
 // A world is a small internet, an MTA in it, and its daemon.
 type world struct {
-	lab     *testlab.T
-	signed  *signedWorld // nil if the map has no DANE
-	daemon  *stage.Daemon
-	postfix *stage.Postfix // one of postfix and exim is set
-	exim    *stage.Exim
-	mta     stage.MTA // the same as an interface
-	mapName string
-	root    string                     // of Exim
-	played  map[string]*testlab.Domain // domains of the rows, by name
-	sent    map[string]bool            // those whose message was sent
+	lab      *testlab.T
+	signed   *signedWorld // nil if the map has no DANE
+	daemon   *stage.Daemon
+	postfix  *stage.Postfix // one of postfix and exim is set
+	exim     *stage.Exim
+	sendmail *stage.Sendmail
+	recipe   string    // for sendmail
+	mta      stage.MTA // the same as an interface
+	mapName  string
+	root     string                     // of Exim
+	played   map[string]*testlab.Domain // domains of the rows, by name
+	sent     map[string]bool            // those whose message was sent
 
 	strict Matching
 }
@@ -162,8 +164,11 @@ func check(t *testing.T, m *stage.Message, got stage.Outcome, want fate, hosts .
 func differences(m *stage.Message, got stage.Outcome, want fate, hosts ...*testlab.MailHost) (found []string) {
 	say := func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) }
 	verified := want.tls == "Verified"
-	if _, ok := m.MTA.(*stage.Exim); ok {
+	switch m.MTA.(type) {
+	case *stage.Exim:
 		want = want.ofExim(got)
+	case *stage.Sendmail:
+		want = want.ofSendmail()
 	}
 	if got.Status != want.status || want.status == "sent" && got.TLS != want.tls || !strings.Contains(got.Log, want.reason) {
 		say("%s: %s\nwant: %s\nlog:\n%s", m.MTA.Name(), got, want, got.Log)

@@ -23,7 +23,9 @@ var causes = map[string][]string{
 	notListed: {"unlisted"}, noPolicy: {"no-usable-mx"}, noMatch: {"certificate", "dane"}, tlsaFailed: {"dane"},
 
 	noTLS: {"no-starttls"}, badCert: {"certificate"}, refusedTLS: {"handshake"}, brokenTLS: {"handshake"}, unlisted: {"unlisted"},
-	noMX: {"dns"}, noAddress: {"dns"}, allIgnored: {"no-host"}, takesNone: {"no-host"}, badTLSA: {"dane", "certificate"}, noTLSA: {"dane"},
+	stsNoTLS: {"no-starttls"}, stsRefused: {"handshake"}, stsBroken: {"handshake"}, stsBadCert: {"certificate"}, stsBadName: {"certificate"}, stsUnlisted: {"unlisted"}, stsNoPolicy: {"no-usable-mx"},
+	stsBadTLSA: {"dane"},
+	noMX:       {"dns"}, noAddress: {"dns"}, allIgnored: {"no-host"}, takesNone: {"no-host"}, badTLSA: {"dane", "certificate"}, noTLSA: {"dane"},
 }
 
 // onMachine returns a command that runs the program on the MTA's machine, with the
@@ -63,6 +65,9 @@ func (w *world) explainsQueue(t *testing.T, played []row) {
 		want := w.fateOf(r, d)
 		if w.exim != nil {
 			want = want.ofExim(stage.Outcome{})
+		}
+		if w.sendmail != nil {
+			want = want.ofSendmail()
 		}
 		allowed := causes[want.reason]
 		if strings.Contains(want.reason, noUsable) {

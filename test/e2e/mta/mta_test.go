@@ -36,3 +36,6 @@ func TestPostfixForkyDANE(t *testing.T) {
 func TestEximBookworm(t *testing.T) { enforce.TestExim(t, "exim-bookworm") }
 func TestEximTrixie(t *testing.T)   { enforce.TestExim(t, "exim-trixie") }
 func TestEximForky(t *testing.T)    { enforce.TestExim(t, "exim-forky") }
+
+// sendmail 8.18.2. Earlier ones do not enforce the policy of each domain.
+func TestSendmailForky(t *testing.T) { enforce.TestSendmail(t, "sendmail-forky") }
