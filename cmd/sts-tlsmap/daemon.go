@@ -230,7 +230,7 @@ func (s *service) run(signals <-chan os.Signal, file string) error {
 // newReports returns what runs TLS reports, as the configuration says.
 func (s *service) newReports() *reporting.Service {
 	host, _ := os.Hostname()
-	return reporting.New(reporting.Options{
+	o := reporting.Options{
 		Config: &s.cfg.TLSRPT, Now: s.clock.Now, Passed: s.sessions.postfix, Exim: s.sessions.exim, Resolver: s.out.resolver, Network: s.out.config, Host: cmp.Or(host, "localhost"),
 		Policy: func(domain string) ([]byte, bool) {
 			r, err := s.keeper.Get(domain)
@@ -243,7 +243,11 @@ func (s *service) newReports() *reporting.Service {
 			}).Listed, err
 		},
 		Negative: s.keeper.Negative, FetchDead: func() bool { return s.keeper.Stats().FetchDead }, Log: s.log,
-	})
+	}
+	if s.fleet != nil {
+		o.Fleet = s.fleet
+	}
+	return reporting.New(o)
 }
 
 // wait waits until a signal says to end, or until something has failed.

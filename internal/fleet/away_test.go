@@ -341,20 +341,20 @@ func TestCountsOfTheFleetAreVerified(t *testing.T) {
 		e := newFakeEngine()
 		a, b := newRelay("a", e, nil), newRelay("b", e, nil)
 		for range 2 {
-			if err := errors.Join(a.PutReport(t.Context(), Counts, "2026-11-30", domain, "id-a", "1", day), b.PutReport(t.Context(), Counts, "2026-11-30", domain, "id-b", "2", day)); err != nil {
+			if err := errors.Join(a.PutReport(t.Context(), "r", "2026-11-30", domain, "id-a", "1", day), b.PutReport(t.Context(), "r", "2026-11-30", domain, "id-b", "2", day)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if got, err := a.Report(t.Context(), Counts, "2026-11-30", domain); err != nil || fmt.Sprint(got) != "map[id-a:1 id-b:2]" {
+		if got, err := a.Report(t.Context(), "r", "2026-11-30", domain); err != nil || fmt.Sprint(got) != "map[id-a:1 id-b:2]" {
 			t.Errorf("%v, %v", got, err)
 		}
-		if err := a.PutReport(t.Context(), Counts, "2026-11-30", domain, "id-a", strings.Repeat("x", maxCounts+1), day); err == nil {
+		if err := a.PutReport(t.Context(), "r", "2026-11-30", domain, "id-a", strings.Repeat("x", maxCounts+1), day); err == nil {
 			t.Error("too many bytes are taken")
 		}
 		hash := e.hashes["t:r:{2026-11-30:a.example}"]
 		hash["id-c"] = hash["id-b"] // another relay's
-		if got, err := a.Report(t.Context(), Counts, "2026-11-30", domain); err == nil {
-			t.Errorf("believed: %v", got)
+		if got, err := a.Report(t.Context(), "r", "2026-11-30", domain); err != nil || len(got) != 2 || a.Stats().Refused[ReasonForged] != 1 {
+			t.Errorf("%v, %v", got, err)
 		}
 		e.away = errDown
 		for range breakAfter {
@@ -362,7 +362,7 @@ func TestCountsOfTheFleetAreVerified(t *testing.T) {
 				t.Error("the right to deliver without an engine")
 			}
 		}
-		if _, err := a.Report(t.Context(), Counts, "2026-11-30", domain); err == nil {
+		if _, err := a.Report(t.Context(), "r", "2026-11-30", domain); err == nil {
 			t.Error("counts without an engine")
 		}
 	})

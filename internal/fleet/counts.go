@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -12,18 +11,13 @@ import (
 // counts since the day began, so that a retry overwrites and nothing counts twice. After
 // the day one relay adds them up and delivers one report for all.
 
-const maxCounts = 256 << 10 // bytes of one relay's
-
-// The kinds of what relays share about a day and a domain.
-const (
-	Counts   = "r"  // by relay: a random id that it keeps, since two relays may have one name
-	Delivery = "rs" // by destination: the state of the report's delivery
-)
+const maxCounts = 256 << 10 // bytes of a value
 
 // dayKey has day and domain in braces, for one slot of a Cluster.
 func dayKey(kind, day, domain string) string { return kind + ":{" + day + ":" + domain + "}" }
 
-// PutReport replaces what the engine has of one relay or destination, and has it kept so long.
+// PutReport replaces a field of what relays have put about a day and a domain, and has all of
+// them kept so long. The kinds are those of package deliver.
 func (f *Fleet) PutReport(ctx context.Context, kind, day, domain, field, content string, keep time.Duration) error {
 	if len(content) > maxCounts {
 		return fmt.Errorf("%d bytes for %s are more than %d", len(content), domain, maxCounts)
@@ -39,27 +33,20 @@ func (f *Fleet) PutReport(ctx context.Context, kind, day, domain, field, content
 	return err
 }
 
-// Report returns what relays have put. A value that is not believed is an error: a report
-// without it would be wrong.
+// Report returns what relays have put, without the values that are not believed.
 func (f *Fleet) Report(ctx context.Context, kind, day, domain string) (map[string]string, error) {
 	if f.breaker.isOpen() {
 		return nil, errAway
 	}
 	ctx, cancel := context.WithTimeout(ctx, passWait)
 	defer cancel()
-	found, bad, name := make(map[string]string), 0, dayKey(kind, day, domain)
+	found, name := make(map[string]string), dayKey(kind, day, domain)
 	err := f.readHash(ctx, name, maxRelays, func(field, sealed string) bool {
-		v, ok := f.open(name, field, sealed, 1)
-		if ok {
+		if v, ok := f.open(name, field, sealed, 1); ok {
 			found[field] = v.fields[0]
-		} else {
-			bad++
 		}
 		return true
 	})
-	if err == nil && bad > 0 {
-		err = errors.New("the engine holds values of " + name + " that cannot be verified")
-	}
 	return found, err
 }
 

@@ -7,6 +7,7 @@ package tlsrpt
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -50,6 +51,10 @@ const (
 	MaxFailures      = 64   // failures of a session
 	MaxText          = 256  // bytes of a policy string, or of a reason
 	MaxDetails       = 100  // details of a policy's day
+
+	// maxOwn is how many details have a place of their own. The others are folded into
+	// one for each result type, so that there are MaxDetails at most.
+	maxOwn = MaxDetails - len(ResultTypes)
 )
 
 // A Policy is what a session was judged by. Its JSON is that of a report, as with Failure
@@ -104,6 +109,25 @@ type Detail struct {
 	Sessions uint64 `json:"failed-session-count"`
 }
 
+// Count adds sessions with a failure to the details of a policy's day. full: no new failure
+// gets a place of its own.
+func Count(details []Detail, f Failure, sessions uint64, full bool) []Detail {
+	place := func() int {
+		return slices.IndexFunc(details, func(d Detail) bool { return d.Failure == f })
+	}
+	i := place()
+	if i < 0 && (full || len(details) >= maxOwn) {
+		f = Failure{Result: f.Result}
+		i = place()
+	}
+	if i < 0 {
+		i = len(details)
+		details = append(details, Detail{Failure: f})
+	}
+	details[i].Sessions += sessions
+	return details
+}
+
 // A Summary is one policy's day. Failure types are not exclusive (RFC 8460, 4): the
 // sessions of the details may be more than Failed, or fewer.
 type Summary struct {
@@ -155,6 +179,11 @@ type Delivery struct {
 	Next     time.Time  `json:"next"`        // the next attempt, if a receiver is open
 	Attempts int        `json:"attempts,omitzero"`
 	To       []Receiver `json:"to"` // one or more
+
+	// In a fleet: whether the engine has this relay's sessions, and whether this relay
+	// reports them by itself. Both: they may be reported twice.
+	Shared bool `json:"shared,omitzero"`
+	Alone  bool `json:"alone,omitzero"`
 }
 
 // Open returns how many receivers are still to get the report.

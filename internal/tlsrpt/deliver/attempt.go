@@ -47,9 +47,14 @@ var (
 	errTooMany    = errors.New("too many reports go to this receiver: see max_per_destination in [tlsrpt]")
 )
 
+// unwanted is why sessions make no report.
+type unwanted string
+
+func (u unwanted) Error() string { return string(u) }
+
 // isFinal reports whether err is such a reason.
 func isFinal(err error) bool {
-	return errors.Is(err, report.ErrNoRecord) || errors.Is(err, errGone) || errors.Is(err, errSuppressed) || errors.Is(err, errTooMany)
+	return errors.Is(err, report.ErrNoRecord) || errors.Is(err, errGone) || errors.Is(err, errSuppressed) || errors.Is(err, errTooMany) || errors.As(err, new(unwanted))
 }
 
 // A pass is one look at a day.
@@ -58,6 +63,7 @@ type pass struct {
 	ctx        context.Context
 	day        tlsrpt.Day
 	stage      tlsrpt.Stage
+	resend     bool // the administrator has asked for the reports
 	suppressed map[string]time.Time
 	quota      func() (*quota, error)
 	mailed     func() (map[string]uint64, error) // the report mails that we sent that day, by domain
@@ -86,12 +92,13 @@ func (d *Deliverer) begin(ctx context.Context, day tlsrpt.Day) (p *pass, err err
 // deliver makes an attempt for the open receivers of a domain in a goroutine, if it is
 // due.
 func (p *pass) deliver(v tlsrpt.Delivery) {
-	if v.Open() == 0 {
+	if v.Open() == 0 && (p.Fleet == nil || v.To[0].URI == "") {
 		return
 	}
-	p.group.Go(func() (err error) {
+	p.group.Go(func() error {
+		err := p.share(&v)
 		// A moment that is too far was set before the clock jumped back.
-		if wait := v.Next.Sub(p.Now()); wait <= 0 || wait > maxWait {
+		if wait := v.Next.Sub(p.Now()); err == nil && v.Open() > 0 && (wait <= 0 || wait > maxWait) {
 			err = p.attempt(&v)
 		}
 		p.left.Add(int64(v.Open()))
@@ -103,6 +110,10 @@ func (p *pass) deliver(v tlsrpt.Delivery) {
 // store, or says that ctx has ended.
 func (p *pass) attempt(v *tlsrpt.Delivery) (err error) {
 	defer recoverInto(&err)
+	all, ours := p.turn(v)
+	if !ours {
+		return p.Store.PutDeliveries(*v)
+	}
 	destinations, noRecord := p.record(v.Domain)
 	if p.ctx.Err() != nil {
 		return p.ctx.Err()
@@ -126,13 +137,15 @@ func (p *pass) attempt(v *tlsrpt.Delivery) (err error) {
 			if err := p.Store.PutDeliveries(*v); err != nil { // before the attempt
 				return err
 			}
-			if err = p.send(v, to); err != nil && p.ctx.Err() != nil {
+			if err = p.send(v, all, to); err != nil && p.ctx.Err() != nil {
 				return p.ctx.Err()
 			}
 		}
 		p.settle(v, r, err)
 	}
-	return p.Store.PutDeliveries(*v)
+	err = p.Store.PutDeliveries(*v)
+	_ = p.tell(v, all) // relays that do not learn of this repeat the report with its id
+	return err
 }
 
 // address adds to a delivery the destinations of the record that it does not know yet.
@@ -219,9 +232,9 @@ func (p *pass) record(domain string) (_ []report.Destination, err error) {
 }
 
 // send hands a report over once.
-func (p *pass) send(v *tlsrpt.Delivery, to report.Destination) (err error) {
+func (p *pass) send(v *tlsrpt.Delivery, all *sharedReport, to report.Destination) (err error) {
 	defer recoverInto(&err)
-	text, err := p.compressed(v)
+	text, err := p.compressed(v, all)
 	switch {
 	case errors.Is(err, report.ErrTooLarge):
 		return fmt.Errorf("%w: %w", ErrRefused, err)
@@ -238,13 +251,21 @@ func (p *pass) send(v *tlsrpt.Delivery, to report.Destination) (err error) {
 	return p.Mail(p.ctx, p.Reporter.Sender(), to.Address, message)
 }
 
-// compressed returns the report of a delivery.
-func (p *pass) compressed(v *tlsrpt.Delivery) ([]byte, error) {
+// compressed returns the report of a delivery, that of the fleet if there is one.
+func (p *pass) compressed(v *tlsrpt.Delivery, all *sharedReport) ([]byte, error) {
 	p.loading.Lock()
 	defer p.loading.Unlock()
 	day, err := p.Store.Load(v.Day, v.Domain)
 	if err != nil {
 		return nil, err
+	}
+	if all != nil {
+		day.Policies = all.summaries()
+	}
+	if p.Fleet != nil {
+		if err := p.wanted(totalOf(v.Domain, day.Policies)); err != nil {
+			return nil, err
+		}
 	}
 	return p.Reporter.Build(day, v.ReportID).Compress()
 }

@@ -76,6 +76,8 @@ type Config struct {
 	MaxPerDestination int                      // see quota
 	FailuresOnly      bool                     // no report of a day without a failed session
 	Skip              func(domain string) bool // whether a domain gets no report; nil: none
+	Fleet             Fleet                    // nil: there is none
+	Relay             string                   // a random name of this relay in the fleet
 	Now               func() time.Time         // the clock of the store; nil: time.Now
 	Log               *slog.Logger
 }
@@ -226,7 +228,7 @@ func (d *Deliverer) sendNow(ctx context.Context, day tlsrpt.Day, domain string) 
 	if err == nil && p.stage == tlsrpt.StageOpen {
 		err = fmt.Errorf("%s is not closed yet: try again in a minute", day)
 	}
-	if err == nil { // for Run: there may be something to do again
+	if p.resend = true; err == nil { // for Run: there may be something to do again
 		err = d.Store.SetStage(day, tlsrpt.StagePlanned)
 	}
 	if err != nil {

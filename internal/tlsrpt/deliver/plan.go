@@ -123,21 +123,13 @@ func (p *pass) ranked() (all []total, err error) {
 
 // decide returns a new delivery: whether there is a report, and when.
 func (p *pass) decide(t total) tlsrpt.Delivery {
-	counts, err := p.mailed()
-	mailed, why := counts[t.domain], ""
-	switch {
-	case err != nil:
-		why = reason(err)
-	case p.Skip(t.domain):
+	why := ""
+	if p.Skip(t.domain) {
 		why = "skipped by the configuration"
-	case p.FailuresOnly && t.failed == 0:
-		why = "no failed session"
-	case t.all-min(t.lookups, mailed) <= mailed:
-		// RFC 8460, 3: a report's own session is not to be in the next report. No MTA says
-		// which session that was, so this is what can be known: there were no others, and of
-		// failures that our own lookups count, no more than one for each mail. Else two
-		// reporters that send each other only reports would go on for ever.
-		why = fmt.Sprintf("%d sessions, no more than our %d report mails", t.all, mailed)
+	} else if p.Fleet == nil { // else the sessions of all relays decide
+		if err := p.wanted(t); err != nil {
+			why = reason(err)
+		}
 	}
 	now := p.Now()
 	v := tlsrpt.Delivery{Day: p.day, Domain: t.domain, Next: now, To: []tlsrpt.Receiver{{Kind: tlsrpt.Suppressed, Reason: why, Changed: now}}}
@@ -146,8 +138,30 @@ func (p *pass) decide(t total) tlsrpt.Delivery {
 		if p.Window > 0 {
 			v.Next = now.Add(rand.N(p.Window)) // RFC 8460, 4.1
 		}
+		if p.Fleet != nil {
+			v.Next = p.moment(t.domain)
+		}
 	}
 	return v
+}
+
+// wanted returns an unwanted if these sessions make no report.
+func (p *pass) wanted(t total) error {
+	counts, err := p.mailed()
+	mailed := counts[t.domain]
+	switch {
+	case err != nil:
+		return err
+	case p.FailuresOnly && t.failed == 0:
+		return unwanted("no failed session")
+	case t.all-min(t.lookups, mailed) <= mailed:
+		// RFC 8460, 3: a report's own session is not to be in the next report. No MTA says
+		// which session that was, so this is what can be known: there were no others, and of
+		// failures that our own lookups count, no more than one for each mail. Else two
+		// reporters that send each other only reports would go on for ever.
+		return unwanted(fmt.Sprintf("%d sessions, no more than our %d report mails", t.all, mailed))
+	}
+	return nil
 }
 
 // Mailed counts the report mails that we handed over on a day, by the domain they went to.
@@ -181,7 +195,7 @@ func (p *pass) again(old tlsrpt.Delivery) (tlsrpt.Delivery, error) {
 	if v.Open() == 0 {
 		return old, nil
 	}
-	v.ReportID, v.Next = cmp.Or(old.ReportID, v.ReportID), p.Now()
+	v.ReportID, v.Next, v.Shared, v.Alone = cmp.Or(old.ReportID, v.ReportID), p.Now(), old.Shared, old.Alone
 	for i, r := range old.To {
 		if r.Kind != tlsrpt.Accepted && r.Reason != errTooMany.Error() {
 			old.To[i] = tlsrpt.Receiver{URI: r.URI, Kind: tlsrpt.Planned, Changed: v.Next}

@@ -103,9 +103,15 @@ func (s *Service) newDeliverer() (*deliver.Deliverer, error) {
 		}
 		mail = deliver.Sendmail(strings.TrimPrefix(c.Submit, "sendmail:"))
 	}
+	relay := ""
+	if s.Fleet != nil {
+		if relay, err = s.store.RelayID(); err != nil {
+			return nil, err
+		}
+	}
 	return deliver.New(deliver.Config{
 		Store: s.store, Resolver: s.Resolver, Reporter: reporter, Mail: mail, Post: deliver.HTTPS(client, c.HTTPSVerify, s.Network.UserAgent),
 		Window: c.Window, MaxPerDestination: c.MaxPerDestination, FailuresOnly: c.Report == "failures",
-		Skip: func(domain string) bool { return skip.Has([]byte(domain)) }, Now: s.Now, Log: s.Log,
+		Skip: func(domain string) bool { return skip.Has([]byte(domain)) }, Now: s.Now, Log: s.Log, Fleet: s.Fleet, Relay: relay,
 	}), nil
 }

@@ -50,6 +50,7 @@ type Options struct {
 	Resolver policy.Resolver
 	Network  policy.Config // for receivers of reports on HTTPS
 	Host     string        // this machine's name, for EHLO
+	Fleet    deliver.Fleet // nil: there is none
 
 	Now func() time.Time // the clock, by which sessions are of a day; nil: time.Now
 

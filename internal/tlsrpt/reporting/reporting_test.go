@@ -3,6 +3,7 @@ package reporting_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -297,5 +298,34 @@ func TestEximsSessionsAreJudgedByThePolicyOfTheDomain(t *testing.T) {
 		"no-policy-found of none.test\nno-policy-found of plain.example\n"
 	if got != want {
 		t.Errorf("got\n%swant\n%s%s", got, want, logged)
+	}
+}
+
+func TestAReportThatTheFleetMayHaveSentTooSaysSo(t *testing.T) {
+	c := settings(t)
+	day := tlsrpt.DayOf(time.Now())
+	st, err := store.Open(c.Path, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var batch store.Batch
+	batch.Reset(day)
+	for _, v := range []tlsrpt.Delivery{{Domain: "alone.test", Alone: true}, {Domain: "merged.test", Shared: true}, {Domain: "twice.test", Alone: true, Shared: true}} {
+		batch.Add(&tlsrpt.Event{Domain: v.Domain, Policy: tlsrpt.Policy{Type: tlsrpt.TypeNone, Domain: v.Domain}})
+		v.Day, v.To = day, []tlsrpt.Receiver{{URI: "mailto:tls@" + v.Domain, Kind: tlsrpt.Accepted}}
+		if err = errors.Join(err, st.Write(&batch), st.Merge(), st.PutDeliveries(v)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, _, _ := run(t, reporting.Options{Config: c})
+	reasons := map[string]string{}
+	await(t, "three domains", func() bool {
+		return s.Views("", func(v reporting.View) error { reasons[v.Domain] = v.Deliveries[0].Reason; return nil }) == nil
+	})
+	if len(reasons) != 3 || reasons["alone.test"]+reasons["merged.test"] != "" || reasons["twice.test"] != "the fleet's report may have the same sessions" {
+		t.Errorf("got %q", reasons)
 	}
 }

@@ -117,6 +117,8 @@ func deliveries(d tlsrpt.Delivery) (list []Delivery) {
 		one := Delivery{To: r.URI, State: r.Kind, Reason: r.Reason, Changed: r.Changed.UTC()}
 		if r.Kind.Open() {
 			one.Next = d.Next.UTC()
+		} else if d.Alone && d.Shared && r.Kind == tlsrpt.Accepted {
+			one.Reason = "the fleet's report may have the same sessions"
 		}
 		list = append(list, one)
 	}

@@ -35,6 +35,7 @@ var (
 	keySchema     = []byte("schema")
 	keyProgress   = []byte("progress")   // the segment that is merged, NUL, its last key that is
 	keySuppressed = []byte("suppressed") // JSON of addresses and times
+	keyRelay      = []byte("relay")      // see RelayID
 
 	errValue  = &boltfile.Damage{File: fileName, Cause: "a value cannot be read"}
 	errSchema = &boltfile.Damage{File: fileName, Cause: "another version of this program wrote it"}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sort"
 
 	"go.etcd.io/bbolt"
@@ -17,10 +16,6 @@ import (
 const (
 	mergeKeys   = 2500 // keys of the days that one transaction changes at most, each with a policy
 	maxPolicies = 64   // policies of a domain and day
-
-	// maxOwn is how many details have a place of their own. The others are folded into
-	// one for each result type, so that there are MaxDetails at most.
-	maxOwn = tlsrpt.MaxDetails - len(tlsrpt.ResultTypes)
 )
 
 // mergeSealed merges the sealed segments of the log into the days, and removes them.
@@ -160,18 +155,6 @@ func count(sum *tlsrpt.Summary, failures []byte, full bool) {
 		return
 	}
 	for _, f := range list {
-		place := func() int {
-			return slices.IndexFunc(sum.Details, func(d tlsrpt.Detail) bool { return d.Failure == f })
-		}
-		i := place()
-		if i < 0 && (full || len(sum.Details) >= maxOwn) {
-			f = tlsrpt.Failure{Result: f.Result}
-			i = place()
-		}
-		if i < 0 {
-			i = len(sum.Details)
-			sum.Details = append(sum.Details, tlsrpt.Detail{Failure: f})
-		}
-		sum.Details[i].Sessions++
+		sum.Details = tlsrpt.Count(sum.Details, f, 1, full)
 	}
 }

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"cmp"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -17,6 +19,16 @@ const deliveriesAtOnce = 1000 // read in one transaction
 
 // ErrNoDay is the error of a delivery of a day that the store does not have.
 var ErrNoDay = errors.New("the day is not in the store")
+
+// RelayID returns a random name of this relay in a fleet, which lasts as long as the file.
+func (s *Store) RelayID() (id string, err error) {
+	err = s.update(func(tx *bbolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		id = cmp.Or(string(meta.Get(keyRelay)), rand.Text()[:16])
+		return meta.Put(keyRelay, []byte(id))
+	})
+	return id, err
+}
 
 // Stage returns how far a day is.
 func (s *Store) Stage(day tlsrpt.Day) (stage tlsrpt.Stage, err error) {

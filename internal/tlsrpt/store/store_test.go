@@ -481,3 +481,17 @@ func TestWhatAnEarlierVersionHasInItsLogIsLostAndNothingElse(t *testing.T) {
 		})
 	}
 }
+
+func TestARelayKeepsItsRandomNameOverRestartsAndAnotherRelayHasAnother(t *testing.T) {
+	l, other := newLab(t, store.Options{}), newLab(t, store.Options{})
+	name, err := l.RelayID()
+	if err != nil || len(name) != 16 {
+		t.Fatalf("%q, %v", name, err)
+	}
+	l.reopen()
+	again, err := l.RelayID()
+	others, err2 := other.RelayID()
+	if err != nil || err2 != nil || again != name || others == name {
+		t.Errorf("%q, then %q; the other one's %q; %v, %v", name, again, others, err, err2)
+	}
+}

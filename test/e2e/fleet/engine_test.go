@@ -275,15 +275,15 @@ func TestTwoRelaysShareThroughOneServer(t *testing.T) {
 			t.Errorf("relays %v, %v", relays, err)
 		}
 
-		if err := a.PutReport(t.Context(), fleet.Counts, "2026-11-30", "c.example", "id-a", "1", time.Hour); err != nil {
+		if err := a.PutReport(t.Context(), "r", "2026-11-30", "c.example", "id-a", "1", time.Hour); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 { // a retry counts nothing twice
-			if err := b.PutReport(t.Context(), fleet.Counts, "2026-11-30", "c.example", "id-b", "2", time.Hour); err != nil {
+			if err := b.PutReport(t.Context(), "r", "2026-11-30", "c.example", "id-b", "2", time.Hour); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if got, err := a.Report(t.Context(), fleet.Counts, "2026-11-30", "c.example"); err != nil || len(got) != 2 || got["id-a"] != "1" || got["id-b"] != "2" {
+		if got, err := a.Report(t.Context(), "r", "2026-11-30", "c.example"); err != nil || len(got) != 2 || got["id-a"] != "1" || got["id-b"] != "2" {
 			t.Errorf("counts %v, %v", got, err)
 		}
 		mine, err := a.LeaseDelivery(t.Context(), "2026-11-30", "c.example", "id-a", time.Minute)
@@ -327,7 +327,7 @@ func TestAUserLimitedToThePrefixOverTLSWithAnOwnCA(t *testing.T) {
 		if err := a.Forget(t.Context(), "b.example", "root"); err != nil {
 			t.Error(err)
 		}
-		if err := a.PutReport(t.Context(), fleet.Counts, "2026-11-30", "c.example", "id", "1", time.Hour); err != nil {
+		if err := a.PutReport(t.Context(), "r", "2026-11-30", "c.example", "id", "1", time.Hour); err != nil {
 			t.Error(err)
 		}
 
