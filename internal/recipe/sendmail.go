@@ -105,6 +105,8 @@ func Sendmail(c SendmailConf, root fs.FS, d Daemon) (r Recipe, err error) {
 		why = "already set"
 	}
 	r.Parts = append(r.Parts, Part{Why: why, Text: "FEATURE(`sts', `" + spec + "')dnl\n"})
+	r.Parts = append(r.Parts, Part{Why: "without it, a forged CNAME record of a domain makes sendmail ask for the policy of another one",
+		Text: "define(`confDONT_EXPAND_CNAMES', `True')dnl\n"})
 	if c.sets("O CACertFile") == "" || c.sets("O CACertPath") == "" {
 		file := findCAFile(root)
 		r.warnIf(file == "", noAuthorities)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/miekg/dns"
+
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
 	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
@@ -73,6 +75,15 @@ var sendmailRows = []row{{
 	with:   testlab.With{MailFault: testlab.STARTTLSHangUp},
 	fate:   toNobody(stsBroken),
 }, {
+	name:   "a listed host that is an alias gets nothing when its certificate has the other name",
+	domain: "alias-other.test",
+	hosts:  []string{"mx.hosted-other.test"},
+	with:   testlab.With{MX: []string{"mx.alias-other.test"}},
+	records: func(_ *testing.T, d *testlab.Domain) []string {
+		return []string{"alias-other.test. 300 IN MX 10 mx.alias-other.test.", "mx.alias-other.test. 300 IN CNAME mx.hosted-other.test."}
+	},
+	fate: toNobody(otherName),
+}, {
 	name:   "the last pattern counts in the longest list that sendmail reads",
 	domain: "l255.test",
 	with:   testlab.With{MX: longList(255, "*.l255.test")},
@@ -100,6 +111,7 @@ func longList(n int, last string) (mx []string) {
 }
 
 var sendmailStories = []story{
+	{"a forged CNAME does not lead mail to another domain, and its policy", followsNoCNAME},
 	{"domains that share a bad host: only the one without a policy gets its mail", sharesBadHost},
 	{"with a smart host, -recipe refuses, since mail to enforced domains would wait", refusesSmartHost},
 	{"a domain with DANE is protected by its policy alone", ignoresDANE},
@@ -163,4 +175,14 @@ func warnsOfDANE(t *testing.T, w *world) {
 	if out := w.sendmail.Program(t, "-recipe", "sendmail"); !strings.Contains(out, "WARNING: confDANE is on") {
 		t.Errorf("-recipe does not warn:\n%s", out)
 	}
+}
+
+// followsNoCNAME makes a domain with an enforced policy an alias of one without.
+func followsNoCNAME(t *testing.T, w *world) {
+	d := w.lab.Domain("cnamed.test", testlab.With{})
+	evil := w.lab.Domain("evil.test", testlab.With{NoPolicy: true, MailFault: testlab.NoSTARTTLS})
+	w.lab.DNS.Remove(d.Name, dns.TypeMX)
+	w.lab.Set(d.Name + ". 300 IN CNAME " + evil.Name + ".")
+	m := w.sendmail.Send(t, d.Name)
+	check(t, m, m.Outcome(t), deferred(notOffered), append(d.Mail, evil.Mail...)...)
 }
