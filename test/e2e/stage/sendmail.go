@@ -171,11 +171,29 @@ func (s *Sendmail) Send(t *testing.T, domain string) *Message {
 	return s.Submit(t, domain)[0]
 }
 
-// Submit submits one message with a recipient at each domain.
+// Submit submits one message with a recipient at each domain and waits for its first attempt.
 func (s *Sendmail) Submit(t *testing.T, domains ...string) []*Message {
 	t.Helper()
+	return s.submit(t, "-odi", domains...)
+}
+
+// Queue submits a message to a recipient at the domain for the next RunQueue.
+func (s *Sendmail) Queue(t *testing.T, domain string) *Message {
+	t.Helper()
+	return s.submit(t, "-odq", domain)[0]
+}
+
+// RunQueue tries all messages again, in one process.
+func (s *Sendmail) RunQueue(t *testing.T) {
+	t.Helper()
+	s.Run(t, "-q")
+	s.awaitLog(t)
+}
+
+func (s *Sendmail) submit(t *testing.T, mode string, domains ...string) []*Message {
+	t.Helper()
 	var messages []*Message
-	args := []string{"-Am", "-odi", "-f", "sender@relay.test"}
+	args := []string{"-Am", mode, "-f", "sender@relay.test"}
 	for _, domain := range domains {
 		s.sent++
 		to := fmt.Sprintf("message%d@%s", s.sent, domain)
@@ -241,6 +259,8 @@ func sendmailOutcomes(log []string, recipient string) (found []Outcome) {
 			o.Relay, o.TLS = host[1], tls[pid+host[1]]
 		}
 		switch {
+		case m[7] == "queued":
+			continue
 		case strings.HasPrefix(m[7], "Sent"):
 			o.Status = "sent"
 		case strings.Contains(m[6], "dsn=4."):
