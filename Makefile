@@ -64,9 +64,11 @@ e2e:
 
 # What takes too long for every change: 1,000 kills with -9 under writes, an
 # upgrade from the last commit whose cache had a page reader of its own, half an
-# hour under all attacks at once, an hour of a fleet of twenty relays, and a day of ten million TLS sessions.
+# hour under all attacks at once, an hour of a fleet of twenty relays, a day of ten million TLS sessions, and
+# a minute of each fuzz target. (Their seeds, with all findings, are part of make test.)
 nightly:
 	test/e2e/setup
+	test/fuzz 1m
 	STS_TLSMAP_E2E_KILLS=1000 $(GO) test -tags e2e -count=1 -v -timeout 60m -run Kill ./test/e2e/durable
 	STS_TLSMAP_E2E_UPGRADE_FROM=a392211 $(GO) test -tags e2e -count=1 -v -timeout 30m ./packaging/test
 	STS_TLSMAP_SOAK=30m $(GO) test -tags e2e -count=1 -v -timeout 45m -run AllAttacks ./test/pressure

@@ -103,7 +103,10 @@ func Host(s string) (string, bool) {
 			return "", false
 		}
 	}
-	return s, !hostname.EndsInNumber(s)
+	if hostname.EndsInNumber(s) {
+		return "", false
+	}
+	return s, true
 }
 
 // Pattern is Host for an MX pattern, which may begin with "*." (RFC 8461, 4.1).
