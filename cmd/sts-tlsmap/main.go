@@ -20,9 +20,6 @@ import (
 	"github.com/sts-tlsmap/sts-tlsmap/internal/text"
 )
 
-// What the linker writes in: -ldflags "-X main.version=...".
-var version, commit, date = "dev", "unknown", "unknown"
-
 // Exit codes.
 const (
 	exitDone     = 0
