@@ -75,15 +75,16 @@ nightly:
 	STS_TLSMAP_E2E_RELAYS=20 STS_TLSMAP_E2E_FLEET_TIME=1h $(GO) test -tags e2e -count=1 -v -timeout 150m ./test/e2e/relays
 	STS_TLSMAP_BENCH_LARGE_DAY=1 $(GO) run ./test/bench -row 'day of sessions'
 
-# .deb and .rpm for amd64 and arm64, in dist/.
+# .deb, .rpm and a container image for amd64 and arm64, in dist/.
 packages:
 	packaging/build
 
 # What Debian's lintian and rpmlint say of them, and whether they can be built
-# twice; needs lintian, rpm, rpmlint and mandoc.
+# twice, and the image in namespaces; needs root, lintian, rpm, rpmlint, mandoc and jq.
 check-packages: packages
 	packaging/lint
 	packaging/check-reproducible
+	packaging/image/test "$$(ls -t dist/*_image.tar | head -n 1)"
 
 bench:
 	$(GO) run ./test/bench

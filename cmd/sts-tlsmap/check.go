@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -290,9 +292,10 @@ func (a *app) checkReports(ctx context.Context, out *outside) {
 // sockets open; systemd passed them in place of the keys overridden.
 func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []string) []string {
 	list := slices.Concat(cfg.Warnings, ignored(cfg, s, overridden))
+	private := ownPrivateNetwork()
 	exposed := func(key, risk string) {
 		for _, e := range s[key] {
-			if !e.Loopback() {
+			if !e.Loopback() && !private {
 				list = append(list, fmt.Sprintf("%s: %s can be reached from the network: anyone who can connect %s; "+
 					"use a loopback address or a firewall", key, e, risk))
 			}
@@ -301,12 +304,23 @@ func warnings(cfg *config.Config, r *resolver.Resolver, s sockets, overridden []
 	exposed(keyListen, "can make the daemon look up domains")
 	exposed(keyMetrics, "sees how much mail goes out, and what is wrong")
 	for _, server := range r.Servers() {
-		if r.TrustsAD() && !server.Addr().Unmap().IsLoopback() {
+		a := server.Addr().Unmap()
+		if r.TrustsAD() && !a.IsLoopback() && (!private || !a.IsPrivate()) {
 			list = append(list, fmt.Sprintf("the AD bit of the resolver %s is trusted across a network, where it can be forged; "+
 				"run a validating resolver on this machine, or set trust_ad = false in [dns]", server))
 		}
 	}
 	return list
+}
+
+// ownPrivateNetwork reports whether this is the first process of a container that has private
+// addresses only: others reach it only where the engine publishes its ports.
+func ownPrivateNetwork() bool {
+	addrs, err := net.InterfaceAddrs()
+	return os.Getpid() == 1 && err == nil && !slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		p, err := netip.ParsePrefix(a.String())
+		return err != nil || !p.Addr().IsLoopback() && !p.Addr().IsPrivate() && !p.Addr().IsLinkLocalUnicast()
+	})
 }
 
 // folderWarnings name the folders that are missing and that the daemon needs.
