@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,8 +55,10 @@ const (
 // ErrInvalid is a policy file that does not follow the grammar.
 var ErrInvalid = errors.New("broken policy file")
 
-// fileValue is the value of a field: visible ASCII or UTF-8 with inner spaces.
-var fileValue = regexp.MustCompile(`^[^\x00-\x1f\x7f]+$`)
+// isValue says whether s is the value of a field: visible ASCII or UTF-8 with inner spaces.
+func isValue(s string) bool {
+	return s != "" && utf8.ValidString(s) && !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == '\x7f' })
+}
 
 // Parse parses a policy file by the grammar of RFC 8461, 3.2: lines that end in
 // LF or CRLF (erratum 6253), the last line's end optional. It departs from the
@@ -99,13 +100,20 @@ type parser struct {
 func (p *parser) line(line string) error {
 	key, value, ok := strings.Cut(line, ":")
 	value = strings.Trim(value, " \t")
-	if !ok || !fieldName.MatchString(key) || !fileValue.MatchString(value) || !utf8.ValidString(value) {
+	if !ok || !isFieldName(key) || !isValue(value) {
 		return fmt.Errorf("%s is not of the form key: value", quote(line))
 	}
-	set := map[string]func(string) error{
-		"version": p.setVersion, "mode": p.setMode, "max_age": p.setMaxAge, "mx": p.addMX,
-	}[key]
-	if set == nil {
+	var set func(string) error
+	switch key {
+	case "version":
+		set = p.setVersion
+	case "mode":
+		set = p.setMode
+	case "max_age":
+		set = p.setMaxAge
+	case "mx":
+		set = p.addMX
+	default:
 		p.similar[hostname.Lower(key)] = key
 		return nil // RFC 8461, 3.2: unknown fields are ignored
 	}

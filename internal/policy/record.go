@@ -19,8 +19,18 @@ var (
 	recordDelimiter = regexp.MustCompile(`[ \t]*;[ \t]*`)
 	recordValue     = regexp.MustCompile(`^[!-:<>-~]+$`)
 	recordID        = regexp.MustCompile(`^[A-Za-z0-9]{1,32}$`)
-	fieldName       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$`)
 )
+
+// isFieldName says whether s is the name of a field of a record or a policy file.
+func isFieldName(s string) bool {
+	for i, c := range []byte(s) {
+		alphanumeric := 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9'
+		if !alphanumeric && (i == 0 || c != '_' && c != '.' && c != '-') {
+			return false
+		}
+	}
+	return 0 < len(s) && len(s) <= 32
+}
 
 // What the TXT records at _mta-sts.DOMAIN can be, other than one good record.
 var (
@@ -74,7 +84,7 @@ func ParseRecord(txt string) (Record, error) {
 			break // a semicolon may end the record
 		}
 		name, value, _ := strings.Cut(field, "=")
-		if !fieldName.MatchString(name) || !recordValue.MatchString(value) {
+		if !isFieldName(name) || !recordValue.MatchString(value) {
 			return Record{}, fmt.Errorf("%w: %s is not of the form name=value", ErrRecordInvalid, quote(field))
 		}
 		// RFC 8461, 3.2: of a field given twice the first counts, and unknown

@@ -96,6 +96,7 @@ var sides = map[string]func(args []string) error{
 	"day":     daySide,
 	"echo":    echoSide,
 	"get":     getSide,
+	"find":    findSide,
 	"lab":     labSide,
 	"receive": receiveSide,
 	"send":    sendSide,
