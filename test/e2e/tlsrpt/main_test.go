@@ -41,7 +41,7 @@ func buildHasty(dir string) error {
 	replaced, overlay := map[string]string{}, filepath.Join(dir, "overlay.json")
 	for file, change := range map[string][2]string{
 		"policies.go": {"holdBack   = 10 * time.Minute", "holdBack   = time.Second"},
-		"probes.go":   {"probeEvery = time.Minute", "probeEvery = time.Second"},
+		"probes.go":   {"probeEvery   = time.Minute", "probeEvery   = time.Second"},
 	} {
 		source, err := filepath.Abs("../../../internal/tlsrpt/reporting/" + file)
 		if err != nil {
