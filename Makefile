@@ -64,8 +64,8 @@ e2e:
 
 # What takes too long for every change: 1,000 kills with -9 under writes, an
 # upgrade from the last commit whose cache had a page reader of its own, half an
-# hour under all attacks at once, an hour of a fleet of twenty relays, a day of ten million TLS sessions, and
-# a minute of each fuzz target. (Their seeds, with all findings, are part of make test.)
+# hour under all attacks at once, an hour of a fleet of twenty relays, a day of ten million TLS sessions, a
+# minute of each fuzz target (their seeds, with all findings, are part of make test), and Debian's source package.
 nightly:
 	test/e2e/setup
 	test/fuzz 1m
@@ -74,6 +74,7 @@ nightly:
 	STS_TLSMAP_SOAK=30m $(GO) test -tags e2e -count=1 -v -timeout 45m -run AllAttacks ./test/pressure
 	STS_TLSMAP_E2E_RELAYS=20 STS_TLSMAP_E2E_FLEET_TIME=1h $(GO) test -tags e2e -count=1 -v -timeout 150m ./test/e2e/relays
 	STS_TLSMAP_BENCH_LARGE_DAY=1 $(GO) run ./test/bench -row 'day of sessions'
+	packaging/check-source-package
 
 # .deb, .rpm and a container image for amd64 and arm64, in dist/.
 packages:

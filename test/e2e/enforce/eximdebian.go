@@ -77,7 +77,7 @@ func packageRemoved(t *testing.T, w *world) {
 	m = removed.exim.Send(t, d.Name)
 	check(t, m, m.Outcome(t), fate{status: "sent", host: d.Mail[0], tls: "Trusted"}, d.Mail...)
 
-	for script, removal := range map[string]string{"../../../packaging/deb/prerm": "remove", "../../../packaging/rpm/preun": "0"} {
+	for script, removal := range map[string]string{"../../../packaging/debian/sts-tlsmap.prerm": "remove", "../../../packaging/rpm/preun": "0"} {
 		text, err := os.ReadFile(script)
 		if err != nil {
 			t.Fatal(err)
