@@ -5,12 +5,15 @@ package relays
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/testlab"
+	"github.com/sts-tlsmap/sts-tlsmap/test/e2e/stage"
 )
 
 func TestRelaysShareThroughRedis7(t *testing.T)  { testShare(t, "redis-bookworm", "redis") }
@@ -25,6 +28,7 @@ func testShare(t *testing.T, root, server string) {
 	for _, r := range failures {
 		t.Run(r.name, func(t *testing.T) { w.fail(t, r) })
 	}
+	t.Run("a relay whose clock is an hour off answers as one that is alone, and says so", w.clockOff)
 	t.Run("a relay with another key is alone, and says so", w.otherKey)
 }
 
@@ -242,6 +246,7 @@ func (w *world) fail(t *testing.T, f failure) {
 		r.mark()
 	}
 	f.begin(t, w)
+	t.Logf("50 first contacts, p50 and p99: %s; at the relay that is alone: %s", w.firstContacts(t, hit[0]), w.firstContacts(t, w.alone))
 
 	// The answers are those of a relay without a fleet.
 	w.ask(t, name("held"), true, w.relays)
@@ -280,6 +285,21 @@ func (w *world) fail(t *testing.T, f failure) {
 	w.ask(t, found.Name, true, w.relays)
 }
 
+// firstContacts asks a relay for 50 domains one after the other, and returns how long it took.
+func (w *world) firstContacts(t *testing.T, r *relay) string {
+	t.Helper()
+	server, m := w.lab.PolicyServer(""), r.dial(t)
+	defer m.close(t)
+	var took []time.Duration
+	for i := range 50 {
+		name := fmt.Sprintf("contact%d-%d-%s.test", failed, i, r.name)
+		w.lab.Domain(name, testlab.With{Server: server, MX: []string{"mx1." + name}, NoMail: true})
+		took = append(took, m.wantSecure(t, name))
+	}
+	slices.Sort(took)
+	return fmt.Sprint(took[25].Round(100*time.Microsecond), ", ", took[49].Round(100*time.Microsecond))
+}
+
 func matches(reasons, log string) bool {
 	for reason := range strings.SplitSeq(reasons, "|") {
 		if strings.Contains(log, reason) {
@@ -287,6 +307,64 @@ func matches(reasons, log string) bool {
 		}
 	}
 	return false
+}
+
+// clockOff has the last relay start with an empty cache and a wrong clock.
+func (w *world) clockOff(t *testing.T) {
+	dir := stage.Path("clock")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	program, err := testlab.BuildDaemonWithClock(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock, odd, others := testlab.Clock(filepath.Join(dir, "offset")), w.relays[len(w.relays)-1], w.relays[:len(w.relays)-1]
+	begin := func(program string, env []string) {
+		if err := odd.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(stage.Path(odd.name), "cache.db")); err != nil {
+			t.Fatal(err)
+		}
+		odd.Program, odd.Env = program, env
+		odd.start(t)
+	}
+	defer begin(odd.Program, odd.Env)
+	atEngine := func(name string) func() bool {
+		return func() bool { return w.engine.do(t, "EXISTS", "sts-tlsmap:p:{"+name+"}") == "1" }
+	}
+	for ahead, off := range map[bool]time.Duration{true: time.Hour, false: -time.Hour} {
+		if err := clock.Set(off); err != nil {
+			t.Fatal(err)
+		}
+		begin(program, append(testlab.WithoutProxies(os.Environ()), clock.Env()))
+		await(t, "-check names the clock", func() bool {
+			out, _, _, err := odd.Run(t.Context(), "-check")
+			return err == nil && strings.Contains(out, "the clock of this relay is ")
+		})
+
+		// Of two relays, the one whose clock is behind refuses what the other shares.
+		behind, before := others, others[0].fleet(t).Refused["ahead"]
+		if !ahead {
+			behind, before = []*relay{odd}, odd.fleet(t).Refused["ahead"]
+		}
+		theirs, its := w.domain(t, fmt.Sprintf("theirs%t.test", ahead)), w.domain(t, fmt.Sprintf("its%t.test", ahead))
+		w.ask(t, theirs.Name, true, others[:1])
+		w.ask(t, its.Name, true, []*relay{odd})
+		await(t, "both policies are at the engine", func() bool { return atEngine(theirs.Name)() && atEngine(its.Name)() })
+		theirs.takeAway(t, testlab.ServFail)
+		w.ask(t, theirs.Name, ahead, []*relay{odd})
+		w.ask(t, theirs.Name, true, others)
+		its.takeAway(t, testlab.ServFail)
+		w.ask(t, its.Name, !ahead, others)
+		w.ask(t, its.Name, true, []*relay{odd})
+		if after := behind[0].fleet(t).Refused["ahead"]; after <= before {
+			t.Errorf("%s has refused %d values as ahead of its clock, and %d before", behind[0].name, after, before)
+		}
+		w.domain(t, fmt.Sprintf("own%t.test", ahead))
+		w.ask(t, fmt.Sprintf("own%t.test", ahead), true, append([]*relay{w.alone}, w.relays...))
+	}
 }
 
 func (w *world) otherKey(t *testing.T) {
