@@ -29,16 +29,7 @@ func policyKey(kind, domain string) string { return kind + ":{" + domain + "}" }
 // Find returns the policy of a domain that some relay has fetched, verified and alive. It
 // waits for findWait at most. With the engine away it returns none at once.
 func (f *Fleet) Find(ctx context.Context, domain string) (found *keeper.Foreign, ok bool) {
-	ctx, cancel := context.WithTimeout(ctx, findWait)
-	defer cancel()
-	f.count(&f.counts.Asked)
-	key := policyKey("p", domain)
-	reply, err := f.do(ctx, f.key(key), "GET", f.key(key))
-	if err != nil {
-		f.count(&f.counts.Failed)
-		return nil, false
-	}
-	sealed, ok := reply.(string)
+	sealed, ok := f.Sealed(ctx, domain)
 	if !ok {
 		return nil, false
 	}
@@ -47,8 +38,9 @@ func (f *Fleet) Find(ctx context.Context, domain string) (found *keeper.Foreign,
 		return nil, false
 	}
 	found = &keeper.Foreign{Domain: domain, Relay: v.fields[0], ID: v.fields[1], Text: []byte(v.fields[2]), Fetched: v.stamp.Truncate(time.Second)}
+	var err error
 	if found.Policy, err = policy.Parse(found.Text); err != nil {
-		f.refuse(ReasonInvalid, key, err)
+		f.refuse(ReasonInvalid, policyKey("p", domain), err)
 		return nil, false
 	}
 	// Its life is under the HMAC: nobody can extend it (Merging 3).
@@ -61,6 +53,20 @@ func (f *Fleet) Find(ctx context.Context, domain string) (found *keeper.Foreign,
 	}
 	f.count(&f.counts.Found)
 	return found, true
+}
+
+// Sealed returns what the engine has as the policy of a domain, which is not to be believed yet.
+func (f *Fleet) Sealed(ctx context.Context, domain string) (sealed string, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, findWait)
+	defer cancel()
+	f.count(&f.counts.Asked)
+	key := f.key(policyKey("p", domain))
+	reply, err := f.do(ctx, key, "GET", key)
+	if err != nil {
+		f.count(&f.counts.Failed)
+	}
+	sealed, ok = reply.(string)
+	return sealed, ok && err == nil
 }
 
 // Lease asks for the right to do something for a domain that one relay does for all, kind

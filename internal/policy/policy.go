@@ -73,8 +73,9 @@ func Parse(served []byte) (*Policy, error) {
 	if len(served) > MaxText {
 		return nil, fmt.Errorf("%w: it is longer than %d bytes", ErrInvalid, MaxText)
 	}
-	p := &parser{policy: new(Policy), seen: make(map[string]bool), similar: make(map[string]string)}
+	p := &parser{policy: new(Policy), seen: make(map[string]bool, 4), similar: make(map[string]string)}
 	lines := strings.Split(strings.TrimPrefix(string(served), "\ufeff"), "\n")
+	p.policy.Fields = make([]Field, 0, min(len(lines), 8))
 	for i, line := range lines {
 		if i < len(lines)-1 {
 			line = strings.TrimSuffix(line, "\r")
@@ -103,16 +104,16 @@ func (p *parser) line(line string) error {
 	if !ok || !isFieldName(key) || !isValue(value) {
 		return fmt.Errorf("%s is not of the form key: value", quote(line))
 	}
-	var set func(string) error
+	var set func(*parser, string) error
 	switch key {
 	case "version":
-		set = p.setVersion
+		set = (*parser).setVersion
 	case "mode":
-		set = p.setMode
+		set = (*parser).setMode
 	case "max_age":
-		set = p.setMaxAge
+		set = (*parser).setMaxAge
 	case "mx":
-		set = p.addMX
+		set = (*parser).addMX
 	default:
 		p.similar[hostname.Lower(key)] = key
 		return nil // RFC 8461, 3.2: unknown fields are ignored
@@ -121,7 +122,7 @@ func (p *parser) line(line string) error {
 		return nil // RFC 8461, 3.2: the first counts
 	}
 	p.seen[key] = true
-	if err := set(value); err != nil {
+	if err := set(p, value); err != nil {
 		return err
 	}
 	p.policy.Fields = append(p.policy.Fields, Field{Key: key, Value: value})
