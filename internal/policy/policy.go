@@ -73,7 +73,7 @@ func Parse(served []byte) (*Policy, error) {
 	if len(served) > MaxText {
 		return nil, fmt.Errorf("%w: it is longer than %d bytes", ErrInvalid, MaxText)
 	}
-	p := &parser{policy: new(Policy), seen: make(map[string]bool, 4), similar: make(map[string]string)}
+	p := &parser{policy: new(Policy), seen: make([]string, 0, 4), similar: make(map[string]string)}
 	lines := strings.Split(strings.TrimPrefix(string(served), "\ufeff"), "\n")
 	p.policy.Fields = make([]Field, 0, min(len(lines), 8))
 	for i, line := range lines {
@@ -93,7 +93,7 @@ func Parse(served []byte) (*Policy, error) {
 // A parser gathers a policy line by line.
 type parser struct {
 	policy   *Policy
-	seen     map[string]bool   // fields that the standard names
+	seen     []string          // fields that the standard names
 	patterns int               // lines of mx
 	similar  map[string]string // fields whose names differ from the standard's only in case, by the right name
 }
@@ -118,10 +118,11 @@ func (p *parser) line(line string) error {
 		p.similar[hostname.Lower(key)] = key
 		return nil // RFC 8461, 3.2: unknown fields are ignored
 	}
-	if p.seen[key] && key != "mx" {
+	if seen := slices.Contains(p.seen, key); !seen {
+		p.seen = append(p.seen, key)
+	} else if key != "mx" {
 		return nil // RFC 8461, 3.2: the first counts
 	}
-	p.seen[key] = true
 	if err := set(p, value); err != nil {
 		return err
 	}
@@ -195,7 +196,7 @@ func (p *parser) finish() (*Policy, error) {
 	var missing []string
 	for _, name := range []string{"version", "mode", "max_age", "mx"} {
 		// RFC 8461, 3.2: an mx is required, unless the mode is none.
-		if p.seen[name] || name == "mx" && p.policy.Mode == ModeNone {
+		if slices.Contains(p.seen, name) || name == "mx" && p.policy.Mode == ModeNone {
 			continue
 		}
 		hint := ""
