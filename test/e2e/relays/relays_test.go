@@ -246,7 +246,7 @@ func (w *world) fail(t *testing.T, f failure) {
 		r.mark()
 	}
 	f.begin(t, w)
-	t.Logf("50 first contacts, p50 and p99: %s; at the relay that is alone: %s", w.firstContacts(t, hit[0]), w.firstContacts(t, w.alone))
+	t.Logf("50 first contacts, the median and the longest: %s; at the relay that is alone: %s", w.firstContacts(t, hit[0]), w.firstContacts(t, w.alone))
 
 	// The answers are those of a relay without a fleet.
 	w.ask(t, name("held"), true, w.relays)
@@ -285,7 +285,8 @@ func (w *world) fail(t *testing.T, f failure) {
 	w.ask(t, found.Name, true, w.relays)
 }
 
-// firstContacts asks a relay for 50 domains one after the other, and returns how long it took.
+// firstContacts asks a relay for 50 domains one after the other, and returns the
+// median and the longest time.
 func (w *world) firstContacts(t *testing.T, r *relay) string {
 	t.Helper()
 	server, m := w.lab.PolicyServer(""), r.dial(t)
