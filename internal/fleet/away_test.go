@@ -140,6 +140,23 @@ func TestALeaseHeldElsewhereIsLookedAtAgainAndThenThePolicyIsFetchedInAnyCase(t 
 	})
 }
 
+func TestAnEngineThatGivesNoLeaseStopsNoFetchHoweverManyAreDue(t *testing.T) {
+	e := newFakeEngine()
+	e.lie = func([]string, any) any { return nil }
+	f := newRelay("a", e, nil)
+	due, fetched := 2*maxPending, 0
+	for range 2 {
+		for i := range due {
+			if _, ours := f.Lease(t.Context(), keeper.LeaseFetch, fmt.Sprintf("d%d.example", i), time.Minute); ours {
+				fetched++
+			}
+		}
+	}
+	if fetched < due {
+		t.Errorf("%d fetches at the second try of %d domains", fetched, due)
+	}
+}
+
 func TestATXTQuestionThatFailsGivesTheRightToAskBack(t *testing.T) {
 	inFleet(t, 2, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
 		w.set(domain, host{id: "1", text: text("enforce", 30*day, "mx.a.example")})

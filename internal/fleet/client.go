@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +21,7 @@ import (
 const (
 	connsPerServer = 8 // 500 relays stay below a server's 10,000 clients
 	idleFor        = time.Minute
-	maxServers     = 1000 // of a Cluster
+	maxServers     = 100 // of a Cluster; each may keep connsPerServer connections
 	maxRedirects   = 5
 
 	getLimit   = 256 << 10 // bytes of the reply to GET
@@ -46,7 +45,7 @@ type client struct {
 func newClient(t target, passwordFile, caFile string) (*client, error) {
 	c := &client{target: t, servers: make(map[string]*server), slots: make(map[uint16]string)}
 	if passwordFile != "" {
-		text, err := os.ReadFile(passwordFile)
+		text, err := readFile(passwordFile)
 		if err != nil {
 			return nil, err
 		}
@@ -58,7 +57,7 @@ func newClient(t target, passwordFile, caFile string) (*client, error) {
 		return nil, fmt.Errorf("the user %q has no password: set password_file", c.user)
 	}
 	if caFile != "" {
-		text, err := os.ReadFile(caFile)
+		text, err := readFile(caFile)
 		if err != nil {
 			return nil, err
 		}
@@ -127,7 +126,12 @@ func (c *client) askSentinel(ctx context.Context) (string, error) {
 		if err == nil && len(list) == 2 {
 			name, _ := list[0].(string)
 			port, _ := list[1].(string)
-			addr := net.JoinHostPort(name, port)
+			addr, err := joinAddress(name, port)
+			if err != nil {
+				last = fmt.Errorf("the Sentinel at %s: %w", host, err)
+				c.forget(host)
+				continue
+			}
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.primary = addr
@@ -165,14 +169,17 @@ func (c *client) forget(addr string) {
 func (c *client) redirect(from, word, rest string) (addr string, ok bool) {
 	number, addr, _ := strings.Cut(rest, " ")
 	slot, err := strconv.ParseUint(number, 10, 14)
-	host, port, splitErr := net.SplitHostPort(addr)
-	if err != nil || splitErr != nil {
+	colon := strings.LastIndexByte(addr, ':') // an IPv6 address has no brackets here
+	if err != nil || colon < 0 {
 		return "", false
 	}
+	host := strings.Trim(addr[:colon], "[]")
 	if host == "" { // the same as before
 		host, _, _ = net.SplitHostPort(from)
 	}
-	addr = net.JoinHostPort(host, port)
+	if addr, err = joinAddress(host, addr[colon+1:]); err != nil {
+		return "", false
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.servers[addr] == nil && len(c.servers) >= maxServers {
@@ -182,6 +189,14 @@ func (c *client) redirect(from, word, rest string) (addr string, ok bool) {
 		c.slots[uint16(slot)] = addr
 	}
 	return addr, true
+}
+
+// joinAddress checks an address that a server names: it is kept, dialed and logged.
+func joinAddress(host, port string) (string, error) {
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" || len(host) > maxName || host[0] == '/' {
+		return "", errors.New("it names no address of a server")
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 // slotOf returns the slot of a key in a Cluster: of the part in braces, if there is one.

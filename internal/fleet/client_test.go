@@ -369,3 +369,48 @@ func TestAnEngineAcrossANetworkWithoutTLSOrPasswordIsAWarning(t *testing.T) {
 		}
 	}
 }
+
+func TestAnAddressThatAServerNamesIsChecked(t *testing.T) {
+	c := clientOf(t, "cluster://127.0.0.1:6379")
+	for rest, want := range map[string]string{
+		"1 192.0.2.1:6379": "192.0.2.1:6379",
+		"1 ::1:6379":       "[::1]:6379", // as Redis 7 writes it
+		"1 [::1]:6379":     "[::1]:6379",
+		"1 :6380":          "127.0.0.1:6380",
+		"1 a.example":      "",
+		"1 a.example:0":    "",
+		"1 /run/x:1":       "",
+		"1":                "",
+		"99999 a:1":        "",
+		"1 " + strings.Repeat("a", maxName+1) + ":1": "",
+	} {
+		if got, ok := c.redirect("127.0.0.1:6379", "MOVED", rest); got != want || ok != (want != "") {
+			t.Errorf("%.40q: %q, %v", rest, got, ok)
+		}
+	}
+	long := strings.Repeat("a", 1<<20)
+	sentinel := serve(t, func([]string) string { return fmt.Sprintf("*2\r\n$%d\r\n%s\r\n$1\r\n1\r\n", len(long), long) })
+	c = clientOf(t, "sentinel://"+sentinel.Addr().String()+"/fleet")
+	if _, err := ask(t, c); err == nil || len(err.Error()) > 200 || len(c.servers) != 1 {
+		t.Errorf("%.200v; %d servers", err, len(c.servers))
+	}
+}
+
+func TestAFileOfAFleetThatIsNoRegularFileDoesNotStopTheStart(t *testing.T) {
+	for name, o := range map[string]Options{
+		"key_file":      {KeyFile: os.DevNull},
+		"password_file": {PasswordFile: os.DevNull},
+		"ca_file":       {CAFile: os.DevNull},
+	} {
+		o.URL = "valkey://127.0.0.1"
+		if o.KeyFile == "" {
+			o.KeyFile = filepath.Join(t.TempDir(), "key")
+			if err := os.WriteFile(o.KeyFile, []byte(NewKey()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := New(o); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -84,6 +84,10 @@ func (f *Fleet) Lease(ctx context.Context, kind keeper.Lease, domain string, lon
 		now := f.o.Now()
 		if last, ok := f.yielded.Get(domain); kind != keeper.LeaseFetch || !ok || now.Sub(last).Abs() > yieldedFor {
 			if kind == keeper.LeaseFetch {
+				// Without a note of it, the second try would not succeed either.
+				if _, oldest, _ := f.yielded.GetOldest(); f.yielded.Len() == maxPending && now.Sub(oldest).Abs() <= yieldedFor {
+					return func() {}, true
+				}
 				f.yielded.Add(domain, now)
 			}
 			return func() {}, false

@@ -76,9 +76,17 @@ func NewKey() string {
 	return hex.EncodeToString(secret)
 }
 
+// readFile reads a file of the configuration. A pipe would stop the daemon's start.
+func readFile(path string) ([]byte, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	return os.ReadFile(path)
+}
+
 // readKeys reads key_file: one key a line, the first signs, all verify.
 func readKeys(path string) (keys []signingKey, err error) {
-	text, err := os.ReadFile(path)
+	text, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
