@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sts-tlsmap/sts-tlsmap/internal/cache"
 	"github.com/sts-tlsmap/sts-tlsmap/internal/policy"
@@ -126,10 +127,11 @@ func (k *Keeper) Forget(ctx context.Context, domain string) (held, failure bool,
 	if k.o.Fleet != nil {
 		defer k.o.Fleet.Forgot(domain)
 	}
-	return k.forget(ctx, domain)
+	return k.forget(ctx, domain, time.Time{})
 }
 
-func (k *Keeper) forget(ctx context.Context, domain string) (held, failure bool, err error) {
+// forget drops what is held of a domain, unless it was fetched after a time; zero: always.
+func (k *Keeper) forget(ctx context.Context, domain string, unlessAfter time.Time) (held, failure bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, k.o.LookupTimeout)
 	defer cancel()
 	fl := k.flights.beginExclusive(ctx, domain)
@@ -138,7 +140,10 @@ func (k *Keeper) forget(ctx context.Context, domain string) (held, failure bool,
 	}
 	defer k.flights.end(fl)
 	_, failure = k.Negative(domain)
-	_, err = k.newest(domain)
+	r, err := k.newest(domain)
+	if err == nil && !unlessAfter.IsZero() && r.Fetched.After(unlessAfter) {
+		return true, failure, nil
+	}
 	held = !errors.Is(err, cache.ErrNotFound) // one that cannot be read is held
 	onDisk, err := k.write(domain, nil, false)
 	if err != nil {

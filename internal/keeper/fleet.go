@@ -173,10 +173,7 @@ func (k *Keeper) announce(r *cache.Record) {
 
 // ForgetBefore is Forget for a policy that was fetched before a time.
 func (k *Keeper) ForgetBefore(ctx context.Context, domain string, before time.Time) error {
-	if r, err := k.newest(domain); err == nil && r.Fetched.After(before) {
-		return nil
-	}
-	_, _, err := k.forget(ctx, domain)
+	_, _, err := k.forget(ctx, domain, before)
 	return err
 }
 

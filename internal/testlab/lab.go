@@ -22,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // The public ports of the hosts, wherever they really listen.
@@ -209,7 +210,8 @@ func (l *Lab) event() {
 
 // Await returns nil as soon as cond holds. It evaluates cond at the start and
 // after each event: a DNS question, a connection, a request, a message, a
-// client at a gate. It gives up when ctx ends.
+// client at a gate; now and then too, for what holds only after the last event. It gives
+// up when ctx ends.
 func (l *Lab) Await(ctx context.Context, cond func() bool) error {
 	l.events.Lock()
 	l.events.waiters++
@@ -223,6 +225,7 @@ func (l *Lab) Await(ctx context.Context, cond func() bool) error {
 	for !cond() {
 		select {
 		case <-next:
+		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for an event in the lab: %w", context.Cause(ctx))
 		case <-l.done:
