@@ -510,6 +510,20 @@ func TestMerging5AForgetKeepsAPolicyThatWasFetchedAfterIt(t *testing.T) {
 	})
 }
 
+func TestMerging5AForgetKeepsAPolicyWhoseFetchIsUnderWay(t *testing.T) {
+	holding(t, func(t *testing.T, _ *fakeEngine, w *world, s *site) {
+		w.set(domain, host{id: "2", text: text("enforce", 30*day, "mx.a.example"), slow: 2 * time.Second})
+		go s.keeper.RefreshHeld(t.Context(), domain)
+		settle(time.Second)
+		if err := s.keeper.ForgetBefore(t.Context(), domain, time.Now()); err != nil {
+			t.Error(err)
+		}
+		if got := held(t, s); got != "2 enforce [mx.a.example]" {
+			t.Errorf("held: %s", got)
+		}
+	})
+}
+
 func TestMerging5AForgetOfThisRelayAloneForbidsAdoptionForADay(t *testing.T) {
 	inFleet(t, 1, func(t *testing.T, e *fakeEngine, w *world, sites []*site) {
 		s := sites[0]
