@@ -62,20 +62,29 @@ func (p *pass) moment(domain string) time.Time {
 }
 
 // share puts this relay's sessions with a domain, once.
-func (p *pass) share(v *tlsrpt.Delivery) error {
+func (p *pass) share(v *tlsrpt.Delivery) (err error) {
+	defer recoverInto(&err)
 	if p.Fleet == nil || v.Shared || v.Alone {
 		return nil
 	}
-	p.loading.Lock()
-	day, err := p.Store.Load(p.day, v.Domain)
-	policies, _ := json.Marshal(p.Reporter.Build(day, "").Policies) // of strings and numbers: it cannot fail
+	policies, err := p.own(v.Domain)
 	v.Alone = len(policies) > maxShared || p.Now().After(p.deadline())
-	p.loading.Unlock()
 	v.Shared = !v.Alone && err == nil && p.put(v.Domain, fleetSessions, p.Relay, policies) == nil
 	if !v.Alone && !v.Shared {
 		return nil // tried again in a minute
 	}
 	return p.Store.PutDeliveries(*v)
+}
+
+// own returns this relay's sessions with a domain, as JSON.
+func (p *pass) own(domain string) ([]byte, error) {
+	p.loading.Lock()
+	defer p.loading.Unlock()
+	day, err := p.Store.Load(p.day, domain)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(p.Reporter.Build(day, "").Policies)
 }
 
 // deadline returns until when this relay waits for the fleet's report.
@@ -95,7 +104,7 @@ func (p *pass) turn(v *tlsrpt.Delivery) (all *sharedReport, ours bool) {
 	all, err := p.told(v.Domain)
 	switch {
 	case all != nil && !slices.Contains(all.Relays, p.Relay):
-		v.Alone, v.Shared = true, false
+		v.Alone, v.Shared, v.ReportID = true, false, p.Reporter.NewID(p.day, v.Domain) // an earlier one may be the fleet's
 		return nil, true
 	case all != nil:
 		last = last.Add(maxWait) // for its retries
@@ -139,7 +148,7 @@ func (p *pass) turn(v *tlsrpt.Delivery) (all *sharedReport, ours bool) {
 	return nil, false
 }
 
-var reportID = regexp.MustCompile(`^[0-9a-z._@-]+$`)
+var reportID = regexp.MustCompile(`^[0-9a-z._@-]{1,600}$`)
 
 // told returns the fleet's report; nil: it has not begun.
 func (p *pass) told(domain string) (*sharedReport, error) {
@@ -151,7 +160,7 @@ func (p *pass) told(domain string) (*sharedReport, error) {
 	}
 	all := new(sharedReport)
 	if json.Unmarshal([]byte(fields[fleetReport]), all) != nil || all.Day != p.day || all.Domain != domain || !reportID.MatchString(all.ReportID) ||
-		len(all.To) == 0 || len(all.To) > report.MaxDestinations {
+		all.Attempts < 0 || all.Attempts > 1<<16 || all.Next.Sub(p.Now()) > maxWait || len(all.To) == 0 || len(all.To) > report.MaxDestinations {
 		return nil, errors.New("the fleet's report cannot be read")
 	}
 	return all, nil
