@@ -43,6 +43,7 @@ type relay struct {
 type team struct {
 	relays []*relay
 	clock  testlab.Clock
+	cli    []string // the words of the engine's own client
 
 	mu      sync.Mutex
 	reports []report.Report // as they came
@@ -67,7 +68,7 @@ func newTeam(t *testing.T, lab *testlab.T, program, engine string) *team {
 	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
 	stage.AddNetwork(t, "5.5.5.0/24")
 	lab.Set(hook + ". 300 IN A " + hookAddr)
-	m := &team{clock: testlab.Clock(stage.Path("clock"))}
+	m := &team{clock: testlab.Clock(stage.Path("clock")), cli: []string{"timeout", "20", "chroot", string(root), "/usr/bin/" + strings.TrimSuffix(engine, "server") + "cli"}}
 	m.receive(t, lab)
 
 	key := stage.Path("fleet.key")
@@ -235,6 +236,8 @@ func testFleet(t *testing.T, program, engine string) {
 		all, ok := r.all(t)
 		return ok && len(all) == fleetDomains
 	})
+	// A relay that has not put its sessions when they are added up sends a report of its own.
+	m.night(t, on(0)-time.Hour+12*time.Minute, false, func(*relay) bool { return m.shared() })
 	settled := func(r *relay) bool {
 		all, ok := r.all(t)
 		for _, d := range all {
@@ -285,6 +288,17 @@ func testFleet(t *testing.T, program, engine string) {
 		}
 	}
 	t.Logf("%d relays, %d sessions: %d reports, %d of them once more with the same id; %d relays were killed while a report came", len(m.relays), fleetSessions, len(seen), len(m.reports)-len(seen), m.kills)
+}
+
+// shared says whether all relays have put their sessions with all domains to the engine.
+func (m *team) shared() bool {
+	for i := range fleetDomains {
+		out, err := exec.Command(m.cli[0], append(m.cli[1:len(m.cli):len(m.cli)], "HLEN", fmt.Sprintf("sts-tlsmap:r:{%s:d%d.test}", dayOf(on(1)), i))...).Output()
+		if err != nil || strings.TrimSpace(string(out)) != fmt.Sprint(len(m.relays)) {
+			return false
+		}
+	}
+	return true
 }
 
 // feed has Postfix tell a relay of n sessions, which are in its store when feed returns.
