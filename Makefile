@@ -73,6 +73,7 @@ nightly:
 	STS_TLSMAP_E2E_UPGRADE_FROM=a392211 $(GO) test -tags e2e -count=1 -v -timeout 30m ./packaging/test
 	STS_TLSMAP_SOAK=30m $(GO) test -tags e2e -count=1 -v -timeout 45m -run AllAttacks ./test/pressure
 	STS_TLSMAP_E2E_RELAYS=20 STS_TLSMAP_E2E_FLEET_TIME=1h $(GO) test -tags e2e -count=1 -v -timeout 150m ./test/e2e/relays
+	STS_TLSMAP_E2E_RELAYS=20 $(GO) test -tags e2e -count=1 -v -timeout 20m -run Fleet ./test/e2e/delivery
 	STS_TLSMAP_BENCH_LARGE_DAY=1 $(GO) run ./test/bench -row 'day of sessions'
 	packaging/check-source-package
 

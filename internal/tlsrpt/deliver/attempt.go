@@ -143,9 +143,8 @@ func (p *pass) attempt(v *tlsrpt.Delivery) (err error) {
 		}
 		p.settle(v, r, err)
 	}
-	err = p.Store.PutDeliveries(*v)
-	_ = p.tell(v, all) // relays that do not learn of this repeat the report with its id
-	return err
+	_ = p.tell(v, all) // first: relays that do not learn of this repeat the report with its id
+	return p.Store.PutDeliveries(*v)
 }
 
 // address adds to a delivery the destinations of the record that it does not know yet.

@@ -217,7 +217,12 @@ func TestAFleetSendsOneReportADomainThroughValkey8(t *testing.T) {
 }
 
 // Relays are killed when they have stored their sessions, in the night, and while they deliver.
+// The engine's leases last half an hour by the right clock: on a machine so busy that the engine
+// does not answer a relay in time, the night of some seconds is too short.
 func testFleet(t *testing.T, program, engine string) {
+	if os.Getenv("STS_TLSMAP_E2E_RELAYS") == "" {
+		t.Skip("runs in make nightly: STS_TLSMAP_E2E_RELAYS is not set")
+	}
 	lab := newLab(t)
 	m := newTeam(t, lab, program, engine)
 	for i := range fleetDomains {
