@@ -25,9 +25,10 @@ import (
 
 // The bounds of a fleet's reports.
 const (
-	shareWait = time.Hour        // after a day's end: all relays that run have put their sessions
-	leaseTime = 30 * time.Minute // an attempt takes half of it at most
-	maxShared = 128 << 10        // bytes of a relay's sessions with a domain; with more it reports them by itself
+	shareWait       = time.Hour        // after a day's end: all relays that run have put their sessions
+	leaseTime       = 30 * time.Minute // an attempt takes half of it at most
+	maxToldAttempts = 1 << 16          // attempts that a relay may tell of, -report -send included
+	maxShared       = 128 << 10        // bytes of a relay's sessions with a domain; with more it reports them by itself
 )
 
 // What relays put for a domain's day.
@@ -160,7 +161,7 @@ func (p *pass) told(domain string) (*sharedReport, error) {
 	}
 	all := new(sharedReport)
 	if json.Unmarshal([]byte(fields[fleetReport]), all) != nil || all.Day != p.day || all.Domain != domain || !reportID.MatchString(all.ReportID) ||
-		all.Attempts < 0 || all.Attempts > 1<<16 || all.Next.Sub(p.Now()) > maxWait || len(all.To) == 0 || len(all.To) > report.MaxDestinations {
+		all.Attempts < 0 || all.Attempts > maxToldAttempts || all.Next.Sub(p.Now()) > maxWait || len(all.To) == 0 || len(all.To) > report.MaxDestinations {
 		return nil, errors.New("the fleet's report cannot be read")
 	}
 	return all, nil
